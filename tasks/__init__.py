@@ -1,0 +1,1 @@
+"""Policy and side effects around the stages: retries, artifacts, workspaces, storage."""

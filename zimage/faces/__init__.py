@@ -1,0 +1,1 @@
+"""Finding faces, telling people apart, judging and cropping photos."""

@@ -1,0 +1,1 @@
+"""How well pictures keep a face: prompts, generation, scores, intervals, report."""

@@ -1,0 +1,1 @@
+"""LoRA files: dialects, reading, writing, converting."""

@@ -1,0 +1,1 @@
+"""Z-Image as diffusers lays it out: loading, text, latents, sequences."""

@@ -1,0 +1,1 @@
+"""One module, one function and one params section for each stage."""

@@ -1,0 +1,1 @@
+"""A small real Z-Image, pre-trained on drawn faces, so that everything runs without downloads."""

@@ -1,0 +1,1 @@
+"""The training step of a rectified-flow LoRA and the loop around it."""
