@@ -1,0 +1,95 @@
+"""The one LoRA file that loads everywhere: `diffusion_model.<module>.lora_A/B.weight`, alpha folded in.
+
+Diffusers and ComfyUI both read these names (measured; see the matrix in infra/benchmarks.md), and because no alpha is
+left to be forgotten, both give the LoRA the same strength.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zimage.errors import InputError
+from zimage.lora.modules import is_module
+from zimage.lora.tensors import write_tensors
+
+PREFIX = "diffusion_model."
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+
+
+class Factors(NamedTuple):
+    """A change of one weight, `up @ down`, with its strength (alpha / rank) multiplied in."""
+
+    down: Tensor  # (rank, in)
+    up: Tensor  # (out, rank)
+
+    def change(self) -> Tensor:
+        """Return the change of the weight, (out, in), in float64."""
+        return self.up.double() @ self.down.double()
+
+
+def metadata_of(*, title: str, trigger: str, base: str, dataset: str, notes: Mapping[str, str]) -> dict[str, str]:
+    """Return what a LoRA file says about itself, under the names other tools read.
+
+    Args:
+        title: The name shown in a list of LoRAs.
+        trigger: The word in the prompt that calls the person.
+        base: The base model's identity, `sha256:<hex>` or `hub:<commit>`.
+        dataset: The SHA-256 of what it was trained on, in hex.
+        notes: Further facts (steps, rank, code version); they are stored as `zimage.<name>`.
+    """
+    return {
+        # Keys: github.com/Stability-AI/ModelSpec 1.0.1. "Z-Image/lora" is the architecture OneTrainer and musubi-tuner write.
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "Z-Image/lora",
+        "modelspec.implementation": "https://github.com/Tongyi-MAI/Z-Image",
+        "modelspec.title": title,
+        "modelspec.trigger_phrase": trigger,
+        "zimage.base": base,
+        "zimage.dataset_sha256": dataset,
+        **{f"zimage.{name}": value for name, value in notes.items()},
+    }
+
+
+def save_portable(
+    path: Path, weights: Mapping[str, Factors], *, metadata: Mapping[str, str], dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Write a LoRA in the portable dialect, whole or not at all; equal weights and metadata give equal bytes.
+
+    Args:
+        path: The file to write.
+        weights: Diffusers' module names (`layers.0.attention.to_q`) to `(down (r, in), up (out, r))` of any float
+            dtype, alpha / rank folded in.
+        metadata: Strings; see `metadata_of`.
+        dtype: What is stored: bfloat16 for a release, float32 where nothing may be lost.
+
+    Raises:
+        InputError: no weights, a name no Z-Image has, shapes that do not belong together, or NaN or infinity among
+            the values.
+    """
+    if not weights:
+        raise InputError(f"There are no LoRA weights to write to {path}; name at least one layer to train.")
+    tensors: dict[str, Tensor] = {}
+    for name, (down, up) in weights.items():
+        _check(name, down, up)
+        for suffix, factor in ((_DOWN, down), (_UP, up)):
+            stored = factor.detach().to(dtype)
+            if not bool(torch.isfinite(stored).all()):
+                raise InputError(
+                    f"The LoRA weights of {name} hold NaN or infinity, so {path} was not written; "
+                    "training diverged: lower its learning rate."
+                )
+            tensors[f"{PREFIX}{name}{suffix}"] = stored
+    write_tensors(path, tensors, {"format": "pt", **metadata})
+
+
+def _check(name: str, down: Tensor, up: Tensor) -> None:
+    if not is_module(name):
+        raise InputError(f"A Z-Image has no layer {name!r}; expected diffusers' names such as layers.0.attention.to_q.")
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or down.shape[0] == 0:
+        raise InputError(
+            f"The LoRA weights of {name} do not belong together: down {tuple(down.shape)}, up {tuple(up.shape)}; "
+            "expected (rank, in) and (out, rank)."
+        )
