@@ -1,0 +1,214 @@
+"""The base model: which one it is, whether it is what it claims, and opening it or one part of it.
+
+A base is named in params.yaml as the packaged tiny one, a folder or a hub id, and pinned by the hashes of its files or
+its commit: the same name with other weights is another base. Nothing here downloads.
+"""
+
+import hashlib
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zimage.tiny
+from zimage.errors import InputError
+from zimage.section import Section
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+TINY = "tiny"
+PIPELINE_CLASS = "ZImagePipeline"
+TRANSFORMER_CLASS = "ZImageTransformer2DModel"
+PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+# What from_pretrained reads: weights, configurations, tokenizer tables, chat templates. Not pictures nor licences.
+IDENTITY_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
+HASHED_AT_ONCE = 8
+
+
+class Base(Section):
+    """The model that is adapted."""
+
+    model: str
+    """`tiny` (packaged), a folder in diffusers' layout, or a hub id whose files are in the local cache."""
+    identity: str
+    """`sha256:<hex>` over the folder's files, or `hub:<commit>`."""
+
+
+def identify(model: str) -> str:
+    """Return what pins `model`: `sha256:<hex>` over a folder's names and contents, `hub:<commit>` for a cached hub id.
+
+    Raises:
+        InputError: there is no such folder or cached repository, or it does not hold Z-Image.
+    """
+    folder = _folder_of(model)
+    if folder is None:
+        folder = _cached(model, revision=None)
+        check_layout(folder)
+        return f"hub:{folder.name}"
+    check_layout(folder)
+    return f"sha256:{_hash_of(folder)}"
+
+
+def resolve(base: Base) -> Path:
+    """Return the folder of `base` after checking that it is the very model its identity names.
+
+    Raises:
+        InputError: it is absent, it is not Z-Image, or its files are not those that were pinned.
+    """
+    folder = _folder_of(base.model)
+    if folder is None:
+        folder = _cached(base.model, revision=_commit_of(base))
+        check_layout(folder)
+        return folder
+    check_layout(folder)
+    found = f"sha256:{_hash_of(folder)}"
+    if found != base.identity:
+        raise InputError(
+            f"The base model `{base.model}` is {found}, but params.yaml pins {base.identity}; "
+            f"restore the pinned files, or set base.identity to {found} if the change is meant."
+        )
+    return folder
+
+
+def check_layout(folder: Path) -> None:
+    """Refuse a folder that diffusers' ZImagePipeline could not open.
+
+    Raises:
+        InputError: one sentence with what the folder holds and what is wanted.
+    """
+    wanted = f"a Z-Image folder in diffusers' layout (model_index.json of a {PIPELINE_CLASS}) is wanted for base.model"
+    if folder.is_file():
+        raise InputError(f"{folder} is a single file, but {wanted}.")
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}, and {wanted}; `tiny` names the packaged one.")
+    index = _read_json(folder / "model_index.json")
+    if index is None:
+        raise InputError(f"{folder} has no readable model_index.json, but {wanted}.")
+    transformer = _read_json(folder / "transformer" / "config.json") or {}
+    if index.get("_class_name") != PIPELINE_CLASS or transformer.get("_class_name") != TRANSFORMER_CLASS:
+        raise InputError(f"{folder} holds {_described(index)}, but {wanted}; its adapters would not fit another model.")
+    absent = [part for part in PARTS if not (folder / part).is_dir()]
+    if absent:
+        raise InputError(f"{folder} lacks {', '.join(absent)}, but {wanted}; copy the model again, whole.")
+
+
+def open_pipeline(base: Base, *, device: "torch.device | str", dtype: "torch.dtype") -> "ZImagePipeline":
+    """Return diffusers' own pipeline of `base`, ready to sample; the autoencoder stays in float32.
+
+    Raises:
+        InputError: see `resolve`.
+    """
+    import torch
+    from diffusers import ZImagePipeline
+
+    dtypes = {"default": dtype, "vae": torch.float32}
+    pipeline = ZImagePipeline.from_pretrained(
+        resolve(base), dtype=dtypes, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=True
+    )
+    return pipeline.to(device)
+
+
+def open_text_encoder(
+    folder: Path, *, device: "torch.device | str", dtype: "torch.dtype"
+) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+    """Return the tokenizer and the text encoder (frozen, in evaluation mode) of a resolved base."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    encoder = AutoModel.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True)
+    return tokenizer, encoder.to(device).eval().requires_grad_(False)
+
+
+def open_vae(folder: Path, *, device: "torch.device | str") -> "AutoencoderKL":
+    """Return the autoencoder of a resolved base, frozen, in float32: its half-precision latents drift."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32, local_files_only=True)
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def open_transformer(folder: Path, *, device: "torch.device | str", dtype: "torch.dtype") -> "ZImageTransformer2DModel":
+    """Return the transformer of a resolved base, frozen, in evaluation mode."""
+    from diffusers import ZImageTransformer2DModel
+
+    transformer = ZImageTransformer2DModel.from_pretrained(folder / "transformer", dtype=dtype, local_files_only=True)
+    return transformer.to(device).eval().requires_grad_(False)
+
+
+def open_scheduler(folder: Path) -> "FlowMatchEulerDiscreteScheduler":
+    """Return the scheduler of a resolved base; its own config decides the shift (Base 6.0, Turbo 3.0 as released)."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    logger.info("scheduler of %s: shift %s", folder, scheduler.config.shift)
+    return scheduler
+
+
+def _folder_of(model: str) -> Path | None:
+    """Return the folder that `model` names, or None for what can only be a hub id ("owner/name" and no folder here)."""
+    if model == TINY:
+        return Path(zimage.tiny.__file__).with_name("model")
+    path = Path(model).expanduser()
+    looks_like_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    return None if looks_like_id and not path.exists() else path
+
+
+def _cached(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pinned = f" --revision {revision}" if revision else ""
+        raise InputError(
+            f"`{model}` is neither a folder here nor in the local hub cache{f' at {revision}' if revision else ''}; "
+            f"run `hf download {model}{pinned}` once, or name a folder in base.model."
+        ) from None
+
+
+def _commit_of(base: Base) -> str:
+    kind, _, commit = base.identity.partition(":")
+    if kind != "hub" or not commit:
+        raise InputError(
+            f"The base model `{base.model}` is a hub id (there is no such folder here), but base.identity is "
+            f"`{base.identity}`; give the commit as `hub:<commit>`, or the folder that was pinned."
+        )
+    return commit
+
+
+def _hash_of(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if _counts(path.relative_to(folder)) and path.is_file())
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        digests = list(pool.map(_digest, files))
+    lines = [f"{path.relative_to(folder).as_posix()} {digest}\n" for path, digest in zip(files, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _counts(relative: Path) -> bool:
+    return relative.suffix in IDENTITY_SUFFIXES and not any(part.startswith(".") for part in relative.parts)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _described(index: dict[str, Any]) -> str:
+    denoiser = index.get("transformer") or index.get("unet") or [None, "no transformer"]
+    return f"a {index.get('_class_name', 'pipeline without a class name')} with {denoiser[-1]}"
