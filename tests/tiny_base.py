@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 
 
 def write_tiny_base(folder: Path, *, seed: int = 0, shift: float = 3.0) -> Base:
-    """Write the folder and return the Base that pins it: 2 + 1 + 1 blocks of width 48, 8x autoencoder of 16 channels."""
+    """Write the folder and return the Base that pins it: 2 + 1 + 1 blocks of width 48, 8x autoencoder, 16 channels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = ZImagePipeline(
