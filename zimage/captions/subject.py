@@ -1,0 +1,13 @@
+"""Who is learnt: the trigger and its class noun, one section for captions, prompts and the score."""
+
+from zimage.captions.template import ClassNoun
+from zimage.section import Section
+
+
+class Subject(Section):
+    """The word that will stand for the person, and what kind of being the person is."""
+
+    trigger: str
+    """A rare string that stands for the person in captions and prompts; never the real name."""
+    class_noun: ClassNoun
+    """What the base model already knows such a person as: person, man or woman."""
