@@ -1,0 +1,185 @@
+"""One interface for whatever finds faces and tells people apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pydantic import Field
+
+from zimage.errors import InputError
+from zimage.section import Section
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from zimage.faces.points import PointsKind
+
+Metric = Literal["l2", "cosine"]
+Attempt = Literal["plain", "finer", "padded"]
+
+PACKS = Path("~/.insightface/models")
+MAX_FACES = 32  # a crowd holds no photo of one person; the largest faces are enough to see that
+
+
+class EngineParams(Section):
+    """Which engine finds and compares faces. Scores of different engines are never compared."""
+
+    name: Literal["dlib", "insightface"] = Field(description="dlib is embedded; insightface needs a local pack")
+    pack: str | None = Field(
+        description="insightface: name of a pack under ~/.insightface/models, or a folder; else null"
+    )
+    identity: str | None = Field(
+        description="insightface: sha256:<hex> over the pack's *.onnx files; null does not pin it"
+    )
+    min_score: float = Field(description="detector score from which a face counts; dlib 0.0, insightface 0.5")
+    max_distance: float = Field(
+        gt=0, description="same person up to this; dlib: L2 0.6; insightface: 1 - cosine, 0.6 is cosine 0.4"
+    )
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What has to stand beside every number an engine gives.
+
+    Attributes:
+        engine_id: Names the recogniser and its weights; embeddings with different ids are never compared.
+        metric: "l2" is the Euclidean distance, "cosine" is 1 - cosine similarity; smaller is closer in both.
+        threshold: The largest distance at which two faces count as the same person.
+        model_sha256: Hash of every weight file in use, by file name.
+        licence: What the weights may be used for.
+        embedded: True for the engine that ships with the project: good for screening, not for publication.
+        points_kind: Which five points `Face.points_xy` holds (see zimage.faces.points).
+        aligned_px: Side of the aligned face the recogniser sees.
+    """
+
+    engine_id: str
+    metric: Metric
+    threshold: float
+    model_sha256: dict[str, str]
+    licence: str
+    embedded: bool
+    points_kind: PointsKind
+    aligned_px: int
+
+    def distances(self, some: Sequence[Face], others: Sequence[Face]) -> NDArray[np.float32]:
+        """Return the distance of each of `some` to each of `others`, (len(some), len(others)).
+
+        Raises:
+            InputError: a face comes from another engine.
+        """
+        import numpy as np
+
+        for face in (*some, *others):
+            self._check(face)
+        if not some or not others:
+            return np.zeros((len(some), len(others)), np.float32)
+        return between(np.stack([f.embedding for f in some]), np.stack([f.embedding for f in others]), self.metric)
+
+    def distance(self, a: Face, b: Face) -> float:
+        """Return how far apart two faces are: see `metric`; smaller is closer."""
+        return float(self.distances([a], [b])[0, 0])
+
+    def same_person(self, a: Face, b: Face) -> bool:
+        """Return whether two faces are close enough to be one person."""
+        return self.distance(a, b) <= self.threshold
+
+    def _check(self, face: Face) -> None:
+        if face.engine_id != self.engine_id:
+            raise InputError(
+                f"A face found by {face.engine_id} cannot be compared by {self.engine_id}: their scores mean different "
+                "things; use the same `engine:` in all sections of params.yaml and run again."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face in one picture.
+
+    Attributes:
+        box_xyxy: Left, top, right, bottom in px of the picture; may reach beyond its border.
+        points_xy: Five points in px, (5, 2) float32; which ones, says `EngineInfo.points_kind`.
+        score: The detector's own score.
+        embedding: (D,) float32, only for comparing with faces of the same `engine_id`.
+        yaw_deg: Positive where the nose points to the picture's right; None where the engine cannot tell.
+        roll_deg: Positive where the head leans clockwise; None where the engine cannot tell.
+        engine_id: The engine that made the embedding.
+        attempt: The detector's attempt that found it.
+    """
+
+    box_xyxy: tuple[float, float, float, float]
+    points_xy: NDArray[np.float32]
+    score: float
+    embedding: NDArray[np.float32]
+    yaw_deg: float | None
+    roll_deg: float | None
+    engine_id: str
+    attempt: Attempt = "plain"
+
+    @property
+    def side_px(self) -> float:
+        """The square root of the box's area."""
+        left, top, right, bottom = self.box_xyxy
+        return float((max(right - left, 0) * max(bottom - top, 0)) ** 0.5)
+
+
+class Engine(Protocol):
+    """A loaded face engine."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What has to stand beside every number of this engine."""
+        ...
+
+    def find(self, image_rgb: NDArray[np.uint8]) -> list[Face]:
+        """Return the faces in a picture (H, W, 3), largest first, tried again finer and padded where none is found."""
+        ...
+
+    def distance(self, a: Face, b: Face) -> float:
+        """Return how far apart two faces of this engine are; smaller is closer."""
+        ...
+
+    def same_person(self, a: Face, b: Face) -> bool:
+        """Return whether two faces of this engine are one person."""
+        ...
+
+
+def between(some: NDArray[np.float32], others: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
+    """Return the distance of each row of `some` (N, D) to each of `others` (M, D), (N, M) in `metric`."""
+    import numpy as np
+
+    a, b = some.astype(np.float64), others.astype(np.float64)
+    if metric == "l2":
+        return np.asarray(np.linalg.norm(a[:, None] - b[None], axis=2), np.float32)
+    a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
+    return np.asarray(1 - a @ b.T, np.float32)
+
+
+def open_engine(
+    params: EngineParams, *, packs: Path = PACKS, providers: Sequence[str] = ("CPUExecutionProvider",)
+) -> Engine:
+    """Return the engine that `params` name, loaded; nothing is ever downloaded.
+
+    Args:
+        params: Which engine, from which pack, with which thresholds.
+        packs: Folder in which insightface packs lie by name.
+        providers: ONNX Runtime's execution providers for insightface, in order.
+
+    Raises:
+        InputError: weights are missing or are not the ones that were pinned.
+    """
+    if params.name == "dlib":
+        from zimage.faces.dlib_engine import DlibEngine
+
+        return DlibEngine.load(min_score=params.min_score, max_distance=params.max_distance)
+    from zimage.faces.insightface_engine import InsightfaceEngine
+
+    if params.pack is None:
+        raise InputError(
+            "`engine.pack` is null, but insightface needs a pack; name one that lies under "
+            f"{packs} (such as buffalo_l) or a folder of .onnx files, or set `engine.name: dlib`."
+        )
+    return InsightfaceEngine.load(params, packs=packs, providers=providers)
