@@ -1,0 +1,242 @@
+"""Captions by a local image-to-text model: Qwen3-VL, Qwen2.5-VL, Florence-2, or any folder transformers can open.
+
+torchvision is not needed: Qwen's processor class insists on it for videos (huggingface/transformers#48558), so its
+picture half and the tokenizer's chat template are used by themselves.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zimage.captions.captioner import Captioner, Shot
+from zimage.captions.sentence import begun_with_subject
+from zimage.captions.subject import Subject
+from zimage.captions.template import Language
+from zimage.errors import InputError
+from zimage.folder import write_whole
+from zimage.section import Section
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+QWEN = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
+IMAGE_PAD = "<|image_pad|>"  # stands once in Qwen's chat template for all the tokens of a picture
+WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model")
+
+
+class Prompts(Section):
+    """What the model is asked, by the language of its answer."""
+
+    en: str
+    """For example: describe clothing, expression, pose, framing, light and background; Florence-2 takes a task token."""
+    zh: str
+    """The same in Chinese."""
+
+
+class VlmParams(Section):
+    """A local image-to-text model."""
+
+    model: str
+    """A folder, or a hub id whose files are in the local cache."""
+    max_side_px: int
+    """Pictures are shrunk to this longer side before they are read."""
+    max_new_tokens: int
+    """The longest answer, in tokens; decoding is greedy, so the same picture gets the same words."""
+    prompts: Prompts
+
+
+@dataclass(frozen=True)
+class Vlm:
+    """A loaded model that answers a question about one picture.
+
+    Args:
+        prepared: Turns a picture and a question into the model's inputs.
+        model: The network, on its device.
+        decoded: Turns new tokens into text.
+        answers_alone: True if `generate` returns the answer without the question (encoder-decoder models).
+    """
+
+    prepared: "Callable[[NDArray[np.uint8], str], dict[str, torch.Tensor]]"
+    model: Any
+    decoded: Callable[[Any], str]
+    answers_alone: bool
+
+    def answer(self, image_rgb: NDArray[np.uint8], question: str, max_new_tokens: int) -> str:
+        """Return what the model says, by greedy decoding."""
+        import torch
+
+        inputs = {name: value.to(self.model.device) for name, value in self.prepared(image_rgb, question).items()}
+        with torch.inference_mode():
+            tokens = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+        new = tokens[0] if self.answers_alone else tokens[0, inputs["input_ids"].shape[1] :]
+        return self.decoded(new).strip()
+
+
+def find_model(model: str) -> Path:
+    """Return the folder of a model that is on this machine.
+
+    Raises:
+        InputError: it is not; nothing is downloaded.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{folder} has no config.json; name a folder that transformers can open in caption.vlm.model."
+            )
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise InputError(
+            f"The caption model `{model}` is neither a folder nor in the local hub cache; run `hf download {model}` once, "
+            "name a folder in caption.vlm.model, or set caption.captioner to template."
+        ) from None
+
+
+def identity_of(folder: Path) -> str:
+    """Return the first 16 hex digits of the SHA-256 over the names, sizes and small files of a model's folder.
+
+    Weights count by name and size: hashing gigabytes would take longer than writing the captions.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS):
+        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+        if path.suffix != ".safetensors":
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def open_vlm(params: VlmParams) -> Vlm:
+    """Return the model, on the GPU in bfloat16 where there is one, else on the CPU in float32.
+
+    Raises:
+        InputError: the model is not on this machine.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    folder = find_model(params.model)
+    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    on_gpu = torch.cuda.is_available()
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.bfloat16 if on_gpu else torch.float32, local_files_only=True
+    )
+    model = model.to("cuda" if on_gpu else "cpu").eval()
+    logger.info("captions by %s (%s)", folder.name, kind)
+    if kind in QWEN:
+        prepared, decoded = _qwen(folder)
+    elif kind == "florence2":
+        prepared, decoded = _florence(folder, model.dtype)
+    else:
+        prepared, decoded = _any_chat(folder, model.dtype)
+    return Vlm(prepared, model, decoded, answers_alone=bool(model.config.is_encoder_decoder))
+
+
+def captioner(params: VlmParams, cache: Path) -> Captioner:
+    """Return a captioner that asks the model once for each picture and question, and remembers answers in `cache`.
+
+    The model is opened at the first question that the cache cannot answer.
+    """
+    identity = identity_of(find_model(params.model))
+    opened: list[Vlm] = []
+
+    def caption(shot: Shot, subject: Subject, language: Language) -> str:
+        question = getattr(params.prompts, language)
+        key = f"{identity}\n{params.max_side_px}\n{params.max_new_tokens}\n{question}\n{shot.image_rgb.shape}\n"
+        kept = cache / f"{hashlib.sha256(key.encode() + shot.image_rgb.tobytes()).hexdigest()}.txt"
+        if not kept.is_file():
+            if not opened:
+                opened.append(open_vlm(params))
+            said = opened[0].answer(_shrunk(shot.image_rgb, params.max_side_px), question, params.max_new_tokens)
+            cache.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, said.encode())
+        return begun_with_subject(kept.read_text(encoding="utf-8"), subject, language)
+
+    return caption
+
+
+def _shrunk(image_rgb: NDArray[np.uint8], max_side_px: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    image = Image.fromarray(image_rgb)
+    image.thumbnail((max_side_px, max_side_px), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def _qwen(folder: Path) -> "tuple[Callable[[NDArray[np.uint8], str], dict[str, torch.Tensor]], Callable[[Any], str]]":
+    from transformers import AutoTokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    pictures = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    pad = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+
+    def prepared(image_rgb: NDArray[np.uint8], question: str) -> "dict[str, torch.Tensor]":
+        seen = pictures(images=[image_rgb], return_tensors="pt", input_data_format="channels_last")
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        tokens_of_picture = int(seen["image_grid_thw"].prod()) // pictures.merge_size**2
+        text = tokenizer(chat.replace(IMAGE_PAD, IMAGE_PAD * tokens_of_picture), return_tensors="pt")
+        return {
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "mm_token_type_ids": (text["input_ids"] == pad).int(),  # 1 where the picture is: it has positions in 2-D
+            "pixel_values": seen["pixel_values"],
+            "image_grid_thw": seen["image_grid_thw"],
+        }
+
+    return prepared, lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _florence(
+    folder: Path, dtype: "torch.dtype"
+) -> "tuple[Callable[[NDArray[np.uint8], str], dict[str, torch.Tensor]], Callable[[Any], str]]":
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+    def prepared(image_rgb: NDArray[np.uint8], question: str) -> "dict[str, torch.Tensor]":
+        inputs = processor(text=question, images=image_rgb, return_tensors="pt")
+        return _cast(inputs, dtype)
+
+    return prepared, lambda tokens: str(processor.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _any_chat(
+    folder: Path, dtype: "torch.dtype"
+) -> "tuple[Callable[[NDArray[np.uint8], str], dict[str, torch.Tensor]], Callable[[Any], str]]":
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+    def prepared(image_rgb: NDArray[np.uint8], question: str) -> "dict[str, torch.Tensor]":
+        content = [{"type": "image", "image": image_rgb}, {"type": "text", "text": question}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        return _cast(inputs, dtype)
+
+    return prepared, lambda tokens: str(processor.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _cast(inputs: Any, dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
+    """Return the inputs with pixels in the model's dtype; token ids stay whole numbers."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}

@@ -1,0 +1,161 @@
+"""Says in words what each training crop shows, except who it is."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zimage.captions.captioner import Captioner, Shot, template
+from zimage.captions.leaks import Leaks, without_leaks
+from zimage.captions.measure import Measured
+from zimage.captions.overrides import Overrides, read_overrides
+from zimage.captions.rows import CaptionRow, Rewrite
+from zimage.captions.sentence import count_words, fitted
+from zimage.captions.subject import Subject
+from zimage.captions.template import Language
+from zimage.captions.trigger import TriggerParams, checked_trigger
+from zimage.captions.vlm import VlmParams, captioner, find_model, identity_of
+from zimage.errors import InputError
+from zimage.faces.rows import CropRow
+from zimage.folder import made_aside
+from zimage.model.base import Base, resolve
+from zimage.progress import tracked
+from zimage.records import read_rows, write_metrics, write_rows
+from zimage.section import Section
+
+logger = logging.getLogger(__name__)
+
+
+class CaptionParams(Section):
+    """How training crops are put into words."""
+
+    captioner: Literal["template", "vlm"]
+    """template: what detection measured (no model); vlm: a local image-to-text model."""
+    languages: list[Language]
+    """en, zh or both; each crop gets one caption in each."""
+    trigger: TriggerParams
+    vlm: VlmParams | None
+    """The model of the vlm captioner; null for the template."""
+    leaks: Leaks
+    """Words that would tie the identity to themselves instead of to the trigger."""
+
+
+def caption(detect: Path, overrides: Path, out: Path, *, params: CaptionParams, base: Base, subject: Subject) -> None:
+    """Write captions for the training crops: trigger and class noun first, the identity left out.
+
+    Args:
+        detect: The folder of the detect stage; its training crops are captioned.
+        overrides: May hold `captions/<photo>.txt` or `captions/<photo>-head.txt`: a person's own captions, one a line,
+            which always win.
+        out: Gets captions.jsonl and metrics.json. A model's answers are kept beside it, so that no picture is asked
+            about twice.
+        params: See `CaptionParams`.
+        base: Its tokenizer says how many tokens the trigger takes.
+        subject: Trigger and class noun.
+
+    Raises:
+        InputError: the trigger is a word or a name, the model is absent, or there is no training crop.
+    """
+    crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
+    if not crops:
+        raise InputError(f"{detect} holds no training crop; look at its contact sheet and add photos.")
+    tokens = checked_trigger(subject.trigger, _tokenizer(base), params.trigger)
+    own = read_overrides(overrides / "captions", {Path(crop.file).stem: crop.photo for crop in crops})
+    write, name = _captioner(params, out.with_name(f".{out.name}.answers"))
+    with made_aside(out) as folder:
+        rows = [
+            _row(crop, detect, own, write, name, params, subject) for crop in tracked(crops, "captions", len(crops))
+        ]
+        write_rows(folder / "captions.jsonl", rows)
+        write_metrics(folder / "metrics.json", _metrics(rows, own, tokens, params, subject))
+    logger.info("%d crops captioned by %s, %d by a person", len(rows), name, sum(r.captioner == "person" for r in rows))
+
+
+def measured_of(crop: CropRow) -> Measured:
+    """Return what detection measured of a crop, as the template takes it."""
+    return Measured(
+        framing=(crop.face_box_xyxy[3] - crop.face_box_xyxy[1]) / crop.height,
+        yaw_deg=crop.yaw_deg,
+        roll_deg=crop.roll_deg,
+        face_luma=crop.face_luma,
+        chroma=crop.chroma,
+        warmth=crop.warmth,
+        background_rgb=crop.background_rgb,
+    )
+
+
+def _captioner(params: CaptionParams, answers: Path) -> tuple[Captioner, str]:
+    """Return the captioner and the name that stands beside its captions."""
+    if params.captioner == "template":
+        return template, "template"
+    if params.vlm is None:
+        raise InputError("caption.captioner is vlm, but caption.vlm is null; name a model there, or choose template.")
+    identity = identity_of(find_model(params.vlm.model))
+    return captioner(params.vlm, answers), f"vlm {params.vlm.model} {identity}"
+
+
+def _row(
+    crop: CropRow,
+    detect: Path,
+    own: Overrides,
+    write: Captioner,
+    name: str,
+    params: CaptionParams,
+    subject: Subject,
+) -> CaptionRow:
+    by_hand = own.of(crop.file, crop.photo)
+    if by_hand:
+        return CaptionRow(file=crop.file, captions=by_hand, captioner="person", rewrites=[])
+    shot = Shot(_pixels(detect / crop.file), measured_of(crop))
+    captions: list[str] = []
+    rewrites: list[Rewrite] = []
+    for language in params.languages:
+        cleaned = without_leaks(
+            write(shot, subject, language), params.leaks, class_noun=subject.class_noun, language=language
+        )
+        captions.append(fitted(cleaned.caption, template(shot, subject, language), language))
+        rewrites += cleaned.rewrites
+    return CaptionRow(file=crop.file, captions=captions, captioner=name, rewrites=rewrites)
+
+
+def _metrics(
+    rows: Sequence[CaptionRow], own: Overrides, trigger_tokens: int, params: CaptionParams, subject: Subject
+) -> dict[str, object]:
+    words = [
+        count_words(caption, "zh" if any("\u4e00" <= letter <= "\u9fff" for letter in caption) else "en")
+        for row in rows
+        for caption in row.captions
+    ]
+    return {
+        "crops": len(rows),
+        "captions": len(words),
+        "distinct_captions": len({caption for row in rows for caption in row.captions}),
+        "captioner": params.captioner,
+        "by_a_person": sum(row.captioner == "person" for row in rows),
+        "by_a_person_without_trigger": sum(
+            subject.trigger not in caption for row in rows if row.captioner == "person" for caption in row.captions
+        ),
+        "overrides_without_a_crop": own.unused,
+        "rewrites": dict(Counter(rewrite.word.lower() for row in rows for rewrite in row.rewrites)),
+        "trigger": subject.trigger,
+        "trigger_tokens": trigger_tokens,
+        "words_least": min(words),
+        "words_most": max(words),
+    }
+
+
+def _tokenizer(base: Base):  # type: ignore[no-untyped-def]
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(resolve(base) / "tokenizer", local_files_only=True)
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
