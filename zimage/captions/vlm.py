@@ -36,7 +36,7 @@ class Prompts(Section):
     """What the model is asked, by the language of its answer."""
 
     en: str
-    """For example: describe clothing, expression, pose, framing, light and background; Florence-2 takes a task token."""
+    """For example: describe clothing, expression, pose, framing, light, background; Florence-2 takes a task token."""
     zh: str
     """The same in Chinese."""
 
@@ -100,8 +100,8 @@ def find_model(model: str) -> Path:
         return Path(snapshot_download(model, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         raise InputError(
-            f"The caption model `{model}` is neither a folder nor in the local hub cache; run `hf download {model}` once, "
-            "name a folder in caption.vlm.model, or set caption.captioner to template."
+            f"The caption model `{model}` is neither a folder nor in the local hub cache; run `hf download {model}` "
+            "once, name a folder in caption.vlm.model, or set caption.captioner to template."
         ) from None
 
 
@@ -144,7 +144,7 @@ def open_vlm(params: VlmParams) -> Vlm:
     return Vlm(prepared, model, decoded, answers_alone=bool(model.config.is_encoder_decoder))
 
 
-def captioner(params: VlmParams, cache: Path) -> Captioner:
+def asked(params: VlmParams, cache: Path) -> Captioner:
     """Return a captioner that asks the model once for each picture and question, and remembers answers in `cache`.
 
     The model is opened at the first question that the cache cannot answer.

@@ -17,8 +17,8 @@ from zimage.captions.rows import CaptionRow, Rewrite
 from zimage.captions.sentence import count_words, fitted
 from zimage.captions.subject import Subject
 from zimage.captions.template import Language
-from zimage.captions.trigger import TriggerParams, checked_trigger
-from zimage.captions.vlm import VlmParams, captioner, find_model, identity_of
+from zimage.captions.trigger import Tokenizer, TriggerParams, checked_trigger
+from zimage.captions.vlm import VlmParams, asked, find_model, identity_of
 from zimage.errors import InputError
 from zimage.faces.rows import CropRow
 from zimage.folder import made_aside
@@ -67,9 +67,12 @@ def caption(detect: Path, overrides: Path, out: Path, *, params: CaptionParams, 
     own = read_overrides(overrides / "captions", {Path(crop.file).stem: crop.photo for crop in crops})
     write, name = _captioner(params, out.with_name(f".{out.name}.answers"))
     with made_aside(out) as folder:
-        rows = [
-            _row(crop, detect, own, write, name, params, subject) for crop in tracked(crops, "captions", len(crops))
-        ]
+        rows = []
+        for crop in tracked(crops, "captions", len(crops)):
+            by_hand = own.of(crop.file, crop.photo)
+            captions, rewrites = (by_hand, []) if by_hand else _captions(detect, crop, write, params, subject)
+            captioner = "person" if by_hand else name
+            rows.append(CaptionRow(file=crop.file, captions=captions, captioner=captioner, rewrites=rewrites))
         write_rows(folder / "captions.jsonl", rows)
         write_metrics(folder / "metrics.json", _metrics(rows, own, tokens, params, subject))
     logger.info("%d crops captioned by %s, %d by a person", len(rows), name, sum(r.captioner == "person" for r in rows))
@@ -95,31 +98,22 @@ def _captioner(params: CaptionParams, answers: Path) -> tuple[Captioner, str]:
     if params.vlm is None:
         raise InputError("caption.captioner is vlm, but caption.vlm is null; name a model there, or choose template.")
     identity = identity_of(find_model(params.vlm.model))
-    return captioner(params.vlm, answers), f"vlm {params.vlm.model} {identity}"
+    return asked(params.vlm, answers), f"vlm {params.vlm.model} {identity}"
 
 
-def _row(
-    crop: CropRow,
-    detect: Path,
-    own: Overrides,
-    write: Captioner,
-    name: str,
-    params: CaptionParams,
-    subject: Subject,
-) -> CaptionRow:
-    by_hand = own.of(crop.file, crop.photo)
-    if by_hand:
-        return CaptionRow(file=crop.file, captions=by_hand, captioner="person", rewrites=[])
+def _captions(
+    detect: Path, crop: CropRow, write: Captioner, params: CaptionParams, subject: Subject
+) -> tuple[list[str], list[Rewrite]]:
+    """Return a crop's caption in each language, with all that was taken out."""
     shot = Shot(_pixels(detect / crop.file), measured_of(crop))
     captions: list[str] = []
     rewrites: list[Rewrite] = []
     for language in params.languages:
-        cleaned = without_leaks(
-            write(shot, subject, language), params.leaks, class_noun=subject.class_noun, language=language
-        )
+        written = write(shot, subject, language)
+        cleaned = without_leaks(written, params.leaks, class_noun=subject.class_noun, language=language)
         captions.append(fitted(cleaned.caption, template(shot, subject, language), language))
         rewrites += cleaned.rewrites
-    return CaptionRow(file=crop.file, captions=captions, captioner=name, rewrites=rewrites)
+    return captions, rewrites
 
 
 def _metrics(
@@ -148,10 +142,11 @@ def _metrics(
     }
 
 
-def _tokenizer(base: Base):  # type: ignore[no-untyped-def]
+def _tokenizer(base: Base) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(resolve(base) / "tokenizer", local_files_only=True)
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(resolve(base) / "tokenizer", local_files_only=True)
+    return tokenizer
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
