@@ -29,15 +29,23 @@ def read_params(path: Path) -> dict[str, Any]:
         InputError: the file is absent, too large, not YAML, or not a mapping of sections.
     """
     if not path.is_file():
-        raise InputError(f"There is no {path}; run in a workspace (a folder with params.yaml) or name it with --params.")
+        raise InputError(
+            f"There is no {path}; run in a workspace (a folder with params.yaml) or name it with --params."
+        )
     if path.stat().st_size > MAX_PARAMS_BYTES:
-        raise InputError(f"{path} is larger than {MAX_PARAMS_BYTES} bytes; it should hold a few hundred lines of settings.")
+        raise InputError(
+            f"{path} is larger than {MAX_PARAMS_BYTES} bytes; it should hold a few hundred lines of settings."
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it and run again.") from None
+        raise InputError(
+            f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it and run again."
+        ) from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} must be a mapping of sections such as `ingest:` and `train:`, not {type(content).__name__}.")
+        raise InputError(
+            f"{path} must be a mapping of sections such as `ingest:` and `train:`, not {type(content).__name__}."
+        )
     return content
 
 
@@ -45,11 +53,13 @@ def read_section(path: Path, name: str, kind: type[S]) -> S:
     """Return the section `name` of params.yaml, checked.
 
     Raises:
-        InputError: the section is absent, or a key is unknown, missing or of the wrong type; all faults in one sentence.
+        InputError: the section is absent, or a key is unknown, missing or of a wrong type; all faults at once.
     """
     params = read_params(path)
     if name not in params:
-        raise InputError(f"{path} has no section `{name}:`{_did_you_mean(name, params)}; add it (see the project's own params.yaml).")
+        raise InputError(
+            f"{path} has no section `{name}:`{_did_you_mean(name, params)}; add it (see the project's own params.yaml)."
+        )
     return checked(params[name], kind, f"{path}: {name}")
 
 

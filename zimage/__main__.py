@@ -1,0 +1,206 @@
+"""The command line. The stages' commands are derived from their signatures; nothing heavy is imported for `--help`.
+
+The only place where `zimage` reads the environment:
+    ZIMAGE_PROGRESS: a file to which progress, and the sentence of a failure, are appended as JSON lines. Who sets it
+        follows this process, which therefore ends when its parent does.
+"""
+
+import argparse
+import contextlib
+import errno
+import importlib
+import inspect
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zimage.errors import InputError
+from zimage.signatures import STAGES, Signature, signature
+
+USER_ERROR = 2
+DISK_FULL = "No space left on device"  # the words of strerror(ENOSPC), also in what Rust and C++ writers raise
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Args:
+        name: How it is called.
+        summary: One line for `zimage --help`.
+        configure: Adds its arguments to its parser.
+        run: Does it, with the parsed arguments.
+    """
+
+    name: str
+    summary: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code: 0, or 2 where the user can help, told in one sentence on stderr."""
+    parsed = _parser(_commands()).parse_args(arguments)
+    followed = os.environ.get("ZIMAGE_PROGRESS")
+    _begin(followed)
+    try:
+        parsed.run(parsed)
+    except BaseException as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"zimage: {sentence}", file=sys.stderr, flush=True)
+        _tell(followed, sentence)
+        return USER_ERROR
+    return 0
+
+
+def _commands() -> list[Command]:
+    return [_stage_command(signature(stage)) for stage in STAGES] + [
+        Command("summary", "Show what the last run found, and where.", _add_workspace, _summary),
+        Command("doctor", "Show what is present, what is missing, and the remedy for each.", _add_params, _doctor),
+        Command("pin", "Write a base model and what identifies it into params.yaml.", _add_model, _pin),
+        Command("fingerprints", "Write code.yaml, which makes stages stale.", _add_output, _fingerprints),
+    ]
+
+
+def _stage_command(stage: Signature) -> Command:
+    def configure(parser: argparse.ArgumentParser) -> None:
+        *inputs, output = stage.folders
+        for name in inputs:
+            parser.add_argument(name, type=Path, help="is read")
+        parser.add_argument(output, type=Path, help="the folder that appears, whole, or is replaced")
+        _add_params(parser)
+
+    def run(parsed: argparse.Namespace) -> None:
+        run_stage(stage, [getattr(parsed, name) for name in stage.folders], parsed.params_file)
+
+    return Command(stage.stage, stage.summary, configure, run)
+
+
+def run_stage(stage: Signature, folders: list[Path], params_file: Path) -> None:
+    """Import the stage and call it with its folders and with the sections of `params_file` that it names."""
+    from zimage.section import read_section
+
+    function = getattr(importlib.import_module(f"zimage.stages.{stage.stage}"), stage.stage)
+    kinds = inspect.get_annotations(function, eval_str=True)
+    sections = {keyword: read_section(params_file, name, kinds[keyword]) for keyword, name in stage.sections.items()}
+    function(*folders, **sections)
+
+
+def _summary(parsed: argparse.Namespace) -> None:
+    from zimage.summary import summary
+
+    print(*summary(parsed.workspace), sep="\n")
+
+
+def _doctor(parsed: argparse.Namespace) -> None:
+    from zimage.doctor import as_lines, examine
+
+    print(*as_lines(examine(parsed.params_file, prefect_api_url=os.environ.get("PREFECT_API_URL"))), sep="\n")
+
+
+def _pin(parsed: argparse.Namespace) -> None:
+    from zimage.folder import write_whole
+    from zimage.model.base import identify
+    from zimage.params import with_values
+    from zimage.section import read_params
+
+    read_params(parsed.params_file)
+    values = {"base.model": parsed.model, "base.identity": identify(parsed.model)}
+    text = with_values(parsed.params_file.read_text(encoding="utf-8"), values, "zimage pin")
+    write_whole(parsed.params_file, text.encode())
+    print(f"{parsed.params_file}: base.model is {parsed.model}, base.identity is {values['base.identity']}")
+
+
+def _fingerprints(parsed: argparse.Namespace) -> None:
+    from zimage.fingerprint import as_yaml, fingerprints
+    from zimage.folder import write_whole
+
+    write_whole(parsed.output, as_yaml(fingerprints()).encode())
+
+
+def _add_params(parser: argparse.ArgumentParser) -> None:
+    default = Path("params.yaml")
+    parser.add_argument(
+        "--params", dest="params_file", type=Path, default=default, metavar="FILE", help=f"else {default}"
+    )
+
+
+def _add_workspace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workspace", type=Path, nargs="?", default=Path(), help="else this folder")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="`tiny`, a folder in diffusers' layout, or a hub id that is in the local cache")
+    _add_params(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, nargs="?", default=Path("code.yaml"), help="else code.yaml")
+
+
+def _parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zimage", description="Photos of a person in, a Z-Image face-identity LoRA and a truthful score of it out."
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in commands:
+        subparser = subparsers.add_parser(command.name, help=command.summary, description=command.summary)
+        command.configure(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def _begin(followed: str | None) -> None:
+    """Set up what a whole process has once: log lines, offline libraries, SIGTERM like Ctrl-C, a follower."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("zimage").setLevel(logging.INFO)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    if followed:
+        from zimage.parent import die_with_parent
+        from zimage.progress import follow_in
+
+        die_with_parent()
+        follow_in(Path(followed))
+
+
+def _stop(*_: object) -> None:
+    """Stop once: a second signal (a terminal's and a parent's come together) must not interrupt the tidying up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _sentence(error: BaseException) -> str | None:
+    """Return what to tell the user, or None where the error is ours and its traceback is wanted."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped; nothing half done was left, and the next run goes on from what was finished."
+    if _is_disk_full(error):
+        return "The disk is full; free some space and run again: what was finished is kept."
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"The GPU's memory is too small for these settings ({error}); choose a preset for less memory."
+    return None
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or DISK_FULL in str(error)
+
+
+def _tell(followed: str | None, sentence: str) -> None:
+    if followed:
+        with contextlib.suppress(OSError), Path(followed).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"error": sentence}) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

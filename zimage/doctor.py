@@ -1,0 +1,159 @@
+"""What a machine has and lacks for this pipeline, and the remedy for each.
+
+The only module of `zimage` that opens a connection: to the Prefect API that the user's environment names.
+"""
+
+import configparser
+import importlib.metadata
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from zimage.errors import InputError
+
+# "without" is a choice (no GPU, no remote); "missing" keeps the pipeline from running.
+State = Literal["present", "without", "missing"]
+
+NEEDED = ("torch", "diffusers", "transformers", "peft", "safetensors", "dlib-bin", "face_recognition_models")
+PIPELINE = ("dvc", "prefect", "boto3")
+REAL_WEIGHTS_GB = 8  # the least GPU memory for which a preset of the real weights exists
+LITTLE_DISK_GB = 5
+ANSWERS_WITHIN_S = 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        subject: What it is, for example "GPU".
+        state: Whether it is there.
+        found: What was found, with its version, size or address.
+        remedy: What to do to have it; empty where it is present.
+    """
+
+    subject: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def examine(params_file: Path, *, prefect_api_url: str | None) -> list[Finding]:
+    """Return what was found, in the order in which a pipeline would miss it."""
+    workspace = params_file.parent
+    checks: list[Callable[[], Finding]] = [
+        _python,
+        partial(_packages, "packages", NEEDED, "run `make install`, or `pip install -c constraints.txt -e .`"),
+        partial(_packages, "orchestration", PIPELINE, "`pip install -c constraints.txt -e .[pipeline]`"),
+        partial(_program, "git", "install git; releases then name the commit of their code"),
+        partial(_disk, workspace),
+        _gpu,
+        partial(_base_model, params_file),
+        partial(_face_engine, params_file),
+        partial(_prefect_api, prefect_api_url),
+        partial(_dvc_remote, workspace),
+    ]
+    return [check() for check in checks]
+
+
+def as_lines(findings: list[Finding]) -> Iterator[str]:
+    """Yield one line for each finding and, below it, the remedy where there is one."""
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        yield f"{finding.state:8} {finding.subject:{width}}  {finding.found}"
+        if finding.remedy:
+            yield f"{'':8} {'':{width}}  -> {finding.remedy}"
+
+
+def _python() -> Finding:
+    version = sys.version.split()[0]
+    if sys.version_info[:2] == (3, 11):
+        return Finding("Python", "present", version)
+    return Finding("Python", "missing", version, "use Python 3.11; the pinned packages were tried with it only")
+
+
+def _packages(subject: str, names: tuple[str, ...], remedy: str) -> Finding:
+    found, absent = [], []
+    for name in names:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            absent.append(name)
+    if absent:
+        return Finding(subject, "missing", f"no {', '.join(absent)}", remedy)
+    return Finding(subject, "present", ", ".join(found))
+
+
+def _program(name: str, remedy: str) -> Finding:
+    path = shutil.which(name)
+    return Finding(name, "present", path) if path else Finding(name, "without", "not on the PATH", remedy)
+
+
+def _disk(workspace: Path) -> Finding:
+    free_gb = shutil.disk_usage(workspace).free / 1e9
+    if free_gb >= LITTLE_DISK_GB:
+        return Finding("disk", "present", f"{free_gb:.0f} GB free")
+    remedy = f"free at least {LITTLE_DISK_GB} GB, or move the workspace"
+    return Finding("disk", "missing", f"{free_gb:.1f} GB free", remedy)
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        remedy = f"the tiny model needs none; for the real weights use a machine with {REAL_WEIGHTS_GB} GB or more"
+        return Finding("GPU", "without", "no CUDA device is seen by torch", remedy)
+    device = torch.cuda.get_device_properties(0)
+    return Finding("GPU", "present", f"{device.name}, {device.total_memory / 1e9:.0f} GB")
+
+
+def _base_model(params_file: Path) -> Finding:
+    from zimage.model.base import Base, resolve
+    from zimage.section import read_section
+
+    try:
+        base = read_section(params_file, "base", Base)
+        return Finding("base model", "present", f"{base.model} in {resolve(base)}")
+    except InputError as error:
+        return Finding("base model", "missing", "not usable", str(error))
+
+
+def _face_engine(params_file: Path) -> Finding:
+    from zimage.faces.engine import EngineParams, open_engine
+    from zimage.section import read_section
+
+    try:
+        info = open_engine(read_section(params_file, "engine", EngineParams)).info
+    except InputError as error:
+        return Finding("face engine", "missing", "not usable", str(error))
+    remedy = "an insightface pack judges more finely; set engine.name and engine.pack" if info.embedded else ""
+    return Finding("face engine", "present", f"{info.engine_id} ({info.licence})", remedy)
+
+
+def _prefect_api(url: str | None) -> Finding:
+    if not url:
+        remedy = "none is needed on one machine; set PREFECT_API_URL to use a shared server"
+        return Finding("Prefect API", "without", "PREFECT_API_URL is unset: flows start a server of their own", remedy)
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWERS_WITHIN_S):
+            return Finding("Prefect API", "present", url)
+    except (OSError, ValueError) as error:
+        remedy = "start that server, or unset PREFECT_API_URL"
+        return Finding("Prefect API", "missing", f"{url} does not answer ({error})", remedy)
+
+
+def _dvc_remote(workspace: Path) -> Finding:
+    config = configparser.ConfigParser()
+    config.read([workspace / ".dvc" / "config", workspace / ".dvc" / "config.local"], encoding="utf-8")
+    name = config.get("core", "remote", fallback=None)
+    if name is None:
+        remedy = "none is needed on one machine; `dvc remote add -d NAME URL` to share data"
+        return Finding("DVC remote", "without", "none is set: all data stays in this workspace", remedy)
+    url = config.get(f"'remote \"{name}\"'", "url", fallback="without a url")
+    return Finding("DVC remote", "present", f"{name}: {url}")

@@ -1,0 +1,82 @@
+"""Changing values of params.yaml with its comments and its order kept."""
+
+import difflib
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from zimage.errors import InputError
+
+WIDTH = 1_000_000  # no line is ever folded
+
+
+def with_values(text: str, values: Mapping[str, Any], where: str) -> str:
+    """Return the text of a params.yaml in which `values` stand instead of the old ones.
+
+    Args:
+        text: The file as it is.
+        values: New values by dotted key, for example `{"train.steps": 800}`; the keys must exist.
+        where: Names the origin of `values` in the error.
+
+    Raises:
+        InputError: a key does not exist; the remedy names the nearest one that does.
+    """
+    yaml = _yaml()
+    content = yaml.load(text)
+    for dotted, value in values.items():
+        section, key = _place(content, dotted, where)
+        section[key] = value
+    out = io.StringIO()
+    yaml.dump(content, out)
+    return out.getvalue()
+
+
+def parsed(assignments: list[str]) -> dict[str, Any]:
+    """Return `["train.steps=800"]` as `{"train.steps": 800}`; the right-hand sides are YAML.
+
+    Raises:
+        InputError: an entry is no assignment, or its right-hand side is not YAML.
+    """
+    values = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"`{assignment}` sets nothing; write SECTION.KEY=VALUE, such as train.steps=800.")
+        try:
+            values[key.strip()] = YAML(typ="safe").load(value)
+        except YAMLError:
+            raise InputError(f"`{value}` in `{assignment}` is not a YAML value; put text in quotes.") from None
+    return values
+
+
+def _place(content: Any, dotted: str, where: str) -> tuple[Any, str]:
+    *sections, key = dotted.split(".")
+    place = content
+    for name in [*sections, key]:
+        if not isinstance(place, Mapping) or name not in place:
+            raise InputError(f"{where}: params.yaml has no key `{dotted}`{_nearest(dotted, content)}.")
+        place, parent = place[name], place
+    return parent, key
+
+
+def _nearest(dotted: str, content: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(dotted, _dotted_keys(content), n=1)
+    return f" (did you mean `{close[0]}`?)" if close else ""
+
+
+def _dotted_keys(content: Any, prefix: str = "") -> list[str]:
+    if not isinstance(content, Mapping):
+        return []
+    below = [key for name, value in content.items() for key in _dotted_keys(value, f"{prefix}{name}.")]
+    return [f"{prefix}{name}" for name in content] + below
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="rt")
+    yaml.width = WIDTH
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml

@@ -1,0 +1,21 @@
+"""A child that does not outlive its parent, so that no killed run leaves work on the GPU behind."""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """Ask Linux to send this process SIGTERM when the thread that started it ends; elsewhere nothing is asked.
+
+    The setting survives `exec` and is not inherited by children, so each process of a chain asks for itself.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before it could be watched
+        os.kill(os.getpid(), signal.SIGTERM)
