@@ -60,7 +60,7 @@ class Store(Protocol):
         """
         ...
 
-    def list(self, below: str) -> list[str]:
+    def keys(self, below: str) -> list[str]:
         """Return the keys below the folder-like key `below` (all with ""), sorted."""
         ...
 
@@ -133,13 +133,13 @@ class FolderStore:
                 aside.replace(target)
         return _tag(content)
 
-    def list(self, below: str) -> list[str]:
+    def keys(self, below: str) -> list[str]:
         """See Store."""
         return sorted(key for key in self._keys() if key.startswith(_as_folder(below)))
 
     def delete(self, below: str) -> int:
         """See Store; folders that became empty go too."""
-        keys = self.list(below)
+        keys = self.keys(below)
         for key in keys:
             path = self._path(key)
             path.unlink(missing_ok=True)
@@ -228,7 +228,7 @@ class S3Store:
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
         return str(self._put(key, content, **condition)["ETag"])
 
-    def list(self, below: str) -> list[str]:
+    def keys(self, below: str) -> list[str]:
         """See Store."""
         full = self._full(_as_folder(below))
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
