@@ -28,17 +28,16 @@ MAX_FACES = 32  # a crowd holds no photo of one person; the largest faces are en
 class EngineParams(Section):
     """Which engine finds and compares faces. Scores of different engines are never compared."""
 
-    name: Literal["dlib", "insightface"] = Field(description="dlib is embedded; insightface needs a local pack")
-    pack: str | None = Field(
-        description="insightface: name of a pack under ~/.insightface/models, or a folder; else null"
-    )
-    identity: str | None = Field(
-        description="insightface: sha256:<hex> over the pack's *.onnx files; null does not pin it"
-    )
-    min_score: float = Field(description="detector score from which a face counts; dlib 0.0, insightface 0.5")
-    max_distance: float = Field(
-        gt=0, description="same person up to this; dlib: L2 0.6; insightface: 1 - cosine, 0.6 is cosine 0.4"
-    )
+    name: Literal["dlib", "insightface"]
+    """Dlib is embedded; insightface needs a local pack."""
+    pack: str | None
+    """Insightface: name of a pack under ~/.insightface/models, or a folder; else null."""
+    identity: str | None
+    """Insightface: sha256:<hex> over the pack's *.onnx files; null does not pin it."""
+    min_score: float
+    """Detector score from which a face counts; dlib 0.0, insightface 0.5."""
+    max_distance: float = Field(gt=0)
+    """Same person up to this; dlib: L2 0.6; insightface: 1 - cosine, 0.6 is cosine 0.4."""
 
 
 @dataclass(frozen=True)

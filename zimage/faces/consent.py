@@ -1,0 +1,85 @@
+"""The subject's consent, without which no photo is opened."""
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field
+
+from zimage.errors import InputError
+from zimage.section import Section, checked
+
+Purpose = Literal["training", "evaluation", "publication"]
+
+MAX_CONSENT_BYTES = 100_000
+EXAMPLE = (
+    "pseudonym: ada\nadult: true\nscope: [training, evaluation]\nmay_publish: false\n"
+    "expires: 2027-12-31\ndocument: signed release, scan 3\ndocument_sha256: <64 hex digits>"
+)
+
+
+class Consent(Section):
+    """What a person agreed to, in a file that names them by a pseudonym only."""
+
+    pseudonym: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{1,40}$")]
+    """How the subject is called everywhere in the project; never a real name."""
+    adult: bool
+    """The person affirmed to be of age; false or absent stops the run."""
+    scope: Annotated[list[Purpose], Field(min_length=1)]
+    """What the photos may be used for."""
+    may_publish: bool
+    """Whether the trained weights and pictures made with them may leave the machines they were made on."""
+    expires: datetime.date
+    """Last day on which the consent holds."""
+    document: str
+    """What was signed, or why no signature is needed; no names."""
+    document_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the signed document (of the work itself for a portrait in the public domain)."""
+
+
+def read_consent(path: Path) -> Consent:
+    """Return the consent in a YAML file.
+
+    Raises:
+        InputError: there is none, or it lacks something; the sentence shows how one looks.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no consent file {path}, so no photo is opened; write one like this:\n{EXAMPLE}")
+    if path.stat().st_size > MAX_CONSENT_BYTES:
+        raise InputError(f"{path} is larger than {MAX_CONSENT_BYTES} bytes; a consent file has a dozen lines.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(
+            f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it and run again."
+        ) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a consent such as:\n{EXAMPLE}")
+    return checked(content, Consent, str(path))
+
+
+def require(consent: Consent, purpose: Purpose, today: datetime.date) -> None:
+    """Pass if the subject agreed to `purpose` and still does on the day `today`.
+
+    Raises:
+        InputError: it is expired, excludes the purpose, or does not affirm that the person is of age.
+    """
+    if not consent.adult:
+        raise InputError(
+            f"The consent of {consent.pseudonym!r} does not affirm an adult; photos of minors are not used."
+        )
+    if consent.expires < today:
+        raise InputError(
+            f"The consent of {consent.pseudonym!r} expired on {consent.expires}; ask for a new one before going on, "
+            "and delete the photos if it is not given."
+        )
+    if purpose not in consent.scope:
+        raise InputError(
+            f"The consent of {consent.pseudonym!r} covers {', '.join(consent.scope)} but not {purpose}; "
+            "ask for it, or leave this subject out."
+        )
+    if purpose == "publication" and not consent.may_publish:
+        raise InputError(
+            f"The consent of {consent.pseudonym!r} says may_publish: false; ask before anything is published."
+        )
