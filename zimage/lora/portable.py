@@ -41,7 +41,7 @@ def metadata_of(*, title: str, trigger: str, base: str, dataset: str, notes: Map
         notes: Further facts (steps, rank, code version); they are stored as `zimage.<name>`.
     """
     return {
-        # Keys: github.com/Stability-AI/ModelSpec 1.0.1. "Z-Image/lora" is the architecture OneTrainer and musubi-tuner write.
+        # Keys: github.com/Stability-AI/ModelSpec 1.0.1; OneTrainer writes this architecture.
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "Z-Image/lora",
         "modelspec.implementation": "https://github.com/Tongyi-MAI/Z-Image",

@@ -1,0 +1,133 @@
+"""What a LoRA file is and whether it can work on Z-Image, from its header alone."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from zimage.lora.dialects import dialect_of, foreign_dialect_of, writers_of
+from zimage.lora.families import FamilyName, recognise
+from zimage.lora.header import Header, read_header, read_scalar, shown
+from zimage.lora.layers import Kind, Layer, layers_of
+from zimage.lora.verdict import Reading, Word, judge
+
+N = TypeVar("N", int, float)
+
+# Training metadata worth showing: kohya's ss_*, ModelSpec's, ai-toolkit's and our own, without the long tables.
+_METADATA_SHOWN = re.compile(
+    r"modelspec\.(?!thumbnail)\w+|zimage\.\w+|name|version|software|format|lora_adapter_metadata|training_info"
+    r"|ss_(base_model_version|sd_model_name|network_(module|dim|alpha)|learning_rate|num_train_images|num_epochs|steps"
+    r"|max_train_steps|output_name|resolution|seed|optimizer|training_started_at)"
+)
+_ROLES = (
+    (re.compile(r"attn|attention"), "attention"),
+    (re.compile(r"feed_forward|_ff_|_mlp|linear[12]$"), "feed-forward"),
+    (re.compile(r"adaLN|adaln|norm|mod"), "modulation"),
+)
+
+
+class Target(BaseModel):
+    """How many layers of one stack and role the file changes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    block: str
+    role: str
+    layers: int
+
+
+class Inspection(BaseModel):
+    """What `zimage inspect` says of a file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    num_bytes: int
+    family: FamilyName
+    dialect: str
+    written_by: str
+    kind: Kind | Literal["mixed"]
+    rank: int | list[int] | None
+    alpha: float | list[float] | None
+    dtype: list[str]
+    num_tensors: int
+    targets: list[Target]
+    metadata: dict[str, str]
+    diffusers: Reading
+    comfyui: Reading
+    verdict: Word
+    reason: str
+    remedy: str
+
+
+def inspect_file(path: Path) -> Inspection:
+    """Return what a safetensors file is and whether it can work on Z-Image.
+
+    Raises:
+        LoraFileError: see `zimage.lora.header.read_header`.
+    """
+    header = read_header(path)
+    layers = layers_of(header)
+    family = recognise(layers)
+    dialect = dialect_of(layers) if family.name == "Z-Image" else foreign_dialect_of(layers)
+    kinds = {layer.kind for layer in layers}
+    kind = next(iter(kinds)) if len(kinds) == 1 else _mixed_kind(kinds)
+    verdict = judge(path, layers, family, dialect, header.metadata)
+    return Inspection(
+        file=str(path),
+        num_bytes=header.num_bytes,
+        family=family.name,
+        dialect=dialect,
+        written_by=writers_of(dialect),
+        kind=kind,
+        rank=_one_or_all([layer.rank for layer in layers if layer.rank is not None]),
+        alpha=_one_or_all(_alphas(path, header, layers)),
+        dtype=sorted({entry.dtype for entry in header.entries.values()}),
+        num_tensors=len(header.entries),
+        targets=_targets(layers),
+        metadata={
+            shown(name): shown(value, 200) for name, value in header.metadata.items() if _METADATA_SHOWN.fullmatch(name)
+        },
+        diffusers=verdict.diffusers,
+        comfyui=verdict.comfyui,
+        verdict=verdict.word,
+        reason=verdict.reason,
+        remedy=verdict.remedy,
+    )
+
+
+def _mixed_kind(kinds: set[Kind]) -> Kind | Literal["mixed"]:
+    # A LoCon is a LoRA that changes convolutions too; a DoRA may leave some layers undecomposed.
+    for name, parts in (("LoCon", {"LoRA", "LoCon"}), ("DoRA", {"LoRA", "DoRA"}), ("DoRA", {"LoRA", "LoCon", "DoRA"})):
+        if kinds == parts:
+            return name  # type: ignore[return-value]
+    return "mixed"
+
+
+def _one_or_all(values: Sequence[N]) -> N | list[N] | None:
+    distinct = sorted(set(values))
+    return distinct[0] if len(distinct) == 1 else distinct or None
+
+
+def _alphas(path: Path, header: Header, layers: Sequence[Layer]) -> list[float]:
+    alphas = [read_scalar(path, header, layer.keys["alpha"]) for layer in layers if "alpha" in layer.keys]
+    return [alpha for alpha in alphas if alpha is not None and math.isfinite(alpha)]
+
+
+def _targets(layers: Sequence[Layer]) -> list[Target]:
+    counts = Counter((_block_of(layer), _role_of(layer)) for layer in layers)
+    return [Target(block=block, role=role, layers=count) for (block, role), count in counts.items()]
+
+
+def _block_of(layer: Layer) -> str:
+    if layer.is_text_encoder:
+        return f"text encoder {layer.prefix[7:8] if layer.prefix[7:8].isdigit() else ''}".strip()
+    return shown(re.split(r"_\d", layer.module, maxsplit=1)[0], 40)
+
+
+def _role_of(layer: Layer) -> str:
+    return next((role for pattern, role in _ROLES if pattern.search(layer.module)), "other")
