@@ -1,0 +1,127 @@
+"""`python -m flows personalize …`: a flow from the shell, with a Prefect server of its own where none is configured."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from flows import spec
+from tasks.settings import from_environment
+from zimage.errors import InputError
+from zimage.summary import summary
+
+SPECS: dict[str, type[spec.SubjectSpec]] = {
+    "personalize": spec.PersonalizeSpec,
+    "prepare": spec.PrepareSpec,
+    "learn": spec.LearnSpec,
+    "publish": spec.PublishSpec,
+}
+FLAGS = {"values": "--set"}
+ALONE = {"publish": "pass"}  # what an option means that is given without a value
+OURS, USER_ERROR = 1, 2
+# Nothing is told to anybody, and a server that starts on a busy machine is waited for.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one flow and return its exit code: 0, 2 where the user can help (told in one sentence), 1 for the rest."""
+    given = vars(_parser().parse_args(arguments))
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    name = given.pop("flow")
+    try:
+        asked = _checked(SPECS[name], given)
+        outcome = _run(name, asked)
+    except InputError as error:
+        print(f"flows: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("flows: Stopped; what was finished is kept, and the next run goes on from there.", file=sys.stderr)
+        return USER_ERROR
+    print(*_told(name, asked.subject, outcome), sep="\n")
+    return 0
+
+
+def _run(name: str, asked: BaseModel) -> Any:
+    """Return what the flow returns, run on the configured server or on one of its own."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    flow = getattr(importlib.import_module(f"flows.{name}"), name)
+    if PREFECT_API_URL.value():
+        return flow(asked)
+    # Heartbeats tell a server that outlives this process of its death; joining their thread takes a second per flow.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return flow(asked)
+
+
+def _told(name: str, subject: str, outcome: Any) -> list[str]:
+    """Return the closing lines: what was done, and where the results are."""
+    workspace = from_environment().workspace(subject)
+    match outcome:
+        case dict():
+            return [_stages(outcome), *(summary(workspace) if name == "learn" else [])]
+        case _ if name == "personalize":
+            return [_stages(outcome.outcomes), *summary(workspace), *_released(outcome.release)]
+        case _:
+            return _released(outcome)
+
+
+def _stages(outcomes: Mapping[str, str]) -> str:
+    if set(outcomes.values()) == {"unchanged"}:
+        return "Everything was up to date; nothing was run."
+    return "stages   " + ", ".join(f"{stage} {outcome}" for stage, outcome in outcomes.items())
+
+
+def _released(release: Any) -> list[str]:
+    if release is None:
+        return []
+    state = "new" if release.is_new else "had been published before"
+    return [f"release  {release.key} in {from_environment().store} ({state})"]
+
+
+def _checked(kind: type[spec.SubjectSpec], given: dict[str, Any]) -> spec.SubjectSpec:
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        faults = "; ".join(f"--{fault['loc'][0]} {fault['input']!r}: {fault['msg']}" for fault in error.errors())
+        raise InputError(f"{faults}.") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return a parser with one command per flow and one option per field of its spec."""
+    parser = argparse.ArgumentParser(prog="python -m flows", description="Run a flow on this machine.")
+    commands = parser.add_subparsers(dest="flow", metavar="FLOW", required=True)
+    for name, kind in SPECS.items():
+        about = kind.__doc__ or ""
+        command = commands.add_parser(name, help=about, description=about, argument_default=argparse.SUPPRESS)
+        for field, info in kind.model_fields.items():
+            _add_option(command, field, info)
+    return parser
+
+
+def _add_option(command: argparse.ArgumentParser, field: str, info: FieldInfo) -> None:
+    flag = FLAGS.get(field, f"--{field.replace('_', '-')}")
+    kind, text = info.annotation, info.description or info.title
+    if kind is bool:
+        command.add_argument(flag, dest=field, action="store_true", help=text)
+    elif get_origin(kind) is Literal:
+        alone = {"nargs": "?", "const": ALONE[field]} if field in ALONE else {}
+        choices = [choice for choice in get_args(kind) if choice]
+        command.add_argument(flag, dest=field, choices=choices, help=text, **alone)
+    elif get_origin(kind) is list:
+        command.add_argument(flag, dest=field, action="append", metavar="SECTION.KEY=VALUE", help=text)
+    else:
+        command.add_argument(flag, dest=field, required=info.is_required(), help=text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

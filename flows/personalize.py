@@ -1,0 +1,36 @@
+"""From photos to a LoRA that was scored: all legs, one after the other, on this machine."""
+
+from dataclasses import dataclass
+
+from prefect import flow
+
+from flows.learn import learn
+from flows.prepare import prepare
+from flows.publish import publish
+from flows.spec import LearnSpec, PersonalizeSpec, PrepareSpec, PublishSpec
+from tasks.publish import Release
+from tasks.workspace import Outcome
+
+
+@dataclass(frozen=True)
+class Personalized:
+    """What a run did.
+
+    Args:
+        outcomes: What became of each stage, in pipeline order.
+        release: The release, if one was asked for.
+    """
+
+    outcomes: dict[str, Outcome]
+    release: Release | None
+
+
+@flow(name="personalize", flow_run_name="personalize {spec.subject}")
+def personalize(spec: PersonalizeSpec) -> Personalized:
+    """Return what became of each stage and, if publishing was asked for, the release."""
+    outcomes = prepare(PrepareSpec(**spec.model_dump(exclude={"publish"})))
+    outcomes |= learn(LearnSpec(subject=spec.subject))
+    if spec.publish == "never":
+        return Personalized(outcomes, release=None)
+    accept = spec.publish == "provisional"
+    return Personalized(outcomes, publish(PublishSpec(subject=spec.subject, accept_provisional=accept)))

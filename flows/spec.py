@@ -1,0 +1,49 @@
+"""What a flow can be asked. One model per flow: unknown fields are refused before anything runs."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Subject = Annotated[
+    str,
+    Field(
+        title="Person",
+        pattern=r"^[a-z0-9][a-z0-9_-]{1,40}$",
+        description="A pseudonym, never a real name; `demo` is the demonstration.",
+    ),
+]
+Preset = Literal["", "tiny"]
+Publish = Literal["never", "pass", "provisional"]
+
+
+class SubjectSpec(BaseModel):
+    """Whose workspace it is about."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    subject: Subject
+
+
+class PrepareSpec(SubjectSpec):
+    """Photos in, training and held-out crops out. What is left empty stays as it was chosen before."""
+
+    photos: str = Field("", title="Photos", description="A folder, a zip or tar archive, or s3://bucket/prefix.")
+    consent: str = Field("", title="Consent", description="The file that says what the person agreed to.")
+    base: str = Field("", title="Base model", description="A folder in diffusers' layout, or a hub id in the cache.")
+    preset: Preset = Field("", title="Preset", description="Values that suit a base model and a GPU.")
+    values: list[str] = Field([], title="Own values", description="SECTION.KEY=VALUE, such as train.steps=800.")
+
+
+class LearnSpec(SubjectSpec):
+    """Crops in; captions, the LoRA, its score and the report out."""
+
+
+class PublishSpec(SubjectSpec):
+    """A finished workspace in, a release out."""
+
+    accept_provisional: bool = Field(False, title="Also provisional", description="Too few photos for a sure verdict.")
+
+
+class PersonalizeSpec(PrepareSpec):
+    """Photos in; the LoRA, its score, the report and, if asked for, a release out."""
+
+    publish: Publish = Field("never", title="Publish", description="never; if it passed; also if provisional.")
