@@ -23,7 +23,7 @@ SPECS: dict[str, type[spec.SubjectSpec]] = {
 }
 FLAGS = {"values": "--set"}
 ALONE = {"publish": "pass"}  # what an option means that is given without a value
-OURS, USER_ERROR = 1, 2
+USER_ERROR = 2
 # Nothing is told to anybody, and a server that starts on a busy machine is waited for.
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -33,7 +33,7 @@ QUIET = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one flow and return its exit code: 0, 2 where the user can help (told in one sentence), 1 for the rest."""
+    """Run one flow and return its exit code: 0, or 2 where the user can help, told in one sentence."""
     given = vars(_parser().parse_args(arguments))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("flows: Stopped; what was finished is kept, and the next run goes on from there.", file=sys.stderr)
         return USER_ERROR
     print(*_told(name, asked.subject, outcome), sep="\n")
-    return 0
+    refusal = getattr(outcome, "refusal", None)
+    if refusal:
+        print(f"flows: {refusal}", file=sys.stderr)
+    return USER_ERROR if refusal else 0
 
 
 def _run(name: str, asked: BaseModel) -> Any:
@@ -114,7 +117,7 @@ def _add_option(command: argparse.ArgumentParser, field: str, info: FieldInfo) -
     if kind is bool:
         command.add_argument(flag, dest=field, action="store_true", help=text)
     elif get_origin(kind) is Literal:
-        alone = {"nargs": "?", "const": ALONE[field]} if field in ALONE else {}
+        alone: dict[str, Any] = {"nargs": "?", "const": ALONE[field]} if field in ALONE else {}
         choices = [choice for choice in get_args(kind) if choice]
         command.add_argument(flag, dest=field, choices=choices, help=text, **alone)
     elif get_origin(kind) is list:

@@ -110,9 +110,8 @@ def gate(workspace: Path, *, accept_provisional: bool) -> Verdict:
         raise InputError("Not published: the verdict is fail. The report says why; more or better photos help most.")
     if verdict == "provisional" and not accept_provisional:
         raise InputError("Not published: the verdict is provisional. Ask for `--publish provisional` to accept that.")
-    require(
-        read_consent(workspace / "data" / "consent.yaml"), "publication", datetime.datetime.now(datetime.UTC).date()
-    )
+    today = datetime.datetime.now(datetime.UTC).date()
+    require(read_consent(workspace / "data" / "consent.yaml"), "publication", today)
     return verdict
 
 
@@ -122,9 +121,8 @@ def _files(workspace: Path) -> list[PublishedFile]:
 
 def _described(name: str, path: Path) -> PublishedFile:
     with path.open("rb") as file:
-        return PublishedFile(
-            name=name, sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size
-        )
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return PublishedFile(name=name, sha256=sha256, bytes=path.stat().st_size)
 
 
 def _short_hash(files: list[PublishedFile]) -> str:

@@ -16,9 +16,7 @@ from zimage.section import Section, checked, read_params
 
 PRESETS = Path(__file__).with_name("presets.yaml")
 DEFAULT_PRESET = "tiny"
-HEADER = (
-    "# The project's params.yaml with the choices in subject.yaml; written anew by each run. Change values there.\n"
-)
+HEADER = "# The project's params.yaml with the choices of subject.yaml; each run writes it anew: change values there.\n"
 
 
 class Preset(Section):
