@@ -6,6 +6,7 @@ the prompt suites are written in its language, so that all three speak of the sa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from zimage.captions.measure import Measured
@@ -116,6 +117,16 @@ def colour_of(rgb: tuple[int, int, int]) -> Phrase:
     """Return the colour word nearest to `rgb` (0 to 255) in CIELAB, with its article in English."""
     wanted = _lab(rgb)
     return min(COLOURS, key=lambda colour: sum((a - b) ** 2 for a, b in zip(_lab(colour[0]), wanted, strict=True)))[1]
+
+
+@cache
+def vocabulary(language: Language) -> frozenset[str]:
+    """Return every phrase that a caption can hold after its opening."""
+    sides = [_filled(phrase, side) for _, phrase in (*TURNS, *TILTS) for side in (LEFT, RIGHT)]
+    ladders = [phrase for _, phrase in (*FRAMINGS, *LIGHTS, *TINTS)]
+    backgrounds = [_filled(BACKGROUND, colour) for _, colour in COLOURS]
+    every = [*sides, *ladders, *backgrounds, BLACK_AND_WHITE, NO_BACKGROUND]
+    return frozenset(_said(phrase, language) for phrase in every)
 
 
 def _phrases(measured: Measured) -> list[Phrase]:

@@ -1,0 +1,25 @@
+"""Whether a picture shows what its prompt asked for, by the template's own measures."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zimage.captions.measure import measure
+from zimage.captions.template import Language, describe, vocabulary
+from zimage.faces.engine import Face
+
+
+def template_following(text: str, image_rgb: NDArray[np.uint8], face: Face | None, language: Language) -> float | None:
+    """Return the share of the prompt's phrases with which the template would caption the picture it got.
+
+    A picture without a face gets 0: nothing of it can be measured. A prompt in other than the template's words gets
+    None.
+    """
+    comma = ", " if language == "en" else "，"
+    wanted = text.split(comma)[1:]
+    if not wanted or not vocabulary(language).issuperset(wanted):
+        return None
+    if face is None:
+        return 0.0
+    measured = measure(image_rgb, face.box_xyxy, yaw_deg=face.yaw_deg, roll_deg=face.roll_deg)
+    said = describe(measured, trigger="", class_noun="person", language=language).split(comma)
+    return sum(phrase in said for phrase in wanted) / len(wanted)

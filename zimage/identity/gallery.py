@@ -1,0 +1,46 @@
+"""The pictures of an evaluation: taken from the album, or made where they are missing."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zimage.identity.album import Album, Request
+from zimage.identity.studio import Studio
+from zimage.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class Gallery:
+    """Makes pictures on demand, and opens the pipeline only if one is missing.
+
+    Args:
+        album: Where pictures are kept.
+        open_studio: Opens the pipeline and reads all prompts.
+    """
+
+    def __init__(self, album: Album, open_studio: Callable[[], Studio]) -> None:
+        self._album, self._open = album, open_studio
+        self._studio: Studio | None = None
+        self.shown: list[Request] = []
+        self.made = 0
+
+    def pictures(self, requests: Sequence[Request], what: str) -> list[NDArray[np.uint8]]:
+        """Return a picture (H, W, 3) for each request; `what` names them in the progress."""
+        missing = self._album.missing(requests)
+        if missing:
+            self._studio = self._studio or self._open()
+            with Progress(f"pictures ({what})", len(requests), len(requests) - len(missing)) as progress:
+                for request, picture in self._studio.pictures(missing):
+                    self._album.keep(request, picture)
+                    progress.advance()
+        self.made += len(missing)
+        self.shown += requests
+        logger.info("%s: %d pictures made, %d kept from before", what, len(missing), len(requests) - len(missing))
+        return [self._album.picture(request) for request in requests]
+
+    def close(self) -> None:
+        """Forget the pictures that this evaluation did not show."""
+        self._album.forget_all_but(self.shown)
