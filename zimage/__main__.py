@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _commands() -> list[Command]:
     return [_stage_command(signature(stage)) for stage in STAGES] + [
         Command("summary", "Show what the last run found, and where.", _add_workspace, _summary),
+        Command("demo", "Make the demo subject's photos.", _add_photos, _demo),
         Command("doctor", "Show what is present, what is missing, and the remedy for each.", _add_params, _doctor),
         Command("pin", "Write a base model and what identifies it into params.yaml.", _add_model, _pin),
         Command("fingerprints", "Write code.yaml, which makes stages stale.", _add_output, _fingerprints),
@@ -97,6 +98,14 @@ def _summary(parsed: argparse.Namespace) -> None:
     from zimage.summary import summary
 
     print(*summary(parsed.workspace), sep="\n")
+
+
+def _demo(parsed: argparse.Namespace) -> None:
+    from zimage.demo import make_demo_photos
+    from zimage.folder import made_aside
+
+    with made_aside(parsed.photos) as folder:
+        make_demo_photos(folder, seed=parsed.seed)
 
 
 def _doctor(parsed: argparse.Namespace) -> None:
@@ -134,6 +143,11 @@ def _add_params(parser: argparse.ArgumentParser) -> None:
 
 def _add_workspace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workspace", type=Path, nargs="?", default=Path(), help="else this folder")
+
+
+def _add_photos(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photos", type=Path, help="the folder that appears, whole, or is replaced")
+    parser.add_argument("--seed", type=int, required=True, help="of all that varies between the views")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,55 @@
+# Everything a person types here. Set-up happens by itself, once: its stamps lie in .venv.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+# Quiet, and nothing phones home.
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format fingerprints install clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.installed  ## Run the whole pipeline for the demo subject, and show what it found
+	@$(BIN)/dvc repro
+	@$(BIN)/python -m zimage summary
+
+test: $(VENV)/.installed  ## Run the tests, the linters and the type checker
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
+	@$(BIN)/pytest $(PYTEST)
+
+format: $(VENV)/.installed  ## Format the code and correct what the linter can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+fingerprints: $(VENV)/.installed  ## Write code.yaml, which makes stages stale when their code means something else
+	@$(BIN)/python -m zimage fingerprints
+
+install: $(VENV)/.installed  ## Only set up .venv, with the pinned packages
+
+clean:  ## Remove .venv, caches, and the demo's results; never a subject's workspace
+	rm -rf $(VENV) .dvc/cache .dvc/tmp .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dvc_plots
+	git clean -fdX --quiet data
+
+# torch comes first and alone: where a CPU build of it is at hand, nothing may ask for another one after it.
+$(VENV)/.torch: constraints.txt
+	@echo "Setting up $(VENV): some minutes the first time, nothing later"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+# insightface without what it asks for: its opencv-python and our opencv-python-headless own the same files.
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@$(PIP) --editable '.[pipeline,dev]'
+	@$(PIP) --no-deps "$$(grep '^insightface==' constraints.txt)"
+	@touch $@
