@@ -101,29 +101,27 @@ class ManifestRow(Row):
     """Files of crops.jsonl that were made of this photo."""
 
 
-class CropRow(Row):
-    """One picture to train or to score with, already at the size of its bucket."""
+class Cut(Row):
+    """One picture that was cut out of a photo; boxes and points are in its own px."""
 
-    file: str
-    """Train/<photo>-full.png, train/<photo>-head.png or holdout/<photo>.png."""
-    photo: str
-    split: Literal["train", "holdout"]
     kind: Literal["full", "head"]
+    """The original framing, or head and shoulders."""
     width: int
-    """Px, a multiple of the bucket step."""
+    """In px; of training crops a multiple of the bucket step."""
     height: int
-    """Px, a multiple of the bucket step."""
+    """In px; of training crops a multiple of the bucket step."""
     scale: float
     """Px of the crop for one px of the photo; above 1 the photo was enlarged."""
     face_box_xyxy: Box
-    """Px of the crop; may reach beyond its border."""
+    """May reach beyond the crop."""
     points_xy: list[Point]
-    """The engine's five points, px of the crop."""
-    mask: str | None
-    """Masks/<crop's name>.png: 8-bit, 255 on the face; null where none was made."""
+    """The engine's five points (see zimage.faces.points)."""
     yaw_deg: float | None
+    """See ManifestRow."""
     roll_deg: float | None
+    """See ManifestRow."""
     sharpness: float
+    """See zimage.faces.quality.sharpness; of the face in the photo."""
     face_luma: float
     """Mean luma of the face, 0 to 1."""
     chroma: float
@@ -131,5 +129,18 @@ class CropRow(Row):
     warmth: float
     """Mean red minus mean blue of the crop, -1 (blue light) to 1 (orange light)."""
     background_rgb: tuple[int, int, int]
-    """Median colour outside the head, 0 to 255."""
+    """Median colour beside and above the head, 0 to 255."""
+
+
+class CropRow(Cut):
+    """One picture to train on, at the size of its bucket, or to score against, at the photo's own resolution."""
+
+    file: str
+    """`train/<photo>-full.png`, `train/<photo>-head.png` or `holdout/<photo>.png`."""
+    photo: str
+    """First 16 hex digits of the SHA-256 of the photo it is of."""
+    split: Literal["train", "holdout"]
+    mask: str | None
+    """`masks/<name of the crop>.png`: 8 bits, 255 on the face, soft at its edge; null where none was made."""
     burst: int
+    """Number of the photo's burst."""

@@ -1,0 +1,71 @@
+"""Taking in one file: its bytes are hashed, decoded and kept as a clean picture, or refused with a reason."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from zimage.faces.cache import Cache, filled
+from zimage.faces.decode import Limits, RefusedError, decoded
+from zimage.faces.pictures import write_png
+from zimage.faces.sources import Given
+
+PICTURE, FACTS = "photo.png", "facts.json"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a picture besides its pixels."""
+
+    format: str
+    width: int
+    height: int
+    notes: list[str]
+    taken_s: float | None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One file after it was looked at; `entry` holds its picture unless it was refused for `reason`."""
+
+    sha256: str | None
+    size_bytes: int
+    entry: Path | None = None
+    facts: Facts | None = None
+    reason: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Intake:
+    """The work of one process that takes in files.
+
+    Attributes:
+        limits: What a picture may take.
+        max_bytes: Larger files are not read.
+        cache, salt: Where clean pictures are kept by the hash of their file (see zimage.faces.cache).
+    """
+
+    limits: Limits
+    max_bytes: int
+    cache: Path
+    salt: str
+
+    def __call__(self, one: Given) -> Taken:
+        """Return what became of one file."""
+        digest = None
+        try:
+            content = one.read(self.max_bytes)
+            digest = hashlib.sha256(content).hexdigest()
+            entry = filled(Cache(self.cache, self.salt).entry(digest), lambda folder: self._keep(content, folder))
+        except RefusedError as error:
+            return Taken(digest, one.size_bytes, reason=error.reason, detail=error.detail)
+        facts = Facts(**json.loads((entry / FACTS).read_bytes()))
+        return Taken(digest, len(content), entry, facts)
+
+    def _keep(self, content: bytes, folder: Path) -> None:
+        picture = decoded(content, self.limits)
+        height, width = picture.pixels_rgb.shape[:2]
+        write_png(folder / PICTURE, picture.pixels_rgb)
+        facts = Facts(picture.format, width, height, picture.notes, picture.taken_s)
+        (folder / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")

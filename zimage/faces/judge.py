@@ -1,0 +1,82 @@
+"""What speaks against a single photo: hard limits reject it, and one number ranks what is left."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from zimage.faces.observe import Measured
+from zimage.section import Section
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class QualityParams(Section):
+    """Hard limits of a photo, and where more brings no more."""
+
+    min_image_px: Annotated[int, Field(ge=32)]
+    """Px; short side of the photo."""
+    min_face_px: Annotated[int, Field(ge=16)]
+    """Px; side of the subject's face box."""
+    good_face_px: Annotated[int, Field(ge=16)]
+    """Px; a larger face ranks no higher."""
+    min_sharpness: Annotated[float, Field(ge=0)]
+    """See zimage.faces.quality.sharpness; faces in focus have 11 and more."""
+    max_clipped: Share
+    """Share of the face that is black or blown out."""
+    min_luma: Share
+    """Mean luma of the face; darker is rejected."""
+    max_luma: Share
+    """Mean luma of the face; brighter is rejected."""
+    max_yaw_deg: Annotated[float, Field(gt=0, le=90)]
+    """Degrees; a head turned farther is rejected."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One hard limit that a photo breaks: a code for tables, and a sentence for people."""
+
+    reason: str
+    detail: str
+
+
+def faults(size: tuple[int, int], face: Measured, limits: QualityParams) -> list[Fault]:
+    """Return every hard limit that a photo of `size` = (width, height) breaks, the gravest first."""
+    checks = [
+        (
+            min(size) < limits.min_image_px,
+            "image_too_small",
+            f"The photo's short side has {min(size)} px; {limits.min_image_px} are needed.",
+        ),
+        (
+            face.side_px < limits.min_face_px,
+            "face_too_small",
+            f"The face has {face.side_px:.0f} px; {limits.min_face_px} are needed.",
+        ),
+        (
+            face.sharpness < limits.min_sharpness,
+            "blurred",
+            f"The face is blurred: its sharpness is {face.sharpness:.1f}, and {limits.min_sharpness:g} is needed.",
+        ),
+        (
+            face.luma < limits.min_luma,
+            "too_dark",
+            f"The face is too dark: its mean luma is {face.luma:.2f}, and {limits.min_luma:g} is needed.",
+        ),
+        (
+            face.luma > limits.max_luma,
+            "too_bright",
+            f"The face is too bright: its mean luma is {face.luma:.2f}, and {limits.max_luma:g} is the most.",
+        ),
+        (
+            face.clipped > limits.max_clipped,
+            "clipped",
+            f"{face.clipped:.0%} of the face is black or blown out; {limits.max_clipped:.0%} is the most.",
+        ),
+        (
+            face.yaw_deg is not None and abs(face.yaw_deg) > limits.max_yaw_deg,
+            "turned_away",
+            f"The head is turned by {abs(face.yaw_deg or 0):.0f} degrees; {limits.max_yaw_deg:g} is the most.",
+        ),
+    ]
+    return [Fault(reason, detail) for broken, reason, detail in checks if broken]

@@ -1,0 +1,158 @@
+"""Work on photos over all cores, in processes that a hostile file may kill.
+
+Why processes: dlib holds Python's lock while it embeds (two threads: 0.95x one, two processes: see
+tests/benchmarks/detect.py). Why not multiprocessing's pools: they break as a whole when a decoder crashes, cannot time
+out one item, outlive a killed parent, and run the caller's script again where it has no `if __name__` guard.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+LIMIT_S = 120.0  # a photo takes seconds; what takes two minutes was made to
+AHEAD = 2  # items in flight for each worker: enough that none waits, few enough to bound memory
+THREADS_OF = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An item that took its worker with it, twice, or more time than any photo needs."""
+
+    detail: str
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def mapped(
+    make_work: Callable[[], Callable[[T], R]],
+    items: Iterable[T],
+    *,
+    workers: int | None = None,
+    limit_s: float = LIMIT_S,
+) -> Iterator[tuple[T, R | Lost]]:
+    """Yield each item with what the work made of it, in the order of `items`, however many workers there are.
+
+    Args:
+        make_work: Called once in each worker; returns the work. Both it and the items are pickled.
+        items: Are drawn only a few ahead of what is yielded, so memory stays bounded.
+        workers: Processes; all cores where None.
+        limit_s: Time one item may take.
+
+    Raises:
+        InputError, OSError: raised by the work, and raised again here.
+    """
+    count = workers or cores()
+    crew: Crew[T, R] = Crew(make_work, limit_s)
+    waiting: deque[tuple[T, Future[R | Lost]]] = deque()
+    threads = ThreadPoolExecutor(count)
+    try:
+        for item in items:
+            waiting.append((item, threads.submit(crew.done, item)))
+            if len(waiting) >= count * AHEAD:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        while waiting:
+            first, result = waiting.popleft()
+            yield first, result.result()
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        crew.stop()
+        threads.shutdown(wait=True)
+        crew.leave()
+
+
+class Crew(Generic[T, R]):
+    """The worker processes of one `mapped`: hired when there is work, replaced when one is lost."""
+
+    def __init__(self, make_work: Callable[[], Callable[[T], R]], limit_s: float) -> None:
+        self._make_work, self._limit_s = make_work, limit_s
+        self._idle: list[_Worker] = []
+        self._all: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def done(self, item: T) -> R | Lost:
+        """Return what a worker makes of `item`; a crash is tried once more, because memory may have been short."""
+        lost = Lost("The run was stopped.")
+        for _ in range(2):
+            worker = self._hired()
+            if worker is None:
+                break
+            try:
+                kind, value = worker.answer(item, self._limit_s)
+            except TimeoutError:
+                worker.kill()
+                return Lost(f"It took longer than {self._limit_s:.0f} s to open.")
+            except (EOFError, ConnectionError):
+                lost = Lost(f"Opening it ended the process that tried (exit code {worker.kill()}).")
+                continue
+            self._idle.append(worker)
+            if kind == "failed":
+                raise value
+            return value  # type: ignore[no-any-return]
+        return lost
+
+    def stop(self) -> None:
+        """End all workers, which wakes whoever waits for their answers, and hire no more."""
+        with self._lock:
+            self._stopped = True
+            for worker in self._all:
+                worker.kill()
+
+    def leave(self) -> None:
+        """Close the lines, when nobody waits at them any more."""
+        for worker in self._all:
+            worker.close()
+
+    def _hired(self) -> "_Worker | None":
+        with self._lock:
+            if self._stopped:
+                return None
+            if self._idle:
+                return self._idle.pop()
+            worker = _Worker(self._make_work)
+            self._all.append(worker)
+            return worker
+
+
+class _Worker:
+    """One process and the line to it."""
+
+    def __init__(self, make_work: Callable[[], Callable[[Any], Any]]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "zimage.faces.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **dict.fromkeys(THREADS_OF, "1")},
+            )
+        self._line = Connection(ours.detach())
+        self._line.send(make_work)
+
+    def answer(self, item: Any, limit_s: float) -> Any:
+        self._line.send(item)
+        if not self._line.poll(limit_s):
+            raise TimeoutError
+        return self._line.recv()
+
+    def kill(self) -> int:
+        self._process.kill()
+        return self._process.wait()
+
+    def close(self) -> None:
+        self._line.close()

@@ -1,0 +1,185 @@
+"""Clean pictures become a curated set: whose face it is, what is good enough, what is trained on, what is held out."""
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from zimage.faces.cache import Cache, cache_of, salt
+from zimage.faces.crop import CropParams, holdout_plan
+from zimage.faces.curate import Case, DuplicateParams, Rules, SplitParams, SubjectParams, curated
+from zimage.faces.cutter import ALIGNED, Cutter, Job, read_cuts
+from zimage.faces.engine import EngineInfo, EngineParams, open_engine
+from zimage.faces.judge import QualityParams
+from zimage.faces.manifest import manifest_row, set_metrics
+from zimage.faces.observe import Observation, Observer, read_observation
+from zimage.faces.overrides import Override, read_overrides
+from zimage.faces.references import read_references
+from zimage.faces.rows import CropRow, Cut, PhotoRow
+from zimage.faces.sheet.render import Tile, contact_sheet
+from zimage.faces.workers import Lost, mapped
+from zimage.folder import made_aside
+from zimage.progress import Progress
+from zimage.records import read_rows, write_metrics, write_rows
+from zimage.section import Section
+
+logger = logging.getLogger(__name__)
+
+
+class DetectParams(Section):
+    """How faces are found and photos chosen."""
+
+    engine: EngineParams
+    """What finds and compares faces."""
+    subject: SubjectParams
+    """Whose photos these are."""
+    quality: QualityParams
+    """What is good enough."""
+    duplicates: DuplicateParams
+    """What shows the same."""
+    split: SplitParams
+    """What is held out."""
+    crops: CropParams
+    """What is cut out."""
+
+
+def detect(ingest: Path, overrides: Path, out: Path, *, params: DetectParams) -> None:
+    """Write the photos worth training on as crops with face masks, and a decision with its reason for every photo.
+
+    Args:
+        ingest: photos.jsonl and photos/ as ingest wrote them.
+        overrides: May hold decisions.yaml (see zimage.faces.overrides) and reference/ with photos of the subject.
+        out: manifest.jsonl, crops.jsonl, train/, holdout/, masks/, aligned/, contact_sheet.html and metrics.json.
+        params: How faces are found and photos chosen.
+
+    Raises:
+        InputError: no face in any photo, two people equally often, or too few photos left.
+    """
+    decisions = read_overrides(overrides)
+    engine = open_engine(params.engine)
+    seen_cache, cuts_cache = _caches(out, engine.info, params.engine)
+    rows, seen = _looked_at(read_rows(ingest / "photos.jsonl", PhotoRow), ingest, params.engine, seen_cache)
+    cases = curated(
+        rows,
+        seen,
+        overrides=decisions,
+        references=read_references(overrides / "reference", engine),
+        info=engine.info,
+        rules=Rules(params.subject, params.quality, params.duplicates, params.split, params.crops),
+    )
+    jobs = {case.row.photo: _job(case, ingest, engine.info, params.crops) for case in cases if case.chosen}
+    with made_aside(out) as aside:
+        crops = list(_cut(cases, jobs, cuts_cache, aside))
+        _write_tables(aside, cases, jobs, crops, info=engine.info, unused=_unused(decisions, rows))
+    seen_cache.prune()
+    cuts_cache.prune()
+    counts = Counter(case.decision for case in cases)
+    logger.info("decided: %s", ", ".join(f"{count} {decision}" for decision, count in counts.items()))
+
+
+def _caches(out: Path, info: EngineInfo, engine: EngineParams) -> tuple[Cache, Cache]:
+    """Return where observations and crops are kept; thresholds decide about neither, so no salt holds them."""
+    sees = f"{info.engine_id} {info.model_sha256} {engine.min_score}"
+    return (
+        Cache(cache_of(out) / "seen", salt("zimage.faces.observe", sees)),
+        Cache(cache_of(out) / "cuts", salt("zimage.faces.cutter")),
+    )
+
+
+def _looked_at(
+    rows: list[PhotoRow], ingest: Path, engine: EngineParams, cache: Cache
+) -> tuple[list[PhotoRow], dict[str, Observation]]:
+    """Return what was seen on each kept photo, and the rows: those of photos that no process survived are rejected."""
+    kept = [row for row in rows if row.status == "kept"]
+    seen: dict[str, Observation] = {}
+    lost: dict[str, str] = {}
+    with Progress("detect", len(kept)) as progress:
+        for row, entry in mapped(partial(Observer, engine, ingest, cache.folder, cache.salt), kept):
+            if isinstance(entry, Lost):
+                lost[row.photo] = entry.detail
+            else:
+                cache.keep(entry)
+                seen[row.photo] = read_observation(entry)
+            progress.advance()
+    return [_rejected(row, lost[row.photo]) if row.photo in lost else row for row in rows], seen
+
+
+def _rejected(row: PhotoRow, detail: str) -> PhotoRow:
+    return row.model_copy(update={"status": "rejected", "reason": "crashed", "detail": detail})
+
+
+def _job(case: Case, ingest: Path, info: EngineInfo, params: CropParams) -> Job:
+    """Return what to cut out of a photo that is trained on or held out."""
+    assert case.seen is not None and case.row.file is not None
+    box = case.subject.measured.box_xyxy
+    held = holdout_plan(case.size, box, case.other_boxes, info.points_kind, params)
+    return Job(
+        picture=ingest / case.row.file,
+        identity=case.seen.entry.name,
+        plans=(held,) if case.decision == "holdout" else tuple(case.plans),
+        face=case.subject.measured,
+        points_xy=tuple((float(x), float(y)) for x, y in case.subject.points_xy),
+        points_kind=info.points_kind,
+        aligned_px=info.aligned_px,
+    )
+
+
+def _cut(cases: list[Case], jobs: dict[str, Job], cache: Cache, aside: Path) -> Iterator[CropRow]:
+    """Write crops, masks and aligned faces, and yield the crops' rows in the order of the photos."""
+    for folder in ("train", "holdout", "masks", "aligned"):
+        (aside / folder).mkdir()
+    chosen = [case for case in cases if case.chosen]
+    cuts = mapped(partial(Cutter, cache.folder, cache.salt), [jobs[case.row.photo] for case in chosen])
+    with Progress("crop", len(chosen)) as progress:
+        for case, (job, entry) in zip(chosen, cuts, strict=True):
+            if isinstance(entry, Lost):
+                raise RuntimeError(f"cutting {job.picture} failed: {entry.detail}")
+            cache.keep(entry)
+            shutil.copyfile(entry / ALIGNED, aside / "aligned" / f"{case.row.photo}.png")
+            yield from (_placed(cut, case, entry, aside) for cut in read_cuts(entry))
+            progress.advance()
+
+
+def _placed(cut: Cut, case: Case, entry: Path, aside: Path) -> CropRow:
+    """Copy one crop and its mask to their places, and return its row."""
+    photo = case.row.photo
+    split: Literal["train", "holdout"] = "holdout" if case.decision == "holdout" else "train"
+    name = f"{photo}.png" if split == "holdout" else f"{photo}-{cut.kind}.png"
+    shutil.copyfile(entry / f"{cut.kind}.png", aside / split / name)
+    shutil.copyfile(entry / f"{cut.kind}-mask.png", aside / "masks" / name)
+    assert case.burst is not None
+    placed = {"file": f"{split}/{name}", "photo": photo, "split": split, "mask": f"masks/{name}", "burst": case.burst}
+    return CropRow.model_validate({**cut.model_dump(), **placed})
+
+
+def _unused(decisions: dict[str, Override], rows: list[PhotoRow]) -> list[str]:
+    """Return the hashes a human decided about that no photo has, after warning of each."""
+    unused = sorted(set(decisions) - {row.photo for row in rows})
+    for photo in unused:
+        logger.warning("decisions.yaml decides about %s, but no photo has this hash", photo)
+    return unused
+
+
+def _write_tables(
+    aside: Path, cases: list[Case], jobs: dict[str, Job], crops: list[CropRow], *, info: EngineInfo, unused: list[str]
+) -> None:
+    of_photo: dict[str, list[CropRow]] = {}
+    for crop in crops:
+        of_photo.setdefault(crop.photo, []).append(crop)
+    manifest = [manifest_row(case, of_photo.get(case.row.photo, []) if case.chosen else [], info) for case in cases]
+    tiles = [
+        Tile(
+            row=row,
+            thumbnail=case.seen.thumbnail if case.seen else None,
+            regions=[plan.region.box_xyxy for plan in jobs[row.photo].plans] if case.chosen else [],
+        )
+        for case, row in zip(cases, manifest, strict=True)
+    ]
+    write_rows(aside / "manifest.jsonl", manifest)
+    write_rows(aside / "crops.jsonl", crops)
+    sheet = contact_sheet(tiles, engine=info.engine_id, unused_overrides=unused)
+    (aside / "contact_sheet.html").write_text(sheet, encoding="utf-8")
+    write_metrics(aside / "metrics.json", set_metrics(manifest, crops, info, unused))

@@ -1,0 +1,160 @@
+"""Photos as people give them become clean pictures, one row for each file, after the subject's consent was read."""
+
+import datetime
+import hashlib
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from zimage.errors import InputError
+from zimage.faces.cache import Cache, cache_of, salt
+from zimage.faces.consent import read_consent, require
+from zimage.faces.decode import Limits
+from zimage.faces.intake import PICTURE, Intake, Taken
+from zimage.faces.rows import PhotoRow
+from zimage.faces.sources import Given, expected, given
+from zimage.faces.workers import Lost, mapped
+from zimage.folder import made_aside
+from zimage.progress import Progress
+from zimage.records import write_metrics, write_rows
+from zimage.section import Section
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES_SHOWN = 3
+
+
+class IngestParams(Section):
+    """What is taken in."""
+
+    min_photos: Annotated[int, Field(ge=1)]
+    """Photos that must be left after all refusals."""
+    max_files: Annotated[int, Field(ge=1)]
+    """Files that are looked at; the rest get a row and nothing more."""
+    max_file_mb: Annotated[int, Field(ge=1)]
+    """MB (10^6 bytes); larger files are not read."""
+    max_megapixels: Annotated[int, Field(ge=1)]
+    """MP; larger pictures are not decoded."""
+    max_side_px: Annotated[int, Field(ge=64)]
+    """Px; larger pictures are kept at this long side."""
+
+
+def ingest(photos: Path, consent: Path, out: Path, *, params: IngestParams) -> None:
+    """Write the photos of a folder or archive as upright sRGB pictures without metadata, and a row for each file.
+
+    The day is read from the clock, only to refuse a consent that has expired; nothing written depends on it.
+
+    Args:
+        photos: A folder, a zip or a tar; it is never changed.
+        consent: The subject's consent.yaml (see zimage.faces.consent).
+        out: photos.jsonl, photos/<photo>.png and metrics.json.
+        params: What is taken in.
+
+    Raises:
+        InputError: consent is missing, expired or excludes training; there are no photos, or too few can be used.
+    """
+    require(read_consent(consent), "training", datetime.datetime.now(tz=datetime.UTC).date())
+    cache = Cache(cache_of(out), salt("zimage.faces.intake", f"{params.max_side_px} {params.max_megapixels}"))
+    with made_aside(out) as aside:
+        (aside / "photos").mkdir()
+        rows = _with_times_from_zero(list(_taken_in(photos, aside, cache, params)))
+        _check(rows, photos, params)
+        write_rows(aside / "photos.jsonl", rows)
+        write_metrics(aside / "metrics.json", _metrics(rows))
+    cache.prune()
+    logger.info("took in %d of %d files from %s", sum(row.status == "kept" for row in rows), len(rows), photos)
+
+
+def _taken_in(photos: Path, aside: Path, cache: Cache, params: IngestParams) -> Iterator[PhotoRow]:
+    """Yield a row for each file, in order; kept pictures are in `aside` by then."""
+    max_bytes = params.max_file_mb * 1_000_000
+    limits = Limits(max_megapixels=params.max_megapixels, max_side_px=params.max_side_px)
+    files = given(photos, max_files=params.max_files, max_bytes=max_bytes)
+    first_names: dict[str, str] = {}
+    with Progress("ingest", expected(photos)) as progress:
+        for one, taken in mapped(partial(Intake, limits, max_bytes, cache.folder, cache.salt), files):
+            row = _row(one, taken, first_names)
+            if row.file is not None and isinstance(taken, Taken) and taken.entry is not None:
+                cache.keep(taken.entry)
+                shutil.copyfile(taken.entry / PICTURE, aside / row.file)
+            progress.advance()
+            yield row
+
+
+def _row(one: Given, taken: Taken | Lost, first_names: dict[str, str]) -> PhotoRow:
+    """Return the row of one file; `first_names` remembers the name under which each content came first."""
+    if isinstance(taken, Lost):
+        taken = Taken(None, one.size_bytes, reason="crashed", detail=taken.detail)
+    elif taken.sha256 is not None:
+        first = first_names.setdefault(taken.sha256, one.name)
+        if first != one.name:
+            taken = Taken(taken.sha256, taken.size_bytes, reason="same_file", detail=f"The same bytes as {first}.")
+    photo = (taken.sha256 or hashlib.sha256(one.name.encode()).hexdigest())[:16]
+    facts = taken.facts if taken.reason is None else None
+    return PhotoRow(
+        photo=photo,
+        sha256=taken.sha256,
+        name=one.name,
+        size_bytes=taken.size_bytes,
+        status="rejected" if facts is None else "kept",
+        reason=taken.reason,
+        detail=taken.detail,
+        notes=facts.notes if facts else [],
+        file=f"photos/{photo}.png" if facts else None,
+        format=facts.format if facts else None,
+        width=facts.width if facts else None,
+        height=facts.height if facts else None,
+        taken_at=facts.taken_s if facts else None,
+    )
+
+
+def _with_times_from_zero(rows: list[PhotoRow]) -> list[PhotoRow]:
+    """Return the rows with capture times counted from the earliest: enough for bursts, and no date is kept."""
+    first = min((row.taken_at for row in rows if row.taken_at is not None), default=0.0)
+    return [
+        row if row.taken_at is None else row.model_copy(update={"taken_at": round(row.taken_at - first, 3)})
+        for row in rows
+    ]
+
+
+def _check(rows: list[PhotoRow], photos: Path, params: IngestParams) -> None:
+    kept = sum(row.status == "kept" for row in rows)
+    if not rows:
+        raise InputError(f"{photos} is empty; put at least {params.min_photos} photos of the person into it.")
+    if kept < params.min_photos:
+        raise InputError(
+            f"Only {kept} of the {len(rows)} files in {photos} can be used, and ingest.min_photos asks for "
+            f"{params.min_photos}{_refusals(rows)}; add photos of the person."
+        )
+
+
+def _refusals(rows: list[PhotoRow]) -> str:
+    """Return the refusals as a clause such as ` (2 truncated: a.jpg, b.jpg)`."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        if row.reason is not None:
+            names.setdefault(row.reason, []).append(row.name)
+    told = []
+    for reason, some in sorted(names.items()):
+        more = ", …" if len(some) > EXAMPLES_SHOWN else ""
+        told.append(f"{len(some)} {reason.replace('_', ' ')}: {', '.join(some[:EXAMPLES_SHOWN])}{more}")
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _metrics(rows: list[PhotoRow]) -> dict[str, object]:
+    reasons = Counter(row.reason for row in rows if row.reason is not None)
+    kept = [row for row in rows if row.status == "kept"]
+    return {
+        "files": len(rows),
+        "kept": len(kept),
+        "rejected": len(rows) - len(kept),
+        "rejected_by_reason": dict(sorted(reasons.items())),
+        "kept_by_format": dict(sorted(Counter(str(row.format) for row in kept).items())),
+        "kept_without_capture_time": sum(row.taken_at is None for row in kept),
+    }
