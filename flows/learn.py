@@ -8,7 +8,7 @@ from tasks.encode import encode
 from tasks.evaluate import evaluate
 from tasks.settings import from_environment
 from tasks.train import train
-from tasks.workspace import Outcome, held
+from tasks.workspace import Outcome, held, is_up_to_date
 
 
 @flow(name="learn", flow_run_name="learn {spec.subject}")
@@ -16,4 +16,5 @@ def learn(spec: LearnSpec) -> dict[str, Outcome]:
     """Return what became of `caption`, `encode`, `train` and `evaluate`."""
     workspace = from_environment().workspace(spec.subject)
     with held(workspace):
-        return {stage.name: stage(workspace).result() for stage in (caption, encode, train, evaluate)}
+        known = is_up_to_date(workspace, "evaluate")
+        return {stage.name: stage(workspace, known=known).result() for stage in (caption, encode, train, evaluate)}

@@ -7,7 +7,7 @@ from tasks.detect import detect
 from tasks.ingest import ingest
 from tasks.settings import from_environment
 from tasks.subject import set_up
-from tasks.workspace import Outcome, held
+from tasks.workspace import Outcome, held, is_up_to_date
 from zimage.params import parsed
 
 
@@ -24,4 +24,5 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
         values=parsed(spec.values),
     )
     with held(workspace):
-        return {stage.name: stage(workspace).result() for stage in (ingest, detect)}
+        known = is_up_to_date(workspace, "detect")
+        return {stage.name: stage(workspace, known=known).result() for stage in (ingest, detect)}

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -41,10 +40,11 @@ POLICIES = {
 }
 RETRY_AFTER_S = 10
 
-StageTask = Task[[Path], State[Outcome]]
+P = ParamSpec("P")
+StageTask = Task[P, State[Outcome]]
 
 
-def stage_task(function: Callable[[Path], State[Outcome]]) -> StageTask:
+def stage_task(function: Callable[P, State[Outcome]]) -> StageTask[P]:
     """Return `function` as the Prefect task of the stage it is named after; DVC is the cache, so Prefect keeps none."""
     policy = POLICIES[function.__name__]
     return Task(

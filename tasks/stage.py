@@ -17,14 +17,22 @@ SHOWN_EVERY_S = 2.0  # an update of an artifact takes about 10 ms of the server
 NAMES = {Outcome.RAN: "Completed", Outcome.RESTORED: "Restored", Outcome.UNCHANGED: "Unchanged"}
 
 
-def up_to_date(workspace: Path, stage: str) -> State[Outcome]:
+def up_to_date(workspace: Path, stage: str, *, known: bool) -> State[Outcome]:
     """Return the task's final state, named by what DVC did; its result is the outcome.
+
+    Args:
+        workspace: The subject's workspace.
+        stage: The stage that shall be up to date.
+        known: DVC was asked for the whole leg and found it up to date, so that it need not be asked again.
 
     Raises:
         InputError: the stage refused its input.
         StageFailedError: it failed otherwise.
     """
     logger = get_run_logger()
+    if known:
+        logger.info("Stage '%s' didn't change, nothing to do", stage)
+        return Completed(name=NAMES[Outcome.UNCHANGED], data=Outcome.UNCHANGED)
     shown = _Shown(workspace.name, stage)
     outcome = bring_up_to_date(workspace, stage, on_line=logger.info, on_progress=shown.update)
     if outcome is not Outcome.UNCHANGED:
