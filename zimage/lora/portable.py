@@ -16,6 +16,13 @@ from zimage.lora.modules import is_module
 from zimage.lora.tensors import write_tensors
 
 PREFIX = "diffusion_model."
+# Keys: github.com/Stability-AI/ModelSpec 1.0.1; OneTrainer writes this architecture.
+MODELSPEC = {
+    "format": "pt",
+    "modelspec.sai_model_spec": "1.0.1",
+    "modelspec.architecture": "Z-Image/lora",
+    "modelspec.implementation": "https://github.com/Tongyi-MAI/Z-Image",
+}
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -41,10 +48,7 @@ def metadata_of(*, title: str, trigger: str, base: str, dataset: str, notes: Map
         notes: Further facts (steps, rank, code version); they are stored as `zimage.<name>`.
     """
     return {
-        # Keys: github.com/Stability-AI/ModelSpec 1.0.1; OneTrainer writes this architecture.
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "Z-Image/lora",
-        "modelspec.implementation": "https://github.com/Tongyi-MAI/Z-Image",
+        **MODELSPEC,
         "modelspec.title": title,
         "modelspec.trigger_phrase": trigger,
         "zimage.base": base,
@@ -82,7 +86,7 @@ def save_portable(
                     "training diverged: lower its learning rate."
                 )
             tensors[f"{PREFIX}{name}{suffix}"] = stored
-    write_tensors(path, tensors, {"format": "pt", **metadata})
+    write_tensors(path, tensors, {**MODELSPEC, **metadata})
 
 
 def _check(name: str, down: Tensor, up: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from zimage.errors import InputError
 from zimage.lora import comfyui_names
+from zimage.lora.adapter_metadata import strengths_of
 from zimage.lora.dialects import diffusers_reads, writers_of
 from zimage.lora.families import Family, FamilyName
 from zimage.lora.header import shown
@@ -49,7 +50,11 @@ def judge(path: Path, layers: Sequence[Layer], family: Family, dialect: str, met
         )
     if fault := _fault(layers):
         return _unusable(fault, DOWNLOAD_AGAIN)
-    return _z_image_verdict(layers, dialect)
+    try:
+        hidden = _has_hidden_strength(layers, metadata)
+    except InputError as error:
+        return _unusable(str(error), "Without its strength it can be neither used nor converted.")
+    return _z_image_verdict(layers, dialect, hidden)
 
 
 def _unusable(reason: str, remedy: str) -> Verdict:
@@ -96,11 +101,11 @@ def _fault(layers: Sequence[Layer]) -> str | None:
     return f"It changes {too_deep}, but Z-Image ends at layer {_num_blocks(too_deep) - 1} there." if too_deep else None
 
 
-def _z_image_verdict(layers: Sequence[Layer], dialect: str) -> Verdict:
+def _z_image_verdict(layers: Sequence[Layer], dialect: str, hidden_strength: bool) -> Verdict:
     keys = [key for layer in layers for key in layer.keys.values()]
     depth = max((_depth(name) for layer in layers if (name := _name(layer)).startswith("layers.")), default=0)
     used = comfyui_names.used_keys(keys, max(NUM_LAYERS, depth + 1))
-    comfyui: Reading = "all" if len(used) == len(keys) else "some" if used else "none"
+    comfyui: Reading = "none" if not used else "all" if len(used) == len(keys) and not hidden_strength else "some"
     diffusers = _diffusers_reading(layers, dialect)
     about = f"This is a Z-Image LoRA with names as written by {writers_of(dialect)}{_size_remark(layers)}"
     kinds = {layer.kind for layer in layers}
@@ -111,12 +116,22 @@ def _z_image_verdict(layers: Sequence[Layer], dialect: str) -> Verdict:
     lost = [
         f"{loader} applies {'only some of it' if reading == 'some' else 'nothing of it'}"
         for loader, reading in (("diffusers", diffusers), ("ComfyUI", comfyui))
-        if reading != "all"
+        if reading != "all" and not (hidden_strength and loader == "ComfyUI")
     ]
+    if hidden_strength:
+        lost.append("ComfyUI does not read the strength (alpha / rank) that is told in its metadata only")
     remedy = "`zimage convert FILE OUT --to portable` makes a file that both apply in full."
     if kinds != {"LoRA"}:
         remedy += " It is exact where the rank allows; otherwise say how much with --rank, and the error is stated."
     return Verdict("convertible", f"{about}; {' and '.join(lost)}.", remedy, diffusers, comfyui)
+
+
+def _has_hidden_strength(layers: Sequence[Layer], metadata: Mapping[str, str]) -> bool:
+    strengths = strengths_of(metadata)
+    return any(
+        layer.rank is not None and "alpha" not in layer.keys and strengths.of(layer.path, layer.rank) != 1.0
+        for layer in layers
+    )
 
 
 def _dora_verdict(about: str, comfyui: Reading) -> Verdict:

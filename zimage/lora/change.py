@@ -1,0 +1,197 @@
+"""What a LoRA file does to one weight, in the four forms files use, and as a product of two thin matrices.
+
+O, I out and in features; R rank.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zimage.lora.portable import Factors
+
+# Singular values below this share of the largest are numerical zeros of products of stored (float32) factors.
+NEGLIGIBLE = 1e-9
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """LoHa: the entry-wise product of two low-rank matrices (arXiv 2108.06098; lycoris: modules/loha.py)."""
+
+    first: Factors
+    second: Factors
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """LoKr: the Kronecker product of a small and a large matrix (arXiv 2309.14859; lycoris: modules/lokr.py)."""
+
+    left: Tensor  # (a, b)
+    right: Tensor  # (c, d); the change is (a c, b d)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The change itself, written out."""
+
+    weight: Tensor  # (O, I)
+
+
+Change = Factors | Hadamard | Kronecker | Dense
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A change as a sum of rank-one parts of falling size: `up * sizes @ down`, columns and rows of unit length."""
+
+    up: Tensor  # (O, R)
+    sizes: Tensor  # (R,), falling
+    down: Tensor  # (R, I)
+    rest: float  # Frobenius norm of what these parts leave out; 0 where they are all
+
+    def factors(self, rank: int) -> Factors:
+        """Return the largest `rank` parts as two matrices of equal size, which rounds best."""
+        root = self.sizes[:rank].sqrt()
+        return Factors(root[:, None] * self.down[:rank], self.up[:, :rank] * root)
+
+    def left_out(self, rank: int) -> float:
+        """Return the Frobenius norm of what the largest `rank` parts leave out."""
+        return math.hypot(float(self.sizes[rank:].norm()), self.rest)
+
+    def norm(self) -> float:
+        """Return the Frobenius norm of the whole change."""
+        return self.left_out(0)
+
+
+def written_out(change: Change) -> Tensor:
+    """Return the change of the weight, (O, I), in float64."""
+    match change:
+        case Factors():
+            return change.change()
+        case Hadamard():
+            return change.first.change() * change.second.change()
+        case Kronecker():
+            return torch.kron(change.left.double(), change.right.double())
+        case Dense():
+            return change.weight.double()
+
+
+def thirds(change: Change) -> list[Change]:
+    """Return the change of a fused qkv as the changes of q, k and v; exact in every form."""
+    match change:
+        case Factors(down, up):
+            return [_without_zeros(Factors(down, part.contiguous())) for part in up.chunk(3)]
+        case Hadamard(first, second):
+            ups = zip(first.up.chunk(3), second.up.chunk(3), strict=True)
+            return [Hadamard(Factors(first.down, one), Factors(second.down, other)) for one, other in ups]
+        case Kronecker(left, right) if left.shape[0] % 3 == 0:
+            return [Kronecker(part, right) for part in left.chunk(3)]
+        case _:
+            return [Dense(part.contiguous()) for part in written_out(change).chunk(3)]
+
+
+def _without_zeros(factors: Factors) -> Factors:
+    """The same product without parts that add nothing: a fused qkv made of three LoRAs is block-diagonal."""
+    used = factors.up.any(dim=0)
+    used[0] = used[0] or not bool(used.any())
+    return Factors(factors.down[used], factors.up[:, used])
+
+
+def exact_factors(change: Change) -> Factors | None:
+    """Return a LoHa's or LoRA's change as the product it exactly is; None for forms that are no thin product as such."""
+    match change:
+        case Factors():
+            return change
+        case Hadamard(first, second):
+            # (B1 A1) * (B2 A2) = (columns of B1 times columns of B2) (rows of A1 times rows of A2), rank R1 R2.
+            up = torch.einsum("or,os->ors", first.up, second.up).flatten(1)
+            down = torch.einsum("ri,si->rsi", first.down, second.down).flatten(0, 1)
+            return Factors(down, up)
+        case _:
+            return None
+
+
+def spectrum(change: Change, most: int) -> Spectrum:
+    """Return the parts of a change by falling size, at most `most` of them, in float64.
+
+    LoRA and LoHa by QR of the thin factors; LoKr from the singular values of its two matrices (multiplied,
+    they are those of the Kronecker product); what is written out by a randomised SVD, its remainder measured.
+    """
+    match change:
+        case Kronecker(left, right):
+            return _kronecker_spectrum(left.double(), right.double(), most)
+        case Dense(weight):
+            return _dense_spectrum(weight.double(), most)
+        case _:
+            factors = exact_factors(change)
+            assert factors is not None
+            return _thin_spectrum(factors, most)
+
+
+def difference(one: Factors, other: Factors) -> float:
+    """Return the Frobenius norm of the difference of two changes, exact to float64 without writing them out."""
+    up = torch.cat([one.up.double(), -other.up.double()], dim=1)
+    down = torch.cat([one.down.double(), other.down.double()])
+    return _thin_norm(Factors(down, up))
+
+
+def norm(change: Change) -> float:
+    """Return the Frobenius norm of a change."""
+    match change:
+        case Kronecker(left, right):
+            return float(left.double().norm() * right.double().norm())
+        case Factors():
+            return _thin_norm(change)
+        case _:
+            return float(written_out(change).norm())
+
+
+def _thin_norm(factors: Factors) -> float:
+    small_up, small_down = _triangles(factors)
+    return float((small_up @ small_down.T).norm())
+
+
+def _triangles(factors: Factors) -> tuple[Tensor, Tensor]:
+    up, down = factors.up.double(), factors.down.double().T
+    return torch.linalg.qr(up, mode="r")[1], torch.linalg.qr(down, mode="r")[1]
+
+
+def _thin_spectrum(factors: Factors, most: int) -> Spectrum:
+    up_basis, small_up = torch.linalg.qr(factors.up.double())
+    down_basis, small_down = torch.linalg.qr(factors.down.double().T)
+    left, sizes, right = torch.linalg.svd(small_up @ small_down.T)
+    keep = min(most, _num_parts(sizes))
+    count = min(left.shape[1], right.shape[0], keep)
+    rest = float(sizes[count:].norm())
+    return Spectrum(up_basis @ left[:, :count], sizes[:count], right[:count] @ down_basis.T, rest)
+
+
+def _kronecker_spectrum(left: Tensor, right: Tensor, most: int) -> Spectrum:
+    left_up, left_sizes, left_down = torch.linalg.svd(left, full_matrices=False)
+    right_up, right_sizes, right_down = torch.linalg.svd(right, full_matrices=False)
+    sizes, order = torch.outer(left_sizes, right_sizes).flatten().sort(descending=True, stable=True)
+    keep = min(most, _num_parts(sizes))
+    i, j = order[:keep] // len(right_sizes), order[:keep] % len(right_sizes)
+    up = torch.einsum("ar,cr->acr", left_up[:, i], right_up[:, j]).flatten(0, 1)
+    down = torch.einsum("rb,rd->rbd", left_down[i], right_down[j]).flatten(1)
+    return Spectrum(up, sizes[:keep], down, float(sizes[keep:].norm()))
+
+
+def _dense_spectrum(weight: Tensor, most: int) -> Spectrum:
+    most = min(most, *weight.shape)
+    if min(weight.shape) <= 512:
+        up, sizes, down = torch.linalg.svd(weight, full_matrices=False)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            up, sizes, right = torch.svd_lowrank(weight, q=min(most + 16, *weight.shape), niter=4)
+            down = right.T
+    keep = min(most, _num_parts(sizes))
+    kept = Spectrum(up[:, :keep], sizes[:keep], down[:keep], 0.0)
+    rest = float((weight - (kept.up * kept.sizes) @ kept.down).norm())
+    return Spectrum(kept.up, kept.sizes, kept.down, rest)
+
+
+def _num_parts(sizes: Tensor) -> int:
+    return max(1, int((sizes > NEGLIGIBLE * sizes[0]).sum()))

@@ -1,0 +1,150 @@
+"""The command line's `inspect`, `convert`, `merge` and `resize`. Importing this imports no torch."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zimage.errors import InputError
+from zimage.lora.header import LoraFileError
+
+if TYPE_CHECKING:
+    from zimage.lora.conversion import Outcome, Plan
+    from zimage.lora.inspection import Inspection
+
+EXIT_CODES = {"usable": 0, "convertible": 1, "unusable": 2}
+UNREADABLE = 3
+DIALECTS = ("portable", "comfyui", "kohya", "diffusers")
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the LoRA commands; each sets `run`, a function of the parsed arguments that returns the exit code."""
+    inspect = _add(subparsers, "inspect", "Tell what a LoRA file is and whether it can work on Z-Image.", _inspect)
+    inspect.add_argument("file", type=Path, help="a .safetensors file; only its header is read")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+
+    convert = _add(subparsers, "convert", "Write a Z-Image LoRA so that the loaders named read all of it.", _convert)
+    convert.add_argument("file", type=Path, help="a Z-Image LoRA of any tool")
+    convert.add_argument("out", type=Path, help="the file to write")
+    _add_plan(convert)
+
+    merge = _add(subparsers, "merge", "Write the sum of several Z-Image LoRAs as one file.", _merge)
+    merge.add_argument("out", type=Path, help="the file to write")
+    merge.add_argument("files", nargs="+", metavar="FILE[:STRENGTH]", help="for example ada.safetensors:0.8; else 1")
+    _add_plan(merge)
+
+    resize = _add(subparsers, "resize", "Write a Z-Image LoRA with a smaller rank.", _resize)
+    resize.add_argument("file", type=Path, help="a Z-Image LoRA of any tool")
+    resize.add_argument("out", type=Path, help="the file to write")
+    resize.add_argument("--energy", type=float, help="instead of a rank: the share of each layer to keep, such as 0.99")
+    _add_plan(resize)
+
+
+def _add(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", choices=DIALECTS, default="portable", help="the dialect to write; else portable")
+    parser.add_argument("--rank", type=int, help="reduce to this rank by SVD; the error is told")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="else the source's where that loses nothing, or fp32")
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from zimage.lora.inspection import inspect_file
+
+    try:
+        found = inspect_file(parsed.file)
+    except LoraFileError as error:
+        print(f"zimage: {error}", file=sys.stderr)  # noqa: T201
+        return UNREADABLE
+    print(found.model_dump_json(indent=2) if parsed.json else as_text(found))  # noqa: T201
+    return EXIT_CODES[found.verdict]
+
+
+def as_text(found: "Inspection") -> str:
+    """Return an inspection as a person reads it: the verdict first, then the facts, one a line."""
+    targets = "; ".join(f"{target.block} {target.role} x {target.layers}" for target in found.targets[:12])
+    more = f"; {len(found.targets) - 12} more" if len(found.targets) > 12 else ""
+    facts = {
+        "family": found.family,
+        "kind": found.kind,
+        "dialect": f"{found.dialect} ({found.written_by})",
+        "rank": found.rank if found.rank is not None else "-",
+        "alpha": found.alpha if found.alpha is not None else "none stored (strength 1)",
+        "targets": targets + more,
+        "weights": f"{found.num_tensors} tensors of {', '.join(found.dtype)}, {found.num_bytes / 1e6:.1f} MB",
+        "diffusers": f"applies {found.diffusers}",
+        "ComfyUI": f"applies {found.comfyui}",
+        **{f"  {name}": value for name, value in found.metadata.items()},
+    }
+    lines = [f"{found.file}: {found.verdict}", found.reason, found.remedy, ""]
+    return "\n".join([*lines, *(f"{name:<12}{value}" for name, value in facts.items())])
+
+
+def _convert(parsed: argparse.Namespace) -> int:
+    from zimage.lora.conversion import convert
+
+    return _tell(convert(parsed.file, parsed.out, _plan(parsed)))
+
+
+def _merge(parsed: argparse.Namespace) -> int:
+    from zimage.lora.conversion import merge
+
+    pairs = [_with_strength(file) for file in parsed.files]
+    return _tell(merge([path for path, _ in pairs], [strength for _, strength in pairs], parsed.out, _plan(parsed)))
+
+
+def _resize(parsed: argparse.Namespace) -> int:
+    from zimage.lora.conversion import resize
+
+    return _tell(resize(parsed.file, parsed.out, _plan(parsed), parsed.energy))
+
+
+def _plan(parsed: argparse.Namespace) -> "Plan":
+    import torch
+
+    from zimage.lora.conversion import Plan
+
+    dtype = getattr(torch, DTYPES[parsed.dtype]) if parsed.dtype else None
+    return Plan(parsed.to, parsed.rank, dtype)
+
+
+def _with_strength(text: str) -> tuple[Path, float]:
+    path, _, strength = text.rpartition(":")
+    if not path or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        return Path(path), float(strength)
+    except ValueError:
+        raise InputError(f"{text!r} does not end in a strength; write it as FILE:0.8.") from None
+
+
+def _tell(outcome: "Outcome") -> int:
+    ranks = ", ".join(map(str, outcome.ranks))
+    size_mb = outcome.out.stat().st_size / 1e6
+    print(  # noqa: T201
+        f"{outcome.out}: {outcome.dialect}, {outcome.num_layers} layers, rank {ranks}, {outcome.dtype}, {size_mb:.1f} MB"
+    )
+    print(f"change against the source: {_error(outcome)}")  # noqa: T201
+    for loader, off in (("diffusers", outcome.by_diffusers), ("ComfyUI", outcome.by_comfyui)):
+        reading = "does not read these names" if off is None else f"applies every layer (largest difference {off:.1e})"
+        print(f"{loader} {reading}")  # noqa: T201
+    return 0
+
+
+def _error(outcome: "Outcome") -> str:
+    from zimage.lora.conversion import TOLERANCE
+
+    if outcome.worst_error <= TOLERANCE:
+        return f"none (at most {outcome.worst_error:.1e} of a layer, rounding)"
+    return f"{outcome.error:.2%} of it in all, {outcome.worst_error:.2%} in the worst layer, {outcome.worst_layer}"

@@ -1,0 +1,176 @@
+"""Reading a LoRA file of any dialect as changes of Z-Image's layers, dropping nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from zimage.errors import InputError
+from zimage.lora.adapter_metadata import Strengths, strengths_of
+from zimage.lora.change import Change, Dense, Hadamard, Kronecker, thirds
+from zimage.lora.families import recognise
+from zimage.lora.header import LoraFileError, read_header, shown
+from zimage.lora.inspection import inspect_file
+from zimage.lora.keys import Part
+from zimage.lora.layers import Layer, layers_of
+from zimage.lora.modules import QKV, QKV_PARTS, place_of
+from zimage.lora.portable import Factors
+
+_DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+_NUM_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA for Z-Image: diffusers' layer names to what happens to their weights, strength included."""
+
+    changes: Mapping[str, Change]
+    metadata: Mapping[str, str]
+    dtype: torch.dtype  # of the file's factors, the widest
+
+
+def read_lora(path: Path) -> Lora:
+    """Return what a LoRA file does to Z-Image, whatever its dialect, in float32 or wider.
+
+    Raises:
+        LoraFileError: it is no believable safetensors file.
+        InputError: it was made for another model, a key has no place (all are listed), factors are missing or do not
+            belong together, a form cannot be expressed (DoRA), or values are NaN or infinite.
+    """
+    header = read_header(path)
+    layers = layers_of(header)
+    family = recognise(layers)
+    if family.name != "Z-Image":
+        raise InputError(f"{path}: {inspect_file(path).reason} See `zimage inspect`.")
+    _check_places(path, layers)
+    dtypes = {header.entries[name].dtype for layer in layers for name in layer.keys.values()}
+    if strange := dtypes - _DTYPES.keys():
+        raise InputError(f"{path} stores weights as {', '.join(sorted(strange))}; known are {', '.join(_DTYPES)}.")
+    adapter = strengths_of(header.metadata)
+    changes: dict[str, Change] = {}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            for layer in layers:
+                tensors = {part: _finite(path, name, file.get_tensor(name)) for part, name in layer.keys.items()}
+                for name, change in _changes_of(path, layer, tensors, adapter).items():
+                    if name in changes:
+                        raise InputError(f"{path} changes {name} twice, under different names; keep one of the two.")
+                    changes[name] = change
+    except SafetensorError as error:
+        raise LoraFileError(f"{path} cannot be read ({shown(str(error))}); download it again.") from None
+    widest = max((_DTYPES[dtype] for dtype in dtypes), key=lambda dtype: dtype.itemsize)
+    return Lora(changes, header.metadata, widest)
+
+
+def _check_places(path: Path, layers: list[Layer]) -> None:
+    wrong = [name for layer in layers if _is_strange(layer) for name in layer.keys.values()]
+    if wrong:
+        listed = ", ".join(shown(name) for name in wrong[:_NUM_LISTED])
+        more = f" and {len(wrong) - _NUM_LISTED} more" if len(wrong) > _NUM_LISTED else ""
+        raise InputError(
+            f"{path}: {len(wrong)} keys have no place in a Z-Image LoRA and none is dropped silently: {listed}{more}; "
+            "leave them out in the tool that wrote the file."
+        )
+
+
+def _is_strange(layer: Layer) -> bool:
+    no_form = {"unknown", "bias", "mid", "hada_t1", "hada_t2", "lokr_t2", "diff_b", "weight"}
+    return layer.is_text_encoder or place_of(layer.module) is None or bool(no_form & layer.keys.keys())
+
+
+def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
+    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
+    if not bool(torch.isfinite(wide).all()):
+        raise InputError(f"{path}: {shown(name)!r} holds NaN or infinity; use an earlier checkpoint of it.")
+    return wide
+
+
+def _changes_of(path: Path, layer: Layer, tensors: Mapping[Part, Tensor], adapter: Strengths) -> dict[str, Change]:
+    place = place_of(layer.module)
+    assert place is not None
+    change = _change_of(path, layer, tensors, adapter)
+    if not place.name.endswith(QKV):
+        return {place.name: change}
+    block = place.name.removesuffix(QKV)
+    parts = thirds(change)
+    if len(parts) != 3:
+        raise InputError(f"{path}: the rows of {shown(layer.path)!r} do not split into q, k and v.")
+    return {block + part: change for part, change in zip(QKV_PARTS, parts, strict=True)}
+
+
+def _change_of(path: Path, layer: Layer, tensors: Mapping[Part, Tensor], adapter: Strengths) -> Change:
+    weights = dict(tensors)
+    alpha = weights.pop("alpha", None)
+    if alpha is not None and alpha.numel() != 1:
+        raise InputError(f"{path}: the alpha of {shown(layer.path)!r} is not one number but {tuple(alpha.shape)}.")
+    if "dora_scale" in weights:
+        raise InputError(
+            f"{path}: {shown(layer.path)!r} is DoRA; its magnitudes depend on the base's weights and cannot be written "
+            "as a LoRA: use the file in ComfyUI, or merge it into a base in the tool that trained it."
+        )
+    try:
+        return _of_form(layer, weights, float(alpha) if alpha is not None else None, adapter)
+    except (ValueError, RuntimeError, IndexError):
+        parts = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in weights.items())
+        raise InputError(f"{path}: the factors of {shown(layer.path)!r} do not belong together ({parts}).") from None
+
+
+def _of_form(layer: Layer, weights: dict[Part, Tensor], alpha: float | None, adapter: Strengths) -> Change:
+    """The change of one layer; ValueError when the parts are not a whole form or their shapes do not fit."""
+    match weights:
+        case {"down": down, "up": up, **rest} if not rest:
+            scale = alpha / len(down) if alpha is not None else adapter.of(layer.path, len(down))
+            return _checked(Factors(_flat(down) * scale, _flat(up)))
+        case {"hada_w1_a": up1, "hada_w1_b": down1, "hada_w2_a": up2, "hada_w2_b": down2, **rest} if not rest:
+            scale = alpha / len(down1) if alpha is not None else 1.0
+            first, second = _checked(Factors(down1 * scale, up1)), _checked(Factors(down2, up2))
+            if first.up.shape[0] != second.up.shape[0] or first.down.shape[1] != second.down.shape[1]:
+                raise ValueError
+            return Hadamard(first, second)
+        case {"diff": weight, **rest} if not rest and alpha is None and weight.ndim == 2:
+            return Dense(weight)
+        case lokr if all(part.startswith("lokr_") for part in lokr):
+            return _kronecker(lokr, alpha)
+    raise ValueError
+
+
+def _kronecker(weights: dict[Part, Tensor], alpha: float | None) -> Kronecker:
+    sides, rank = [], None
+    for whole, left, right in (("lokr_w1", "lokr_w1_a", "lokr_w1_b"), ("lokr_w2", "lokr_w2_a", "lokr_w2_b")):
+        match [weights.pop(part, None) for part in (whole, left, right)]:  # type: ignore[call-overload]
+            case [Tensor() as tensor, None, None]:
+                sides.append(tensor)
+            case [None, Tensor() as up, Tensor() as down]:
+                sides.append(up.double() @ down.double())
+                rank = len(down)  # the second matrix's, where both have one: lycoris and ComfyUI agree
+            case _:
+                raise ValueError
+    if weights or any(side.ndim != 2 for side in sides):
+        raise ValueError
+    # With both matrices whole there is no rank, and alpha means nothing (lycoris: modules/lokr.py).
+    scale = alpha / rank if alpha is not None and rank is not None else 1.0
+    return Kronecker(sides[0] * scale, sides[1])
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A factor of a convolution with a 1x1 window is a matrix; kohya's tools store linear layers so for some models."""
+    if tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+        return tensor[:, :, 0, 0]
+    return tensor
+
+
+def _checked(factors: Factors) -> Factors:
+    down, up = factors
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or 0 in (*down.shape, *up.shape):
+        raise ValueError
+    return factors

@@ -1,0 +1,102 @@
+"""Writing a LoRA in the dialects that loaders and trainers ask for."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from zimage.lora.adapter_metadata import KEY as ADAPTER_KEY
+from zimage.lora.modules import QKV, QKV_PARTS, native_name
+from zimage.lora.portable import Factors
+from zimage.lora.tensors import HASH_KEY
+
+Dialect = Literal["portable", "comfyui", "kohya", "diffusers"]
+# Facts about the source's tensors that are no longer true of the new file's.
+STALE_METADATA = frozenset({ADAPTER_KEY, HASH_KEY, "sshs_model_hash", "sshs_legacy_hash", "format"})
+
+
+def tensors_in(dialect: Dialect, weights: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """Return the tensors of a file in a dialect, by key.
+
+    portable: `diffusion_model.X.lora_A/B.weight`, split q, k and v: what diffusers and ComfyUI both read.
+    diffusers: `transformer.X.lora_A/B.weight`: what diffusers itself saves; ComfyUI reads it since December 2025.
+    comfyui: `diffusion_model.<native>.lora_A/B.weight` with fused qkv: for tools that know only the original names.
+    kohya: `lora_unet_<native>.lora_down/up.weight` with alpha and fused qkv.
+    """
+    match dialect:
+        case "portable":
+            return _pairs(weights, "diffusion_model.")
+        case "diffusers":
+            return _pairs(weights, "transformer.")
+        case "comfyui":
+            return _pairs(fused(weights), "diffusion_model.")
+        case "kohya":
+            return _kohya(fused(weights))
+
+
+def fused(weights: Mapping[str, Factors]) -> dict[str, Factors]:
+    """Return the same change under native names, q, k and v of a block as one `attention.qkv`.
+
+    Where the three share their down factor (they came from a fused one) the rank stays; otherwise the ranks add up and
+    the up factor is block-diagonal. A part that is not changed becomes rows of zeros.
+    """
+    out: dict[str, Factors] = {}
+    blocks: dict[str, dict[str, Factors]] = {}
+    for name, factors in weights.items():
+        part = next((part for part in QKV_PARTS if name.endswith(part)), None)
+        if part is None:
+            out[native_name(name)] = factors
+        else:
+            blocks.setdefault(name.removesuffix(part), {})[part] = factors
+    return out | {block + QKV: _joined(parts) for block, parts in blocks.items()}
+
+
+def _joined(parts: Mapping[str, Factors]) -> Factors:
+    some = next(iter(parts.values()))
+    rows = some.up.shape[0]
+    if all(torch.equal(factors.down, some.down) for factors in parts.values()):
+        empty = torch.zeros(rows, some.up.shape[1], dtype=some.up.dtype)
+        return Factors(some.down, torch.cat([parts[part].up if part in parts else empty for part in QKV_PARTS]))
+    downs = torch.cat([parts[part].down for part in QKV_PARTS if part in parts])
+    ups = torch.zeros(3 * rows, len(downs), dtype=some.up.dtype)
+    start = 0
+    for at, part in enumerate(QKV_PARTS):
+        if part in parts:
+            rank = parts[part].up.shape[1]
+            ups[at * rows : (at + 1) * rows, start : start + rank] = parts[part].up
+            start += rank
+    return Factors(downs, ups)
+
+
+def _pairs(weights: Mapping[str, Factors], prefix: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, (down, up) in weights.items():
+        tensors[f"{prefix}{name}.lora_A.weight"], tensors[f"{prefix}{name}.lora_B.weight"] = down, up
+    return tensors
+
+
+def _kohya(weights: Mapping[str, Factors]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, (down, up) in weights.items():
+        stem = "lora_unet_" + name.replace(".", "_")
+        tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
+        tensors[f"{stem}.alpha"] = torch.tensor(float(len(down)), dtype=torch.float32)
+    return tensors
+
+
+def stored(weights: Mapping[str, Factors], dtype: torch.dtype) -> dict[str, Factors]:
+    """Return the factors as a file of this dtype holds them."""
+    return {name: Factors(down.to(dtype), up.to(dtype)) for name, (down, up) in weights.items()}
+
+
+def lossless_dtype(weights: Mapping[str, Factors], source: torch.dtype) -> torch.dtype:
+    """Return the source's dtype if it holds these factors to the last bit, else float32.
+
+    A strength that is a power of two keeps bfloat16 exact; any other needs the wider type.
+    """
+    if source.itemsize == 2:
+        factors = [tensor for pair in weights.values() for tensor in pair]
+        if all(torch.equal(tensor.to(source).to(tensor.dtype), tensor) for tensor in factors):
+            return source
+    return torch.float32
