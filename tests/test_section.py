@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from zimage.errors import InputError
-from zimage.section import MAX_PARAMS_BYTES, Section, checked, read_params, read_section
+from zimage.section import MAX_PARAMS_BYTES, Section, checked, read_params, read_section, refuse_unknown
 
 
 class Crop(Section):
@@ -99,6 +99,11 @@ def test_a_huge_file_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
 def test_yaml_tags_build_no_objects(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not valid YAML"):
         read_params(params(tmp_path, "a: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_an_unknown_section_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(InputError, match=r"params\.yaml: unknown section `trian:` \(did you mean `train`\?\)"):
+        refuse_unknown(["detect", "trian"], {"detect", "train"}, "params.yaml")
 
 
 def test_values_from_elsewhere_are_checked_the_same_way() -> None:

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zimage.errors import InputError
 from zimage.signatures import STAGES, Signature, signature
@@ -85,13 +86,32 @@ def _stage_command(stage: Signature) -> Command:
 
 
 def run_stage(stage: Signature, folders: list[Path], params_file: Path) -> None:
-    """Import the stage and call it with its folders and with the sections of `params_file` that it names."""
+    """Check params.yaml from this stage on, so that no slip is found only hours later, then call the stage."""
     from zimage.section import read_section
 
-    function = getattr(importlib.import_module(f"zimage.stages.{stage.stage}"), stage.stage)
-    kinds = inspect.get_annotations(function, eval_str=True)
+    _check_later(stage, params_file)
+    function, kinds = _imported(stage)
     sections = {keyword: read_section(params_file, name, kinds[keyword]) for keyword, name in stage.sections.items()}
     function(*folders, **sections)
+
+
+def _check_later(stage: Signature, params_file: Path) -> None:
+    from zimage.section import read_params, read_section, refuse_unknown
+
+    present = read_params(params_file)
+    known = {name for each in STAGES for name in signature(each).sections.values()}
+    refuse_unknown(present, known, str(params_file))
+    for later in map(signature, STAGES[STAGES.index(stage.stage) :]):
+        _, kinds = _imported(later)
+        for keyword, name in later.sections.items():
+            if name in present:
+                read_section(params_file, name, kinds[keyword])
+
+
+def _imported(stage: Signature) -> tuple[Callable[..., None], dict[str, type[Any]]]:
+    """Return the stage's function and the types of its arguments."""
+    function = getattr(importlib.import_module(f"zimage.stages.{stage.stage}"), stage.stage)
+    return function, inspect.get_annotations(function, eval_str=True)
 
 
 def _summary(parsed: argparse.Namespace) -> None:

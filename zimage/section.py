@@ -1,7 +1,7 @@
 """The base of all params sections, and reading them from params.yaml."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +61,18 @@ def read_section(path: Path, name: str, kind: type[S]) -> S:
             f"{path} has no section `{name}:`{_did_you_mean(name, params)}; add it (see the project's own params.yaml)."
         )
     return checked(params[name], kind, f"{path}: {name}")
+
+
+def refuse_unknown(present: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Pass if all sections that are `present` are `known`.
+
+    Raises:
+        InputError: one is not; the nearest known one is named.
+    """
+    for name in sorted(set(present) - set(known)):
+        raise InputError(
+            f"{where}: unknown section `{name}:`{_did_you_mean(name, sorted(known))}; correct or remove it."
+        )
 
 
 def checked(values: Any, kind: type[S], where: str) -> S:
