@@ -1,0 +1,161 @@
+"""Z-Image's transformer on whole batches, for training: diffusers' weights, none of its lists, masks or rebuilt tables.
+
+# B batch, C channels, H W latent size, N image tokens, L caption tokens, T = N + L, D width, W text width
+All samples of a batch have one (height, width, padded caption length). Source of every formula:
+diffusers@0.42.1:src/diffusers/models/transformers/transformer_z_image.py, ZImageTransformer2DModel.forward.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from zimage.model import sequence
+from zimage.model.blocks import Block
+from zimage.model.linear import Lora, Projection, projection_of
+from zimage.model.sequence import Bucket
+
+if TYPE_CHECKING:
+    from diffusers import ZImageTransformer2DModel
+
+SIZE = "2-1"  # the only patch size released: 2 by 2 pixels of one frame
+FINAL_EPS = 1e-6
+
+
+class Denoiser:
+    """The transformer with whatever adapters peft has put into it.
+
+    Args:
+        transformer: Diffusers' model, on its device. Its weights are read, never written; some become views of joined
+            ones, and it still works beside this.
+        dtype: Of the matrix products.
+        stream: Of the residual stream. On a GPU that of the products saves memory; on a CPU float32 is faster.
+    """
+
+    def __init__(self, transformer: "ZImageTransformer2DModel", *, dtype: torch.dtype, stream: torch.dtype) -> None:
+        self.dtype, self.stream = dtype, stream
+        self.t_scale = float(transformer.t_scale)
+        self.device = transformer.x_pad_token.device
+        self._rope = transformer.rope_embedder
+        self._tables: dict[Bucket, tuple[Tensor, Tensor, Tensor]] = {}
+        self.time = transformer.t_embedder
+        self.time_in = projection_of([transformer.t_embedder.mlp[0]], dtype)
+        self.time_out = projection_of([transformer.t_embedder.mlp[2]], dtype)
+        self.image_in = projection_of([transformer.all_x_embedder[SIZE]], dtype)
+        self.image_pad = transformer.x_pad_token.detach().to(stream)
+        self.caption_norm = transformer.cap_embedder[0]
+        self.caption_in = projection_of([transformer.cap_embedder[1]], dtype)
+        self.caption_pad = transformer.cap_pad_token.detach().to(stream)
+        self.noise_refiner = [Block(block, dtype) for block in transformer.noise_refiner]
+        self.context_refiner = [Block(block, dtype) for block in transformer.context_refiner]
+        self.layers = [Block(block, dtype) for block in transformer.layers]
+        final = transformer.all_final_layer[SIZE]
+        self.final_modulation = projection_of([final.adaLN_modulation[1]], dtype)
+        self.final_out = projection_of([final.linear], dtype)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """Return the velocity `noise - latent` as the model sees it: (B, C, H, W), float32.
+
+        The model is asked at time 1 - sigma and answers with the negative velocity (pipeline_z_image.py, __call__).
+
+        Args:
+            latents: Noisy latents (B, C, H, W).
+            sigma: (B,) float32 in [0, 1]: the share of noise.
+            context: The refined caption (B, L, D), see `refine`.
+        """
+        bucket = Bucket(latents.shape[2], latents.shape[3], context.shape[1])
+        image_table, _, table = self.tables(bucket)
+        condition = self.condition(1 - sigma)
+        x = self.embedded(latents)
+        for block in self.noise_refiner:
+            x = block(x, condition, image_table)
+        x = torch.cat([x, context.to(x.dtype)], dim=1)
+        for block in self.layers[:-1]:
+            x = block(x, condition, table)
+        # After the last block only the picture's own tokens are read: its captions need no feed-forward.
+        x = self.layers[-1](x, condition, table, sequence.image_length(bucket))
+        return -sequence.unpatchify(self.projected(x, condition), bucket.height, bucket.width)
+
+    def refine(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Return what the main layers read of captions: (B, L, D).
+
+        It depends on nothing but the caption, so it is computed once for all steps unless an adapter sits before it.
+
+        Args:
+            features: Text embeddings (B, L, W), L a multiple of 32; what stands in the pads does not matter.
+            lengths: (B,), how many tokens of each are no pads.
+        """
+        L = features.shape[1]
+        _, table, _ = self.tables(Bucket(sequence.PATCH, sequence.PATCH, L))
+        normed = self.caption_norm(features.to(self.device))
+        x = self.caption_in(normed.to(self.dtype)).to(self.stream)
+        pads = torch.arange(L, device=x.device) >= lengths.to(x.device)[:, None]
+        x = torch.where(pads[:, :, None], self.caption_pad, x)
+        for block in self.context_refiner:
+            x = block(x, None, table)
+        return x
+
+    def condition(self, t: Tensor) -> Tensor:
+        """Return the embedded time (B, width); t is float32 in [0, 1], 0 for pure noise."""
+        waves = self.time.timestep_embedding(t * self.t_scale, self.time.frequency_embedding_size)
+        return self.time_out(functional.silu(self.time_in(waves.to(self.dtype))))
+
+    def embedded(self, latents: Tensor) -> Tensor:
+        """Return the image tokens (B, padded N, D), before any refiner."""
+        x = self.image_in(sequence.patchify(latents).to(self.dtype)).to(self.stream)
+        missing = sequence.padded(x.shape[1]) - x.shape[1]
+        if missing == 0:
+            return x
+        return torch.cat([x, self.image_pad.expand(x.shape[0], missing, -1)], dim=1)
+
+    def projected(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return the final layer's patches (B, N, P), float32."""
+        scale = 1 + self.final_modulation(functional.silu(condition)).float().unsqueeze(1)
+        normed = functional.layer_norm(x.float(), x.shape[-1:], eps=FINAL_EPS)
+        return self.final_out((normed * scale).to(self.dtype)).float()
+
+    def tables(self, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the rotations of the image, of the caption, and of both in sequence, each (T, E / 2, 2)."""
+        if bucket not in self._tables:
+            image, caption = (
+                torch.view_as_real(self._rope(positions)).to(self.device)
+                for positions in (sequence.image_positions(bucket), sequence.caption_positions(bucket.caption))
+            )
+            self._tables[bucket] = (image, caption, torch.cat([image, caption]))
+        return self._tables[bucket]
+
+    def projections(self) -> list[Projection]:
+        """Return all products, in the order data takes through them."""
+        return [*self.context_projections(), *self.image_projections()]
+
+    def context_projections(self) -> list[Projection]:
+        """Return the products a refined caption depends on."""
+        return [self.caption_in, *(p for block in self.context_refiner for p in block.projections())]
+
+    def image_projections(self) -> list[Projection]:
+        """Return the products every step runs."""
+        blocks = [p for block in (*self.noise_refiner, *self.layers) for p in block.projections()]
+        return [self.time_in, self.time_out, self.image_in, *blocks, self.final_modulation, self.final_out]
+
+    def loras(self) -> list[Lora]:
+        """Return all adapters, one a projection that has any."""
+        return [projection.lora for projection in self.projections() if projection.lora is not None]
+
+    @property
+    def context_is_fixed(self) -> bool:
+        """Return whether a refined caption stays the same through training: no adapter sits before it."""
+        return all(projection.lora is None for projection in self.context_projections())
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Be the base model while the context lasts."""
+        for projection in self.projections():
+            projection.adapted = False
+        try:
+            yield
+        finally:
+            for projection in self.projections():
+                projection.adapted = True

@@ -1,0 +1,243 @@
+"""Frozen linear layers that read the same input, run as one product, together with the LoRA on any of them.
+
+# M rows (samples times tokens), K inputs, N outputs of all layers together, R ranks of all adapters together
+peft makes and names the adapters (`lora_A`, `lora_B`); what runs here reads and trains the very same numbers, in fewer
+and larger products than one peft layer after the other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional
+
+ADAPTER = "default"  # the name peft gives the only adapter
+# Above this a merged copy of the weight costs more memory than it saves time; the tiny model's weights are all below.
+MERGED_ELEMENTS = 2**20
+
+
+class Frozen(Protocol):
+    """A weight that is never trained, in whatever precision it is kept."""
+
+    shape: tuple[int, int]  # (N, K)
+
+    def times(self, x: Tensor) -> Tensor:
+        """Return x (M, K) @ weight^T; autograd knows the gradient at x."""
+
+    def back(self, dy: Tensor) -> Tensor:
+        """Return dy (M, N) @ weight: the gradient at the input."""
+
+
+class Dense:
+    """A weight kept as it is, with a copy in the product's precision where that is another one."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self.shape = (weight.shape[0], weight.shape[1])
+        self.weight = weight
+        self.product = weight.to(dtype)
+
+    def times(self, x: Tensor) -> Tensor:
+        """Return x @ weight^T."""
+        return functional.linear(x, self.product)
+
+    def back(self, dy: Tensor) -> Tensor:
+        """Return dy @ weight."""
+        return dy @ self.product
+
+
+@dataclass
+class Lora:
+    """The adapters of one projection: down-products side by side, up-products below each other."""
+
+    down: Tensor  # (R, K) float32
+    up: Tensor  # (rows of the adapted layers, rank) float32
+    rows: tuple[slice, ...]  # of the projection's outputs, one slice an adapted layer
+    scale: float  # alpha / rank
+    dropout: float
+    members: tuple[LoraLayer, ...]
+
+    @property
+    def rank(self) -> int:
+        """Return the rank of each adapter."""
+        return self.up.shape[1]
+
+    def bind(self, down: Tensor, up: Tensor) -> None:
+        """Keep the numbers in these tensors from now on, which peft's own parameters then are views of."""
+        with torch.no_grad():
+            down.copy_(self.down)
+            up.copy_(self.up)
+        self.down, self.up = down.requires_grad_(), up.requires_grad_()
+        for member, (A, B, _) in zip(self.members, self.parts(), strict=True):
+            member.lora_A[ADAPTER].weight.data = A.detach()
+            member.lora_B[ADAPTER].weight.data = B.detach()
+
+    def parts(self) -> list[tuple[Tensor, Tensor, slice]]:
+        """Return (A, B, rows of the projection's output) for each adapted layer."""
+        sizes = [rows.stop - rows.start for rows in self.rows]
+        return list(zip(self.down.split(self.rank), self.up.split(sizes), self.rows, strict=True))
+
+
+class Projection:
+    """One product for all the layers it was made of; calling it returns their outputs side by side."""
+
+    def __init__(self, frozen: Frozen, bias: Tensor | None, lora: Lora | None) -> None:
+        self.frozen, self.bias, self.lora = frozen, bias, lora
+        self.adapted = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (..., N) for x (..., K) in the product's precision."""
+        y: Tensor = self._product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
+        lora = self.lora
+        if lora is None or not self.adapted:
+            return self.frozen.times(x)
+        if torch.compiler.is_compiling() or lora.dropout > 0:
+            return self._formula(x, lora)
+        operation = _Merged if self._merges(x.shape[0]) else _Beside
+        return operation.apply(x, lora.down, lora.up, self.frozen, lora)  # type: ignore[no-any-return,no-untyped-call]
+
+    def _merges(self, rows: int) -> bool:
+        """Return whether adding the LoRA to the weight costs less than applying it to this many rows."""
+        if not isinstance(self.frozen, Dense) or self.frozen.weight.numel() > MERGED_ELEMENTS:
+            return False
+        N, K = self.frozen.shape
+        return self.frozen.weight.dtype != torch.bfloat16 and rows * (N + K) >= N * K
+
+    def _formula(self, x: Tensor, lora: Lora) -> Tensor:
+        """Return the product by autograd alone, as peft computes it: for the compiler, and for dropout."""
+        y = self.frozen.times(x)
+        changes, done = [], 0
+        for A, B, rows in lora.parts():
+            dropped = functional.dropout(x, lora.dropout, training=torch.is_grad_enabled())
+            change = functional.linear(functional.linear(dropped, A.to(x.dtype)), B.to(x.dtype)) * lora.scale
+            changes += [y[:, done : rows.start], y[:, rows] + change]
+            done = rows.stop
+        return torch.cat([*changes, y[:, done:]], dim=-1)
+
+
+def projection_of(layers: Sequence[nn.Module], dtype: torch.dtype) -> Projection:
+    """Return one projection for linear layers that share an input, each with or without a peft adapter.
+
+    The layers' weights become views of the joined one, so nothing is kept twice and the layers still work.
+
+    Args:
+        layers: nn.Linear, or peft's lora.Linear around it.
+        dtype: Of the products.
+
+    Raises:
+        ValueError: an adapter is not a plain LoRA, or the adapters' ranks, scales or dropouts differ.
+    """
+    plain: list[Any] = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in layers]
+    weight = _joined(plain)
+    bias = None if plain[0].bias is None else torch.cat([layer.bias.detach() for layer in plain])
+    return Projection(Dense(weight, dtype), bias, _lora_of(layers))
+
+
+def _joined(layers: Sequence[Any]) -> Tensor:
+    if len(layers) == 1:
+        return layers[0].weight.detach()  # type: ignore[no-any-return]
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    for layer, part in zip(layers, weight.split([layer.weight.shape[0] for layer in layers]), strict=True):
+        layer.weight.data = part
+    return weight
+
+
+def _lora_of(layers: Sequence[Any]) -> Lora | None:
+    rows, start = [], 0
+    members = []
+    for layer in layers:
+        if isinstance(layer, LoraLayer):
+            rows.append(slice(start, start + layer.out_features))
+            members.append(layer)
+        start += layer.out_features
+    if not members:
+        return None
+    _only({member.r[ADAPTER] for member in members}, "ranks")
+    lora = Lora(
+        down=torch.cat([member.lora_A[ADAPTER].weight.detach() for member in members]),
+        up=torch.cat([member.lora_B[ADAPTER].weight.detach() for member in members]),
+        rows=tuple(rows),
+        scale=_only({member.scaling[ADAPTER] for member in members}, "scales"),
+        dropout=_only({_dropout(member) for member in members}, "dropouts"),
+        members=tuple(members),
+    )
+    lora.bind(lora.down.clone(), lora.up.clone())
+    return lora
+
+
+def _dropout(member: LoraLayer) -> float:
+    if list(member.lora_A) != [ADAPTER] or member.lora_variant or member.lora_bias.get(ADAPTER):
+        raise ValueError("Only one plain LoRA a layer can be trained here: no DoRA, no bias, no second adapter.")
+    return float(getattr(member.lora_dropout[ADAPTER], "p", 0.0))
+
+
+def _only(values: set[float], what: str) -> float:
+    if len(values) != 1:
+        raise ValueError(f"Layers that share an input need equal LoRA {what}, not {sorted(values)}.")
+    return values.pop()
+
+
+class _Merged(Function):
+    """The LoRA added to the weight in float32, so that forward and back are one product each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, frozen: Dense, lora: Lora) -> Tensor:  # noqa: PLR0917
+        merged = frozen.weight.clone()
+        for A, B, rows in lora.parts():
+            merged[rows].addmm_(B, A, alpha=lora.scale)
+        merged = merged.to(x.dtype)
+        ctx.lora = lora
+        ctx.save_for_backward(x, merged)
+        return functional.linear(x, merged)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, merged = ctx.saved_tensors
+        inner = functional.linear(x, ctx.lora.down.detach().to(x.dtype))
+        dx = dy @ merged if ctx.needs_input_grad[0] else None
+        return dx, *_factor_gradients(ctx.lora, x, inner, dy)[:2], None, None
+
+
+class _Beside(Function):
+    """The LoRA applied beside the weight: one down-product for all layers, one up-product for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, frozen: Frozen, lora: Lora) -> Tensor:  # noqa: PLR0917
+        y = frozen.times(x)
+        inner = functional.linear(x, down.to(x.dtype))  # (M, R)
+        for (_, B, rows), part in zip(lora.parts(), inner.split(lora.rank, dim=1), strict=True):
+            y[:, rows].addmm_(part, B.to(x.dtype).t(), alpha=lora.scale)
+        ctx.lora, ctx.frozen = lora, frozen
+        ctx.save_for_backward(x, inner)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner = ctx.saved_tensors
+        ddown, dup, dinner = _factor_gradients(ctx.lora, x, inner, dy)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = ctx.frozen.back(dy).addmm_(dinner, ctx.lora.down.detach().to(dy.dtype))
+        return dx, ddown, dup, None, None
+
+
+def _factor_gradients(lora: Lora, x: Tensor, inner: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients at `down` (R, K), at `up`, and at the inner states (M, R)."""
+    dinner = torch.empty_like(inner)
+    dup = torch.empty_like(lora.up)
+    start = 0
+    for i, (_, B, rows) in enumerate(lora.parts()):
+        ranks = slice(i * lora.rank, (i + 1) * lora.rank)
+        part = dy[:, rows]
+        dinner[:, ranks] = part @ B.detach().to(dy.dtype)
+        dup[start : start + B.shape[0]] = part.t() @ inner[:, ranks]
+        start += B.shape[0]
+    if lora.scale != 1:
+        dinner, dup = dinner * lora.scale, dup * lora.scale
+    return (dinner.t() @ x).to(lora.down.dtype), dup, dinner
