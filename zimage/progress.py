@@ -26,7 +26,7 @@ class Progress:
 
     Args:
         name: What is counted, for example "train" or "pictures".
-        total: How many in all.
+        total: How many in all; 0 where nobody knows.
         done: How many are done already, for work that goes on where it stopped.
     """
 
@@ -38,7 +38,7 @@ class Progress:
         self._first = done
         self._told_plain = self._told_follower = float("-inf")
         self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc=name, disable=not self._terminal, file=sys.stderr, leave=False)
+        self._bar = tqdm(total=total or None, initial=done, desc=name, disable=not self._terminal, file=sys.stderr, leave=False)
 
     def __enter__(self) -> "Progress":
         self._tell({}, force=True)
@@ -60,8 +60,9 @@ class Progress:
         now = time.monotonic()
         if not self._terminal and (force or now - self._told_plain >= PLAIN_EVERY_S):
             self._told_plain = now
+            of = f"/{self.total}" if self.total else ""
             extra = "".join(f"  {key} {_short(value)}" for key, value in numbers.items())
-            print(f"{self.name} {self.done}/{self.total}{extra}{self._left(now)}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{self.name} {self.done}{of}{extra}{self._left(now)}", file=sys.stderr, flush=True)  # noqa: T201
         if _followed is not None and (force or now - self._told_follower >= FOLLOWED_EVERY_S):
             self._told_follower = now
             line = {"name": self.name, "done": self.done, "total": self.total, **numbers}
@@ -70,7 +71,7 @@ class Progress:
 
     def _left(self, now: float) -> str:
         done_here = self.done - self._first
-        if done_here == 0 or self.done == self.total:
+        if done_here == 0 or self.done >= self.total:
             return ""
         return f"  {(now - self._started) / done_here * (self.total - self.done):.0f} s left"
 

@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,9 @@ logger = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
 
-# Only these decoders ever see a file. Others would run interpreters (EPS) or read formats nobody photographs in.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
+# Only these decoders ever see a file; others would run interpreters (EPS) or read what nobody photographs in. MPO, what
+# phones make of several JPEGs, is opened by JPEG's.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 KNOWN = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC and AVIF"
 # First bytes by which a damaged photo is told from a file that never was one.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"BM", b"GIF8")
@@ -116,12 +118,20 @@ def _quiet() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _opened(content: bytes) -> Image.Image:
+@cache
+def _know_formats() -> None:
+    """Register the decoders of FORMATS with Pillow, which loads most of them only on demand."""
     import pillow_heif
 
+    Image.init()
+    pillow_heif.register_heif_opener()
+    assert set(FORMATS) <= set(Image.OPEN), f"Pillow lacks {set(FORMATS) - set(Image.OPEN)}"
+
+
+def _opened(content: bytes) -> Image.Image:
     if not content:
         raise RefusedError("empty", "The file has no bytes.")
-    pillow_heif.register_heif_opener()
+    _know_formats()
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:

@@ -89,7 +89,7 @@ def given(source: Path, *, max_files: int, max_bytes: int) -> Iterator[Given]:
 
 
 def expected(source: Path) -> int:
-    """Return about how many files there are, for a progress bar; 0 where only reading all of it would tell."""
+    """Return how many files there are, for a progress bar; 0 where only reading all of a tar would tell."""
     if source.is_dir():
         return sum(len(files) for _, _, files in os.walk(source))
     with contextlib.suppress(*DAMAGED), zipfile.ZipFile(source) as archive:

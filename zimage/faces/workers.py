@@ -139,6 +139,7 @@ class _Worker:
                 [sys.executable, "-m", "zimage.faces.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # decoders in C grumble there; tracebacks come over the line
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **dict.fromkeys(THREADS_OF, "1")},
             )
         self._line = Connection(ours.detach())
