@@ -42,6 +42,7 @@ def reached(module: str, package: Path = PACKAGE) -> set[Path]:
     """Return the source files in `package` that are executed when `module` is imported and used."""
     found: set[Path] = set()
     waiting = list(_sources_of(module, package))
+    assert any(_dotted(source, package) == module for source in waiting), f"there is no module {module}"
     while waiting:
         source = waiting.pop()
         if source not in found:
@@ -66,6 +67,11 @@ def _sources_of(name: str, package: Path) -> Iterator[Path]:
         for candidate in (path / "__init__.py", path.with_suffix(".py")):
             if candidate.is_file():
                 yield candidate
+
+
+def _dotted(source: Path, package: Path) -> str:
+    parts = source.relative_to(package.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def _names_in(source: Path, package: Path) -> Iterator[str]:

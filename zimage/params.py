@@ -7,6 +7,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from zimage.errors import InputError
 
@@ -74,8 +76,20 @@ def _dotted_keys(content: Any, prefix: str = "") -> list[str]:
     return [f"{prefix}{name}" for name in content] + below
 
 
+class _Representer(RoundTripRepresenter):
+    """Writes `null` for nothing, where ruamel would leave the place empty."""
+
+    def represent_none(self, _: None) -> ScalarNode:
+        """Return the scalar `null`."""
+        return self.represent_scalar("tag:yaml.org,2002:null", "null")
+
+
+_Representer.add_representer(type(None), _Representer.represent_none)
+
+
 def _yaml() -> YAML:
     yaml = YAML(typ="rt")
+    yaml.Representer = _Representer
     yaml.width = WIDTH
     yaml.preserve_quotes = True
     yaml.indent(mapping=2, sequence=4, offset=2)
