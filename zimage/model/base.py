@@ -7,6 +7,7 @@ its commit: the same name with other weights is another base. Nothing here downl
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,16 @@ def identify(model: str) -> str:
         check_layout(folder)
         return f"hub:{folder.name}"
     check_layout(folder)
-    return f"sha256:{_hash_of(folder)}"
+    return _identity_of(folder)
+
+
+def identify_files(files: Iterable[Path], folder: Path) -> str:
+    """Return `sha256:<hex>` over names (relative to `folder`) and contents of files, whatever their order."""
+    kept = sorted(path for path in files if path.is_file())
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        digests = list(pool.map(_digest, kept))
+    lines = [f"{path.relative_to(folder).as_posix()} {digest}\n" for path, digest in zip(kept, digests, strict=True)]
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
 def resolve(base: Base) -> Path:
@@ -67,7 +77,7 @@ def resolve(base: Base) -> Path:
         check_layout(folder)
         return folder
     check_layout(folder)
-    found = f"sha256:{_hash_of(folder)}"
+    found = _identity_of(folder)
     if found != base.identity:
         raise InputError(
             f"The base model `{base.model}` is {found}, but params.yaml pins {base.identity}; "
@@ -184,12 +194,8 @@ def _commit_of(base: Base) -> str:
     return commit
 
 
-def _hash_of(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if _counts(path.relative_to(folder)) and path.is_file())
-    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
-        digests = list(pool.map(_digest, files))
-    lines = [f"{path.relative_to(folder).as_posix()} {digest}\n" for path, digest in zip(files, digests, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def _identity_of(folder: Path) -> str:
+    return identify_files([path for path in folder.rglob("*") if _counts(path.relative_to(folder))], folder)
 
 
 def _counts(relative: Path) -> bool:

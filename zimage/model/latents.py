@@ -45,7 +45,7 @@ def decode(vae: "AutoencoderKL", latents: Tensor) -> Tensor:
 
 def pixels_of(image_rgb: npt.NDArray[np.uint8]) -> Tensor:
     """Return (3, H, W) in [-1, 1] of a picture (H, W, 3)."""
-    return torch.from_numpy(np.ascontiguousarray(image_rgb)).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(np.array(image_rgb, order="C")).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def image_of(pixels: Tensor) -> npt.NDArray[np.uint8]:

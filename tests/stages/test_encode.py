@@ -1,0 +1,108 @@
+"""Crops and captions become what the model reads."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.training.crops import SUBJECT, write_detect_and_caption
+from zimage.errors import InputError
+from zimage.model.base import Base, identify_files, open_pipeline
+from zimage.model.rows import ItemRow, TextRow
+from zimage.records import read_rows
+from zimage.stages.encode import EncodeParams, encode
+from zimage.training.pictures import ClassPictures
+
+PARAMS = EncodeParams(mirror=False, class_pictures=None, sample_prompts=["a photo of {subject}"])
+
+
+def _encoded(tmp_path: Path, base: Base, **changes: object) -> tuple[list[ItemRow], list[TextRow]]:
+    detect, caption = write_detect_and_caption(tmp_path)
+    encode(detect, caption, tmp_path / "encode", params=PARAMS.model_copy(update=changes), base=base, subject=SUBJECT)
+    return read_rows(tmp_path / "encode/items.jsonl", ItemRow), read_rows(tmp_path / "encode/texts.jsonl", TextRow)
+
+
+def test_every_training_crop_becomes_latents_and_no_held_out_one(tiny_base: Base, tmp_path: Path) -> None:
+    items, _ = _encoded(tmp_path, tiny_base)
+    assert [item.file for item in items] == ["train/aa-full.png", "train/bb-head.png"]
+    tensors = load_file(tmp_path / "encode" / "latents.safetensors")
+    assert tensors[f"{items[0].item}.mean"].shape == (16, 8, 6)
+    assert (tensors[f"{items[0].item}.std"] > 0).all()
+
+
+def test_captions_are_embedded_as_the_pipeline_embeds_them(tiny_base: Base, tmp_path: Path) -> None:
+    items, texts = _encoded(tmp_path, tiny_base)
+    by_key = {text.text: text for text in texts}
+    pipeline = open_pipeline(tiny_base, device="cpu", dtype=torch.float32)
+    (expected,), _ = pipeline.encode_prompt("a photo of ohzw woman, turned left", do_classifier_free_guidance=False)
+    key = items[0].texts[0]
+    assert by_key[key].prompt == "a photo of ohzw woman, turned left"
+    found = load_file(tmp_path / "encode" / "texts.safetensors")[key]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert by_key[key].tokens == len(expected)
+
+
+def test_the_empty_text_class_captions_and_sample_prompts_are_embedded_too(tiny_base: Base, tmp_path: Path) -> None:
+    items, texts = _encoded(tmp_path, tiny_base)
+    by_key = {text.text: text for text in texts}
+    assert "" in {text.prompt for text in texts}
+    assert [by_key[key].prompt for key in items[0].class_texts] == ["a photo of a woman, turned left", "一张女人的照片"]
+    assert [text.prompt for text in texts if text.sample] == ["a photo of ohzw woman"]
+
+
+def test_a_mirrored_crop_exchanges_left_and_right_in_pixels_mask_and_words(tiny_base: Base, tmp_path: Path) -> None:
+    items, texts = _encoded(tmp_path, tiny_base, mirror=True)
+    by_key = {text.text: text.prompt for text in texts}
+    assert [item.mirrored for item in items] == [False, True, False, True]
+    assert by_key[items[1].texts[0]] == "a photo of ohzw woman, turned right"
+    masks = load_file(tmp_path / "encode" / "masks.safetensors")
+    assert torch.equal(masks[items[1].item], masks[items[0].item].flip(1))
+
+
+def test_a_mask_tells_how_much_of_each_latent_is_face(tiny_base: Base, tmp_path: Path) -> None:
+    items, _ = _encoded(tmp_path, tiny_base)
+    masks = load_file(tmp_path / "encode" / "masks.safetensors")
+    assert items[0].mask and not items[1].mask
+    expected = torch.zeros(8, 6)
+    expected[:2, :3] = 1
+    expected[2, :3] = 0.5
+    torch.testing.assert_close(masks[items[0].item], expected)
+
+
+def test_class_pictures_take_the_crops_shape_and_carry_their_own_captions(tiny_base: Base, tmp_path: Path) -> None:
+    folder = tmp_path / "others"
+    folder.mkdir()
+    Image.fromarray(np.zeros((90, 61, 3), np.uint8)).save(folder / "one.png")
+    Image.fromarray(np.zeros((70, 70, 3), np.uint8)).save(folder / "two.jpg")
+    (folder / "one.txt").write_text("a woman at sea")
+    pictures = ClassPictures(folder=str(folder), identity=identify_files(folder.glob("*"), folder))
+    items, texts = _encoded(tmp_path, tiny_base, class_pictures=pictures)
+    by_key = {text.text: text.prompt for text in texts}
+    others = [item for item in items if item.role == "class"]
+    assert [(item.width, item.height) for item in others] == [(48, 64), (64, 64)]
+    assert [by_key[item.texts[0]] for item in others] == ["a woman at sea", "a photo of a woman"]
+
+
+def test_class_pictures_that_changed_are_refused_with_their_new_identity(tiny_base: Base, tmp_path: Path) -> None:
+    folder = tmp_path / "others"
+    folder.mkdir()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "one.png")
+    with pytest.raises(InputError, match=identify_files(folder.glob("*"), folder)):
+        _encoded(tmp_path, tiny_base, class_pictures=ClassPictures(folder=str(folder), identity="sha256:00"))
+
+
+def test_a_size_the_model_cannot_take_is_refused_before_any_work(tiny_base: Base, tmp_path: Path) -> None:
+    detect, caption = write_detect_and_caption(tmp_path, width=50)
+    with pytest.raises(InputError, match=r"50 x 64 px.*multiples of 16"):
+        encode(detect, caption, tmp_path / "encode", params=PARAMS, base=tiny_base, subject=SUBJECT)
+    assert not (tmp_path / "encode").exists()
+
+
+def test_a_crop_without_a_caption_is_refused_by_name(tiny_base: Base, tmp_path: Path) -> None:
+    detect, caption = write_detect_and_caption(tmp_path)
+    (caption / "captions.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"no caption for train/aa-full\.png"):
+        encode(detect, caption, tmp_path / "encode", params=PARAMS, base=tiny_base, subject=SUBJECT)

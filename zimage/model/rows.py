@@ -1,0 +1,43 @@
+"""The rows in which encode hands over what the model reads of each picture and each text."""
+
+from typing import Literal
+
+from zimage.records import Row
+
+
+class ItemRow(Row):
+    """One picture as latents."""
+
+    item: str
+    """Names its tensors: `<item>.mean` and `<item>.std` in latents.safetensors, `<item>` in masks.safetensors."""
+    file: str
+    """The crop, as detect names it, or the class picture's file name."""
+    photo: str
+    """The photo it is of, as detect names it; empty for a class picture."""
+    role: Literal["subject", "class"]
+    """Whom it shows: the person who is learnt, or others of the same class."""
+    mirrored: bool
+    """Left and right are exchanged, in the picture and in its captions."""
+    width: int
+    """In px."""
+    height: int
+    """In px."""
+    texts: list[str]
+    """Its captions in texts.jsonl; each is used in its turn."""
+    class_texts: list[str]
+    """The same captions without the trigger."""
+    mask: bool
+    """Whether masks.safetensors tells where its face is."""
+
+
+class TextRow(Row):
+    """One text as states of the text encoder."""
+
+    text: str
+    """Names its tensor in texts.safetensors."""
+    prompt: str
+    """What it says."""
+    tokens: int
+    """How many tokens it takes, chat template included."""
+    sample: bool
+    """Sample pictures are made of it while training runs."""

@@ -1,0 +1,164 @@
+"""Turns crops and captions into what the transformer reads, once, so that training needs neither of their encoders."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zimage.captions.rows import CaptionRow
+from zimage.captions.subject import Subject
+from zimage.captions.template import subject as named
+from zimage.errors import InputError
+from zimage.faces.rows import CropRow
+from zimage.folder import made_aside
+from zimage.model.base import Base, open_text_encoder, open_vae, resolve
+from zimage.model.rows import ItemRow, TextRow
+from zimage.progress import tracked
+from zimage.records import read_rows, write_metrics, write_rows
+from zimage.section import Section
+from zimage.training.pictures import ClassPictures, Picture, class_pictures, crop_pictures, without_trigger
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class EncodeParams(Section):
+    """What becomes of each crop."""
+
+    mirror: bool
+    """Also learn each crop mirrored; doubles the data, and makes a parting or a mole change sides."""
+    class_pictures: ClassPictures | None
+    """Pictures for preservation; null for none."""
+    sample_prompts: list[str]
+    """Texts of which training makes sample pictures; {subject} stands for trigger and class noun."""
+
+
+def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base: Base, subject: Subject) -> None:
+    """Write latents of the training crops and embeddings of their captions, as the base model reads them.
+
+    Args:
+        detect: The folder of the detect stage: crops, and masks of their faces.
+        caption: The folder of the caption stage.
+        out: Gets items.jsonl, texts.jsonl, latents.safetensors, masks.safetensors, texts.safetensors, metrics.json.
+        params: See `EncodeParams`.
+        base: Its autoencoder and text encoder are used.
+        subject: Trigger and class noun; captions are also embedded without the trigger, for preservation.
+
+    Raises:
+        InputError: there is no training crop, a crop has no caption or a size the model cannot take, or the base or
+            the class pictures are not those that were pinned.
+    """
+    folder = resolve(base)
+    crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
+    captions = {row.file: row.captions for row in read_rows(caption / "captions.jsonl", CaptionRow)}
+    _check(crops, captions, detect, caption)
+    pictures = crop_pictures(detect, crops, captions, mirror=params.mirror)
+    if params.class_pictures is not None:
+        pictures += class_pictures(params.class_pictures, _sizes(crops), subject)
+    with made_aside(out) as aside:
+        texts = _write_texts(aside, folder, pictures, params, subject)
+        items = _write_latents(aside, folder, pictures, texts, subject)
+        write_rows(aside / "items.jsonl", items)
+        write_metrics(aside / "metrics.json", _metrics(items, texts.values()))
+    logger.info("%d items and %d texts encoded", len(items), len(texts))
+
+
+def _write_texts(
+    aside: Path, base: Path, pictures: Sequence[Picture], params: EncodeParams, subject: Subject
+) -> dict[str, TextRow]:
+    """Write the embeddings of every text that training can want; return their rows by prompt."""
+    from zimage.lora.tensors import write_tensors
+    from zimage.model.device import device_and_dtype, release
+    from zimage.model.text import embed
+
+    name = named(subject.trigger, subject.class_noun, "en")
+    samples = [prompt.replace("{subject}", name) for prompt in params.sample_prompts]
+    captions = [text for picture in pictures for text in picture.captions]
+    prompts = dict.fromkeys(["", *captions, *(without_trigger(text, subject) for text in captions), *samples])
+    device, dtype = device_and_dtype()
+    tokenizer, encoder = open_text_encoder(base, device=device, dtype=dtype)
+    rows: dict[str, TextRow] = {}
+    tensors: dict[str, Tensor] = {}
+    for number, prompt in enumerate(tracked(prompts, "texts", len(prompts))):
+        (states,) = embed(tokenizer, encoder, [prompt])
+        key = f"{number:04d}"
+        rows[prompt] = TextRow(text=key, prompt=prompt, tokens=len(states), sample=prompt in samples)
+        tensors[key] = states.cpu().contiguous()
+    write_tensors(aside / "texts.safetensors", tensors, {})
+    write_rows(aside / "texts.jsonl", rows.values())
+    del encoder
+    release(device)
+    return rows
+
+
+def _write_latents(
+    aside: Path, base: Path, pictures: Sequence[Picture], texts: dict[str, TextRow], subject: Subject
+) -> list[ItemRow]:
+    """Write posteriors and face masks; return the items' rows."""
+    from zimage.lora.tensors import write_tensors
+    from zimage.model.device import device_and_dtype
+    from zimage.model.latents import pixels_of, posterior
+    from zimage.training.pictures import on_latents
+
+    vae = open_vae(base, device=device_and_dtype()[0])
+    items: list[ItemRow] = []
+    latents: dict[str, Tensor] = {}
+    masks: dict[str, Tensor] = {}
+    for picture in tracked(pictures, "pictures", len(pictures)):
+        name = f"{len(items):04d}"
+        pixels, face = picture.pixels(), picture.face()
+        found = posterior(vae, pixels_of(pixels))
+        latents[f"{name}.mean"], latents[f"{name}.std"] = (part.cpu().contiguous() for part in found)
+        if face is not None:
+            masks[name] = on_latents(face, found.mean.shape[1:])
+        items.append(
+            ItemRow(
+                item=name,
+                file=picture.file,
+                photo=picture.photo,
+                role="subject" if picture.photo else "class",
+                mirrored=picture.mirrored,
+                width=pixels.shape[1],
+                height=pixels.shape[0],
+                texts=[texts[text].text for text in picture.captions],
+                class_texts=[texts[without_trigger(text, subject)].text for text in picture.captions],
+                mask=face is not None,
+            )
+        )
+    write_tensors(aside / "latents.safetensors", latents, {})
+    write_tensors(aside / "masks.safetensors", masks, {})
+    return items
+
+
+def _check(crops: Sequence[CropRow], captions: dict[str, list[str]], detect: Path, caption: Path) -> None:
+    from zimage.model.latents import PIXELS_A_TOKEN
+
+    if not crops:
+        raise InputError(f"{detect} holds no training crop; look at its contact sheet and add photos.")
+    for crop in crops:
+        if not captions.get(crop.file):
+            raise InputError(f"{caption} has no caption for {crop.file}; run the caption stage again.")
+        if crop.width % PIXELS_A_TOKEN or crop.height % PIXELS_A_TOKEN:
+            raise InputError(
+                f"{crop.file} is {crop.width} x {crop.height} px, but Z-Image takes multiples of {PIXELS_A_TOKEN} px; "
+                "set the sizes in params.yaml's section detect to such multiples."
+            )
+
+
+def _sizes(crops: Iterable[CropRow]) -> list[tuple[int, int]]:
+    return sorted({(crop.width, crop.height) for crop in crops})
+
+
+def _metrics(items: Sequence[ItemRow], texts: Iterable[TextRow]) -> dict[str, object]:
+    tokens = [row.tokens for row in texts]
+    return {
+        "items": len(items),
+        "class_items": sum(item.role == "class" for item in items),
+        "sizes": len({(item.width, item.height) for item in items}),
+        "masks": sum(item.mask for item in items),
+        "texts": len(tokens),
+        "tokens_least": min(tokens),
+        "tokens_most": max(tokens),
+    }

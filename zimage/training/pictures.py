@@ -1,0 +1,134 @@
+"""The pictures training learns from, and their captions in the variants it needs."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zimage.captions.subject import Subject
+from zimage.captions.template import subject as named
+from zimage.errors import InputError
+from zimage.faces.rows import CropRow
+from zimage.model.base import identify_files
+from zimage.section import Section
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Size, Tensor
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+SIDES = {"left": "right", "right": "left", "左": "右", "右": "左"}
+
+
+class ClassPictures(Section):
+    """Pictures of others of the subject's class, which training preserves."""
+
+    folder: str
+    """PNG, JPEG or WebP files, each with its caption in a .txt of the same name, or none."""
+    identity: str
+    """`sha256:<hex>` over the folder's files."""
+
+
+class Picture:
+    """A picture that will be an item, read only when its turn comes."""
+
+    def __init__(
+        self, path: Path, file: str, captions: Sequence[str], *, photo: str = "", mirrored: bool = False
+    ) -> None:
+        self.path, self.file, self.photo, self.mirrored = path, file, photo, mirrored
+        self.captions = [_sides_exchanged(text) for text in captions] if mirrored else list(captions)
+        self.mask: Path | None = None
+        self.size: tuple[int, int] | None = None
+
+    def pixels(self) -> "NDArray[np.uint8]":
+        """Return (H, W, 3)."""
+        return self._turned(_read(self.path, "RGB", self.size))
+
+    def face(self) -> "NDArray[np.uint8] | None":
+        """Return (H, W), 255 on the face."""
+        return None if self.mask is None else self._turned(_read(self.mask, "L", None))
+
+    def _turned(self, image: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
+        return image[:, ::-1] if self.mirrored else image
+
+
+def crop_pictures(
+    detect: Path, crops: Sequence[CropRow], captions: dict[str, list[str]], *, mirror: bool
+) -> list[Picture]:
+    """Return the training crops and, where wanted, each mirrored."""
+    pictures = []
+    for crop in crops:
+        for mirrored in (False, True)[: 1 + mirror]:
+            picture = Picture(detect / crop.file, crop.file, captions[crop.file], photo=crop.photo, mirrored=mirrored)
+            picture.mask = detect / crop.mask if crop.mask else None
+            pictures.append(picture)
+    return pictures
+
+
+def class_pictures(wanted: ClassPictures, sizes: Sequence[tuple[int, int]], subject: Subject) -> list[Picture]:
+    """Return the pictures of others, each to be cut to that of the crops' sizes whose shape is nearest.
+
+    Raises:
+        InputError: the folder holds no pictures, or others than those that were pinned.
+    """
+    folder = Path(wanted.folder).expanduser()
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not paths:
+        raise InputError(
+            f"encode.class_pictures names {folder}, which holds no PNG, JPEG or WebP; "
+            "put pictures there, or set it to null."
+        )
+    found = identify_files([*paths, *folder.glob("*.txt")], folder)
+    if found != wanted.identity:
+        raise InputError(
+            f"The class pictures in {folder} are {found}, but params.yaml pins {wanted.identity}; "
+            f"restore them, or set encode.class_pictures.identity to {found} if the change is meant."
+        )
+    pictures = []
+    for path in paths:
+        own = path.with_suffix(".txt")
+        text = own.read_text(encoding="utf-8").strip() if own.is_file() else f"a photo of a {subject.class_noun}"
+        picture = Picture(path, path.name, [text])
+        picture.size = min(sizes, key=lambda size: abs(_shape_of(path) - size[0] / size[1]))
+        pictures.append(picture)
+    return pictures
+
+
+def without_trigger(text: str, subject: Subject) -> str:
+    """Return a caption of any member of the class: "ohzw woman" becomes "a woman"."""
+    for language in ("en", "zh"):
+        text = text.replace(
+            named(subject.trigger, subject.class_noun, language), named("", subject.class_noun, language)
+        )
+    return re.sub(rf"\b{re.escape(subject.trigger)}\b ?", "", text)
+
+
+def on_latents(face: "NDArray[np.uint8]", size: "Size") -> "Tensor":
+    """Return (h, w) in [0, 1]: how much of each latent's square of pixels is face."""
+    import numpy as np
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    share = torch.from_numpy(np.array(face, order="C")).float() / 255
+    return adaptive_avg_pool2d(share[None], (size[0], size[1]))[0]
+
+
+def _sides_exchanged(text: str) -> str:
+    return re.sub(r"\b(left|right)\b|[左右]", lambda found: SIDES[found[0]], text)
+
+
+def _shape_of(path: Path) -> float:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.width / image.height
+
+
+def _read(path: Path, mode: str, size: tuple[int, int] | None) -> "NDArray[np.uint8]":
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image).convert(mode)
+        return np.asarray(upright if size is None else ImageOps.fit(upright, size, Image.Resampling.LANCZOS))
