@@ -1,6 +1,7 @@
 """Generated pictures that are kept, so that none is made twice."""
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -84,16 +85,9 @@ class Album:
 
     def keep(self, request: Request, image_rgb: NDArray[np.uint8]) -> None:
         """Add a picture, whole or not at all."""
-        import io
-
         content = io.BytesIO()
         Image.fromarray(image_rgb).save(content, "png")
         write_whole(self.path(request), content.getvalue())
-
-    def picture(self, request: Request) -> NDArray[np.uint8]:
-        """Return a picture that is there, (H, W, 3)."""
-        with Image.open(self.path(request)) as image:
-            return np.asarray(image.convert("RGB"))
 
     def forget_all_but(self, requests: Iterable[Request]) -> None:
         """Remove what no request wants, so that the folder never grows beyond one evaluation."""

@@ -45,7 +45,7 @@ def choose(
     is much narrower than that of either.
     """
     means = [mean(list(one.values()), resamples=resamples, generator=generator) for one in closeness]
-    best = int(np.argmax([estimate.value for estimate in means]))
+    best = int(np.argmax([estimate.value or 0.0 for estimate in means]))
     candidates = []
     for label, one, estimate in zip(labels, closeness, means, strict=True):
         behind = mean(_differences(closeness[best], one), resamples=resamples, generator=generator)

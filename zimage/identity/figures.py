@@ -95,7 +95,7 @@ def figures(evidence: Evidence, *, copy_correlation: float, resamples: int, gene
         return mean(values, resamples=resamples, generator=generator)
 
     lora, base = by_prompt(evidence.lora), by_prompt(evidence.base)
-    leaks = {kind: rate(_leaked(by_prompt(evidence.leaks), kind)) for kind in LEAKS}
+    leaks: dict[str, Estimate] = {kind: rate(_leaked(by_prompt(evidence.leaks), kind)) for kind in LEAKS}
     base_same = rate([[row.same for row in rows] for rows in base])
     clip, base_clip = (averaged(_present(rows, lambda row: row.clip)) for rows in (lora, base))
     variety, base_variety = averaged(evidence.variety), averaged(evidence.base_variety)

@@ -2,9 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from pathlib import Path
 
 from zimage.identity.album import Album, Request
 from zimage.identity.studio import Studio
@@ -27,8 +25,8 @@ class Gallery:
         self.shown: list[Request] = []
         self.made = 0
 
-    def pictures(self, requests: Sequence[Request], what: str) -> list[NDArray[np.uint8]]:
-        """Return a picture (H, W, 3) for each request; `what` names them in the progress."""
+    def files(self, requests: Sequence[Request], what: str) -> list[Path]:
+        """Return where the picture of each request lies; `what` names them in the progress."""
         missing = self._album.missing(requests)
         if missing:
             self._studio = self._studio or self._open()
@@ -39,7 +37,7 @@ class Gallery:
         self.made += len(missing)
         self.shown += requests
         logger.info("%s: %d pictures made, %d kept from before", what, len(missing), len(requests) - len(missing))
-        return [self._album.picture(request) for request in requests]
+        return [self._album.path(request) for request in requests]
 
     def close(self) -> None:
         """Forget the pictures that this evaluation did not show."""

@@ -1,14 +1,14 @@
 """How like the person a picture is, by one face engine."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zimage.errors import InputError
-from zimage.faces.engine import Engine, EngineInfo, Face, between
+from zimage.faces.engine import EngineInfo, Face, between
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +23,14 @@ class Targets:
         info: The engine of all embeddings.
         holdout: Held-out photos, (H, D): the person's face as training never saw it.
         training: Training photos at the size of the generated pictures, (T, D): the ceiling, and what may be copied.
+        holdout_photos: The photo behind each row of `holdout`.
         training_photos: The photo behind each row of `training`.
     """
 
     info: EngineInfo
     holdout: Embeddings
     training: Embeddings
+    holdout_photos: Sequence[str]
     training_photos: Sequence[str]
 
     @property
@@ -70,25 +72,31 @@ NOBODY = Likeness(None, 0, None, None, False, 0.0, 0, None, None)
 
 
 def targets_of(
-    engine: Engine, holdout: Iterable[NDArray[np.uint8]], training: Iterable[tuple[str, NDArray[np.uint8]]]
+    info: EngineInfo, holdout: Sequence[tuple[str, Sequence[Face]]], training: Sequence[tuple[str, Sequence[Face]]]
 ) -> Targets:
-    """Return the targets made of held-out pictures and of (photo, picture) pairs of training.
+    """Return the targets made of photos, each with its name and the faces in it, largest first.
 
-    A picture in which the engine finds no face is left out and told; detection had found one in it at full size.
+    A photo without a face is left out; detection had found one in it at full size.
 
     Raises:
-        InputError: no face is found in any held-out, or in any training picture.
+        InputError: there is no face in any held-out, or in any training photo.
     """
-    held = [faces[0].embedding for faces in map(engine.find, holdout) if faces]
-    found = [(photo, faces[0].embedding) for photo, picture in training if (faces := engine.find(picture))]
+    held = [(photo, faces[0].embedding) for photo, faces in holdout if faces]
+    found = [(photo, faces[0].embedding) for photo, faces in training if faces]
     if not held or not found:
         lacking = "held-out" if not held else "training"
         raise InputError(
-            f"{engine.info.engine_id} finds no face in any {lacking} photo, so nothing can be scored; "
+            f"{info.engine_id} finds no face in any {lacking} photo, so nothing can be scored; "
             "look at the contact sheet of detect, and use the same engine there and in evaluate."
         )
-    logger.info("targets: %d held-out and %d training photos with a face", len(held), len(found))
-    return Targets(engine.info, np.stack(held), np.stack([e for _, e in found]), [photo for photo, _ in found])
+    logger.info("%s: %d held-out and %d training photos with a face", info.engine_id, len(held), len(found))
+    return Targets(
+        info,
+        holdout=np.stack([embedding for _, embedding in held]),
+        training=np.stack([embedding for _, embedding in found]),
+        holdout_photos=[photo for photo, _ in held],
+        training_photos=[photo for photo, _ in found],
+    )
 
 
 def likeness(faces: Sequence[Face], targets: Targets) -> Likeness:

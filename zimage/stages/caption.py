@@ -20,6 +20,7 @@ from zimage.captions.template import Language
 from zimage.captions.trigger import Tokenizer, TriggerParams, checked_trigger
 from zimage.captions.vlm import VlmParams, asked, find_model, identity_of
 from zimage.errors import InputError
+from zimage.faces.cache import cache_of
 from zimage.faces.rows import CropRow
 from zimage.folder import made_aside
 from zimage.model.base import Base, resolve
@@ -65,7 +66,7 @@ def caption(detect: Path, overrides: Path, out: Path, *, params: CaptionParams, 
         raise InputError(f"{detect} holds no training crop; look at its contact sheet and add photos.")
     tokens = checked_trigger(subject.trigger, _tokenizer(base), params.trigger)
     own = read_overrides(overrides / "captions", {Path(crop.file).stem: crop.photo for crop in crops})
-    write, name = _captioner(params, out.with_name(f".{out.name}.answers"))
+    write, name = _captioner(params, cache_of(out))
     with made_aside(out) as folder:
         rows = []
         for crop in tracked(crops, "captions", len(crops)):

@@ -1,0 +1,383 @@
+"""The report: one self-contained page that a person can read on a phone and believe."""
+
+import base64
+import csv
+import importlib.metadata
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from pydantic import Field
+
+from zimage.captions.subject import Subject
+from zimage.faces.pictures import fitted, jpeg, read_rgb
+from zimage.folder import write_whole
+from zimage.identity.charts import Group, Point, curve, strips, whiskers
+from zimage.identity.choice import Sweep
+from zimage.identity.figures import by_prompt
+from zimage.identity.gate import Ruled
+from zimage.identity.intervals import Estimate
+from zimage.identity.reals import RealPhoto, Reals
+from zimage.identity.results import Findings, sha256_of
+from zimage.identity.rows import PictureRow
+from zimage.section import Section
+
+PACKAGES = ("zimage", "torch", "diffusers", "transformers", "peft", "dlib-bin", "onnxruntime", "numpy")
+JPEG_QUALITY = 84
+EXTREMES = 6  # best and worst pictures, and pairs with training photos
+SWEPT_PROMPTS = 8  # rows of the sheet of strengths
+
+
+class ReportParams(Section):
+    """How the report looks and what it has to admit."""
+
+    picture_px: int = Field(ge=64, description="longer side of the pictures in the page")
+    note: str = Field(description="what a reader must know before believing the numbers; empty for nothing")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture with its score.
+
+    Args:
+        src: The picture as a data URI.
+        score: What stands under it.
+        state: same, other, none (no face) or real: its colour.
+        about: What it was asked to show, or what it is.
+        tag: What stands in its corner, such as a strength; empty for nothing.
+    """
+
+    src: str
+    score: str
+    state: str
+    about: str
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A row of pictures with a heading.
+
+    Args:
+        heading: What they have in common.
+        detail: In smaller type.
+        pictures: In order.
+    """
+
+    heading: str
+    detail: str
+    pictures: list[Shown]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A main figure, with its interval in percent of the bar it is drawn on."""
+
+    value: str
+    says: str
+    counted: str
+    at: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A rule of the gate, ready to be shown."""
+
+    says: str
+    limit: str
+    value: str
+    interval: str
+    n: int
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """What one aspect of the suite came to."""
+
+    name: str
+    pictures: int
+    found: int
+    same: int
+    distance: str
+    following: str
+
+
+def write_report(
+    folder: Path, findings: Findings, reals: Reals, loss: Path, *, params: ReportParams, subject: Subject
+) -> None:
+    """Write report.html into the evaluate folder, whose pictures it shows.
+
+    Args:
+        folder: The evaluate folder.
+        findings: What was found.
+        reals: The real photos, to be shown beside the pictures.
+        loss: train/loss.csv.
+        params: See `ReportParams`.
+        subject: Who was learnt.
+    """
+    here = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    page = environment.get_template("report.html.jinja").render(
+        style=(here / "report.css").read_text(encoding="utf-8"),
+        **_Page(folder, findings, reals, params).contents(),
+        loss=_loss(loss),
+        note=params.note,
+        subject=subject,
+        versions=_versions(),
+    )
+    write_whole(folder / "report.html", page.encode())
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Turns findings into what the template shows."""
+
+    folder: Path
+    findings: Findings
+    reals: Reals
+    params: ReportParams
+
+    def contents(self) -> dict[str, object]:
+        """Return the names that the template knows."""
+        findings, outcome, targets = self.findings, self.findings.outcome, self.findings.judge.targets
+        ranked = sorted(outcome.reporting, key=lambda row: (-row.closeness, row.file))
+        return {
+            "judgement": findings.judgement,
+            "cards": self._cards(),
+            "rules": [_line(rule) for rule in findings.judgement.rules],
+            "glance": self._glance(ranked),
+            "distances": self._distances(),
+            "sheets": [self._sheet(rows) for rows in by_prompt(outcome.reporting)],
+            "holdout": [self._real(real) for real in self.reals.holdout],
+            "training": [self._real(real) for real in self.reals.training],
+            "checkpoints": _sweep_chart(outcome.checkpoints, "checkpoint"),
+            "strengths": _sweep_chart(outcome.strengths, "strength"),
+            "strength_sheets": self._strength_sheets(),
+            "best": [self._picture(row) for row in ranked[:EXTREMES]],
+            "worst": [self._picture(row) for row in ranked[::-1][:EXTREMES]],
+            "pairs": self._pairs(),
+            "leaks": self._leaks(),
+            "aspects": _aspects(outcome.reporting),
+            "figures": findings.figures,
+            "outcome": outcome,
+            "findings": findings,
+            "info": targets.info,
+            "info_holdout": len(targets.holdout),
+            "engines": [one.info for one in (targets, findings.judge.second) if one],
+            "lora_sha256": sha256_of(outcome.lora),
+            "copy_correlation": findings.copy_correlation,
+            "second": findings.judge.second,
+            "percent": _percent,
+        }
+
+    def _cards(self) -> list[Card]:
+        figures = self.findings.figures
+        of_base = figures.base_same_of_found
+        return [
+            _card(figures.face_found, "of the pictures show a face", "pictures"),
+            _card(figures.same_of_found, "of the faces are the same person as the held-out photos", "faces"),
+            _card(figures.gain, "of the way from the base model's strangers to real photos", "pictures"),
+            _card(of_base, "of the base model's faces pass for the person, without the LoRA", "faces"),
+        ]
+
+    def _glance(self, ranked: Sequence[PictureRow]) -> list[Sheet]:
+        """Return what a reader wants first: real, without, with; of the LoRA the middle pictures, not the best."""
+        middle = len(ranked) // 2
+        base = [row for row in self.findings.outcome.base if row.half == "reporting"]
+        typical = ranked[max(0, middle - 2) : middle + 2]
+        return [
+            Sheet("Real, held out", "never shown to training", [self._real(real) for real in self.reals.holdout[:2]]),
+            Sheet("Base model", "same prompts, no LoRA", [self._picture(row) for row in base[:2]]),
+            Sheet("With the LoRA", "the middle of the ranking, neither best nor worst",
+                  [self._picture(row) for row in typical]),
+        ]  # fmt: skip
+
+    def _distances(self) -> str:
+        outcome, targets = self.findings.outcome, self.findings.judge.targets
+        groups = [
+            Group("holdout", "held-out photos against each other", targets.genuine().tolist()),
+            Group("training", "training photos, at the pictures' size", targets.ceiling().tolist()),
+            Group("lora", "with the LoRA", _distances_of(outcome.reporting)),
+            Group("base", "impostors: the base model's faces", _distances_of(outcome.base)),
+        ]
+        return strips([group for group in groups if group.values], targets.info.threshold)
+
+    def _sheet(self, rows: Sequence[PictureRow]) -> Sheet:
+        base = [row for row in self.findings.outcome.base if row.prompt == rows[0].prompt][:1]
+        pictures = [self._picture(row, "base" if row.weights == "base" else "") for row in [*base, *rows]]
+        return Sheet(rows[0].aspect, _asked(rows[0]), pictures)
+
+    def _strength_sheets(self) -> list[Sheet]:
+        """Return a sheet for each prompt of the choosing half: the base model, then each strength, one seed."""
+        outcome = self.findings.outcome
+        cells = sorted((strength, rows) for (lora, strength), rows in outcome.swept.items() if lora == outcome.lora)
+        if len(cells) < 2:
+            return []
+        sheets = []
+        for first in [rows[0] for rows in by_prompt(cells[0][1])][:SWEPT_PROMPTS]:
+            base = [row for row in outcome.base if (row.prompt, row.seed) == (first.prompt, first.seed)]
+            swept = [row for _, rows in cells for row in rows if (row.prompt, row.seed) == (first.prompt, first.seed)]
+            pictures = [
+                self._picture(row, "base" if row.weights == "base" else f"{row.strength:g}×") for row in [*base, *swept]
+            ]
+            sheets.append(Sheet(first.aspect, _asked(first), pictures))
+        return sheets
+
+    def _pairs(self) -> list[Sheet]:
+        """Return the pictures that are nearest to a training photo as a whole, each beside that photo."""
+        rows = sorted(self.findings.outcome.reporting, key=lambda row: -row.likeness_to_copy)[:EXTREMES]
+        return [
+            Sheet(
+                f"{row.likeness_to_copy:.2f}",
+                f"face {row.nearest_distance:.2f} to its nearest" if row.nearest_distance is not None else "no face",
+                [self._picture(row), self._original(row)],
+            )
+            for row in rows
+        ]
+
+    def _leaks(self) -> list[Sheet]:
+        says = {
+            "leak_class": "The class noun alone",
+            "leak_other": "Another class",
+            "leak_two": "Two people: at most one may be the subject",
+        }
+        sheets = []
+        for kind, estimate in self.findings.figures.leaks.items():
+            rows = [row for row in self.findings.outcome.leaks if row.kind == kind]
+            if rows:
+                detail = f"the subject appears uncalled in {_percent(estimate.value)} of {estimate.n}"
+                sheets.append(Sheet(says[kind], detail, [self._picture(row) for row in rows]))
+        return sheets
+
+    def _picture(self, row: PictureRow, tag: str = "") -> Shown:
+        state = "none" if row.distance is None else "same" if row.same else "other"
+        score = "no face" if row.distance is None else f"{row.distance:.2f}"
+        return Shown(self._uri(self.folder / row.file), score, state, row.text, tag)
+
+    def _original(self, row: PictureRow) -> Shown:
+        assert row.copy_of is not None
+        return Shown(self._uri(self.reals.crops[row.copy_of]), "its photo", "real", row.copy_of)
+
+    def _real(self, real: RealPhoto) -> Shown:
+        targets = self.findings.judge.targets
+        known = dict(zip(targets.holdout_photos, targets.genuine().tolist(), strict=False))
+        known |= dict(zip(targets.training_photos, targets.ceiling().tolist(), strict=True))
+        score = f"{known[real.photo]:.2f}" if real.photo in known else "–"
+        return Shown(self._uri(real.file), score, "real", f"photo {real.photo}")
+
+    def _uri(self, path: Path) -> str:
+        content = jpeg(fitted(read_rgb(path), self.params.picture_px), JPEG_QUALITY)
+        return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
+
+
+def _card(estimate: Estimate, says: str, counted: str) -> Card:
+    bar = [
+        None if end is None else 100 * min(max(end, 0.0), 1.0) for end in (estimate.value, estimate.low, estimate.high)
+    ]
+    return Card(_percent(estimate.value), says, f"{estimate.n} {counted}", *bar)
+
+
+def _line(rule: Ruled) -> Line:
+    shown: Callable[[float | None], str] = _number if rule.name == "clip_drop_max" else _percent
+    limit = f"{rule.limit:g}" if rule.name == "clip_drop_max" else f"{100 * rule.limit:g}\u00a0%"
+    sign = "at least" if rule.name.endswith("_min") else "at most"
+    interval = f"{shown(rule.low)} to {shown(rule.high)}" if rule.low is not None else ""
+    return Line(rule.says, f"{sign} {limit}", shown(rule.judged), interval, rule.n, rule.verdict)
+
+
+def _aspects(rows: Sequence[PictureRow]) -> list[Aspect]:
+    groups: dict[str, list[PictureRow]] = {}
+    for row in rows:
+        groups.setdefault(row.aspect, []).append(row)
+    return [
+        Aspect(
+            name,
+            len(group),
+            sum(row.faces > 0 for row in group),
+            sum(row.same for row in group),
+            _mean(_distances_of(group), _number),
+            _mean([row.following for row in group if row.following is not None], _percent),
+        )
+        for name, group in groups.items()
+    ]
+
+
+def _asked(row: PictureRow) -> str:
+    """Return the prompt without its opening, which is the same everywhere: "head and shoulders, ..."."""
+    first, comma, rest = row.text.partition(", " if row.language == "en" else "，")
+    return rest if comma and first.startswith(("a photo of", "一张")) else row.text
+
+
+def _sweep_chart(sweep: Sweep | None, name: str) -> str | None:
+    if sweep is None:
+        return None
+    points = [
+        Point(
+            _short(candidate.label, name),
+            candidate.closeness.value or 0.0,
+            candidate.closeness.low,
+            candidate.closeness.high,
+            number == sweep.chosen,
+        )
+        for number, candidate in enumerate(sweep.candidates)
+    ]
+    return whiskers(points, f"closeness by {name}, with 95 % intervals")
+
+
+def _short(label: str, sweep: str) -> str:
+    """Return "0.8" or "600" of "step-000600 × 0.8", whichever the sweep is about; the final LoRA is "final"."""
+    checkpoint, strength = label.split(" × ")
+    if sweep == "strength":
+        return strength
+    return "final" if checkpoint == "lora" else checkpoint.removeprefix("step-").lstrip("0")
+
+
+def _loss(path: Path) -> str | None:
+    """Return the loss curve, or None where training left none."""
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return (
+        curve([float(row["step"]) for row in rows], [float(row["loss"]) for row in rows], "loss by step")
+        if rows
+        else None
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Return what made the pictures and the scores: Python, and each package that is installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _distances_of(rows: Sequence[PictureRow]) -> list[float]:
+    return [row.distance for row in rows if row.distance is not None]
+
+
+def _mean(values: Sequence[float], shown: Callable[[float | None], str]) -> str:
+    return shown(sum(values) / len(values) if values else None)
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return "–"
+    digits = 1 if 0 < value < 0.095 else 0  # a rate of 2.1 % breaks a limit of 2 %, and should be seen to
+    return f"{100 * value:.{digits}f}\u00a0%"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

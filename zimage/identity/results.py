@@ -1,0 +1,162 @@
+"""Writes what an evaluation found as numbers: metrics.json and the tables behind the plots."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from zimage.identity.choice import Sweep
+from zimage.identity.contest import Outcome
+from zimage.identity.figures import Figures
+from zimage.identity.gate import Judgement
+from zimage.identity.intervals import Estimate
+from zimage.identity.judge import Judge
+from zimage.identity.likeness import Targets
+from zimage.identity.rows import write_csv
+from zimage.records import Row, write_metrics
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that an evaluation found.
+
+    Args:
+        outcome: The pictures and the choice.
+        figures: What they amount to.
+        judgement: The verdict.
+        judge: What they were held against.
+        suite: Name of the prompt suite.
+        base: Identity of the base model.
+        copy_correlation: From this likeness on a picture counted as a copy.
+    """
+
+    outcome: Outcome
+    figures: Figures
+    judgement: Judgement
+    judge: Judge
+    suite: str
+    base: str
+    copy_correlation: float
+
+
+class SweepRow(Row):
+    """A candidate of a sweep."""
+
+    sweep: str
+    label: str
+    closeness: float | None
+    low: float | None
+    high: float | None
+    behind: float | None
+    behind_low: float | None
+    behind_high: float | None
+    as_good: bool
+    chosen: bool
+
+
+class DistanceRow(Row):
+    """One distance to the held-out centroid, for the distributions."""
+
+    group: str
+    """lora, base, training (real photos at the pictures' size) or holdout (each against the others)."""
+    distance: float
+
+
+def write_results(folder: Path, findings: Findings) -> None:
+    """Write metrics.json, scores.csv, sweep.csv, distances.csv and gate.csv."""
+    outcome = findings.outcome
+    write_metrics(folder / "metrics.json", metrics_of(findings))
+    write_csv(folder / "scores.csv", outcome.rows)
+    write_csv(
+        folder / "sweep.csv",
+        [*sweep_rows("checkpoint", outcome.checkpoints), *sweep_rows("strength", outcome.strengths)],
+    )
+    write_csv(folder / "distances.csv", distance_rows(findings))
+    write_csv(folder / "gate.csv", findings.judgement.rules)
+
+
+def metrics_of(findings: Findings) -> dict[str, Any]:
+    """Return the numbers; the main ones stand on top by themselves, all with interval and n below `estimates`."""
+    outcome, figures, judge = findings.outcome, findings.figures, findings.judge
+    return {
+        "verdict": findings.judgement.verdict,
+        "why": findings.judgement.why,
+        "face_found_rate": figures.face_found.value,
+        "same_person_rate": figures.same_of_found.value or 0.0,
+        "same_person_rate_of_all": figures.same_of_all.value,
+        "base_face_found_rate": figures.base_face_found.value,
+        "base_same_person_rate": figures.base_same_of_found.value or 0.0,
+        "gain": figures.gain.value,
+        "copy_rate": figures.copied.value,
+        "pictures": len(outcome.rows),
+        "estimates": {
+            field.name: asdict(value)
+            for field in fields(figures)
+            if isinstance(value := getattr(figures, field.name), Estimate)
+        },
+        "leaks": {kind: asdict(estimate) for kind, estimate in figures.leaks.items()},
+        "gate": {rule.name: rule.model_dump(exclude={"name"}) for rule in findings.judgement.rules},
+        "chosen": {
+            "file": outcome.lora.name,
+            "sha256": sha256_of(outcome.lora),
+            "strength": outcome.strength,
+        },
+        "engine": _engine(judge.targets),
+        "second_engine": _engine(judge.second) if judge.second else None,
+        "clip": "present" if judge.clip else "absent",
+        "suite": findings.suite,
+        "base": findings.base,
+    }
+
+
+def sweep_rows(name: str, sweep: Sweep | None) -> list[SweepRow]:
+    """Return a row for each candidate of a sweep, in its order."""
+    return [
+        SweepRow(
+            sweep=name,
+            label=candidate.label,
+            closeness=candidate.closeness.value,
+            low=candidate.closeness.low,
+            high=candidate.closeness.high,
+            behind=candidate.behind.value,
+            behind_low=candidate.behind.low,
+            behind_high=candidate.behind.high,
+            as_good=candidate.as_good,
+            chosen=number == sweep.chosen,
+        )
+        for number, candidate in enumerate(sweep.candidates if sweep else [])
+        if sweep
+    ]
+
+
+def distance_rows(findings: Findings) -> list[DistanceRow]:
+    """Return all distances to the held-out centroid, by where they come from."""
+    outcome, targets = findings.outcome, findings.judge.targets
+    groups: dict[str, Iterable[float]] = {
+        "lora": [row.distance for row in outcome.reporting if row.distance is not None],
+        "base": [row.distance for row in outcome.base if row.distance is not None],
+        "training": targets.ceiling().tolist(),
+        "holdout": targets.genuine().tolist(),
+    }
+    return [DistanceRow(group=group, distance=value) for group, values in groups.items() for value in values]
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hex."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _engine(targets: Targets) -> dict[str, Any]:
+    info = targets.info
+    return {
+        "engine_id": info.engine_id,
+        "metric": info.metric,
+        "threshold": info.threshold,
+        "model_sha256": info.model_sha256,
+        "licence": info.licence,
+        "embedded": info.embedded,
+        "holdout_photos": len(targets.holdout),
+        "training_photos": len(targets.training),
+    }

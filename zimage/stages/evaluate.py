@@ -1,0 +1,142 @@
+"""Asks the LoRA for pictures, scores them against photos it never saw, and says whether they hold."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from zimage.captions.subject import Subject
+from zimage.faces.cache import cache_of
+from zimage.faces.engine import EngineParams
+from zimage.faces.pictures import read_rgb
+from zimage.faces.rows import CropRow
+from zimage.folder import made_aside
+from zimage.identity.album import Album, Sampling
+from zimage.identity.clip import ClipParams, open_clip
+from zimage.identity.contest import Contest, Outcome, ResamplingParams, SeedParams, SweepParams, candidates_of
+from zimage.identity.copies import variety
+from zimage.identity.figures import Evidence, by_prompt, figures
+from zimage.identity.gallery import Gallery
+from zimage.identity.gate import GateParams, judge
+from zimage.identity.judge import Judge
+from zimage.identity.reals import Reals, reals_of
+from zimage.identity.report import ReportParams, write_report
+from zimage.identity.results import Findings, write_results
+from zimage.identity.rows import PictureRow
+from zimage.identity.suite import Prompt, read_suite, with_subject, without_trigger
+from zimage.identity.trial import Trial
+from zimage.model.base import Base, open_pipeline
+from zimage.records import read_rows
+from zimage.section import Section
+
+if TYPE_CHECKING:
+    from zimage.identity.studio import Studio
+
+logger = logging.getLogger(__name__)
+
+
+class SamplingParams(Section):
+    """How every picture is made."""
+
+    side_px: int = Field(multiple_of=16, description="height and width of the pictures")
+    steps: int = Field(ge=1, description="Euler steps")
+    guidance_scale: float = Field(ge=0, description="as diffusers' ZImagePipeline counts: 0 none, 4 is 5 elsewhere")
+
+
+class EvaluateParams(Section):
+    """What a LoRA is asked, how the pictures are scored, and what they have to reach."""
+
+    suite: str = Field(description="demo, full, or a YAML file of prompts")
+    engine: EngineParams = Field(description="the face engine that decides")
+    second_engine: EngineParams | None = Field(description="an independent engine that has to agree; or null")
+    clip: ClipParams | None = Field(description="a CLIP model for prompt following; or null")
+    sampling: SamplingParams
+    seeds: SeedParams
+    sweep: SweepParams
+    resampling: ResamplingParams
+    copy_correlation: float = Field(description="a picture is a training crop come back from this likeness on, 0 to 1")
+    gate: GateParams
+    report: ReportParams
+
+
+def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, base: Base, subject: Subject) -> None:
+    """Write pictures, scores, the verdict and a report: does the LoRA draw this person, and not the photos themselves?
+
+    A poor score is a result. The checkpoint and the strength are chosen on one half of the prompts, and every figure of
+    the chosen LoRA is taken on the other half.
+
+    Args:
+        detect: The folder of the detect stage; its held-out crops are the targets.
+        train: The folder of the train stage: lora.safetensors, checkpoints/, loss.csv.
+        out: Gets pictures/, scores.csv, sweep.csv, distances.csv, gate.csv, metrics.json and report.html. Pictures are
+            also kept beside it (see zimage.faces.cache), so that none is made twice.
+        params: See `EvaluateParams`.
+        base: The model the LoRA was trained on.
+        subject: Trigger and class noun.
+
+    Raises:
+        InputError: there is no LoRA or no held-out face, or the LoRA does not fit the base model.
+    """
+    prompts = read_suite(params.suite)
+    candidates = candidates_of(train, params.sweep.checkpoints)
+    reals = reals_of(detect, read_rows(detect / "crops.jsonl", CropRow))
+    sampling = Sampling(**params.sampling.model_dump())
+    gallery = Gallery(Album(cache_of(out), base.identity, sampling), lambda: _studio(base, sampling, prompts, subject))
+    with made_aside(out) as folder:
+        trial = Trial(gallery, _judge(params, reals), _engines(params), folder)
+        contest = Contest(trial, prompts, subject, params.seeds, params.sweep, params.resampling)
+        findings = _findings(contest.run(candidates), trial, params, base)
+        write_results(folder, findings)
+        write_report(folder, findings, reals, train / "loss.csv", params=params.report, subject=subject)
+    gallery.close()
+    logger.info("%s: %s", findings.judgement.verdict, findings.judgement.why)
+
+
+def _engines(params: EvaluateParams) -> list[EngineParams]:
+    return [params.engine] if params.second_engine is None else [params.engine, params.second_engine]
+
+
+def _judge(params: EvaluateParams, reals: Reals) -> Judge:
+    targets = reals.targets(_engines(params), params.sampling.side_px)
+    clip = None if params.clip is None else open_clip(params.clip)
+    return Judge(targets[0], targets[1] if len(targets) > 1 else None, reals.originals(), clip)
+
+
+def _studio(base: Base, sampling: Sampling, prompts: Sequence[Prompt], subject: Subject) -> "Studio":
+    """Return a studio with all prompts read; on a GPU in bfloat16 where there is one."""
+    import torch
+
+    from zimage.identity.studio import Studio
+
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    studio = Studio(open_pipeline(base, device="cuda" if on_gpu else "cpu", dtype=dtype), sampling)
+    texts = [with_subject(prompt, subject) for prompt in prompts]
+    studio.read(texts + [without_trigger(prompt, subject.class_noun) for prompt in prompts])
+    return studio
+
+
+def _findings(outcome: Outcome, trial: Trial, params: EvaluateParams, base: Base) -> Findings:
+    evidence = Evidence(
+        lora=outcome.reporting,
+        base=outcome.base,
+        leaks=outcome.leaks,
+        variety=_varieties(trial.folder, outcome.reporting),
+        base_variety=_varieties(trial.folder, outcome.base),
+        ceiling=trial.judge.targets.ceiling(),
+    )
+    found = figures(
+        evidence,
+        copy_correlation=params.copy_correlation,
+        resamples=params.resampling.resamples,
+        generator=params.resampling.generator(),
+    )
+    verdict = judge(found, params.gate, embedded=trial.judge.targets.info.embedded)
+    return Findings(outcome, found, verdict, trial.judge, params.suite, base.identity, params.copy_correlation)
+
+
+def _varieties(folder: Path, rows: Sequence[PictureRow]) -> list[list[float]]:
+    """Return how unlike each other the pictures of each prompt are; prompts with one picture have none."""
+    return [variety([read_rgb(folder / row.file) for row in group]) for group in by_prompt(rows)]
