@@ -148,7 +148,8 @@ def _dvc(
     with tempfile.TemporaryDirectory() as temporary:
         progress = Path(temporary) / "progress.jsonl"
         follower = _Follower(progress, on_progress)
-        child = subprocess.Popen(
+        errors: list[str] = []
+        with subprocess.Popen(
             [sys.executable, "-c", DVC, *arguments],
             cwd=folder,
             env=_environment(progress),
@@ -157,18 +158,17 @@ def _dvc(
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-        )  # in this process group: cancelling signals the group
-        errors: list[str] = []
-        try:
-            for line in _lines(child, follower.look):
-                on_line(line)
-                if line.startswith("ERROR: "):
-                    errors.append(line.removeprefix("ERROR: "))
-        except BaseException:
-            _end(child)
-            raise
+        ) as child:  # in this process group: cancelling signals the group
+            try:
+                for line in _lines(child, follower.look):
+                    on_line(line)
+                    if line.startswith("ERROR: "):
+                        errors.append(line.removeprefix("ERROR: "))
+            except BaseException:
+                _end(child)
+                raise
         follower.look()
-        if child.wait() != 0:
+        if child.returncode != 0:
             raise _failure(follower.error, errors, folder)
 
 

@@ -1,0 +1,230 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.settings import PROJECT
+from tasks.workspace import (
+    Outcome,
+    StageFailedError,
+    bring_up_to_date,
+    held,
+    is_up_to_date,
+    make,
+    outcome,
+    write_changed,
+)
+from zimage.errors import InputError
+
+COPY = "import pathlib, shutil; pathlib.Path('data/b').mkdir(); shutil.copy('data/a', 'data/b/a'); print('copied')"
+WAITING = """
+import os, pathlib, time
+from zimage.parent import die_with_parent
+die_with_parent()
+pathlib.Path('pid').write_text(str(os.getpid()))
+print('waiting')
+time.sleep(600)
+"""
+TELLING = """
+import json, os, pathlib
+event = {"name": "b", "done": 3, "total": 4}
+pathlib.Path(os.environ["ZIMAGE_PROGRESS"]).write_text(json.dumps(event) + chr(10))
+"""
+KILLED = """
+import sys
+from pathlib import Path
+from tasks.workspace import bring_up_to_date
+bring_up_to_date(Path(sys.argv[1]), "b", on_line=print)
+"""
+HOLDING = """
+import sys
+from pathlib import Path
+from tasks.workspace import held
+with held(Path(sys.argv[1])):
+    print("in")
+"""
+DIES_WITHIN_S = 20
+
+
+def project_with(folder: Path, command: str) -> Path:
+    """A project whose only stage `b` runs `command` on data/a."""
+    folder.mkdir()
+    stage = {"cmd": command, "deps": ["data/a"], "params": ["b"], "outs": ["data/b"]}
+    (folder / "dvc.yaml").write_text(json.dumps({"stages": {"b": stage}}))
+    (folder / "code.yaml").write_text("b: sha256:00\n")
+    (folder / ".dvcignore").write_text(".*.part\n")
+    return folder
+
+
+def workspace_with(tmp_path: Path, code: str = "", command: str = "python stage.py") -> Path:
+    """A workspace whose stage `b` runs `code`."""
+    workspace = tmp_path / "ada"
+    make(workspace, project_with(tmp_path / "project", command))
+    (workspace / "stage.py").write_text(code)
+    (workspace / "params.yaml").write_text("b: 1\n")
+    (workspace / "data" / "a").write_text("one")
+    return workspace
+
+
+def run(workspace: Path) -> Outcome:
+    return bring_up_to_date(workspace, "b", on_line=lambda _: None)
+
+
+def test_a_stage_runs_once_and_is_unchanged_after_that(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, COPY)
+
+    assert not is_up_to_date(workspace, "b")
+    assert run(workspace) is Outcome.RAN
+    assert (workspace / "data" / "b" / "a").read_text() == "one"
+    assert run(workspace) is Outcome.UNCHANGED
+    assert is_up_to_date(workspace, "b")
+
+
+def test_going_back_to_earlier_values_restores_instead_of_running(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, COPY)
+    run(workspace)
+    (workspace / "params.yaml").write_text("b: 2\n")
+    assert not is_up_to_date(workspace, "b")
+    assert run(workspace) is Outcome.RAN
+
+    (workspace / "params.yaml").write_text("b: 1\n")
+
+    assert not is_up_to_date(workspace, "b")
+    assert run(workspace) is Outcome.RESTORED
+
+
+def test_only_the_lines_of_the_stage_itself_tell_its_outcome() -> None:
+    lines = ["Running stage 'encode':", "> python …", "Stage 'train' didn't change, skipping"]
+
+    assert outcome(lines, "encode") is Outcome.RAN
+    assert outcome(lines, "train") is Outcome.UNCHANGED
+    assert outcome(["Stage 'train' is cached - skipping run, checking out outputs"], "train") is Outcome.RESTORED
+
+
+def test_lines_come_while_the_stage_still_runs(tmp_path: Path) -> None:
+    answering = "import pathlib, time\nprint('ready')\nwhile not pathlib.Path('go').exists(): time.sleep(0.05)\n" + COPY
+    workspace = workspace_with(tmp_path, answering)
+
+    def answer(line: str) -> None:
+        if line == "ready":
+            (workspace / "go").touch()
+
+    assert bring_up_to_date(workspace, "b", on_line=answer) is Outcome.RAN
+
+
+def test_progress_reaches_the_follower(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, TELLING + COPY)
+    events: list[dict[str, object]] = []
+
+    bring_up_to_date(workspace, "b", on_line=lambda _: None, on_progress=events.append)
+
+    assert events == [{"name": "b", "done": 3, "total": 4}]
+
+
+def test_a_refusal_is_raised_as_the_stage_s_own_sentence(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, command="python -m zimage summary nowhere")
+
+    with pytest.raises(InputError, match=r"^Nothing has been evaluated in nowhere yet; run `dvc repro` there first\.$"):
+        run(workspace)
+    assert not (workspace / "data" / "b").exists()
+
+
+def test_a_crash_is_not_blamed_on_the_user(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, "1 / 0")
+    lines: list[str] = []
+
+    with pytest.raises(StageFailedError, match="failed to reproduce 'b'"):
+        bring_up_to_date(workspace, "b", on_line=lines.append)
+    assert "ZeroDivisionError: division by zero" in lines
+
+
+def test_an_interrupt_ends_dvc_and_the_stage(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, WAITING)
+
+    def interrupt(line: str) -> None:
+        if line == "waiting":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bring_up_to_date(workspace, "b", on_line=interrupt)
+
+    assert not psutil.pid_exists(int((workspace / "pid").read_text()))
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parents")
+def test_no_process_outlives_a_killed_run(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, WAITING)
+    command = [sys.executable, "-uc", KILLED, str(workspace)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        next(line for line in parent.stdout if line == "waiting\n")
+        parent.send_signal(signal.SIGKILL)
+
+    stage = int((workspace / "pid").read_text())
+    deadline = time.monotonic() + DIES_WITHIN_S
+    while psutil.pid_exists(stage) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(stage)
+    assert run_after(workspace) is Outcome.RAN
+
+
+def run_after(workspace: Path) -> Outcome:
+    """The next run goes on where the killed one stopped."""
+    (workspace / "stage.py").write_text(COPY)
+    return run(workspace)
+
+
+def test_a_workspace_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, COPY)
+    script = (
+        f"from pathlib import Path; from tasks.workspace import held\nwith held(Path({str(workspace)!r})): print('in')"
+    )
+    command = [sys.executable, "-c", script]
+
+    with held(workspace):
+        refused = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    free = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+    assert f"{workspace} is being worked on by process {os.getpid()}; wait for it to end" in refused.stderr
+    assert free.stdout == "in\n"
+
+
+def test_making_a_workspace_again_touches_nothing_that_is_right(tmp_path: Path) -> None:
+    project = project_with(tmp_path / "project", "true")
+    workspace = tmp_path / "ada"
+    make(workspace, project)
+    before = {path: path.stat().st_mtime_ns for path in workspace.rglob("*.yaml")}
+
+    make(workspace, project)
+
+    assert {path: path.stat().st_mtime_ns for path in workspace.rglob("*.yaml")} == before
+
+
+def test_a_workspace_follows_the_project_s_code(tmp_path: Path) -> None:
+    project = project_with(tmp_path / "project", "true")
+    workspace = tmp_path / "ada"
+    make(workspace, project)
+
+    (project / "code.yaml").write_text("b: sha256:11\n")
+    make(workspace, project)
+
+    assert (workspace / "code.yaml").read_text() == "b: sha256:11\n"
+
+
+def test_a_file_that_is_right_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_changed(path, "one")
+    os.utime(path, (0, 0))
+
+    write_changed(path, "one")
+    assert path.stat().st_mtime == 0
+
+    write_changed(path, "two")
+    assert path.read_text() == "two"
