@@ -99,7 +99,7 @@ def _without_zeros(factors: Factors) -> Factors:
 
 
 def exact_factors(change: Change) -> Factors | None:
-    """Return a LoHa's or LoRA's change as the product it exactly is; None for forms that are no thin product as such."""
+    """Return a LoRA's or LoHa's change as the product that it exactly is; None for the other forms."""
     match change:
         case Factors():
             return change

@@ -106,8 +106,8 @@ def _unet_without_cross_attention(trunk: Sequence[Layer], layers: Sequence[Layer
 
 
 def _flux(trunk: Sequence[Layer]) -> Family:
-    doubles = _indices(trunk, r"^(?:double_blocks|transformer_blocks)_(\d+)")
-    singles = _indices(trunk, r"^(?:single_blocks|single_transformer_blocks)_(\d+)")
+    doubles = _indices(trunk, r"^(?:double_blocks|transformer_blocks)_(\d{1,9})(?!\d)")
+    singles = _indices(trunk, r"^(?:single_blocks|single_transformer_blocks)_(\d{1,9})(?!\d)")
     width = _width(trunk)
     needs = f"double-stream and single-stream blocks of width {width}"
     # Flux.2: modulation shared by all blocks, a gated feed-forward of ratio 3 fused with qkv (transformer_flux2.py).
@@ -142,7 +142,7 @@ def _transformer_blocks(trunk: Sequence[Layer]) -> Family:
         return _krea2(trunk)
     if _has(trunk, r"_ff_linear_(in|out)$|_ff_context_linear_"):
         return _flux(trunk)
-    deepest = max(_indices(trunk, r"^transformer_blocks_(\d+)"), default=0)
+    deepest = max(_indices(trunk, r"^transformer_blocks_(\d{1,9})(?!\d)"), default=0)
     if width == 3072 and (_has(trunk, r"_(img|txt)_(mlp|mod)_") or 19 <= deepest < 60):
         return Family("Qwen-Image", "60 double-stream blocks of width 3072", width)
     if width in {1536, 2432} and (_has(trunk, r"add_[qkv]_proj|_context") or _has(trunk, r"attn_to_[qkv]")):

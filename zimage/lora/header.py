@@ -152,7 +152,14 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
         reason = shown(str(error), 60)
         raise LoraFileError(f"{path} has a header that is not JSON ({reason}); download it again.") from None
     assert isinstance(raw, dict)
+    if not all(map(_is_unicode, raw)):
+        raise LoraFileError(f"{path} has names that are not Unicode; it cannot be trusted.")
     return raw
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a JSON string is text: escapes can spell halves of characters, which no other reader accepts."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 class _TwiceError(ValueError):
@@ -169,9 +176,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _metadata(path: Path, raw: Any) -> dict[str, str]:
-    if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
+    if not isinstance(raw, dict) or not all(isinstance(text, str) and _is_unicode(text) for text in _texts(raw)):
         raise LoraFileError(f"{path} has metadata that is not a table of strings; it is not a valid safetensors file.")
     return raw
+
+
+def _texts(raw: dict[str, Any]) -> list[Any]:
+    return [*raw, *raw.values()]
 
 
 def _entry(path: Path, name: str, fields: Any) -> Entry:

@@ -129,15 +129,15 @@ def _of_form(layer: Layer, weights: dict[Part, Tensor], alpha: float | None, ada
     """The change of one layer; ValueError when the parts are not a whole form or their shapes do not fit."""
     match weights:
         case {"down": down, "up": up, **rest} if not rest:
-            scale = alpha / len(down) if alpha is not None else adapter.of(layer.path, len(down))
-            return _checked(Factors(_flat(down) * scale, _flat(up)))
+            pair = _checked(Factors(_flat(down), _flat(up)))
+            rank = len(pair.down)
+            return _times(alpha / rank if alpha is not None else adapter.of(layer.path, rank), pair)
         case {"hada_w1_a": up1, "hada_w1_b": down1, "hada_w2_a": up2, "hada_w2_b": down2, **rest} if not rest:
-            scale = alpha / len(down1) if alpha is not None else 1.0
-            first, second = _checked(Factors(down1 * scale, up1)), _checked(Factors(down2, up2))
+            first, second = _checked(Factors(down1, up1)), _checked(Factors(down2, up2))
             if first.up.shape[0] != second.up.shape[0] or first.down.shape[1] != second.down.shape[1]:
                 raise ValueError
-            return Hadamard(first, second)
-        case {"diff": weight, **rest} if not rest and alpha is None and weight.ndim == 2:
+            return Hadamard(_times(alpha / len(first.down) if alpha is not None else 1.0, first), second)
+        case {"diff": weight, **rest} if not rest and alpha is None and weight.ndim == 2 and weight.numel():
             return Dense(weight)
         case lokr if all(part.startswith("lokr_") for part in lokr):
             return _kronecker(lokr, alpha)
@@ -151,15 +151,19 @@ def _kronecker(weights: dict[Part, Tensor], alpha: float | None) -> Kronecker:
             case [Tensor() as tensor, None, None]:
                 sides.append(tensor)
             case [None, Tensor() as up, Tensor() as down]:
-                sides.append(up.double() @ down.double())
+                sides.append(_checked(Factors(down, up)).change())
                 rank = len(down)  # the second matrix's, where both have one: lycoris and ComfyUI agree
             case _:
                 raise ValueError
-    if weights or any(side.ndim != 2 for side in sides):
+    if weights or any(side.ndim != 2 or not side.numel() for side in sides):
         raise ValueError
     # With both matrices whole there is no rank, and alpha means nothing (lycoris: modules/lokr.py).
     scale = alpha / rank if alpha is not None and rank is not None else 1.0
     return Kronecker(sides[0] * scale, sides[1])
+
+
+def _times(strength: float, factors: Factors) -> Factors:
+    return Factors(factors.down * strength, factors.up)
 
 
 def _flat(tensor: Tensor) -> Tensor:
