@@ -14,21 +14,19 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import task
 from pydantic import BaseModel, ConfigDict
 
+from tasks.policy import may_pass
 from tasks.settings import PROJECT
-from tasks.storage import Store
+from tasks.storage import ConflictError, Store
 from zimage.errors import InputError
 from zimage.faces.consent import read_consent, require
+from zimage.summary import chosen_lora
 
 # Their versions decide what the weights become; the rest of constraints.txt is tied by the code's commit.
 PACKAGES = ("zimage", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
-# Name in the release: where it lies in a workspace. No photo of the person and no embedding is among them.
-FILES = {
-    "lora.safetensors": "data/train/lora.safetensors",
-    "metrics.json": "data/evaluate/metrics.json",
-    "report.html": "data/evaluate/report.html",
-}
+LORA, METRICS, REPORT = "lora.safetensors", "metrics.json", "report.html"  # as they are called in a release
+EVALUATE = Path("data/evaluate")
 MANIFEST = "manifest.json"
-RETRY_AFTER_S = [2, 10, 60]
+RETRY_AFTER_S = [2.0, 10.0, 60.0]
 
 Verdict = Literal["pass", "provisional", "fail"]
 
@@ -73,27 +71,41 @@ class Release:
     is_new: bool
 
 
-@task(name="publish", task_run_name="publish {subject}", tags=["cpu"], cache_policy=NO_CACHE, persist_result=False)
+@task(
+    name="publish",
+    task_run_name="publish {subject}",
+    tags=["cpu"],
+    retries=len(RETRY_AFTER_S),
+    retry_delay_seconds=RETRY_AFTER_S,
+    retry_condition_fn=may_pass,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 def publish(workspace: Path, subject: str, store: Store, *, accept_provisional: bool = False) -> Release:
     """Return the release of what `workspace` holds, made unless the same content is one already.
+
+    Files come first and the manifest last, all under a name that holds the content's hash: what an interrupted attempt
+    left is completed by the next one, and a release with a manifest never changes.
 
     Raises:
         InputError: the verdict or the consent forbids it, or the workspace is not finished.
     """
     verdict = gate(workspace, accept_provisional=accept_provisional)
-    files = _files(workspace)
+    sources = _sources(workspace)
+    files = [_described(name, path) for name, path in sources.items()]
     releases = f"subjects/{subject}/releases"
-    wanted = _short_hash(files)
-    done = {key.split("/")[3] for key in store.keys(releases) if key.endswith(f"/{MANIFEST}")}
-    name = next((name for name in done if name.endswith(f"-{wanted}")), None)
-    if name is not None:
-        return Release(name, f"{releases}/{name}", is_new=False)
-    name = f"{_next_number(store, releases)}-{wanted}"
+    name = _name(store.keys(releases), _short_hash(files))
+    key = f"{releases}/{name}"
+    if store.read(f"{key}/{MANIFEST}") is not None:
+        return Release(name, key, is_new=False)
     for file in files:
-        store.put_if_absent(f"{releases}/{name}/{file.name}", workspace / FILES[file.name])
+        store.put_if_absent(f"{key}/{file.name}", sources[file.name])
     manifest = _manifest(workspace, subject, name, verdict, files)
-    store.swap(f"{releases}/{name}/{MANIFEST}", manifest.model_dump_json(indent=2).encode(), None)
-    return Release(name, f"{releases}/{name}", is_new=True)
+    try:
+        store.swap(f"{key}/{MANIFEST}", manifest.model_dump_json(indent=2).encode(), None)
+    except ConflictError:  # the same content was published at the same time
+        return Release(name, key, is_new=False)
+    return Release(name, key, is_new=True)
 
 
 def gate(workspace: Path, *, accept_provisional: bool) -> Verdict:
@@ -102,21 +114,32 @@ def gate(workspace: Path, *, accept_provisional: bool) -> Verdict:
     Raises:
         InputError: it may not, and why.
     """
-    metrics = workspace / FILES["metrics.json"]
-    if not metrics.is_file():
-        raise InputError(f"{workspace} has not been evaluated; run the flow `learn` first.")
-    verdict: Verdict = json.loads(metrics.read_text(encoding="utf-8"))["verdict"]
+    found = _metrics(workspace)
+    verdict: Verdict = found["verdict"]
     if verdict == "fail":
-        raise InputError("Not published: the verdict is fail. The report says why; more or better photos help most.")
+        raise InputError(f"Not published, the verdict is fail: {found['why']}. More or better photos help most.")
     if verdict == "provisional" and not accept_provisional:
-        raise InputError("Not published: the verdict is provisional. Ask for `--publish provisional` to accept that.")
+        raise InputError("Not published, the verdict is provisional; `--publish provisional` accepts that.")
     today = datetime.datetime.now(datetime.UTC).date()
     require(read_consent(workspace / "data" / "consent.yaml"), "publication", today)
     return verdict
 
 
-def _files(workspace: Path) -> list[PublishedFile]:
-    return [_described(name, workspace / place) for name, place in FILES.items()]
+def _sources(workspace: Path) -> dict[str, Path]:
+    """Return the files of the release by name: the LoRA that was chosen, the numbers, the report."""
+    chosen = _metrics(workspace)["chosen"]
+    lora = chosen_lora(workspace, chosen["file"])
+    if not lora.is_file() or _described(LORA, lora).sha256 != chosen["sha256"]:
+        raise InputError(f"{lora} is not the LoRA that was evaluated; run the flow `learn` again.")
+    return {LORA: lora, METRICS: workspace / EVALUATE / METRICS, REPORT: workspace / EVALUATE / REPORT}
+
+
+def _metrics(workspace: Path) -> dict[str, Any]:
+    path = workspace / EVALUATE / METRICS
+    if not path.is_file():
+        raise InputError(f"{workspace} has not been evaluated; run the flow `learn` first.")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _described(name: str, path: Path) -> PublishedFile:
@@ -130,9 +153,11 @@ def _short_hash(files: list[PublishedFile]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
-def _next_number(store: Store, releases: str) -> int:
-    names = {key.split("/")[3] for key in store.keys(releases)}
-    return 1 + max((int(name.split("-")[0]) for name in names), default=0)
+def _name(keys: list[str], content: str) -> str:
+    """Return the name of the release with this content: the one that was begun, or the next number."""
+    names = sorted({key.split("/")[3] for key in keys}, key=lambda name: int(name.split("-")[0]))
+    begun = [name for name in names if name.endswith(f"-{content}")]
+    return begun[0] if begun else f"{int(names[-1].split('-')[0]) + 1 if names else 1}-{content}"
 
 
 def _manifest(workspace: Path, subject: str, name: str, verdict: Verdict, files: list[PublishedFile]) -> Manifest:
@@ -146,7 +171,7 @@ def _manifest(workspace: Path, subject: str, name: str, verdict: Verdict, files:
         code=_yaml(workspace / "code.yaml"),
         code_commit=_commit(),
         dvc_lock=_yaml(workspace / "dvc.lock"),
-        packages={package: importlib.metadata.version(package) for package in PACKAGES},
+        packages={found.name: found.version for found in importlib.metadata.distributions() if found.name in PACKAGES},
     )
 
 

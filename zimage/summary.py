@@ -22,9 +22,16 @@ def summary(workspace: Path) -> list[str]:
     if not metrics.is_file():
         raise InputError(f"Nothing has been evaluated in {workspace} yet; run `dvc repro` there first.")
     found = json.loads(metrics.read_text(encoding="utf-8"))
+    chosen = found["chosen"]
     return [
-        f"verdict  {found['verdict']}",
+        f"verdict  {found['verdict']}: {found['why']}",
         *(f"{found[key]:>7.1%}  {meaning}" for key, meaning in RATES.items()),
         f"report   {(metrics.parent / 'report.html').resolve()}",
-        f"LoRA     {(workspace / 'data' / 'train' / 'lora.safetensors').resolve()}",
+        f"LoRA     {chosen_lora(workspace, chosen['file']).resolve()} at strength {chosen['strength']}",
     ]
+
+
+def chosen_lora(workspace: Path, name: str) -> Path:
+    """Return where the LoRA that was evaluated and chosen lies: the final one, or a checkpoint."""
+    train = workspace / "data" / "train"
+    return train / name if (train / name).exists() else train / "checkpoints" / name
