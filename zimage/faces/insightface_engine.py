@@ -89,7 +89,9 @@ class InsightfaceEngine:
 
     def _search(self, image_rgb: NDArray[np.uint8], side_px: int) -> list[Face]:
         image_bgr = np.ascontiguousarray(image_rgb[:, :, ::-1])
-        boxes, points = self.app.det_model.detect(image_bgr, input_size=(side_px, side_px), max_num=MAX_FACES)
+        boxes, points = self.app.det_model.detect(
+            image_bgr, input_size=(side_px, side_px), max_num=MAX_FACES, metric="max"
+        )
         if len(boxes) == 0:
             return []
         if points is None:

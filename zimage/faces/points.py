@@ -38,6 +38,8 @@ UPRIGHT: dict[PointsKind, tuple[tuple[float, float], ...]] = {
 }
 # dlib's template is tight around eyes and nose; its ResNet was trained with this border on every side (share of side).
 BORDER: dict[PointsKind, float] = {"corners": 0.25, "centres": 0.0}
+# dlib's template counts from the corner of the first pixel, arcface_dst from its centre (checked against both).
+FIRST_PIXEL: dict[PointsKind, float] = {"corners": -0.5, "centres": 0.0}
 
 
 def eyes(points_xy: Points, kind: PointsKind) -> tuple[Points, Points]:
@@ -101,7 +103,7 @@ def aligned(image_rgb: NDArray[np.uint8], points_xy: Points, kind: PointsKind, s
     """
     import cv2
 
-    carry = similarity(points_xy, upright_points(kind, side_px))
+    carry = similarity(points_xy, upright_points(kind, side_px) + np.float32(FIRST_PIXEL[kind]))
     scale = float(np.hypot(carry[0, 0], carry[1, 0]))
     if scale < 0.5:
         image_rgb, carry = _shrunk_around(image_rgb, points_xy, scale, carry)

@@ -106,7 +106,7 @@ def _entries(source: Path, max_files: int, max_bytes: int) -> Iterator[Given]:
         if zipfile.is_zipfile(source):
             return _in_zip(zipfile.ZipFile(source), max_files, max_bytes)
         stream = _unpacked(source)
-        return _in_tar(tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:"), stream, max_files, max_bytes)
+        return _in_tar(_opened_tar(stream), stream, max_files, max_bytes)
     except DAMAGED as error:
         raise InputError(
             f"{source} is neither a folder, a zip nor a tar that can be read ({' '.join(str(error).split())}); "
@@ -183,9 +183,17 @@ def _zip_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, max_
         return Given(name, entry.file_size, refusal=("unreadable", detail))
 
 
+def _opened_tar(stream: "_Bounded") -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:")
+    except BaseException:
+        stream.close()
+        raise
+
+
 def _in_tar(archive: tarfile.TarFile, stream: "_Bounded", max_files: int, max_bytes: int) -> Iterator[Given]:
     """Yield the entries in their own order, each read as it passes: a compressed tar can only be read forwards."""
-    with archive, contextlib.closing(stream):
+    with contextlib.closing(stream), archive:
         number = 0
         while True:
             try:
