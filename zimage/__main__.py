@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from zimage.errors import InputError
+from zimage.lora import commands as lora
 from zimage.signatures import STAGES, Signature, signature
 
 USER_ERROR = 2
@@ -35,13 +36,13 @@ class Command:
         name: How it is called.
         summary: One line for `zimage --help`.
         configure: Adds its arguments to its parser.
-        run: Does it, with the parsed arguments.
+        run: Does it, with the parsed arguments, and returns the exit code.
     """
 
     name: str
     summary: str
     configure: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     followed = os.environ.get("ZIMAGE_PROGRESS")
     _begin(followed)
     try:
-        parsed.run(parsed)
+        return int(parsed.run(parsed))
     except BaseException as error:
         sentence = _sentence(error)
         if sentence is None:
@@ -58,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"zimage: {sentence}", file=sys.stderr, flush=True)
         _tell(followed, sentence)
         return USER_ERROR
-    return 0
 
 
 def _commands() -> list[Command]:
@@ -79,8 +79,9 @@ def _stage_command(stage: Signature) -> Command:
         parser.add_argument(output, type=Path, help="the folder that appears, whole, or is replaced")
         _add_params(parser)
 
-    def run(parsed: argparse.Namespace) -> None:
+    def run(parsed: argparse.Namespace) -> int:
         run_stage(stage, [getattr(parsed, name) for name in stage.folders], parsed.params_file)
+        return 0
 
     return Command(stage.stage, stage.summary, configure, run)
 
@@ -114,27 +115,31 @@ def _imported(stage: Signature) -> tuple[Callable[..., None], dict[str, type[Any
     return function, inspect.get_annotations(function, eval_str=True)
 
 
-def _summary(parsed: argparse.Namespace) -> None:
+def _summary(parsed: argparse.Namespace) -> int:
     from zimage.summary import summary
 
     print(*summary(parsed.workspace), sep="\n")
+    return 0
 
 
-def _demo(parsed: argparse.Namespace) -> None:
+def _demo(parsed: argparse.Namespace) -> int:
     from zimage.demo import make_demo_photos
     from zimage.folder import made_aside
 
     with made_aside(parsed.photos) as folder:
         make_demo_photos(folder, seed=parsed.seed)
+    return 0
 
 
-def _doctor(parsed: argparse.Namespace) -> None:
+def _doctor(parsed: argparse.Namespace) -> int:
     from zimage.doctor import as_lines, examine
 
-    print(*as_lines(examine(parsed.params_file, prefect_api_url=os.environ.get("PREFECT_API_URL"))), sep="\n")
+    findings = examine(parsed.params_file, prefect_api_url=os.environ.get("PREFECT_API_URL"))
+    print(*as_lines(findings), sep="\n")
+    return USER_ERROR if any(finding.state == "missing" for finding in findings) else 0
 
 
-def _pin(parsed: argparse.Namespace) -> None:
+def _pin(parsed: argparse.Namespace) -> int:
     from zimage.folder import write_whole
     from zimage.model.base import identify
     from zimage.params import with_values
@@ -145,13 +150,15 @@ def _pin(parsed: argparse.Namespace) -> None:
     text = with_values(parsed.params_file.read_text(encoding="utf-8"), values, "zimage pin")
     write_whole(parsed.params_file, text.encode())
     print(f"{parsed.params_file}: base.model is {parsed.model}, base.identity is {values['base.identity']}")
+    return 0
 
 
-def _fingerprints(parsed: argparse.Namespace) -> None:
+def _fingerprints(parsed: argparse.Namespace) -> int:
     from zimage.fingerprint import as_yaml, fingerprints
     from zimage.folder import write_whole
 
     write_whole(parsed.output, as_yaml(fingerprints()).encode())
+    return 0
 
 
 def _add_params(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +195,7 @@ def _parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(command.name, help=command.summary, description=command.summary)
         command.configure(subparser)
         subparser.set_defaults(run=command.run)
+    lora.register(subparsers)
     return parser
 
 
