@@ -1,6 +1,7 @@
 """The one device a process computes on. Which it is is a fact of the machine, never a parameter."""
 
 import gc
+import resource
 
 import torch
 
@@ -17,3 +18,15 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a CPU tensor on the device, without making the host wait: pinned first where the device is a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the most memory this process has held so far, in GB: of the GPU, or of the machine without one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,0 +1,48 @@
+"""Small training parameters for tests."""
+
+from typing import Any
+
+from zimage.training.params import TrainParams
+
+PARAMS: dict[str, Any] = {
+    "steps": 6,
+    "batch": 2,
+    "at_once": 2,
+    "targets": ["attention", "feed_forward"],
+    "rank": 4,
+    "dropout": 0.0,
+    "precision": "float32",
+    "optimiser": {
+        "learning_rate": 1e-2,
+        "up_rate": 1.0,
+        "betas": [0.9, 0.99],
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        "ema_decay": 0.9,
+    },
+    "schedule": {"law": "cosine", "warmup_steps": 2, "final_fraction": 0.1},
+    "sigma": {"law": "logit_normal", "mean": 0.0, "std": 1.0, "shift": 1.0, "stratified": True},
+    "loss_weight": "constant",
+    "face_weight": 3.0,
+    "caption_dropout": 0.2,
+    "latents": "sample",
+    "preservation": None,
+    "training_adapter": None,
+    "memory": {"frozen": "plain", "checkpointing": "none", "offloaded_blocks": 0, "compile": False},
+    "checkpoint_every": 2,
+    "samples": None,
+    "stored": "float32",
+    "explosion": 100.0,
+    "seed": 0,
+}
+
+
+def recipe(**changes: Any) -> TrainParams:
+    """Return parameters of a run of six steps, with changes; a mapping changes only the keys it names."""
+    merged = {
+        key: {**PARAMS[key], **changes[key]}
+        if isinstance(PARAMS[key], dict) and isinstance(changes.get(key), dict)
+        else changes.get(key, PARAMS[key])
+        for key in PARAMS
+    }
+    return TrainParams.model_validate(merged)

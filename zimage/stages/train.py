@@ -1,0 +1,124 @@
+"""Learns the person: a LoRA of the base's transformer, from encoded crops and captions."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zimage.captions.subject import Subject
+from zimage.fingerprint import fingerprint
+from zimage.folder import aside_of, made_aside
+from zimage.model.base import Base, identify_files, resolve
+from zimage.progress import Progress
+from zimage.records import write_metrics
+from zimage.training.params import TrainParams
+
+if TYPE_CHECKING:
+    from zimage.training.keeping import Keeper
+    from zimage.training.preparation import Prepared
+
+logger = logging.getLogger(__name__)
+
+LOSS_STEPS = 100  # that the metrics' mean losses are taken over
+
+
+def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: Subject) -> None:
+    """Write a LoRA of the person, its checkpoints and the course of its learning.
+
+    A run that was stopped goes on from its last checkpoint, if data, parameters, base and code are still the same, and
+    ends with the LoRA it would have ended with. Started by `torchrun`, all its processes share the work.
+
+    Args:
+        encode: The folder of the encode stage.
+        out: Gets lora.safetensors, checkpoints/, samples/, loss.csv and metrics.json.
+        params: See `TrainParams`.
+        base: The model that is adapted.
+        subject: Its trigger is written into the LoRA.
+
+    Raises:
+        InputError: the data or the base cannot be used, the loss left all bounds, or the GPU's memory is too small.
+    """
+    from zimage.training.checkpoint import run_identity
+    from zimage.training.keeping import Keeper
+    from zimage.training.preparation import prepare
+    from zimage.training.world import World
+
+    world = World()
+    folder = resolve(base)
+    dataset = identify_files(encode.glob("*.*"), encode)
+    run = run_identity(params.model_dump_json(), dataset, base.identity, subject.trigger, fingerprint(__name__))
+    prepared = prepare(encode, folder, params, world)
+    if not world.leads:
+        begin = _resumed(aside_of(out), prepared, run)
+        prepared.loop.run(begin, params.checkpoint_every, told=_ignored, kept=_ignored)
+        return
+    with made_aside(out, keep_on_failure=True) as aside:
+        begin = _resumed(aside, prepared, run)
+        if begin == 0:
+            _empty(aside)
+        metadata = _metadata(params, base, subject, dataset)
+        with Progress("train", params.steps, begin) as progress:
+            keeper = Keeper(
+                aside, prepared, params, base=folder, metadata=metadata, run=run, begin=begin, progress=progress
+            )
+            prepared.loop.run(begin, params.checkpoint_every, told=keeper.told, kept=keeper.kept)
+        keeper.save(aside / "lora.safetensors")
+        write_metrics(aside / "metrics.json", _metrics(prepared, keeper, params, begin))
+        shutil.rmtree(aside / "resume")
+    world.close()
+
+
+def _resumed(aside: Path, prepared: "Prepared", run: str) -> int:
+    """Return how many steps an earlier, stopped process of this run has made; their results are taken over."""
+    from zimage.training.checkpoint import read_last_state
+
+    state = read_last_state(aside / "resume", run=run)
+    if state is None:
+        return 0
+    prepared.loop.optimiser.restore(state.tensors)
+    logger.info("going on after step %d", state.step)
+    return state.step
+
+
+def _empty(aside: Path) -> None:
+    """Remove what another run left behind."""
+    for path in aside.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _ignored(_: object) -> None:
+    """Take what only the leading process writes down."""
+
+
+def _metadata(params: TrainParams, base: Base, subject: Subject, dataset: str) -> dict[str, str]:
+    from zimage.lora.portable import metadata_of
+
+    return metadata_of(
+        title=subject.trigger,
+        trigger=subject.trigger,
+        base=base.identity,
+        dataset=dataset.removeprefix("sha256:"),
+        notes={
+            "steps": str(params.steps),
+            "rank": str(params.rank),
+            "targets": " ".join(params.targets),
+            "code": fingerprint(__name__),
+        },
+    )
+
+
+def _metrics(prepared: "Prepared", keeper: "Keeper", params: TrainParams, begin: int) -> dict[str, object]:
+    return {
+        "steps": params.steps,
+        "resumed_after": begin,
+        "loss_first": round(keeper.record.mean(first=LOSS_STEPS), 6),
+        "loss_last": round(keeper.record.mean(last=LOSS_STEPS), 6),
+        "trained_values": len(prepared.adapters.values),
+        "buckets": len({step.bucket for step in prepared.loop.planned}),
+        "sampler_shift": prepared.loop.objective.sampler_shift,
+        "steps_per_s": round(keeper.steps_per_s, 3),
+        "peak_memory_gb": round(keeper.peak_gb, 3),
+    }

@@ -1,0 +1,109 @@
+"""The LoRA that is trained: where it sits, its numbers in one vector, and its way into a file.
+
+One vector for all values and one for all gradients make clipping, the optimiser, the average and the exchange between
+processes one operation each, however many layers are adapted.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from zimage.lora.portable import Factors
+from zimage.model.denoiser import Denoiser
+from zimage.training.params import Target
+
+if TYPE_CHECKING:
+    from diffusers import ZImageTransformer2DModel
+
+_INNER = r"(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])"
+# Names of diffusers@0.42.1:src/diffusers/models/transformers/transformer_z_image.py.
+MODULES: dict[Target, str] = {
+    "attention": r"layers\.\d+\.attention\.to_(q|k|v|out\.0)",
+    "feed_forward": r"layers\.\d+\.feed_forward\.w[123]",
+    "modulation": r"layers\.\d+\.adaLN_modulation\.0|all_final_layer\.2-1\.adaLN_modulation\.1",
+    "noise_refiner": rf"noise_refiner\.\d+\.{_INNER}",
+    "context_refiner": rf"context_refiner\.\d+\.{_INNER}",
+    "image_embedder": r"all_x_embedder\.2-1",
+    "caption_embedder": r"cap_embedder\.1",
+    "time_embedder": r"t_embedder\.mlp\.[02]",
+    "final_layer": r"all_final_layer\.2-1\.linear",
+}
+
+
+def inject(
+    transformer: "ZImageTransformer2DModel",
+    targets: Sequence[Target],
+    *,
+    rank: int,
+    dropout: float,
+    generator: torch.Generator,
+) -> None:
+    """Put a LoRA of strength 1 (alpha = rank) beside the targets' layers, with peft; it changes nothing yet.
+
+    Args:
+        transformer: Gets the adapters; its own weights are frozen.
+        targets: Kinds of layers.
+        rank: Of every adapter.
+        dropout: Of the adapters' inputs, 0 to 1.
+        generator: Draws the down-matrices, in peft's law (Kaiming uniform, a = sqrt(5): within 1 / sqrt(inputs)).
+    """
+    pattern = "|".join(f"(?:{MODULES[target]})" for target in targets)
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=pattern)
+    inject_adapter_in_model(config, transformer.requires_grad_(False))
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            weight = module.lora_A["default"].weight
+            bound = weight.shape[1] ** -0.5
+            weight.data = (torch.rand(weight.shape, generator=generator) * 2 - 1).mul_(bound).to(weight.device)
+
+
+class Adapters:
+    """All adapters of a denoiser, in one vector: first the down-matrices, then the up-matrices.
+
+    Args:
+        denoiser: Its adapters' numbers live in `values` from now on, and their gradients in `gradient`.
+        names: Module names by module id, as the transformer knows them.
+    """
+
+    def __init__(self, denoiser: Denoiser, names: dict[int, str]) -> None:
+        self._loras, self._names = denoiser.loras(), names
+        sizes = [lora.down.numel() for lora in self._loras] + [lora.up.numel() for lora in self._loras]
+        self.num_down = sum(lora.down.numel() for lora in self._loras)
+        self.values = torch.zeros(sum(sizes), device=denoiser.device)
+        self.gradient = torch.zeros_like(self.values)
+        parts, gradients = self.values.split(sizes), self.gradient.split(sizes)
+        count = len(self._loras)
+        for lora, down, up in zip(self._loras, parts[:count], parts[count:], strict=True):
+            lora.bind(down.view_as(lora.down), up.view_as(lora.up))
+        for lora, down, up in zip(self._loras, gradients[:count], gradients[count:], strict=True):
+            lora.down.grad, lora.up.grad = down.view_as(lora.down), up.view_as(lora.up)
+
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Return all down-matrices and all up-matrices as two parameters; their gradients are parts of `gradient`."""
+        halves = []
+        for part in (slice(None, self.num_down), slice(self.num_down, None)):
+            half = torch.nn.Parameter(self.values[part])
+            half.grad = self.gradient[part]
+            halves.append(half)
+        return halves[0], halves[1]
+
+    def factors(self, values: Tensor) -> dict[str, Factors]:
+        """Return each adapted layer's matrices, strength folded in, of a vector laid out as `values`."""
+        found = {}
+        downs, ups = values[: self.num_down], values[self.num_down :]
+        for lora in self._loras:
+            down, downs = downs[: lora.down.numel()].view_as(lora.down), downs[lora.down.numel() :]
+            up, ups = ups[: lora.up.numel()].view_as(lora.up), ups[lora.up.numel() :]
+            rows = [rows.stop - rows.start for rows in lora.rows]
+            for member, A, B in zip(lora.members, down.split(lora.rank), up.split(rows), strict=True):
+                found[self._names[id(member)]] = Factors(A.detach(), B.detach() * lora.scale)
+        return found
+
+
+def module_names(transformer: "ZImageTransformer2DModel") -> dict[int, str]:
+    """Return the name of every module by its id."""
+    return {id(module): name for name, module in transformer.named_modules()}

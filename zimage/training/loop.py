@@ -1,0 +1,91 @@
+"""The loop: draw, predict, follow the gradient. Nothing in it waits for the device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zimage.training.adapters import Adapters
+from zimage.training.objective import Objective
+from zimage.training.optimiser import Optimiser
+from zimage.training.params import PreservationParams, ScheduleParams
+from zimage.training.plan import Step
+from zimage.training.schedule import rate_factor
+from zimage.training.watch import Reading, Readings
+from zimage.training.world import World
+
+READ_EVERY = 10  # steps whose numbers cross to the host together
+
+
+@dataclass(frozen=True)
+class Loop:
+    """All that a run is made of.
+
+    Args:
+        objective: The loss.
+        adapters: What is trained.
+        optimiser: How it follows its gradients.
+        schedule: The course of the learning rate.
+        planned: The samples of every step.
+        preserving: The samples of every step that also preserves the class, in turn; empty where none does.
+        preservation: How those do; None where none does.
+        at_once: Samples computed together; a larger step is computed in pieces.
+        world: The processes that share the run.
+    """
+
+    objective: Objective
+    adapters: Adapters
+    optimiser: Optimiser
+    schedule: ScheduleParams
+    planned: list[Step]
+    preserving: list[Step]
+    preservation: PreservationParams | None
+    at_once: int
+    world: World
+
+    def run(
+        self, begin: int, every: int, *, told: Callable[[list[Reading]], None], kept: Callable[[int], None]
+    ) -> None:
+        """Make all steps from `begin` on.
+
+        Args:
+            begin: How many steps are done already.
+            every: Steps between two calls of `kept`.
+            told: Gets the numbers of steps, some steps later; of all steps made so far before `kept` is called.
+            kept: Gets how many steps are done, to keep what they made of the adapters.
+        """
+        readings = Readings(self.objective.denoiser.device, READ_EVERY)
+        for number in range(begin, len(self.planned)):
+            told(readings.put(number, self.step(number)))
+            done = number + 1
+            if done % every == 0 or done == len(self.planned):
+                told(readings.rest())
+                kept(done)
+
+    def step(self, number: int) -> Tensor:
+        """Make one step and return its loss and the gradients' norm (2,), on the device."""
+        self.adapters.gradient.zero_()
+        loss = self._backward(number)
+        self.world.add_up(self.adapters.gradient)
+        self.world.add_up(loss)
+        return torch.stack([loss, self.optimiser.step(rate_factor(number, len(self.planned), self.schedule), number)])
+
+    def _backward(self, number: int) -> Tensor:
+        """Add this process's gradients of a step to the adapters' and return its share of the loss."""
+        step = self.planned[number]
+        chance = self.objective.chance(number, step)
+        total = torch.zeros((), device=self.objective.denoiser.device)
+        for rows in self.world.rows(len(step.items), self.at_once):
+            loss = self.objective.loss(step, chance, rows)
+            loss.backward()
+            total += loss.detach()
+        if self.preservation is not None and number % self.preservation.every == 0:
+            self._backward_preserving(number // self.preservation.every, self.preservation)
+        return total
+
+    def _backward_preserving(self, turn: int, params: PreservationParams) -> None:
+        step = self.preserving[turn]
+        chance = self.objective.chance(turn, step, name="preservation")
+        for rows in self.world.rows(len(step.items), self.at_once):
+            self.objective.preservation(step, chance, rows, params).backward()

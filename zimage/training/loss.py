@@ -1,0 +1,50 @@
+"""What counts in the loss: which noise levels, and which parts of the picture.
+
+# B batch, C channels, H W latent size
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from zimage.training.params import LossWeight
+
+# Integral over [0, 1] of exp(-2 (s - 1/2)^2) - exp(-1/2), so that `bell` is 1 on average for uniform sigma.
+BELL_MEAN = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - math.exp(-0.5)
+
+
+def sigma_weights(name: LossWeight, sigma: Tensor) -> Tensor:
+    """Return the weight of each sample's loss (B,), 1 on average where sigma is uniform.
+
+    Sources: bell, modelscope/DiffSynth-Studio@fed7b18f:diffsynth/diffusion/flow_match.py (set_training_weight);
+    cosmap, arXiv 2403.03206 section 3.1.
+    """
+    match name:
+        case "constant":
+            return torch.ones_like(sigma)
+        case "bell":
+            return (torch.exp(-2 * (sigma - 0.5) ** 2) - math.exp(-0.5)) / BELL_MEAN
+        case "cosmap":
+            return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
+
+
+def face_weights(face: Tensor, face_weight: float) -> Tensor:
+    """Return (H, W) of mean 1, `face_weight` times as large on the face as elsewhere; all ones where there is no face.
+
+    Divided by the mean, so that a small face does not make its picture count less, and an empty mask changes nothing.
+    """
+    weights = 1 + (face_weight - 1) * face
+    return weights / weights.mean().clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+def squared_error(velocity: Tensor, target: Tensor, places: Tensor | None) -> Tensor:
+    """Return the mean squared error of each sample (B,), float32.
+
+    Args:
+        velocity: The model's (B, C, H, W).
+        target: `noise - latent`, or another model's velocity.
+        places: (B, 1, H, W) of mean 1, or None for 1 everywhere.
+    """
+    errors = (velocity - target).square()
+    return (errors if places is None else errors * places).mean(dim=(1, 2, 3))

@@ -1,0 +1,78 @@
+"""What a step minimises: the error of the velocity on the subject's pictures, and none on the class's.
+
+# B batch, C channels, H W latent size
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from zimage.model.denoiser import Denoiser
+from zimage.model.device import sent
+from zimage.training.dataset import Dataset
+from zimage.training.draw import Draw, draw
+from zimage.training.loss import sigma_weights, squared_error
+from zimage.training.params import LossWeight, PreservationParams, SigmaParams
+from zimage.training.plan import Step
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a step.
+
+    Args:
+        denoiser: The model.
+        dataset: Pictures and texts.
+        sigma: The law of noise levels.
+        sampler_shift: Of the base's scheduler.
+        loss_weight: What noise levels count.
+        latents: The posteriors' means, or samples of them.
+        seed: Of the run.
+    """
+
+    denoiser: Denoiser
+    dataset: Dataset
+    sigma: SigmaParams
+    sampler_shift: float
+    loss_weight: LossWeight
+    latents: Literal["mean", "sample"]
+    seed: int
+
+    def chance(self, number: int, step: Step, *, name: str = "step") -> Draw:
+        """Return the chance of a step: the same on every machine and in every resumed run."""
+        channels = self.dataset.channels
+        shape = (len(step.items), channels, step.bucket.height, step.bucket.width)
+        return draw(self.seed, number, shape, self.sigma, sampler_shift=self.sampler_shift, name=name)
+
+    def loss(self, step: Step, chance: Draw, rows: slice) -> Tensor:
+        """Return these rows' share in the step's loss: the shares of all rows add up to the mean over samples."""
+        part = step.part(rows)
+        clean, noise, sigma = self._parts(part, chance, rows)
+        velocity = self._velocity(part, clean, noise, sigma)
+        errors = squared_error(velocity, noise - clean, self.dataset.places(part))
+        return (errors * sigma_weights(self.loss_weight, sigma)).sum() / len(step.items)
+
+    def preservation(self, step: Step, chance: Draw, rows: slice, params: PreservationParams) -> Tensor:
+        """Return these rows' share in the loss that keeps the class as it was, weight included."""
+        part = step.part(rows)
+        clean, noise, sigma = self._parts(part, chance, rows)
+        if params.target == "picture":
+            target = noise - clean
+        else:
+            with torch.no_grad(), self.denoiser.without_adapters():
+                target = self._velocity(part, clean, noise, sigma)
+        errors = squared_error(self._velocity(part, clean, noise, sigma), target, None)
+        return params.weight * (errors * sigma_weights(self.loss_weight, sigma)).sum() / len(step.items)
+
+    def _parts(self, part: Step, chance: Draw, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the rows' latents, noise and sigma on the device."""
+        device = self.denoiser.device
+        spread = sent(chance.spread[rows], device) if self.latents == "sample" else None
+        clean = self.dataset.latents(part, spread)
+        return clean, sent(chance.noise[rows], device), sent(chance.sigma[rows], device)
+
+    def _velocity(self, part: Step, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
+        return self.denoiser.velocity(noisy, sigma, self.dataset.context(part, self.denoiser))

@@ -1,0 +1,158 @@
+"""The sections of params.yaml that training is made of; nothing heavy is imported to read them."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from zimage.section import Section
+
+Target = Literal[
+    "attention",
+    "feed_forward",
+    "modulation",
+    "noise_refiner",
+    "context_refiner",
+    "image_embedder",
+    "caption_embedder",
+    "time_embedder",
+    "final_layer",
+]
+LossWeight = Literal["constant", "bell", "cosmap"]
+
+
+class SigmaParams(Section):
+    """The law of sigma, the share of noise, in (0, 1)."""
+
+    law: Literal["logit_normal", "uniform", "scheduler"]
+    """logit_normal: sigmoid of a normal; uniform; scheduler: uniform on the grid the base's sampler walks."""
+    mean: float
+    """Of the normal; logit_normal only."""
+    std: float = Field(gt=0)
+    """Of the normal; logit_normal only."""
+    shift: float = Field(gt=0)
+    """Moves towards noise above 1, towards detail below; not used by `scheduler`, which has the base's own."""
+    stratified: bool
+    """Spread the draws evenly over all steps instead of drawing each alone: less noise in the gradient, same law."""
+
+
+class OptimiserParams(Section):
+    """How values follow gradients (AdamW)."""
+
+    learning_rate: float = Field(gt=0)
+    """Of the down-matrices; moved by the schedule."""
+    up_rate: float = Field(gt=0)
+    """Learning rate of the up-matrices, in multiples; 1 is plain LoRA, 4 to 16 is LoRA+ (arXiv 2402.12354)."""
+    betas: list[float] = Field(min_length=2, max_length=2)
+    """Decay of AdamW's two averages."""
+    weight_decay: float = Field(ge=0)
+    """Decoupled, per step, times the learning rate."""
+    clip_norm: float = Field(ge=0)
+    """Largest norm of all gradients together; larger ones are scaled down; 0 for no limit."""
+    ema_decay: float = Field(ge=0, lt=1)
+    """Of the moving average that becomes the LoRA; 0 for none: the last values become it."""
+
+
+class ScheduleParams(Section):
+    """How the learning rate moves."""
+
+    law: Literal["constant", "cosine"]
+    """After the warm-up: stay, or fall along half a cosine."""
+    warmup_steps: int = Field(ge=0)
+    """Steps over which it rises from nothing."""
+    final_fraction: float = Field(ge=0, le=1)
+    """Of the learning rate, at the end of `cosine`."""
+
+
+class PreservationParams(Section):
+    """What keeps the base's idea of the class: without it, every woman turns into the one that is learnt."""
+
+    weight: float = Field(gt=0)
+    """Of this loss beside the subject's."""
+    every: int = Field(ge=1)
+    """Steps from one that preserves to the next."""
+    batch: int = Field(ge=1)
+    """Samples in it, on all devices together."""
+    pictures: Literal["crops", "class"]
+    """crops: the subject's own, captioned without the trigger; class: the class pictures of encode."""
+    target: Literal["base", "picture"]
+    """base: what the base model itself predicts; picture: the truth, for class pictures."""
+
+
+class AdapterParams(Section):
+    """A LoRA that the frozen weights wear while training, and that is no part of the result."""
+
+    file: str
+    """A LoRA file of any dialect."""
+    sha256: str
+    """Of the file, in hex."""
+    strength: float
+    """1 is the whole of it."""
+
+
+class SampleParams(Section):
+    """Pictures that are made at checkpoints, of the prompts encode was given."""
+
+    steps: int = Field(ge=1)
+    """Euler steps."""
+    guidance_scale: float = Field(ge=0)
+    """As diffusers' ZImagePipeline counts: 0 none, 4 is 5 elsewhere."""
+    seed: int
+    """Of their noise, the same at every checkpoint."""
+
+
+class MemoryParams(Section):
+    """What is traded for memory. Only `frozen` changes results."""
+
+    frozen: Literal["plain", "fp8", "int8", "nf4"]
+    """How the blocks' frozen weights are kept: in the products' precision, or in 8 or 4 bits."""
+    checkpointing: Literal["auto", "none", "selective", "full"]
+    """What is computed again on the way back: auto decides by the memory at hand."""
+    offloaded_blocks: int = Field(ge=0)
+    """Main blocks whose weights wait in the machine's memory and visit the GPU when their turn comes."""
+    compile: bool
+    """Let torch.compile fuse each block; some minutes at the start, worth it from a thousand steps on a GPU."""
+
+
+class TrainParams(Section):
+    """How the LoRA is learnt."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch: int = Field(ge=1)
+    """Samples in a step, on all devices together."""
+    at_once: int = Field(ge=1)
+    """Samples computed together; a larger batch is computed in pieces, with the same result."""
+    targets: list[Target] = Field(min_length=1)
+    """Kinds of layers that get an adapter."""
+    rank: int = Field(ge=1)
+    """Of every adapter; its alpha is the same, so its strength is 1."""
+    dropout: float = Field(ge=0, lt=1)
+    """Of the adapters' inputs."""
+    precision: Literal["float32", "bfloat16"]
+    """Of the matrix products; adapters and optimiser are float32 in any case."""
+    optimiser: OptimiserParams
+    schedule: ScheduleParams
+    sigma: SigmaParams
+    loss_weight: LossWeight
+    """What noise levels count: constant, bell (middle ones more) or cosmap (middle ones a little more)."""
+    face_weight: float = Field(gt=0)
+    """How much more the face counts than the rest of its picture; 1 for alike."""
+    caption_dropout: float = Field(ge=0, lt=1)
+    """Share of captions that the empty text takes the place of."""
+    latents: Literal["mean", "sample"]
+    """What a picture is: the mean of the autoencoder's posterior, or a new sample of it each time."""
+    preservation: PreservationParams | None
+    """What keeps the class as it was; null for nothing."""
+    training_adapter: AdapterParams | None
+    """For Turbo: the de-distillation LoRA its frozen weights wear; null for Base and De-Turbo."""
+    memory: MemoryParams
+    checkpoint_every: int = Field(ge=1)
+    """Steps between LoRAs that are kept, and from which a stopped run goes on."""
+    samples: SampleParams | None
+    """Pictures at each checkpoint; null for none."""
+    stored: Literal["float32", "bfloat16"]
+    """Of the LoRA files."""
+    explosion: float = Field(gt=1)
+    """The run stops when its mean loss has grown this many times."""
+    seed: int
+    """Of adapters, order, captions, sigma and noise."""

@@ -1,0 +1,145 @@
+"""A run made ready: model, adapters, data and plan put together as the parameters say."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from zimage.errors import InputError
+from zimage.model.base import open_scheduler, open_transformer
+from zimage.model.denoiser import Denoiser
+from zimage.model.device import device_and_dtype
+from zimage.training.adapters import Adapters, inject, module_names
+from zimage.training.dataset import Dataset
+from zimage.training.draw import generator_of
+from zimage.training.loop import Loop
+from zimage.training.merging import merge
+from zimage.training.objective import Objective
+from zimage.training.optimiser import Optimiser
+from zimage.training.params import PreservationParams, TrainParams
+from zimage.training.plan import Step, plan
+from zimage.training.world import World
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step."""
+
+    loop: Loop
+    dataset: Dataset
+    scheduler: "FlowMatchEulerDiscreteScheduler"
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """Return the model."""
+        return self.loop.objective.denoiser
+
+    @property
+    def adapters(self) -> Adapters:
+        """Return what is trained."""
+        return self.loop.adapters
+
+
+def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prepared:
+    """Return a run ready for its first step.
+
+    Args:
+        encode: The folder of the encode stage.
+        base: The folder of the base model.
+        params: Of the run.
+        world: The processes that share it.
+
+    Raises:
+        InputError: the data, the training adapter or a parameter cannot be used.
+    """
+    device, _ = device_and_dtype()
+    dataset = Dataset(encode, device=device, face_weight=params.face_weight)
+    scheduler = open_scheduler(base)
+    denoiser, names = _denoiser(base, params, device)
+    adapters = Adapters(denoiser, names)
+    if denoiser.context_is_fixed:
+        dataset.refine(denoiser)
+    logger.info("%d adapter values, precision %s, device %s", len(adapters.values), params.precision, device)
+    objective = Objective(
+        denoiser,
+        dataset,
+        sigma=params.sigma,
+        sampler_shift=float(scheduler.config.shift),
+        loss_weight=params.loss_weight,
+        latents=params.latents,
+        seed=params.seed,
+    )
+    loop = Loop(
+        objective,
+        adapters,
+        Optimiser(adapters, params.optimiser),
+        params.schedule,
+        planned=_planned(dataset, params),
+        preserving=_preserving(dataset, params.preservation, params) if params.preservation else [],
+        preservation=params.preservation,
+        at_once=params.at_once,
+        world=world,
+    )
+    return Prepared(loop, dataset, scheduler)
+
+
+def _denoiser(base: Path, params: TrainParams, device: torch.device) -> tuple[Denoiser, dict[int, str]]:
+    """Return the model with new adapters, and its modules' names.
+
+    On a CPU the frozen weights stay in float32 whatever the products are in: the tiny base is small, and the adapters
+    are then added to them exactly.
+    """
+    dtype = DTYPES[params.precision]
+    on_cpu = device.type == "cpu"
+    transformer: ZImageTransformer2DModel = open_transformer(
+        base, device=device, dtype=torch.float32 if on_cpu else dtype
+    )
+    if params.training_adapter is not None:
+        merge(transformer, params.training_adapter)
+    generator = generator_of(params.seed, "adapters")
+    inject(transformer, params.targets, rank=params.rank, dropout=params.dropout, generator=generator)
+    stream = torch.float32 if on_cpu else dtype
+    return Denoiser(transformer, dtype=dtype, stream=stream), module_names(transformer)
+
+
+def _planned(dataset: Dataset, params: TrainParams) -> list[Step]:
+    return plan(
+        dataset.sources("subject"),
+        dataset.lengths,
+        steps=params.steps,
+        batch=params.batch,
+        generator=generator_of(params.seed, "plan"),
+        dropout=params.caption_dropout,
+        empty=dataset.empty,
+    )
+
+
+def _preserving(dataset: Dataset, preservation: PreservationParams, params: TrainParams) -> list[Step]:
+    role = "subject" if preservation.pictures == "crops" else "class"
+    sources = dataset.sources("subject" if role == "subject" else "class", of_the_class=True)
+    if not sources:
+        raise InputError(
+            "train.preservation.pictures is `class`, but there are no class pictures; "
+            "name some in encode.class_pictures, or set it to `crops`."
+        )
+    if preservation.target == "picture" and preservation.pictures == "crops":
+        raise InputError(
+            "train.preservation.target is `picture`, but the pictures are the subject's own crops, which would teach "
+            "the class to look like the subject; set it to `base`, or pictures to `class`."
+        )
+    return plan(
+        sources,
+        dataset.lengths,
+        steps=-(-params.steps // preservation.every),
+        batch=preservation.batch,
+        generator=generator_of(params.seed, "preservation"),
+    )
