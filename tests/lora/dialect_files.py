@@ -71,36 +71,39 @@ def fused(weights: Weights) -> dict[str, Factors]:
 
 
 def _pairs(
-    weights: Weights, prefix: str, down: str, up: str, *, flat: bool = False, alpha: float | None = None
+    weights: Weights, prefix: str, down: str, up: str, *, scale: float, flat: bool = False, alpha: bool = False
 ) -> dict[str, Tensor]:
+    """Tensors whose change is `scale` times the weights', told by alpha or, without one, folded in."""
     tensors: dict[str, Tensor] = {}
     for name, factors in weights.items():
         stem = prefix + (name.replace(".", "_") if flat else name)
-        tensors[stem + down], tensors[stem + up] = factors.down.contiguous(), factors.up.contiguous()
-        if alpha is not None:
-            tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+        tensors[stem + down] = (factors.down if alpha else factors.down * scale).contiguous()
+        tensors[stem + up] = factors.up.contiguous()
+        if alpha:
+            tensors[f"{stem}.alpha"] = torch.tensor(scale * len(factors.down))
     return tensors
 
 
 _AB = (".lora_A.weight", ".lora_B.weight")
 _DOWN_UP = (".lora_down.weight", ".lora_up.weight")
-# Dialect to (tensors, whether it stores alpha); the rows of the facts' matrix.
+# Dialect to the tensors whose change is the weights' times a scale; the rows of the facts' matrix.
 DIALECTS: dict[str, Callable[[Weights, float], dict[str, Tensor]]] = {
-    "diffusers": lambda w, a: _pairs(w, "transformer.", *_AB),
-    "portable": lambda w, a: _pairs(w, "diffusion_model.", *_AB),
-    "bare": lambda w, a: _pairs(w, "", *_AB),
-    "diffsynth": lambda w, a: _pairs(w, "", ".lora_A.default.weight", ".lora_B.default.weight"),
-    "peft": lambda w, a: _pairs(w, "base_model.model.", *_AB),
-    "kohya-split": lambda w, a: _pairs(w, "lora_unet_", *_DOWN_UP, flat=True, alpha=a),
-    "dotted-kohya": lambda w, a: _pairs(w, "diffusion_model.", *_DOWN_UP, alpha=a),
-    "lycoris": lambda w, a: _pairs(w, "lycoris_", *_DOWN_UP, flat=True, alpha=a),
-    "onetrainer-legacy": lambda w, a: _pairs(w, "transformer.", *_DOWN_UP, alpha=a),
-    "lora-transformer": lambda w, a: _pairs(w, "lora_transformer_", *_DOWN_UP, flat=True, alpha=a),
-    "native": lambda w, a: _pairs(fused(w), "diffusion_model.", *_AB),
-    "kohya-native": lambda w, a: _pairs(fused(w), "lora_unet_", *_DOWN_UP, flat=True, alpha=a),
-    "kohya-double": lambda w, a: _pairs(w, "lora_unet__", *_DOWN_UP, flat=True, alpha=a),
+    "diffusers": lambda w, s: _pairs(w, "transformer.", *_AB, scale=s),
+    "portable": lambda w, s: _pairs(w, "diffusion_model.", *_AB, scale=s),
+    "bare": lambda w, s: _pairs(w, "", *_AB, scale=s),
+    "diffsynth": lambda w, s: _pairs(w, "", ".lora_A.default.weight", ".lora_B.default.weight", scale=s),
+    "peft": lambda w, s: _pairs(w, "base_model.model.", *_AB, scale=s),
+    "kohya-split": lambda w, s: _pairs(w, "lora_unet_", *_DOWN_UP, scale=s, flat=True, alpha=True),
+    "dotted-kohya": lambda w, s: _pairs(w, "diffusion_model.", *_DOWN_UP, scale=s, alpha=True),
+    "lycoris": lambda w, s: _pairs(w, "lycoris_", *_DOWN_UP, scale=s, flat=True, alpha=True),
+    "onetrainer-legacy": lambda w, s: _pairs(w, "transformer.", *_DOWN_UP, scale=s, alpha=True),
+    "lora-transformer": lambda w, s: _pairs(w, "lora_transformer_", *_DOWN_UP, scale=s, flat=True, alpha=True),
+    "native": lambda w, s: _pairs(fused(w), "diffusion_model.", *_AB, scale=s),
+    "kohya-native": lambda w, s: _pairs(fused(w), "lora_unet_", *_DOWN_UP, scale=s, flat=True, alpha=True),
+    "kohya-double": lambda w, s: _pairs(w, "lora_unet__", *_DOWN_UP, scale=s, flat=True, alpha=True),
 }
 
 
-def write_dialect(path: Path, dialect: str, weights: Weights, alpha: float) -> None:
-    save_file(DIALECTS[dialect](weights, alpha), path)
+def write_dialect(path: Path, dialect: str, weights: Weights, scale: float) -> None:
+    """Write a file whose change is `scale` times the weights'."""
+    save_file(DIALECTS[dialect](weights, scale), path)

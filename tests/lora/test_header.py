@@ -129,7 +129,7 @@ def test_a_pipe_a_folder_and_nothing_are_refused_without_waiting(tmp_path: Path)
     os.mkfifo(tmp_path / "x.safetensors")
     with pytest.raises(LoraFileError, match="not an ordinary file"):
         read_header(tmp_path / "x.safetensors")
-    with pytest.raises(LoraFileError, match="is a folder; name the .safetensors file inside"):
+    with pytest.raises(LoraFileError, match=r"is a folder; name the \.safetensors file inside"):
         read_header(tmp_path)
     with pytest.raises(LoraFileError, match="No such file or directory"):
         read_header(tmp_path / "absent.safetensors")

@@ -5,53 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from safetensors import safe_open
 
+from tests.lora.dialect_files import factors_for_every_linear, pipeline_of, tiny_transformer
 from zimage.errors import InputError
 from zimage.lora.portable import Factors, metadata_of, save_portable
 
 METADATA = metadata_of(title="Ada", trigger="ohwx", base="sha256:00", dataset="11", notes={"num_steps": "3"})
-
-
-def tiny_transformer() -> ZImageTransformer2DModel:
-    model = ZImageTransformer2DModel(
-        dim=32,
-        n_layers=2,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        cap_feat_dim=16,
-        axes_dims=[4, 6, 6],
-        axes_lens=[64, 32, 32],
-    )
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
-
-
-def factors_for_every_linear(model: torch.nn.Module, rank: int = 3) -> dict[str, Factors]:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        name: Factors(
-            torch.randn(rank, layer.in_features, generator=generator),
-            torch.randn(layer.out_features, rank, generator=generator),
-        )
-        for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear)
-    }
-
-
-def pipeline_of(transformer: ZImageTransformer2DModel) -> ZImagePipeline:
-    return ZImagePipeline(
-        transformer=transformer,
-        vae=AutoencoderKL(block_out_channels=(32,)),
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        text_encoder=None,
-        tokenizer=None,
-    )
 
 
 def test_diffusers_uses_every_key_and_adds_exactly_the_change(tmp_path: Path) -> None:

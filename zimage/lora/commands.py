@@ -88,7 +88,7 @@ def as_text(found: "Inspection") -> str:
         **{f"  {name}": value for name, value in found.metadata.items()},
     }
     lines = [f"{found.file}: {found.verdict}", found.reason, found.remedy, ""]
-    return "\n".join([*lines, *(f"{name:<12}{value}" for name, value in facts.items())])
+    return "\n".join([*lines, *(f"{name:<11} {value}" for name, value in facts.items())])
 
 
 def _convert(parsed: argparse.Namespace) -> int:

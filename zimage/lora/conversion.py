@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from zimage.errors import InputError
-from zimage.lora.change import Change, Kronecker, difference, exact_factors, norm, spectrum, written_out
+from zimage.lora.change import Change, Kronecker, Spectrum, difference, exact_factors, norm, spectrum, written_out
 from zimage.lora.inspection import inspect_file
 from zimage.lora.portable import MODELSPEC, Factors
 from zimage.lora.reading import Lora, read_lora
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # A file is right when every loader makes its change within this share of it; float32 rounding is 6e-8.
 TOLERANCE = 1e-6
+# A matrix stored in float32 has this much noise of its own; parts below it are none of the change.
+ROUNDING = 3e-7
 # A LoKr or written-out change is written exactly up to this rank; beyond it the user says how much to keep.
 MOST_EXACT_RANK = 256
 OFFERED_RANKS = (16, 32, 64, 128, 256)
@@ -126,23 +128,26 @@ def _factors(path: Path, name: str, change: Change, rank: int | None) -> Factors
     if rank is not None:
         return _single(spectrum(change, rank).factors(rank))
     parts = spectrum(change, MOST_EXACT_RANK)
-    if parts.rest > TOLERANCE * (whole := parts.norm()):
+    if parts.rest > ROUNDING * (whole := parts.norm()):
         offers = ", ".join(f"{keep}: {parts.left_out(keep) / whole:.1%}" for keep in OFFERED_RANKS)
         form = "LoKr" if isinstance(change, Kronecker) else "full weights"
         raise InputError(
             f"{path} is {form}: its change of {name} has no exact form of rank {MOST_EXACT_RANK} or less; "
             f"say with --rank how much to keep (rank: error in this layer) {offers}."
         )
-    return _single(parts.factors(len(parts.sizes)))
+    return _single(parts.factors(_fewest(parts, ROUNDING * whole)))
+
+
+def _fewest(parts: Spectrum, allowed: float) -> int:
+    """The smallest rank that leaves out no more than `allowed`."""
+    return next((rank for rank in range(1, len(parts.sizes)) if parts.left_out(rank) <= allowed), len(parts.sizes))
 
 
 def _keeping(lora: Lora, energy: float) -> dict[str, Factors]:
     weights = {}
     for name, change in lora.changes.items():
         parts = spectrum(change, MOST_EXACT_RANK)
-        allowed = math.sqrt(1 - energy) * parts.norm()
-        rank = next((keep for keep in range(1, len(parts.sizes)) if parts.left_out(keep) <= allowed), len(parts.sizes))
-        weights[name] = _single(parts.factors(rank))
+        weights[name] = _single(parts.factors(_fewest(parts, math.sqrt(1 - energy) * parts.norm())))
     return weights
 
 

@@ -53,7 +53,8 @@ def read_lora(path: Path) -> Lora:
     if family.name != "Z-Image":
         raise InputError(f"{path}: {inspect_file(path).reason} See `zimage inspect`.")
     _check_places(path, layers)
-    dtypes = {header.entries[name].dtype for layer in layers for name in layer.keys.values()}
+    factors = [name for layer in layers for part, name in layer.keys.items() if part != "alpha"]
+    dtypes = {header.entries[name].dtype for name in factors}
     if strange := dtypes - _DTYPES.keys():
         raise InputError(f"{path} stores weights as {', '.join(sorted(strange))}; known are {', '.join(_DTYPES)}.")
     adapter = strengths_of(header.metadata)

@@ -1,0 +1,111 @@
+"""The LoRA commands as the command line calls them."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.lora.dialect_files import factors_for_every_linear, tiny_transformer, write_dialect
+from tests.lora.family_files import FILES, write_header
+from zimage.errors import InputError
+from zimage.lora.commands import register
+
+
+def run(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers(required=True))
+    parsed = parser.parse_args([str(argument) for argument in arguments])
+    code = parsed.run(parsed)
+    assert isinstance(code, int)
+    return code
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    path = tmp_path / "musubi.safetensors"
+    write_dialect(path, "kohya-split", factors_for_every_linear(tiny_transformer(), keep="layers.0"), 0.5)
+    return path
+
+
+def test_importing_the_commands_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, zimage.lora.commands; print({'torch', 'diffusers', 'pydantic', 'safetensors'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "verdict"),
+    [
+        ("Z-Image, ai-toolkit", 0, "usable"),
+        ("Z-Image, musubi-tuner", 1, "convertible"),
+        ("Flux.1, kohya", 2, "unusable"),
+    ],
+)
+def test_the_exit_code_is_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int, verdict: str
+) -> None:
+    write_header(tmp_path / "x.safetensors", FILES[name][1]())
+    assert run("inspect", tmp_path / "x.safetensors", "--json") == code
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == verdict
+    assert found.keys() >= {"family", "dialect", "kind", "rank", "alpha", "targets", "verdict", "reason", "remedy"}
+    assert run("inspect", tmp_path / "x.safetensors") == code
+    assert capsys.readouterr().out.splitlines()[0] == f"{tmp_path / 'x.safetensors'}: {verdict}"
+
+
+def test_what_is_no_lora_file_ends_with_3_and_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.safetensors").write_text("<html>")
+    assert run("inspect", tmp_path / "x.safetensors") == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("zimage: ")
+
+
+def test_a_convertible_file_is_usable_after_conversion(
+    tmp_path: Path, lora: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.safetensors"
+    assert run("inspect", lora) == 1
+    assert run("convert", lora, out, "--to", "portable") == 0
+    told = capsys.readouterr().out
+    assert "portable, 8 layers, rank 3, float32" in told
+    assert "change against the source: none" in told
+    assert "diffusers applies every layer" in told
+    assert "ComfyUI applies every layer" in told
+    assert run("inspect", out) == 0
+
+
+def test_a_target_that_a_loader_cannot_read_is_said(
+    tmp_path: Path, lora: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("convert", lora, tmp_path / "out.safetensors", "--to", "comfyui")
+    assert "diffusers does not read these names" in capsys.readouterr().out
+
+
+def test_merging_takes_strengths_and_resizing_tells_what_it_costs(
+    tmp_path: Path, lora: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both, small = tmp_path / "both.safetensors", tmp_path / "small.safetensors"
+    assert run("merge", both, f"{lora}:0.8", lora) == 0
+    assert "rank 6" in capsys.readouterr().out
+    assert run("resize", both, small, "--rank", 1, "--dtype", "bf16") == 0
+    told = capsys.readouterr().out
+    assert "rank 1, bfloat16" in told
+    assert "% of it in all" in told
+    with pytest.raises(InputError, match=r"does not end in a strength; write it as FILE:0\.8"):
+        run("merge", both, f"{lora}:much", lora)
+
+
+def test_a_file_with_a_colon_in_its_name_is_a_file(tmp_path: Path) -> None:
+    stem = "diffusion_model.layers.0.attention.to_q"
+    path = tmp_path / "a:2"
+    save_file({f"{stem}.lora_A.weight": torch.ones(1, 8), f"{stem}.lora_B.weight": torch.ones(8, 1)}, path)
+    assert run("merge", tmp_path / "out.safetensors", path, path) == 0
