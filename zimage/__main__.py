@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     followed = os.environ.get("ZIMAGE_PROGRESS")
     _begin(followed)
     try:
-        return int(parsed.run(parsed))
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()  # here, where a full disk is told as one
+        return code
     except BaseException as error:
         sentence = _sentence(error)
         if sentence is None:

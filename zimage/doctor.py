@@ -126,10 +126,11 @@ def _base_model(params_file: Path) -> Finding:
 
 def _face_engine(params_file: Path) -> Finding:
     from zimage.faces.engine import EngineParams, open_engine
-    from zimage.section import read_section
+    from zimage.section import checked, read_params
 
     try:
-        info = open_engine(read_section(params_file, "engine", EngineParams)).info
+        engine = read_params(params_file).get("detect", {}).get("engine")
+        info = open_engine(checked(engine, EngineParams, f"{params_file}: detect.engine")).info
     except InputError as error:
         return Finding("face engine", "missing", "not usable", str(error))
     remedy = "an insightface pack judges more finely; set engine.name and engine.pack" if info.embedded else ""
