@@ -1,0 +1,294 @@
+"""ComfyUI workflows that draw a person with their LoRA, and three lines on how to use it. Pure functions, no torch.
+
+Every node and value is checked against comfyui_nodes.json, the signatures of ComfyUI's own nodes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+Variant = Literal["base", "turbo"]
+Value = str | int | float
+
+
+@dataclass(frozen=True)
+class Link:
+    """The first output of another node; all nodes used here have one at most."""
+
+    node: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a workflow."""
+
+    id: int
+    kind: str
+    title: str
+    inputs: Mapping[str, Value | Link]
+    column: int  # where it stands in the picture of the workflow
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a LoRA is used: what a release has to tell.
+
+    Args:
+        lora: File name, as it will lie in ComfyUI's models/loras.
+        strength: The strength that was chosen by measurement.
+        prompt: A prompt with the trigger in it, such as `a photo of ohwx woman in a park`.
+        trigger: The words that call the person.
+    """
+
+    lora: str
+    strength: float
+    prompt: str
+    trigger: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a variant of Z-Image is sampled; sources in comfyui_nodes.json."""
+
+    model: str
+    steps: int
+    cfg: float
+    diffusers_steps: int
+    diffusers_guidance: float
+
+
+# Model files: huggingface.co/Comfy-Org/z_image and z_image_turbo, split_files/. Steps and guidance in diffusers: the
+# README of github.com/Tongyi-MAI/Z-Image at c7ec135; its guidance counts from 0, so 3 there is a cfg of 4 here.
+SETTINGS: dict[Variant, Settings] = {
+    "base": Settings("z_image_bf16.safetensors", 30, 4.0, 30, 3.0),
+    "turbo": Settings("z_image_turbo_bf16.safetensors", 8, 1.0, 9, 0.0),
+}
+TEXT_ENCODER, VAE = "qwen_3_4b.safetensors", "ae.safetensors"
+SHIFT, SAMPLER, SCHEDULER = 3.0, "res_multistep", "simple"
+HUB_IDS: dict[Variant, str] = {"base": "Tongyi-MAI/Z-Image", "turbo": "Tongyi-MAI/Z-Image-Turbo"}
+SIDE_PX = 1024
+
+
+@dataclass(frozen=True)
+class ReleaseFile:
+    """A file to put beside a released LoRA."""
+
+    name: str
+    content: bytes
+
+
+def release_files(use: Use) -> list[ReleaseFile]:
+    """Return what belongs beside a released LoRA: workflows for Base and Turbo in both forms, and how to use it."""
+    out = [ReleaseFile("USAGE.txt", usage(use).encode())]
+    for variant in SETTINGS:
+        nodes = workflow(use, variant)
+        check(nodes)
+        out.append(ReleaseFile(f"comfyui-{variant}.json", _json(ui_form(nodes))))
+        out.append(ReleaseFile(f"comfyui-{variant}-api.json", _json(api_form(nodes))))
+    return out
+
+
+def usage(use: Use) -> str:
+    """Return three lines: ComfyUI, diffusers, and what to write in the prompt."""
+    base, turbo = SETTINGS["base"], SETTINGS["turbo"]
+    return (
+        f"ComfyUI: put {use.lora} into models/loras and open comfyui-base.json ({base.steps} steps, cfg {base.cfg:g}) "
+        f"or comfyui-turbo.json ({turbo.steps} steps, cfg {turbo.cfg:g}); strength {use.strength:g}, shift {SHIFT:g}, "
+        f"{SAMPLER}, {SCHEDULER}.\n"
+        f'diffusers: pipe = ZImagePipeline.from_pretrained("{HUB_IDS["base"]}", torch_dtype=torch.bfloat16); '
+        f'pipe.load_lora_weights("{use.lora}", adapter_name="person"); pipe.set_adapters("person", {use.strength:g}); '
+        f"pipe(prompt, num_inference_steps={base.diffusers_steps}, guidance_scale={base.diffusers_guidance:g}).\n"
+        f"Prompt: write {use.trigger!r} where the person stands, for example: {use.prompt}\n"
+    )
+
+
+def workflow(use: Use, variant: Variant) -> list[Node]:
+    """Return the nodes that draw `use.prompt` with the LoRA; each comes after those it takes from."""
+    settings = SETTINGS[variant]
+    loaders = [
+        Node(1, "UNETLoader", "Base model", {"unet_name": settings.model, "weight_dtype": "default"}, 0),
+        Node(2, "CLIPLoader", "Text encoder", {"clip_name": TEXT_ENCODER, "type": "lumina2", "device": "default"}, 0),
+        Node(3, "VAELoader", "VAE", {"vae_name": VAE}, 0),
+        Node(4, "EmptySD3LatentImage", "Size", {"width": SIDE_PX, "height": SIDE_PX, "batch_size": 1}, 0),
+    ]
+    person: dict[str, Value | Link] = {"model": Link(1), "lora_name": use.lora, "strength_model": use.strength}
+    prepared = [
+        Node(5, "LoraLoaderModelOnly", "The person", person, 1),
+        Node(6, "ModelSamplingAuraFlow", "Shift", {"model": Link(5), "shift": SHIFT}, 2),
+        Node(7, "CLIPTextEncode", "Prompt", {"text": use.prompt, "clip": Link(2)}, 1),
+        _negative(variant),
+    ]
+    sampler: dict[str, Value | Link] = {
+        "model": Link(6),
+        "seed": 0,
+        "steps": settings.steps,
+        "cfg": settings.cfg,
+        "sampler_name": SAMPLER,
+        "scheduler": SCHEDULER,
+        "positive": Link(7),
+        "negative": Link(8),
+        "latent_image": Link(4),
+        "denoise": 1.0,
+    }
+    drawn = [
+        Node(9, "KSampler", "Draw", sampler, 2),
+        Node(10, "VAEDecode", "Decode", {"samples": Link(9), "vae": Link(3)}, 3),
+        Node(
+            11, "SaveImage", "Save", {"images": Link(10), "filename_prefix": use.lora.removesuffix(".safetensors")}, 3
+        ),
+    ]
+    return loaders + prepared + drawn
+
+
+def _negative(variant: Variant) -> Node:
+    """Turbo is drawn without guidance, so its negative only has to be there; Base takes an empty prompt."""
+    if variant == "turbo":
+        return Node(8, "ConditioningZeroOut", "No negative", {"conditioning": Link(7)}, 1)
+    return Node(8, "CLIPTextEncode", "Negative prompt", {"text": "", "clip": Link(2)}, 1)
+
+
+def check(nodes: Sequence[Node]) -> None:
+    """Check nodes against the signatures.
+
+    Raises:
+        ValueError: a kind, an input, a type or a value that ComfyUI would refuse; the message names the node.
+    """
+    outputs: dict[int, list[str]] = {}
+    for node in nodes:
+        signature = signatures().get(node.kind)
+        if signature is None:
+            raise ValueError(f"node {node.id}: ComfyUI has no {node.kind}")
+        if node.inputs.keys() != signature["inputs"].keys():
+            raise ValueError(f"node {node.id}: {node.kind} takes {list(signature['inputs'])}, not {list(node.inputs)}")
+        for name, value in node.inputs.items():
+            fault = _fault(signature["inputs"][name], value, outputs)
+            if fault:
+                raise ValueError(f"node {node.id}: {node.kind}.{name} {fault}")
+        if node.id in outputs:
+            raise ValueError(f"node {node.id} is there twice")
+        outputs[node.id] = signature["outputs"]
+
+
+def _fault(spec: Mapping[str, Any], value: Value | Link, outputs: Mapping[int, list[str]]) -> str | None:
+    kind = spec["type"]
+    if isinstance(value, Link):
+        given = outputs.get(value.node, [])[:1]
+        return None if given == [kind] else f"takes a {kind}, and node {value.node} gives {given}"
+    match kind:
+        case "COMBO":
+            known = spec.get("choices", [value])
+            return None if isinstance(value, str) and value in known else f"is none of {known}"
+        case "STRING":
+            return None if isinstance(value, str) else "is no text"
+        case "INT" if isinstance(value, int):
+            return _range_fault(spec, value) or ("is out of range" if value % spec.get("step", 1) else None)
+        case "FLOAT" if not isinstance(value, str):
+            return _range_fault(spec, value)
+        case "INT" | "FLOAT":
+            return "is out of range"
+        case _:
+            return f"has to come from a node that gives a {kind}"
+
+
+def _range_fault(spec: Mapping[str, Any], value: float) -> str | None:
+    return None if spec["min"] <= value <= spec["max"] else "is out of range"
+
+
+def api_form(nodes: Sequence[Node]) -> dict[str, Any]:
+    """Return what ComfyUI's `/prompt` endpoint takes, and its menu saves as API format."""
+    return {
+        str(node.id): {
+            "class_type": node.kind,
+            "inputs": {name: _api_value(value) for name, value in node.inputs.items()},
+            "_meta": {"title": node.title},
+        }
+        for node in nodes
+    }
+
+
+def _api_value(value: Value | Link) -> Value | list[str | int]:
+    return [str(value.node), 0] if isinstance(value, Link) else value
+
+
+def ui_form(nodes: Sequence[Node]) -> dict[str, Any]:
+    """Return what ComfyUI's window opens and shows (docs.comfy.org/specs/workflow_json_0.4)."""
+    links: list[list[int | str]] = []
+    for node in nodes:
+        for slot, (name, value) in enumerate(_linked(node).items()):
+            kind = signatures()[node.kind]["inputs"][name]["type"]
+            links.append([len(links) + 1, value.node, 0, node.id, slot, kind])
+    heights = [0, 0, 0, 0]
+    drawn = []
+    for order, node in enumerate(nodes):
+        height = 70 + 26 * len(node.inputs) + (90 if node.kind == "CLIPTextEncode" else 0)
+        drawn.append(_ui_node(node, order, links, (400 * node.column, heights[node.column], height)))
+        heights[node.column] += height + 60
+    return {
+        "last_node_id": max(node.id for node in nodes),
+        "last_link_id": len(links),
+        "nodes": drawn,
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def _ui_node(node: Node, order: int, links: Sequence[Sequence[int | str]], box: tuple[int, int, int]) -> dict[str, Any]:
+    x, y, height = box
+    arriving = {int(link[4]): link[0] for link in links if link[3] == node.id}
+    leaving = [link[0] for link in links if link[1] == node.id]
+    signature = signatures()[node.kind]
+    return {
+        "id": node.id,
+        "type": node.kind,
+        "title": node.title,
+        "pos": [x, y],
+        "size": [340, height],
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": [
+            {"name": name, "type": signature["inputs"][name]["type"], "link": arriving[slot]}
+            for slot, name in enumerate(_linked(node))
+        ],
+        "outputs": [{"name": kind, "type": kind, "links": leaving, "slot_index": 0} for kind in signature["outputs"]],
+        "properties": {"Node name for S&R": node.kind},
+        "widgets_values": _widgets(node),
+    }
+
+
+def _linked(node: Node) -> dict[str, Link]:
+    return {name: value for name, value in _in_order(node).items() if isinstance(value, Link)}
+
+
+def _in_order(node: Node) -> dict[str, Value | Link]:
+    """The inputs in the signature's order, which is the order of slots and widgets."""
+    return {name: node.inputs[name] for name in signatures()[node.kind]["inputs"]}
+
+
+def _widgets(node: Node) -> list[Value]:
+    """The values a person can edit; behind a seed stands what happens to it after each picture."""
+    values: list[Value] = []
+    for name, value in _in_order(node).items():
+        if not isinstance(value, Link):
+            values.append(value)
+            if signatures()[node.kind]["inputs"][name].get("control_after_generate"):
+                values.append("randomize")
+    return values
+
+
+@cache
+def signatures() -> dict[str, Any]:
+    """Return the signatures of the nodes used, by name; see the file for their source."""
+    data = json.loads(files("zimage.lora").joinpath("comfyui_nodes.json").read_text(encoding="utf-8"))
+    nodes: dict[str, Any] = data["nodes"]
+    return nodes
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
