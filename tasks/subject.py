@@ -42,9 +42,10 @@ class Choices(Section):
 
 
 def presets() -> dict[str, Preset]:
-    """Return all presets by name."""
+    """Return all presets by name; keys with a dot in front are parts of which presets are made."""
     found = yaml.safe_load(PRESETS.read_text(encoding="utf-8"))
-    return {name: checked(values, Preset, f"{PRESETS.name}: {name}") for name, values in found.items()}
+    named = {name: values for name, values in found.items() if not name.startswith(".")}
+    return {name: checked(values, Preset, f"{PRESETS.name}: {name}") for name, values in named.items()}
 
 
 def set_up(

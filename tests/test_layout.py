@@ -27,7 +27,13 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "bas
 NETWORK = {"urllib", "http", "socket", "requests", "httpx", "aiohttp", "ftplib", "smtplib"}
 UNSAFE_YAML = ("yaml.full_load", "yaml.unsafe_load", "yaml.Loader", "yaml.FullLoader", "yaml.UnsafeLoader")
 HANDS_ON = "zimage/faces/workers.py"  # gives its children its environment and talks to them through a socket pair
-ACROSS = {"tests/test_layout.py", "tests/identity/test_truth.py"}  # about more than one module
+# About more than one module.
+ACROSS = {
+    "tests/test_layout.py",
+    "tests/identity/test_truth.py",
+    "tests/lora/test_matrix.py",
+    "tests/training/test_parity.py",
+}
 # What a stage reads, by the name its signature gives it.
 PLACES = {"photos": "data/photos", "consent": "data/consent.yaml", "overrides": "data/overrides"}
 

@@ -1,0 +1,132 @@
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.settings import PROJECT, Settings
+from tasks.subject import Choices, params_of, presets, set_up
+from zimage.errors import InputError
+from zimage.model.base import Base
+from zimage.section import checked
+from zimage.signatures import STAGES, signature
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(project=PROJECT, workspaces=tmp_path / "workspaces", store=str(tmp_path / "store"))
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> dict[str, str]:
+    """Photos and consent as a person hands them over."""
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "a.jpg").write_bytes(b"a")
+    (tmp_path / "agreed.yaml").write_text("pseudonym: ada\n")
+    return {"photos": str(tmp_path / "holiday"), "consent": str(tmp_path / "agreed.yaml")}
+
+
+def params(workspace: Path) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_subject_gets_a_workspace_with_everything_in_it(settings: Settings, given: dict[str, str]) -> None:
+    workspace = set_up(settings, "ada", **given)
+
+    assert workspace == settings.workspaces / "ada"
+    assert (workspace / "data" / "photos" / "a.jpg").read_bytes() == b"a"
+    assert (workspace / "data" / "consent.yaml").read_text() == "pseudonym: ada\n"
+    assert (workspace / "data" / "overrides").is_dir()
+    assert (workspace / "dvc.yaml").read_bytes() == (PROJECT / "dvc.yaml").read_bytes()
+    assert (workspace / "code.yaml").read_bytes() == (PROJECT / "code.yaml").read_bytes()
+    assert not (workspace / "data" / "dvc.yaml").exists()
+
+
+def test_a_second_run_needs_nothing_and_changes_nothing(settings: Settings, given: dict[str, str]) -> None:
+    workspace = set_up(settings, "ada", **given)
+    before = {path: path.stat().st_mtime_ns for path in workspace.rglob("*") if path.is_file()}
+
+    set_up(settings, "ada")
+
+    after = {path: path.stat().st_mtime_ns for path in workspace.rglob("*") if path.is_file()}
+    assert {path.name for path in after if after[path] != before.get(path)} <= {".dvcignore"}
+
+
+def test_what_was_chosen_stays_chosen(settings: Settings, given: dict[str, str]) -> None:
+    set_up(settings, "ada", **given, values={"train.steps": 20})
+
+    workspace = set_up(settings, "ada", values={"subject.class_noun": "man"})
+
+    assert params(workspace)["train"]["steps"] == 20
+    assert params(workspace)["subject"]["class_noun"] == "man"
+
+
+def test_a_base_model_is_pinned_when_it_is_chosen(settings: Settings, given: dict[str, str], tiny_base: Base) -> None:
+    workspace = set_up(settings, "ada", **given, base=tiny_base.model)
+
+    assert params(workspace)["base"] == {"model": tiny_base.model, "identity": tiny_base.identity}
+    assert params(set_up(settings, "ada"))["base"] == {"model": tiny_base.model, "identity": tiny_base.identity}
+
+
+def test_comments_of_the_project_s_params_stay(settings: Settings, given: dict[str, str]) -> None:
+    workspace = set_up(settings, "ada", **given, values={"train.steps": 20})
+
+    lines = (workspace / "params.yaml").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line.startswith("  steps:")]
+    assert line.startswith("  steps: 20 ")
+    assert line.endswith("# optimiser steps")
+
+
+def test_one_subject_is_not_in_another_s_workspace(settings: Settings, given: dict[str, str]) -> None:
+    ada = set_up(settings, "ada", **given, values={"train.steps": 20})
+    eve = set_up(settings, "eve", **given)
+
+    assert ada != eve
+    assert params(eve)["train"]["steps"] != 20
+
+
+@pytest.mark.parametrize(("missing", "said"), [("photos", "has no photos yet"), ("consent", "has no consent yet")])
+def test_photos_and_consent_have_to_be_given_once(
+    settings: Settings, given: dict[str, str], missing: str, said: str
+) -> None:
+    del given[missing]
+
+    with pytest.raises(InputError, match=f"ada {said}; give .* with --{missing}"):
+        set_up(settings, "ada", **given)
+
+
+def test_the_demo_takes_nothing_of_one_s_own(settings: Settings) -> None:
+    assert set_up(settings, "demo") == PROJECT
+    with pytest.raises(InputError, match="`demo` has photos and settings of its own; choose another name"):
+        set_up(settings, "demo", photos="holiday")
+
+
+def test_an_unknown_preset_is_told_with_the_known_ones(settings: Settings, given: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"There is no preset `best`; there are tiny, "):
+        set_up(settings, "ada", **given, preset="best")
+    assert not settings.workspace("ada").exists()
+
+
+def test_an_unknown_value_is_told_before_anything_is_made(settings: Settings, given: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"subject\.yaml: params\.yaml has no key `train\.stepz`"):
+        set_up(settings, "ada", **given, values={"train.stepz": 20})
+    assert not settings.workspace("ada").exists()
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_makes_params_that_all_stages_accept(preset: str) -> None:
+    text = params_of(PROJECT, Choices(preset=preset, base=None, values={}))
+
+    found = yaml.safe_load(text)
+    for stage in STAGES:
+        function = getattr(importlib.import_module(f"zimage.stages.{stage}"), stage)
+        for keyword, section in signature(stage).sections.items():
+            checked(found[section], function.__annotations__[keyword], f"{preset}: {section}")
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_no_person_s_report_says_that_it_is_the_demo(preset: str) -> None:
+    found = yaml.safe_load(params_of(PROJECT, Choices(preset=preset, base=None, values={})))
+
+    assert "demo" not in found["evaluate"]["report"]["note"]
