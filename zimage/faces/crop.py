@@ -1,6 +1,7 @@
 """What is cut out of a photo: the original framing, and at most one head-and-shoulders crop, of a bucket's size."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -21,6 +22,8 @@ Kind = Literal["full", "head"]
 HEAD: dict[PointsKind, tuple[float, float, float]] = {"corners": (0.85, 1.15, 0.65), "centres": (0.65, 0.87, 0.58)}
 ABOVE = 0.35  # share of a head crop's spare height that lies above the head; shoulders need the larger part
 STRANGER = 0.10  # another face of this share of the subject's is a second person in the picture
+FULL = 0.85  # a bucket of less than this share of the square's area would waste what the model can see
+WHOLE = 0.95  # share of the region that a size may keep without counting as trimmed
 HOLDOUT_PX = 1024  # of the longer side: more than any face engine looks at
 
 
@@ -80,12 +83,13 @@ class Plan:
 
 def buckets(params: CropParams) -> list[tuple[int, int]]:
     """Return the sizes crops may have, (width, height): of at most the square's area, within the aspect allowed."""
-    step, sizes = params.step_px, []
-    for short in range(step, params.side_px + 1, step):
-        long = max(short, params.side_px**2 // short // step * step)
-        if long / short <= params.max_aspect and (short == params.side_px // step * step or long > short):
-            sizes += [(short, long), (long, short)] if long > short else [(short, short)]
-    return sizes
+    step, sizes = params.step_px, set()
+    largest = params.side_px // step * step
+    for short in range(step, largest + 1, step):
+        long = int(min(params.side_px**2 // short, short * params.max_aspect)) // step * step
+        if long > short and long * short > params.side_px**2 * FULL:
+            sizes |= {(short, long), (long, short)}
+    return sorted(sizes | {(largest, largest)})
 
 
 def plans(size: tuple[int, int], face: Box, others: list[Box], kind: PointsKind, params: CropParams) -> list[Plan]:
@@ -170,21 +174,40 @@ def side_of(box: Box) -> float:
 
 
 def _sized(kind: Kind, region: Region, params: CropParams) -> Plan:
-    """Return the plan with the largest bucket that needs no more enlargement than allowed."""
-    aspect, step = region.width / region.height, params.step_px
-    largest = math.sqrt(region.width * region.height) * params.max_upscale
-    side = min(params.side_px, largest)
-    width = max(step, round(side * math.sqrt(aspect) / step) * step)
-    height = max(step, round(width / aspect / step) * step)
-    while width * height > params.side_px**2 or (width > step < height and width > region.width * params.max_upscale):
-        width, height = width - step, max(step, round((width - step) / aspect / step) * step)
-    return Plan(kind, _trimmed(region, width / height), width, height)
+    """Return the plan with the largest size that needs no more enlargement than allowed.
+
+    Where no bucket is small enough, a smaller size of nearly the region's aspect is taken; what the aspect changes is
+    trimmed from the region.
+    """
+    fitting = [
+        plan
+        for size in _sizes_near(region, params)
+        if (plan := _trimmed(kind, region, size)).scale <= params.max_upscale
+    ]
+    whole = [plan for plan in fitting if _kept(plan, region) >= WHOLE] or fitting
+    smallest = _trimmed(kind, region, (params.step_px, params.step_px))
+    return max(whole, key=lambda plan: (plan.width * plan.height, _kept(plan, region)), default=smallest)
 
 
-def _trimmed(region: Region, aspect: float) -> Region:
-    """Return the middle of a region with exactly the aspect of its bucket, so that no face is stretched."""
+def _sizes_near(region: Region, params: CropParams) -> Iterator[tuple[int, int]]:
+    step, aspect = params.step_px, region.width / region.height
+    for width in range(step, int(params.side_px * math.sqrt(params.max_aspect)) + step, step):
+        for height in {math.floor(width / aspect / step) * step, math.ceil(width / aspect / step) * step}:
+            in_area = 0 < width * height <= params.side_px**2
+            if in_area and max(width, height) <= params.max_aspect * min(width, height):
+                yield width, height
+
+
+def _kept(plan: Plan, region: Region) -> float:
+    return plan.region.width * plan.region.height / (region.width * region.height)
+
+
+def _trimmed(kind: Kind, region: Region, size: tuple[int, int]) -> Plan:
+    """Return the middle of a region with exactly the aspect of its size, so that no face is stretched."""
+    aspect = size[0] / size[1]
     width, height = min(region.width, region.height * aspect), min(region.height, region.width / aspect)
-    return Region(region.left + (region.width - width) / 2, region.top + (region.height - height) / 2, width, height)
+    left, top = region.left + (region.width - width) / 2, region.top + (region.height - height) / 2
+    return Plan(kind, Region(left, top, width, height), *size)
 
 
 def _share(region: Region, side: float) -> float:

@@ -1,7 +1,7 @@
 """A worker process: takes items from a socket one after the other and sends back what its work makes of them.
 
 Started as `python -m zimage.faces.worker <socket>` by zimage.faces.workers. It does not inherit its parent's modules,
-threads or locks, needs no guard in the caller's script, and ends when its parent does, because the socket closes then.
+threads or locks, needs no guard in the caller's script, and ends when its parent does, also in the middle of an item.
 """
 
 import signal
@@ -10,6 +10,7 @@ import traceback
 from multiprocessing.connection import Connection
 
 from zimage.errors import InputError
+from zimage.parent import die_with_parent
 
 
 def serve(line: Connection) -> None:
@@ -25,7 +26,8 @@ def serve(line: Connection) -> None:
 
 def main(socket: int) -> None:
     """Serve the parent at the other end of `socket`; what a user can mend, or a full disk, is sent as it is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which closes the line
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
+    die_with_parent()
     with Connection(socket) as line:
         try:
             serve(line)

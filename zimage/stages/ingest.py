@@ -91,7 +91,7 @@ def _row(one: Given, taken: Taken | Lost, first_names: dict[str, str]) -> PhotoR
     """Return the row of one file; `first_names` remembers the name under which each content came first."""
     if isinstance(taken, Lost):
         taken = Taken(None, one.size_bytes, reason="crashed", detail=taken.detail)
-    elif taken.sha256 is not None:
+    elif taken.sha256 is not None and taken.reason is None:
         first = first_names.setdefault(taken.sha256, one.name)
         if first != one.name:
             taken = Taken(taken.sha256, taken.size_bytes, reason="same_file", detail=f"The same bytes as {first}.")

@@ -1,0 +1,83 @@
+import datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zimage.errors import InputError
+from zimage.faces.consent import EXAMPLE, read_consent, require
+
+TODAY = datetime.date(2026, 6, 1)
+GIVEN = {
+    "pseudonym": "ada",
+    "adult": True,
+    "scope": ["training", "publication"],
+    "may_publish": False,
+    "expires": datetime.date(2026, 6, 1),
+    "document": "signed release",
+    "document_sha256": "0" * 64,
+}
+
+
+def written(tmp_path: Path, **changes: object) -> Path:
+    path = tmp_path / "consent.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in {**GIVEN, **changes}.items() if v is not None}), encoding="utf-8")
+    return path
+
+
+def test_a_consent_holds_up_to_its_last_day(tmp_path: Path) -> None:
+    require(read_consent(written(tmp_path)), "training", TODAY)
+    with pytest.raises(InputError, match="expired on 2026-06-01; ask for a new one"):
+        require(read_consent(written(tmp_path)), "training", TODAY + datetime.timedelta(days=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "purpose", "said"),
+    [
+        ({"adult": False}, "training", "does not affirm an adult; photos of minors are not used"),
+        ({"scope": ["evaluation"]}, "training", "covers evaluation but not training; ask for it"),
+        ({}, "publication", "says may_publish: false; ask before"),
+    ],
+)
+def test_a_consent_that_does_not_cover_a_purpose_stops(
+    tmp_path: Path, changes: dict[str, object], purpose: str, said: str
+) -> None:
+    consent = read_consent(written(tmp_path, **changes))
+    with pytest.raises(InputError, match=said):
+        require(consent, purpose, TODAY)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adult": None}, "`adult` is missing"),
+        ({"adult": "yes"}, "`adult` is 'yes'"),
+        ({"pseudonym": "Ada Lovelace"}, "`pseudonym` is 'Ada Lovelace'"),
+        ({"scope": []}, "`scope`"),
+        ({"expires": "never"}, "`expires` is 'never'"),
+        ({"document_sha256": "abc"}, "`document_sha256` is 'abc'"),
+        ({"real_name": "Ada"}, "unknown key `real_name`"),
+    ],
+)
+def test_a_consent_that_lacks_something_is_told_by_key(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read_consent(written(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("content", ["", "[", "- a list", "\x00", "x" * 200_000])
+def test_what_is_no_consent_is_one_sentence(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "consent.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"consent\.yaml"):
+        read_consent(path)
+
+
+def test_a_missing_consent_shows_how_one_looks(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no photo is opened; write one like this:\npseudonym: ada"):
+        read_consent(tmp_path / "consent.yaml")
+
+
+def test_the_example_is_a_consent(tmp_path: Path) -> None:
+    path = tmp_path / "consent.yaml"
+    path.write_text(EXAMPLE.replace("<64 hex digits>", "'" + "0" * 64 + "'"), encoding="utf-8")
+    assert read_consent(path).pseudonym == "ada"

@@ -1,0 +1,325 @@
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
+
+from zimage.demo import make_demo_photos, other_people
+from zimage.errors import InputError
+from zimage.faces.rows import CropRow, ManifestRow
+from zimage.records import read_rows
+from zimage.stages.detect import DetectParams, detect
+from zimage.stages.ingest import IngestParams, ingest
+
+CONSENT = Path(__file__).parents[2] / "data" / "consent.yaml"
+INGEST = IngestParams(min_photos=1, max_files=500, max_file_mb=20, max_megapixels=40, max_side_px=2048)
+VALUES: dict[str, Any] = {
+    "engine": {"name": "dlib", "pack": None, "identity": None, "min_score": 0.0, "max_distance": 0.6},
+    "subject": {"doubtful_from": 0.75},
+    "quality": {
+        "min_image_px": 160,
+        "min_face_px": 64,
+        "good_face_px": 160,
+        "min_sharpness": 5.0,
+        "max_clipped": 0.25,
+        "min_luma": 0.15,
+        "max_luma": 0.88,
+        "max_yaw_deg": 60.0,
+    },
+    "duplicates": {"burst_gap_s": 30.0, "same_bits": 6, "same_face": 0.4},
+    "split": {"holdout_share": 0.18, "min_holdout": 3, "min_train": 8, "max_train": 60, "seed": 1},
+    "crops": {
+        "side_px": 128,
+        "step_px": 16,
+        "max_aspect": 1.0,
+        "max_upscale": 1.25,
+        "head_face_share": 0.5,
+        "head_below_share": 0.42,
+        "min_face_px": 52,
+    },
+}
+Picture = NDArray[np.uint8]
+
+
+def params(**changes: dict[str, Any]) -> DetectParams:
+    """Return the demo's params with some keys of some parts changed."""
+    return DetectParams.model_validate({part: {**keys, **changes.get(part, {})} for part, keys in VALUES.items()})
+
+
+class Workspace:
+    """A folder of photos on its way through ingest and detect."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.photos, self.overrides, self.out = folder / "photos", folder / "overrides", folder / "data" / "detect"
+        self.photos.mkdir(parents=True, exist_ok=True)
+        self.overrides.mkdir(exist_ok=True)
+
+    def save(self, name: str, pixels: Picture) -> None:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(self.photos / name)
+
+    def run(self, **changes: dict[str, Any]) -> None:
+        ingest(self.photos, CONSENT, self.folder / "data" / "ingest", params=INGEST)
+        self.detect(**changes)
+
+    def detect(self, **changes: dict[str, Any]) -> None:
+        detect(self.folder / "data" / "ingest", self.overrides, self.out, params=params(**changes))
+
+    def manifest(self) -> dict[str, ManifestRow]:
+        return {row.name: row for row in read_rows(self.out / "manifest.jsonl", ManifestRow)}
+
+    def crops(self) -> list[CropRow]:
+        return read_rows(self.out / "crops.jsonl", CropRow)
+
+    def decide(self, **decisions: str) -> None:
+        lines = [f"{photo[1:]}: {{decision: {decision}, reason: because}}\n" for photo, decision in decisions.items()]
+        (self.overrides / "decisions.yaml").write_text("".join(lines), encoding="utf-8")
+
+
+def view(left: int, top: int, side: int, zoom: float = 2.0) -> Picture:
+    """Return a square part of the portrait, enlarged."""
+    part = np.asarray(data.astronaut(), np.uint8)[top : top + side, left : left + side]
+    return np.asarray(cv2.resize(part, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def stranger() -> Picture:
+    return np.asarray(cv2.resize(other_people()[205:505, 370:670], (400, 400), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The demo subject's photos after ingest and detect; not to be changed."""
+    workspace = Workspace(tmp_path_factory.mktemp("demo"))
+    make_demo_photos(workspace.photos, seed=1)
+    workspace.run()
+    return workspace
+
+
+@pytest.fixture
+def copy(demo: Workspace, tmp_path: Path) -> Workspace:
+    """The same, to be changed."""
+    shutil.copytree(demo.folder, tmp_path / "copy")
+    return Workspace(tmp_path / "copy")
+
+
+def test_each_demo_photo_is_decided_as_a_careful_human_would(demo: Workspace) -> None:
+    rows = demo.manifest()
+    assert len(rows) == 31
+    against = {name: row.reason for name, row in rows.items() if row.decision in {"reject", "review"}}
+    assert against == {
+        "IMG_2001_cat.jpg": "no_face",
+        "IMG_2002_coffee.jpg": "no_face",
+        "IMG_2003_group.jpg": "wrong_person",
+        "IMG_2004_stranger.jpg": "wrong_person",
+        "IMG_2005_again.jpg": "near_duplicate",
+        "IMG_2006_blurred.jpg": "blurred",
+        "IMG_2007_truncated.jpg": "truncated",
+    }
+    assert rows["IMG_1003.jpg"].decision == "train"  # the one that lay on its side
+    assert sum(row.decision == "holdout" for row in rows.values()) == 4
+    assert sum(row.decision == "train" for row in rows.values()) == 20
+
+
+def test_six_people_are_found_in_the_group_and_none_is_the_subject(demo: Workspace) -> None:
+    row = demo.manifest()["IMG_2003_group.jpg"]
+    assert len(row.faces) == 6
+    assert all(face.distance is not None and face.distance > 0.6 for face in row.faces)
+    assert row.detail.startswith("None of the 6 faces is the subject's: the nearest is 0.7")
+
+
+def test_every_number_stands_beside_its_engine(demo: Workspace) -> None:
+    for row in demo.manifest().values():
+        assert row.engine_id.startswith("dlib-resnet-v1/")
+        if row.decision in {"train", "holdout"}:
+            assert row.sharpness and row.distance and row.face_side_px and row.dhash and row.quality is not None
+            assert row.yaw_deg is not None and row.occlusion is not None and row.burst is not None
+            assert row.aligned and (demo.out / row.aligned).is_file() and row.crops
+
+
+def test_crops_are_of_bucket_size_with_the_face_large_and_a_mask_on_it(demo: Workspace) -> None:
+    crops = demo.crops()
+    training = [crop for crop in crops if crop.split == "train"]
+    assert len(training) >= 20
+    for crop in training:
+        assert (crop.width, crop.height) == (128, 128) and crop.scale <= 1.25
+        left, _, right, _ = crop.face_box_xyxy
+        assert 0.4 <= (right - left) / crop.width <= 0.7
+    for crop in crops:
+        with Image.open(demo.out / crop.file) as image, Image.open(demo.out / str(crop.mask)) as mask:
+            assert image.size == mask.size == (crop.width, crop.height)
+            assert mask.mode == "L" and image.mode == "RGB" and not image.getexif()
+            pixels = np.asarray(mask)
+        assert all(pixels[round(y), round(x)] > 200 for x, y in crop.points_xy)
+    files = {
+        path.relative_to(demo.out).as_posix() for kind in ("train", "holdout") for path in (demo.out / kind).iterdir()
+    }
+    assert files == {crop.file for crop in crops}
+
+
+def test_training_and_holdout_share_no_photo_and_no_burst(demo: Workspace) -> None:
+    crops = demo.crops()
+    for key in ("photo", "burst"):
+        train, held = ({getattr(crop, key) for crop in crops if crop.split == split} for split in ("train", "holdout"))
+        assert train and held and train.isdisjoint(held)
+    assert all(crop.width >= 128 and crop.scale <= 1.0 for crop in crops if crop.split == "holdout")
+
+
+def test_metrics_tell_the_set_in_numbers(demo: Workspace) -> None:
+    metrics = json.loads((demo.out / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["photos"], metrics["train"], metrics["holdout"], metrics["reject"]) == (31, 20, 4, 7)
+    assert metrics["against"]["wrong_person"] == 2 and metrics["engine"]["embedded"] is True
+    assert metrics["distance_max"] < 0.3
+
+
+def test_the_contact_sheet_shows_every_file_with_its_reason_and_loads_nothing(demo: Workspace) -> None:
+    sheet = (demo.out / "contact_sheet.html").read_text(encoding="utf-8")
+    for name, row in demo.manifest().items():
+        assert name in sheet and row.photo in sheet
+        assert row.reason in {"kept", "holdout"} or row.reason.replace("_", " ") in sheet
+    assert not re.search(r"https?://|<script|src=\"(?!data:)", sheet)
+    assert sheet.count('<i class="face') == sum(len(row.faces) for row in demo.manifest().values())
+    assert sheet.count("data:image/jpeg") == 30
+
+
+def test_a_second_run_gives_the_same_bytes_without_looking_again(copy: Workspace) -> None:
+    before, cache = content_of(copy.out), copy.folder / "data" / ".detect.cache"
+    looked_at = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    shutil.rmtree(copy.out)
+    copy.detect()
+    assert content_of(copy.out) == before
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()} == looked_at
+
+
+def test_one_more_photo_is_one_more_to_look_at_and_to_cut(copy: Workspace) -> None:
+    seen, cuts = (copy.folder / "data" / ".detect.cache" / part for part in ("seen", "cuts"))
+    before = {path.name for path in (*seen.iterdir(), *cuts.iterdir())}
+    copy.save("IMG_3001.png", view(110, 10, 230))
+    copy.run(split={"holdout_share": 0.15})
+    assert len({path.name for path in seen.iterdir()} - before) == 1
+    assert copy.manifest()["IMG_3001.png"].decision in {"train", "holdout"}
+
+
+def test_a_humans_decisions_always_win_and_are_shown(copy: Workspace) -> None:
+    rows = copy.manifest()
+    train = next(row for row in rows.values() if row.decision == "train" and row.name == "IMG_1003.jpg")
+    other = next(row for row in rows.values() if row.decision == "train" and row.name == "IMG_1010.jpg")
+    blurred, again = rows["IMG_2006_blurred.jpg"], rows["IMG_2005_again.jpg"]
+    copy.decide(
+        **{
+            f"_{train.photo}": "reject",
+            f"_{other.photo}": "holdout",
+            f"_{blurred.photo}": "keep",
+            f"_{again.photo}": "keep",
+            "_0123456789abcdef": "keep",
+        }
+    )
+    copy.detect()
+    after = copy.manifest()
+    assert (after[train.name].decision, after[train.name].reason) == ("reject", "override")
+    assert after[other.name].decision == "holdout"
+    assert after[blurred.name].decision in {"train", "holdout"} and "blurred" in after[blurred.name].detail
+    assert after[again.name].decision in {"train", "holdout"}
+    assert {row.override for row in after.values()} == {None, "because"}
+    sheet = (copy.out / "contact_sheet.html").read_text(encoding="utf-8")
+    assert sheet.count("You decided: because") == 4
+    assert "without effect: 0123456789abcdef" in sheet
+    metrics = json.loads((copy.out / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["overridden"], metrics["overrides_unused"]) == (4, ["0123456789abcdef"])
+
+
+def test_a_photo_without_a_face_cannot_be_kept_by_decision(copy: Workspace) -> None:
+    cat = copy.manifest()["IMG_2001_cat.jpg"]
+    copy.decide(**{f"_{cat.photo}": "keep"})
+    with pytest.raises(
+        InputError, match=rf"asks for {cat.photo} \(IMG_2001_cat\.jpg\), but no face .* remove that line"
+    ):
+        copy.detect()
+
+
+def test_only_the_best_are_trained_on_where_there_are_more_than_wanted(copy: Workspace) -> None:
+    copy.detect(split={"max_train": 10})
+    rows = copy.manifest().values()
+    kept = [row.quality or 0 for row in rows if row.decision == "train"]
+    surplus = [row.quality or 0 for row in rows if row.reason == "surplus"]
+    assert len(kept) == 10 and len(surplus) == 10 and min(kept) >= max(surplus)
+
+
+def test_too_few_good_photos_are_one_sentence_with_the_reasons(copy: Workspace) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"Of 31 photos only 20 are left for training beside 4 held out, and split\.min_train asks for 30 "
+        r"\(against the others: 1 blurred, 1 near duplicate, 2 no face, 1 truncated, 2 wrong person\); add photos",
+    ):
+        copy.detect(split={"min_train": 30})
+
+
+def test_a_doubtful_face_goes_to_review_and_is_not_cut(copy: Workspace) -> None:
+    copy.detect(subject={"doubtful_from": 0.15}, split={"min_train": 1})
+    rows = [row for row in copy.manifest().values() if row.reason == "doubtful_person"]
+    assert rows and all(
+        row.decision == "review" and 0.09 < (row.distance or 0) <= 0.6 and not row.crops for row in rows
+    )
+    assert "The face may be another person&#39;s" in (copy.out / "contact_sheet.html").read_text(encoding="utf-8")
+
+
+def test_a_group_photo_is_kept_where_the_subject_can_be_cropped_alone(copy: Workspace) -> None:
+    her, him = view(120, 10, 230), cv2.resize(stranger(), (460, 460))
+    copy.save("apart.png", np.hstack([her, np.full((460, 300, 3), 200, np.uint8), him]))
+    close = np.hstack([view(170, 40, 120, 3.8)[:, :300], cv2.resize(stranger(), (456, 456))[:, 40:]])
+    copy.save("cheek.png", close)
+    copy.run()
+    rows = copy.manifest()
+    assert rows["apart.png"].decision in {"train", "holdout"} and len(rows["apart.png"].faces) == 2
+    assert all(crop.kind == "head" for crop in copy.crops() if crop.photo == rows["apart.png"].photo)
+    assert (rows["cheek.png"].decision, rows["cheek.png"].reason) == ("reject", "not_alone")
+
+
+def test_two_people_equally_often_are_a_question_that_references_answer(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "two")
+    for number in range(6):
+        workspace.save(f"her{number}.png", view(100 + 6 * number, 10 + 2 * number, 200 + 8 * number))
+        angle = cv2.getRotationMatrix2D((200, 200), 4.0 * number, 1.0 + 0.03 * number)
+        workspace.save(f"him{number}.png", np.asarray(cv2.warpAffine(stranger(), angle, (400, 400)), np.uint8))
+    few = {"split": {"min_train": 1, "min_holdout": 1}}
+    with pytest.raises(
+        InputError,
+        match=r"Two people are in these photos about equally often: one in 6 \(such as h\w\w\d\.png, .*\), "
+        r"one in 6 \(such as h\w\w\d\.png, .*\); put 1 to 5 photos .* into overrides/reference",
+    ):
+        workspace.run(**few)
+    assert not workspace.out.exists()
+    (workspace.overrides / "reference").mkdir()
+    Image.fromarray(data.astronaut()).save(workspace.overrides / "reference" / "her.png")
+    workspace.detect(**few)
+    rows = workspace.manifest()
+    assert {row.reason for name, row in rows.items() if name.startswith("him")} == {"wrong_person"}
+    assert all(row.reason != "wrong_person" for name, row in rows.items() if name.startswith("her"))
+
+
+def test_no_face_in_any_photo_is_one_sentence(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "none")
+    workspace.save("cat.png", np.asarray(data.chelsea(), np.uint8))
+    workspace.save("coffee.png", np.asarray(data.coffee(), np.uint8))
+    with pytest.raises(
+        InputError, match="No face was found in any of the 2 photos; add photos that show the person's face"
+    ):
+        workspace.run()
+    assert not workspace.out.exists()
+
+
+def test_detect_before_ingest_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"photos\.jsonl is missing; run the stage that writes"):
+        detect(tmp_path / "ingest", tmp_path, tmp_path / "detect", params=params())

@@ -1,0 +1,232 @@
+import datetime
+import hashlib
+import io
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from skimage import data
+
+from tests.benchmarks.fuzz import fuzz_archives, fuzz_photos, whole_files
+from zimage.demo import make_demo_photos
+from zimage.errors import InputError
+from zimage.faces.rows import PhotoRow
+from zimage.records import read_rows
+from zimage.stages.ingest import IngestParams, ingest
+
+CONSENT = Path(__file__).parents[2] / "data" / "consent.yaml"
+PARAMS = IngestParams(min_photos=1, max_files=5000, max_file_mb=20, max_megapixels=40, max_side_px=2048)
+
+
+def jpeg(number: int = 0) -> bytes:
+    """Return one of many different small photos."""
+    file = io.BytesIO()
+    Image.fromarray(data.astronaut()).resize((100 + number, 100)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def folder_of(path: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def rows_of(out: Path) -> dict[str, PhotoRow]:
+    return {row.name: row for row in read_rows(out / "photos.jsonl", PhotoRow)}
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    """Return a hash for each file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose demo photos were ingested."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    make_demo_photos(workspace / "photos", seed=1)
+    ingest(workspace / "photos", CONSENT, workspace / "data" / "ingest", params=PARAMS)
+    return workspace
+
+
+def test_every_demo_photo_gets_a_row_and_the_truncated_one_a_reason(demo: Path) -> None:
+    rows = rows_of(demo / "data" / "ingest")
+    assert sorted(rows) == sorted(path.name for path in (demo / "photos").iterdir())
+    assert {name: row.reason for name, row in rows.items() if row.status == "rejected"} == {
+        "IMG_2007_truncated.jpg": "truncated"
+    }
+    metrics = json.loads((demo / "data" / "ingest" / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["files"], metrics["kept"], metrics["rejected_by_reason"]) == (31, 30, {"truncated": 1})
+
+
+def test_the_photo_that_lies_on_its_side_is_upright(demo: Path) -> None:
+    rows = rows_of(demo / "data" / "ingest")
+    row = rows["IMG_1003.jpg"]
+    assert row.notes == ["turned upright as its EXIF says"]
+    with Image.open(demo / "data" / "ingest" / str(row.file)) as kept, Image.open(demo / "photos" / row.name) as given:
+        assert kept.size == given.size[::-1] == (row.width, row.height)
+
+
+def test_nothing_but_pixels_is_kept(demo: Path) -> None:
+    for path in (demo / "data" / "ingest" / "photos").iterdir():
+        content = path.read_bytes()
+        assert not any(word in content for word in (b"eXIf", b"iCCP", b"tEXt", b"tIME", b"Demo", b"2024:"))
+        with Image.open(path) as image:
+            assert image.mode == "RGB" and not image.getexif() and "icc_profile" not in image.info
+
+
+def test_capture_times_are_counted_from_the_earliest_photo(demo: Path) -> None:
+    times = [row.taken_at for row in rows_of(demo / "data" / "ingest").values() if row.taken_at is not None]
+    assert min(times) == 0 and 1.0 in times and max(times) < 365 * 86400
+
+
+def test_originals_are_never_changed_and_a_second_run_gives_the_same_bytes(demo: Path) -> None:
+    originals, first = content_of(demo / "photos"), content_of(demo / "data" / "ingest")
+    ingest(demo / "photos", CONSENT, demo / "data" / "ingest", params=PARAMS)
+    assert content_of(demo / "photos") == originals
+    assert content_of(demo / "data" / "ingest") == first
+
+
+def test_three_more_photos_are_three_more_to_work_on(tmp_path: Path) -> None:
+    photos = folder_of(tmp_path / "photos", {f"{n}.jpg": jpeg(n) for n in range(4)})
+    ingest(photos, CONSENT, tmp_path / "data" / "ingest", params=PARAMS)
+    cache = tmp_path / "data" / ".ingest.cache"
+    before = {entry.name: entry.stat().st_mtime_ns for entry in cache.iterdir()}
+    folder_of(photos, {f"{n}.jpg": jpeg(n) for n in range(4, 7)})
+    ingest(photos, CONSENT, tmp_path / "data" / "ingest", params=PARAMS)
+    after = {entry.name: entry.stat().st_mtime_ns for entry in cache.iterdir()}
+    assert len(after) == 7
+    assert before.items() <= after.items()
+
+
+def test_the_cache_may_be_deleted_and_forgets_photos_that_are_gone(tmp_path: Path) -> None:
+    photos = folder_of(tmp_path / "photos", {"a.jpg": jpeg(1), "b.jpg": jpeg(2)})
+    out, cache = tmp_path / "data" / "ingest", tmp_path / "data" / ".ingest.cache"
+    ingest(photos, CONSENT, out, params=PARAMS)
+    before = content_of(out)
+    shutil.rmtree(cache)
+    ingest(photos, CONSENT, out, params=PARAMS)
+    assert content_of(out) == before
+    (photos / "b.jpg").unlink()
+    ingest(photos, CONSENT, out, params=PARAMS)
+    assert len(list(cache.iterdir())) == 1 and list(rows_of(out)) == ["a.jpg"]
+
+
+def test_an_archive_gives_what_the_folder_gives(tmp_path: Path) -> None:
+    files = {f"{n}.jpg": jpeg(n) for n in range(4)} | {"note.txt": b"no photo"}
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    ingest(folder_of(tmp_path / "photos", files), CONSENT, tmp_path / "data" / "a", params=PARAMS)
+    ingest(tmp_path / "photos.zip", CONSENT, tmp_path / "data" / "b", params=PARAMS)
+    assert content_of(tmp_path / "data" / "a") == content_of(tmp_path / "data" / "b")
+
+
+def test_bad_files_become_rows_with_reasons_beside_the_good_ones(tmp_path: Path) -> None:
+    files = {
+        "good.jpg": jpeg(),
+        "again.jpg": jpeg(),
+        "zero.jpg": b"",
+        "text.jpg": b"this is no picture",
+        "inner.zip": b"PK\x03\x04" + bytes(50),
+        "cut.png": whole_files()["a.png"][:5000],
+        "Photo.JPG": jpeg(1),
+        "photo.jpg": jpeg(2),
+        "写真 🎂.jpg": jpeg(3),
+        "mislabelled.png": jpeg(4),
+        "big.jpg": bytes(20_000_001),
+    }
+    photos = folder_of(tmp_path / "photos", files)
+    os.mkfifo(photos / "pipe.jpg")
+    ingest(photos, CONSENT, tmp_path / "data" / "ingest", params=PARAMS)
+    rows = rows_of(tmp_path / "data" / "ingest")
+    assert {name: row.reason for name, row in rows.items()} == {
+        "again.jpg": None, "good.jpg": "same_file", "zero.jpg": "empty", "text.jpg": "not_an_image",
+        "inner.zip": "archive", "cut.png": "truncated", "Photo.JPG": None, "photo.jpg": None, "写真 🎂.jpg": None,
+        "mislabelled.png": None, "big.jpg": "too_large", "pipe.jpg": "not_a_file",
+    }  # fmt: skip
+    assert all(row.detail for row in rows.values() if row.reason)
+    assert rows["good.jpg"].detail == "The same bytes as again.jpg."
+    assert rows["mislabelled.png"].format == "JPEG"
+    assert len(list((tmp_path / "data" / "ingest" / "photos").iterdir())) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "photos"]
+
+
+def test_thousands_of_files_each_get_a_row(tmp_path: Path) -> None:
+    photos = folder_of(tmp_path / "photos", {"0.jpg": jpeg()})
+    for number in range(2000):
+        (photos / f"{number}.txt").write_text(str(number), encoding="utf-8")
+    ingest(
+        photos,
+        CONSENT,
+        tmp_path / "data" / "ingest",
+        params=PARAMS.model_copy(update={"max_files": 1500, "min_photos": 1}),
+    )
+    reasons = [row.reason for row in rows_of(tmp_path / "data" / "ingest").values()]
+    assert len(reasons) == 2001 and reasons.count("over_limit") == 501
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"expires": datetime.date(2020, 1, 1)}, "expired on 2020-01-01"),
+        ({"scope": ["evaluation"]}, "but not training"),
+        ({"adult": False}, "does not affirm an adult"),
+        (None, "There is no consent file"),
+    ],
+)
+def test_without_consent_no_photo_is_opened(tmp_path: Path, changes: dict[str, object] | None, said: str) -> None:
+    consent = tmp_path / "consent.yaml"
+    if changes is not None:
+        given = yaml.safe_load(CONSENT.read_text(encoding="utf-8"))
+        consent.write_text(yaml.safe_dump(given | changes), encoding="utf-8")
+    photos = folder_of(tmp_path / "photos", {"a.jpg": jpeg()})
+    os.mkfifo(photos / "would-block-if-opened.jpg")
+    with pytest.raises(InputError, match=said):
+        ingest(photos, consent, tmp_path / "data" / "ingest", params=PARAMS)
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_empty_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match=r"photos is empty; put at least 12 photos of the person into it"):
+        ingest(tmp_path / "photos", CONSENT, tmp_path / "ingest", params=PARAMS.model_copy(update={"min_photos": 12}))
+
+
+def test_too_few_photos_are_one_sentence_that_names_what_was_refused(tmp_path: Path) -> None:
+    photos = folder_of(tmp_path / "photos", {"a.jpg": jpeg(), "b.jpg": b"", "c.jpg": jpeg()[:-300], "d.jpg": b""})
+    out = tmp_path / "data" / "ingest"
+    with pytest.raises(
+        InputError,
+        match=r"Only 1 of the 4 files in .* can be used, and ingest\.min_photos asks for 12 "
+        r"\(2 empty: b\.jpg, d\.jpg; 1 truncated: c\.jpg\); add photos",
+    ):
+        ingest(photos, CONSENT, out, params=PARAMS.model_copy(update={"min_photos": 12}))
+    assert not out.exists()
+
+
+def test_a_failed_run_leaves_the_last_result_as_it_was(tmp_path: Path) -> None:
+    photos, out = folder_of(tmp_path / "photos", {"a.jpg": jpeg()}), tmp_path / "data" / "ingest"
+    ingest(photos, CONSENT, out, params=PARAMS)
+    before = content_of(out)
+    (photos / "a.jpg").write_bytes(b"")
+    with pytest.raises(InputError):
+        ingest(photos, CONSENT, out, params=PARAMS)
+    assert content_of(out) == before
+
+
+def test_damaged_photos_become_rows_and_never_a_crash(tmp_path: Path) -> None:
+    outcomes = fuzz_photos(250, 3, tmp_path)
+    assert outcomes["damaged"] > 50 and outcomes["kept"] > 20 and outcomes["truncated"] > 10
+    assert outcomes["crashed"] == 0
+
+
+def test_damaged_archives_are_read_or_refused_and_never_a_crash(tmp_path: Path) -> None:
+    assert sum(fuzz_archives(3, 3, tmp_path).values()) == 3
