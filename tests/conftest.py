@@ -1,5 +1,6 @@
 """Fixtures that several parts share; what they import they import late, so that tests without a model stay quick."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,3 +30,17 @@ def tiny_encoded(tiny_base: "Base", tmp_path_factory: pytest.TempPathFactory) ->
     params = EncodeParams(mirror=False, class_pictures=None, sample_prompts=["a photo of {subject}"])
     encode(detect, caption, folder / "encode", params=params, base=tiny_base, subject=SUBJECT)
     return folder / "encode"
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A real Prefect server with a database of its own, started once a session."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    # Without heartbeats: joining their thread takes a second per flow.
+    with (
+        prefect_test_harness(server_startup_timeout=300),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield

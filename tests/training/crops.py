@@ -34,7 +34,7 @@ def write_detect_and_caption(folder: Path, *, width: int = 48) -> tuple[Path, Pa
     captions = ["a photo of ohzw woman, turned left", "一张 ohzw 女人的照片"]
     rows = [
         CaptionRow(file=crops[0].file, captions=captions, captioner="template", rewrites=[]),
-        CaptionRow(file=crops[1].file, captions=["a close photo of ohzw woman"], captioner="person", rewrites=[]),
+        CaptionRow(file=crops[1].file, captions=["ohzw woman"], captioner="person", rewrites=[]),
     ]
     write_rows(caption / "captions.jsonl", rows)
     return detect, caption

@@ -68,7 +68,7 @@ class Denoiser:
         """
         bucket = Bucket(latents.shape[2], latents.shape[3], context.shape[1])
         image_table, _, table = self.tables(bucket)
-        condition = self.condition(1 - sigma)
+        condition = self.condition(1 - sigma.double())
         x = self.embedded(latents)
         for block in self.noise_refiner:
             x = block(x, condition, image_table)
@@ -99,7 +99,10 @@ class Denoiser:
         return x
 
     def condition(self, t: Tensor) -> Tensor:
-        """Return the embedded time (B, width); t is float32 in [0, 1], 0 for pure noise."""
+        """Return the embedded time (B, width) of t in [0, 1], 0 for pure noise.
+
+        Given in float64, it is rounded once: at 1000 t float32 has steps of 6e-5, which the waves show.
+        """
         waves = self.time.timestep_embedding(t * self.t_scale, self.time.frequency_embedding_size)
         return self.time_out(functional.silu(self.time_in(waves.to(self.dtype))))
 

@@ -66,12 +66,12 @@ class Loop:
     def step(self, number: int) -> Tensor:
         """Make one step and return its loss and the gradients' norm (2,), on the device."""
         self.adapters.gradient.zero_()
-        loss = self._backward(number)
+        loss = self.backward(number)
         self.world.add_up(self.adapters.gradient)
         self.world.add_up(loss)
         return torch.stack([loss, self.optimiser.step(rate_factor(number, len(self.planned), self.schedule), number)])
 
-    def _backward(self, number: int) -> Tensor:
+    def backward(self, number: int) -> Tensor:
         """Add this process's gradients of a step to the adapters' and return its share of the loss."""
         step = self.planned[number]
         chance = self.objective.chance(number, step)

@@ -1,0 +1,172 @@
+"""The train stage: what it leaves behind, going on after a kill, and what stops it."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from tests.training.crops import SUBJECT
+from tests.training.recipe import recipe
+from zimage.errors import InputError
+from zimage.folder import aside_of
+from zimage.model.base import Base, open_pipeline
+from zimage.model.latents import image_of
+from zimage.stages.train import train
+from zimage.training.params import TrainParams
+
+ROOT = Path(__file__).parents[2]
+
+
+def _trained(encoded: Path, out: Path, base: Base, **changes: Any) -> dict[str, torch.Tensor]:
+    train(encoded, out, params=recipe(**changes), base=base, subject=SUBJECT)
+    return load_file(out / "lora.safetensors")
+
+
+def test_it_leaves_a_lora_checkpoints_numbers_and_no_rest(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
+    _trained(tiny_encoded, tmp_path / "train", tiny_base)
+    found = sorted(path.relative_to(tmp_path / "train").as_posix() for path in (tmp_path / "train").rglob("*.*"))
+    steps = [f"checkpoints/step-{step:06d}.safetensors" for step in (2, 4, 6)]
+    assert found == [*steps, "lora.safetensors", "loss.csv", "metrics.json"]
+    assert not aside_of(tmp_path / "train").exists()
+    with (tmp_path / "train" / "loss.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    metrics = json.loads((tmp_path / "train" / "metrics.json").read_text())
+    assert metrics["steps"] == 6 and metrics["sampler_shift"] == 3.0
+
+
+def test_the_same_seed_gives_the_same_lora_and_another_seed_another(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    one, again, other = (
+        _trained(tiny_encoded, tmp_path / name, tiny_base, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+    assert (tmp_path / "a" / "lora.safetensors").read_bytes() == (tmp_path / "b" / "lora.safetensors").read_bytes()
+
+
+def test_it_learns(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
+    """The loss on fixed noise of one checkpoint after another falls: the LoRA fits its two pictures."""
+    changes = {"steps": 60, "batch": 4, "at_once": 4, "checkpoint_every": 30, "caption_dropout": 0.0}
+    _trained(tiny_encoded, tmp_path / "train", tiny_base, **changes)
+    with (tmp_path / "train" / "loss.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize("preserving", [False, True])
+def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(
+    preserving: bool, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    preservation = {"weight": 1.0, "every": 2, "batch": 2, "pictures": "crops", "target": "base"}
+    changes: dict[str, Any] = {"steps": 40, "checkpoint_every": 1, "preservation": preservation if preserving else None}
+    whole = _trained(tiny_encoded, tmp_path / "whole", tiny_base, **changes)
+    _kill_after_first_state(tiny_encoded, tmp_path / "killed", tiny_base, recipe(**changes), tmp_path)
+    assert not (tmp_path / "killed").exists()
+    found = _trained(tiny_encoded, tmp_path / "killed", tiny_base, **changes)
+    assert json.loads((tmp_path / "killed" / "metrics.json").read_text())["resumed_after"] >= 1
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert (tmp_path / "killed" / "loss.csv").read_bytes() == (tmp_path / "whole" / "loss.csv").read_bytes()
+
+
+def test_other_parameters_begin_anew_and_sweep_away_what_was_left(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    _kill_after_first_state(tiny_encoded, tmp_path / "train", tiny_base, recipe(steps=40, checkpoint_every=1), tmp_path)
+    (aside_of(tmp_path / "train") / "checkpoints" / "step-000099.safetensors").touch()
+    _trained(tiny_encoded, tmp_path / "train", tiny_base, steps=4)
+    assert json.loads((tmp_path / "train" / "metrics.json").read_text())["resumed_after"] == 0
+    assert len(list((tmp_path / "train" / "checkpoints").iterdir())) == 2
+
+
+def test_the_pipeline_loads_every_key_and_draws_the_trainers_own_pictures(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    samples = {"steps": 3, "guidance_scale": 1.5, "seed": 5}
+    targets = ["attention", "feed_forward", "image_embedder", "final_layer"]
+    lora = _trained(tiny_encoded, tmp_path / "train", tiny_base, samples=samples, targets=targets)
+    pipeline = open_pipeline(tiny_base, device="cpu", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(str(tmp_path / "train" / "lora.safetensors"))
+    loaded = {name for name, _ in pipeline.transformer.named_parameters() if ".lora_" in name}
+    assert len(loaded) == len(lora) == 2 * (2 * 7 + 2)
+    from PIL import Image
+
+    from zimage.training.draw import generator_of
+
+    noise = torch.randn((1, 16, 8, 6), generator=generator_of(5, "sample", 0))
+    pixels = pipeline(
+        "a photo of ohzw woman",
+        height=64,
+        width=48,
+        num_inference_steps=3,
+        guidance_scale=1.5,
+        latents=noise,
+        output_type="pt",
+    ).images[0]
+    expected = image_of(pixels * 2 - 1).astype(int)
+    found = np.asarray(Image.open(tmp_path / "train" / "samples" / "step-000006-0.png")).astype(int)
+    assert np.abs(found - expected).max() <= 1
+
+
+def test_a_training_adapter_is_worn_while_learning_and_left_out_of_the_result(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    adapter = {name: torch.randn(shape) * 0.3 for name, shape in (("lora_A", (2, 48)), ("lora_B", (48, 2)))}
+    path = tmp_path / "adapter.safetensors"
+    save_file(
+        {f"diffusion_model.layers.0.attention.to_q.{name}.weight": tensor for name, tensor in adapter.items()}, path
+    )
+    pinned = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "strength": 1.0}
+    plain = _trained(tiny_encoded, tmp_path / "plain", tiny_base, targets=["feed_forward"])
+    worn = _trained(tiny_encoded, tmp_path / "worn", tiny_base, targets=["feed_forward"], training_adapter=pinned)
+    assert worn.keys() == plain.keys()
+    assert not any(torch.equal(worn[name], plain[name]) for name in worn if "lora_B" in name)
+    with pytest.raises(InputError, match="SHA-256"):
+        _trained(tiny_encoded, tmp_path / "x", tiny_base, training_adapter={**pinned, "sha256": "00"})
+
+
+def test_a_loss_that_is_no_number_stops_with_step_photos_sigma_and_norm(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        _trained(tiny_encoded, tmp_path / "train", tiny_base, optimiser={"learning_rate": 1e30, "clip_norm": 0.0})
+    pattern = r"stopped at step \d: .*photos train/.*; sigma 0\.\d+, 0\.\d+; gradient norm .*learning_rate"
+    assert re.search(pattern, str(caught.value))
+    assert not (tmp_path / "train").exists()
+
+
+def test_a_base_that_was_changed_is_refused_before_training(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="pins sha256:00"):
+        _trained(tiny_encoded, tmp_path / "train", tiny_base.model_copy(update={"identity": "sha256:00"}))
+
+
+def _kill_after_first_state(encoded: Path, out: Path, base: Base, params: TrainParams, folder: Path) -> None:
+    """Run the stage in a process of its own and kill it, without mercy, once it has left a state behind."""
+    sections = {"train": params.model_dump(), "base": base.model_dump(), "subject": SUBJECT.model_dump()}
+    (folder / "params.yaml").write_text(yaml.safe_dump(sections))
+    command = [sys.executable, "-m", "zimage", "train", str(encoded), str(out), "--params", str(folder / "params.yaml")]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 300
+    while not list((aside_of(out) / "resume").glob("step-*.safetensors")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL

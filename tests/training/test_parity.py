@@ -1,0 +1,141 @@
+"""One step's loss and gradients against a plain float64 rendering of the formula through diffusers' own transformer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.training.recipe import recipe
+from zimage.model.base import Base, open_transformer
+from zimage.training.adapters import inject
+from zimage.training.draw import Draw
+from zimage.training.params import Target, TrainParams
+from zimage.training.plan import Step
+from zimage.training.preparation import Prepared, prepare
+from zimage.training.world import World
+
+TARGETS: list[list[Target]] = [
+    ["attention"],
+    ["attention", "feed_forward"],
+    ["attention", "feed_forward", "modulation"],
+    ["attention", "feed_forward", "image_embedder", "final_layer"],
+    ["noise_refiner"],
+    ["context_refiner"],
+    ["caption_embedder", "time_embedder"],
+]
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids="+".join)
+def test_loss_and_gradients_equal_the_plain_formula_in_float64(
+    targets: list[Target], tiny_base: Base, tiny_encoded: Path
+) -> None:
+    params = recipe(targets=targets, loss_weight="cosmap", face_weight=4.0, latents="sample", caption_dropout=0.0)
+    prepared = _prepared(tiny_base, tiny_encoded, params)
+    for number in _one_step_of_each_bucket(prepared):
+        loss, gradients = _ours(prepared, number)
+        expected_loss, expected = _reference(tiny_base, tiny_encoded, params, prepared, number)
+        assert abs(float(loss) - expected_loss) < 1e-5 * expected_loss
+        assert gradients.keys() == expected.keys()
+        for name, gradient in expected.items():
+            # Of the largest gradient of its kind: a layer that hardly counts has no digits to compare.
+            scale = max(float(gradient.norm()), 1e-3 * max(float(other.norm()) for other in expected.values()))
+            assert float((gradients[name].double() - gradient).norm()) < 1e-5 * scale, name
+
+
+def test_the_data_has_padding_mixed_captions_and_mixed_sizes(tiny_base: Base, tiny_encoded: Path) -> None:
+    prepared = _prepared(tiny_base, tiny_encoded, recipe(caption_dropout=0.0))
+    steps = [prepared.loop.planned[number] for number in _one_step_of_each_bucket(prepared)]
+    assert len({step.bucket[:2] for step in steps}) == 2
+    assert len({step.bucket.caption for step in steps}) == 2
+    tokens = {row.tokens for row in prepared.dataset.texts}
+    assert any(count % 32 for count in tokens)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_a_batch_in_pieces_gives_the_gradient_of_the_whole(at_once: int, tiny_base: Base, tiny_encoded: Path) -> None:
+    whole = _ours(_prepared(tiny_base, tiny_encoded, recipe(batch=4, at_once=4)), 0)
+    pieces = _ours(_prepared(tiny_base, tiny_encoded, recipe(batch=4, at_once=at_once)), 0)
+    torch.testing.assert_close(pieces[0], whole[0], rtol=1e-5, atol=1e-6)
+    for name, gradient in whole[1].items():
+        torch.testing.assert_close(pieces[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_in_bfloat16_adapters_and_gradients_stay_float32_and_near_the_exact_ones(
+    tiny_base: Base, tiny_encoded: Path
+) -> None:
+    exact = _ours(_prepared(tiny_base, tiny_encoded, recipe()), 0)
+    rough = _ours(_prepared(tiny_base, tiny_encoded, recipe(precision="bfloat16")), 0)
+    assert abs(float(rough[0]) / float(exact[0]) - 1) < 0.01
+    found, expected = (torch.cat([g.flatten() for g in gradients.values()]) for gradients in (rough[1], exact[1]))
+    assert found.dtype is torch.float32
+    assert float(torch.nn.functional.cosine_similarity(found, expected, dim=0)) > 0.995
+
+
+def _prepared(base: Base, encoded: Path, params: TrainParams) -> Prepared:
+    """A run whose adapters, up-matrices included, are not zero any more."""
+    prepared = prepare(encoded, Path(base.model), params, World())
+    generator = torch.Generator().manual_seed(3)
+    prepared.adapters.values.copy_(0.1 * torch.randn(len(prepared.adapters.values), generator=generator))
+    return prepared
+
+
+def _one_step_of_each_bucket(prepared: Prepared) -> list[int]:
+    numbers = {step.bucket: number for number, step in enumerate(prepared.loop.planned)}
+    return sorted(numbers.values())
+
+
+def _ours(prepared: Prepared, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+    prepared.adapters.gradient.zero_()
+    loss = prepared.loop.backward(number)
+    return loss, _by_name(prepared, prepared.adapters.gradient)
+
+
+def _by_name(prepared: Prepared, values: Tensor) -> dict[str, Tensor]:
+    parts = prepared.adapters.factors(values)
+    return {
+        f"{name}.lora_{side}.default.weight": tensor
+        for name, (down, up) in parts.items()
+        for side, tensor in (("A", down), ("B", up))
+    }
+
+
+def _reference(
+    base: Base, encoded: Path, params: TrainParams, prepared: Prepared, number: int
+) -> tuple[float, dict[str, Tensor]]:
+    """The formula, sample by sample as lists, through diffusers and peft in float64."""
+    transformer = open_transformer(Path(base.model), device="cpu", dtype=torch.float32)
+    inject(transformer, params.targets, rank=params.rank, dropout=0.0, generator=torch.Generator())
+    transformer.double()
+    trained = {name: parameter for name, parameter in transformer.named_parameters() if parameter.requires_grad}
+    for name, value in _by_name(prepared, prepared.adapters.values).items():
+        trained[name].data = value.double().clone()
+    step = prepared.loop.planned[number]
+    chance = prepared.loop.objective.chance(number, step)
+    clean, captions, places = _raw(encoded, prepared, step, chance, params.face_weight)
+    sigma, noise = chance.sigma.double(), chance.noise.double()
+    share = sigma[:, None, None, None]
+    noisy = (1 - share) * clean + share * noise
+    answers = transformer(list(noisy.unsqueeze(2).unbind(0)), 1 - sigma, captions, return_dict=False)[0]
+    velocity = -torch.stack(answers).squeeze(2)
+    errors = ((velocity - (noise - clean)) ** 2 * places).mean(dim=(1, 2, 3))
+    loss = (errors * 2 / (torch.pi * (1 - 2 * sigma + 2 * sigma**2))).mean()
+    gradients = torch.autograd.grad(loss, list(trained.values()))
+    return float(loss.detach()), dict(zip(trained, gradients, strict=True))
+
+
+def _raw(
+    encoded: Path, prepared: Prepared, step: Step, chance: Draw, face_weight: float
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Clean latents, unpadded captions and place weights straight from the files of encode."""
+    latents, texts, masks = (load_file(encoded / f"{name}.safetensors") for name in ("latents", "texts", "masks"))
+    items = [prepared.dataset.items[item] for item in step.items]
+    mean, std = (torch.stack([latents[f"{item.item}.{part}"].double() for item in items]) for part in ("mean", "std"))
+    places = []
+    for item in items:
+        mask = masks[item.item].double() if item.mask else torch.zeros(mean.shape[2:], dtype=torch.float64)
+        weights = 1 + (face_weight - 1) * mask
+        places.append((weights / weights.mean())[None])
+    captions = [texts[prepared.dataset.texts[text].text].double() for text in step.texts]
+    return mean + std * chance.spread.double(), captions, torch.stack(places)
