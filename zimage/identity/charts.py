@@ -70,8 +70,8 @@ def whiskers(points: Sequence[Point], unit: str) -> str:
     for number, point in enumerate(points):
         x, kind = LEFT + step * (number + 0.5), "chosen" if point.chosen else "other"
         if point.low is not None and point.high is not None:
-            ends = f'y1="{scale(point.low):.1f}" y2="{scale(point.high):.1f}"'
-            parts.append(f'<line class="whisker {kind}" x1="{x:.1f}" x2="{x:.1f}" {ends}/>')
+            span = f'y1="{scale(point.low):.1f}" y2="{scale(point.high):.1f}"'
+            parts.append(f'<line class="whisker {kind}" x1="{x:.1f}" x2="{x:.1f}" {span}/>')
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{scale(point.value):.1f}" r="5.5"/>')
         parts.append(_text(x, bottom + 20, point.label, "tick strong" if point.chosen else "tick", "middle"))
     parts.append(_text(LEFT + (NARROW - LEFT - RIGHT) / 2, height - 4, unit, "tick", "middle"))

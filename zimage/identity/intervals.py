@@ -54,7 +54,7 @@ def wilson(p: float, n: float, quantile: float) -> tuple[float, float]:
     square = quantile**2
     centre = (p + square / (2 * n)) / (1 + square / n)
     half = quantile / (1 + square / n) * (p * (1 - p) / n + square / (4 * n * n)) ** 0.5
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return max(min(centre - half, p), 0.0), min(max(centre + half, p), 1.0)
 
 
 def mean(values_by_prompt: Sequence[Sequence[float]], *, resamples: int, generator: np.random.Generator) -> Estimate:

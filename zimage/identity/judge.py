@@ -1,6 +1,7 @@
 """Scores one picture by everything there is: face engines, training photos, prompt."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from zimage.captions.template import Language
 from zimage.faces.engine import Engine, EngineParams, Face, open_engine
 from zimage.faces.pictures import fitted, read_rgb
-from zimage.faces.workers import Lost, mapped
+from zimage.faces.workers import LIMIT_S, Crew, Lost, cores
 from zimage.identity.clip import Clip
 from zimage.identity.copies import Originals, most_alike
 from zimage.identity.following import template_following
@@ -55,12 +56,33 @@ class Finder:
         return [engine.find(picture) for engine in self.engines]
 
 
-def faces_in(pictures: Sequence[Seen], params: Sequence[EngineParams]) -> Iterator[list[list[Face]]]:
-    """Yield the faces in each picture by each engine, found on all cores."""
-    for seen, found in mapped(partial(Finder, list(params)), pictures):
-        if isinstance(found, Lost):
-            raise RuntimeError(f"{seen.file} could not be searched for faces: {found.detail}")
-        yield found
+class Search:
+    """Looks for faces on all cores, in processes that are hired once for a whole evaluation. Use as a context manager.
+
+    Args:
+        params: The engines that look, in the order in which they answer.
+    """
+
+    def __init__(self, params: Sequence[EngineParams]) -> None:
+        self.params = list(params)
+        self._crew: Crew[Seen, list[list[Face]]] = Crew(partial(Finder, self.params), LIMIT_S)
+        self._threads = ThreadPoolExecutor(cores())
+
+    def __enter__(self) -> "Search":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._crew.stop()
+        self._threads.shutdown(wait=True)
+        self._crew.leave()
+
+    def faces_in(self, pictures: Sequence[Seen]) -> Iterator[list[list[Face]]]:
+        """Yield the faces in each picture, largest first, by each engine."""
+        for seen, found in zip(pictures, self._threads.map(self._crew.done, pictures), strict=True):
+            if isinstance(found, Lost):
+                raise RuntimeError(f"{seen.file} could not be searched for faces: {found.detail}")
+            yield found
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zimage.errors import InputError
-from zimage.faces.engine import EngineParams, open_engine
+from zimage.faces.engine import open_engine
 from zimage.faces.pictures import read_rgb
 from zimage.faces.rows import CropRow
 from zimage.identity.copies import Originals, originals_of
-from zimage.identity.judge import Seen, faces_in
+from zimage.identity.judge import Search, Seen
 from zimage.identity.likeness import Targets, targets_of
 
 
@@ -44,13 +44,13 @@ class Reals:
         """Return what generated pictures may be copies of."""
         return originals_of([(name, read_rgb(path)) for name, path in self.crops.items()])
 
-    def targets(self, params: Sequence[EngineParams], side_px: int) -> list[Targets]:
+    def targets(self, search: Search, side_px: int) -> list[Targets]:
         """Return the targets by each engine; training photos are searched at the size of the generated pictures.
 
         At that size a real photo gets the score that a perfect picture would get, which is what the ceiling means.
         """
         seen = [Seen(one.file, None) for one in self.holdout] + [Seen(one.file, side_px) for one in self.training]
-        found = list(zip([*self.holdout, *self.training], faces_in(seen, params), strict=True))
+        found = list(zip([*self.holdout, *self.training], search.faces_in(seen), strict=True))
         held = len(self.holdout)
         return [
             targets_of(
@@ -58,7 +58,7 @@ class Reals:
                 [(real.photo, faces[number]) for real, faces in found[:held]],
                 [(real.photo, faces[number]) for real, faces in found[held:]],
             )
-            for number, one in enumerate(params)
+            for number, one in enumerate(search.params)
         ]
 
 

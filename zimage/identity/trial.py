@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zimage.captions.subject import Subject
-from zimage.faces.engine import EngineParams
 from zimage.faces.pictures import read_rgb
 from zimage.identity.album import Request
 from zimage.identity.gallery import Gallery
-from zimage.identity.judge import Judge, Seen, faces_in
+from zimage.identity.judge import Judge, Search, Seen
 from zimage.identity.rows import PictureRow
 from zimage.identity.suite import Half, Prompt, with_subject, without_trigger
 
@@ -68,13 +67,13 @@ class Trial:
     Args:
         gallery: Makes them, or has them from before.
         judge: Scores them.
-        engines: The engines of the judge.
+        search: Finds the faces that are scored.
         folder: The evaluate folder in the making; gets pictures/.
     """
 
     gallery: Gallery
     judge: Judge
-    engines: Sequence[EngineParams]
+    search: Search
     folder: Path
 
     def rows(self, asked: Sequence[Asked], what: str) -> list[PictureRow]:
@@ -99,9 +98,7 @@ class Trial:
                 engine=info.engine_id,
                 threshold=info.threshold,
             )
-            for one, file, found in zip(
-                asked, files, faces_in([Seen(file) for file in files], self.engines), strict=True
-            )
+            for one, file, found in zip(asked, files, self.search.faces_in([Seen(file) for file in files]), strict=True)
         ]
 
     def _place(self, asked: Sequence[Asked], what: str) -> None:

@@ -20,7 +20,7 @@ from zimage.identity.copies import variety
 from zimage.identity.figures import Evidence, by_prompt, figures
 from zimage.identity.gallery import Gallery
 from zimage.identity.gate import GateParams, judge
-from zimage.identity.judge import Judge
+from zimage.identity.judge import Judge, Search
 from zimage.identity.reals import Reals, reals_of
 from zimage.identity.report import ReportParams, write_report
 from zimage.identity.results import Findings, write_results
@@ -84,8 +84,8 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
     reals = reals_of(detect, read_rows(detect / "crops.jsonl", CropRow))
     sampling = Sampling(**params.sampling.model_dump())
     gallery = Gallery(Album(cache_of(out), base.identity, sampling), lambda: _studio(base, sampling, prompts, subject))
-    with made_aside(out) as folder:
-        trial = Trial(gallery, _judge(params, reals), _engines(params), folder)
+    with made_aside(out) as folder, Search(_engines(params)) as search:
+        trial = Trial(gallery, _judge(params, reals, search), search, folder)
         contest = Contest(trial, prompts, subject, params.seeds, params.sweep, params.resampling)
         findings = _findings(contest.run(candidates), trial, params, base)
         write_results(folder, findings)
@@ -98,8 +98,8 @@ def _engines(params: EvaluateParams) -> list[EngineParams]:
     return [params.engine] if params.second_engine is None else [params.engine, params.second_engine]
 
 
-def _judge(params: EvaluateParams, reals: Reals) -> Judge:
-    targets = reals.targets(_engines(params), params.sampling.side_px)
+def _judge(params: EvaluateParams, reals: Reals, search: Search) -> Judge:
+    targets = reals.targets(search, params.sampling.side_px)
     clip = None if params.clip is None else open_clip(params.clip)
     return Judge(targets[0], targets[1] if len(targets) > 1 else None, reals.originals(), clip)
 

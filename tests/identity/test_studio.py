@@ -1,0 +1,105 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.identity.tiny_lora import write_tiny_lora
+from zimage.errors import InputError
+from zimage.identity.album import Request, Sampling
+from zimage.identity.studio import Studio
+from zimage.model.base import Base, open_pipeline
+
+SAMPLING = Sampling(side_px=64, steps=3, guidance_scale=0.0)
+NEAR, FAR = "a photo of a woman, near", "a photo of a woman, far away, at the end of a very long road with many trees"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_base: Base) -> Any:
+    return open_pipeline(tiny_base, device="cpu", dtype=torch.float32)
+
+
+def studio(pipeline: Any, sampling: Sampling = SAMPLING) -> Studio:
+    made = Studio(pipeline, sampling)
+    made.read([NEAR, FAR])
+    return made
+
+
+def asked(text: str = NEAR, seed: int = 0, lora: Path | None = None, strength: float = 0.0) -> Request:
+    return Request("near" if text == NEAR else "far", text, seed, lora, strength)
+
+
+def shoot(pipeline: Any, *requests: Request, sampling: Sampling = SAMPLING) -> list[np.ndarray[Any, Any]]:
+    pictures = dict(studio(pipeline, sampling).pictures(requests))
+    return [pictures[request].astype(int) for request in requests]
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.5])
+def test_a_picture_is_the_one_that_diffusers_makes_of_the_same_prompt_and_noise(
+    pipeline: Any, guidance_scale: float
+) -> None:
+    request = asked(FAR)
+    noise = torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(request.noise_seed))
+    expected = pipeline(
+        FAR, height=64, width=64, num_inference_steps=3, guidance_scale=guidance_scale, latents=noise, output_type="np"
+    ).images[0]
+    (picture,) = shoot(pipeline, request, sampling=Sampling(64, 3, guidance_scale))
+    assert np.abs(picture - expected * 255).max() <= 1
+
+
+def test_a_picture_does_not_depend_on_what_else_is_in_its_batch(pipeline: Any) -> None:
+    requests = [asked(NEAR, seed) for seed in range(3)] + [asked(FAR, seed) for seed in range(2)]
+    together = shoot(pipeline, *requests)
+    for request, picture in zip(requests, together, strict=True):
+        assert np.abs(shoot(pipeline, request)[0] - picture).max() <= 1
+
+
+def test_prompts_and_seeds_have_noise_of_their_own_and_loras_share_it() -> None:
+    seeds = {asked(text, seed).noise_seed for text in (NEAR, FAR) for seed in range(4)}
+    assert len(seeds) == 8
+    assert asked(NEAR, 1, Path("a"), 0.5).noise_seed == asked(NEAR, 1).noise_seed
+
+
+def test_a_lora_at_strength_0_draws_the_base_models_pictures_and_at_1_others(pipeline: Any, tmp_path: Path) -> None:
+    lora = write_tiny_lora(tmp_path / "lora.safetensors", seed=1)
+    base, at_0, at_half, at_1 = shoot(
+        pipeline, asked(), *(asked(lora=lora, strength=strength) for strength in (0.0, 0.5, 1.0))
+    )
+    assert np.array_equal(base, at_0)
+    assert 0 < np.abs(at_half - base).mean() < np.abs(at_1 - base).mean()
+
+
+def test_loras_are_worn_one_at_a_time_and_taken_off_afterwards(pipeline: Any, tmp_path: Path) -> None:
+    first, second = (write_tiny_lora(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
+    alone = shoot(pipeline, asked(lora=second, strength=1.0))[0]
+    both = shoot(pipeline, asked(lora=first, strength=1.0), asked(lora=second, strength=1.0))
+    assert np.array_equal(both[1], alone) and not np.array_equal(both[0], alone)
+    assert np.array_equal(shoot(pipeline, asked())[0], shoot(pipeline, asked())[0])
+    assert not any("lora" in name for name, _ in pipeline.transformer.named_parameters())
+
+
+def test_each_prompt_is_encoded_once(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    encode = pipeline.encode_prompt
+    monkeypatch.setattr(pipeline, "encode_prompt", lambda text, **rest: seen.append(text) or encode(text, **rest))
+    made = Studio(pipeline, SAMPLING)
+    made.read([NEAR, FAR, NEAR])
+    list(made.pictures([asked(text, seed) for text in (NEAR, FAR) for seed in range(3)]))
+    assert seen == [NEAR, FAR]
+
+
+def test_a_lora_for_another_width_is_refused_with_the_remedy(pipeline: Any, tmp_path: Path) -> None:
+    lora = write_tiny_lora(tmp_path / "wide.safetensors", seed=1, width=96)
+    with pytest.raises(InputError, match="train it again"):
+        shoot(pipeline, asked(lora=lora, strength=1.0))
+
+
+def test_a_lora_whose_layers_the_model_lacks_is_refused(pipeline: Any, tmp_path: Path) -> None:
+    lora = write_tiny_lora(tmp_path / "deep.safetensors", seed=1)
+    from safetensors.torch import load_file, save_file
+
+    weights = {name.replace("layers.1.", "layers.9."): value for name, value in load_file(lora).items()}
+    save_file(weights, lora)
+    with pytest.raises(InputError, match=r"Only 4 of the 8 layers|cannot be loaded"):
+        shoot(pipeline, asked(lora=lora, strength=1.0))

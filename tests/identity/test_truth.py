@@ -1,0 +1,144 @@
+"""Pictures whose score is known beforehand, judged by the real engine: each must get what it deserves."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from tests.identity.photos import Picture, nobody, noise, others, small, twin, views
+from zimage.faces.engine import Engine
+from zimage.faces.pictures import read_rgb
+from zimage.identity.copies import variety
+from zimage.identity.figures import Evidence, Figures, figures
+from zimage.identity.gate import GateParams, Judgement, judge
+from zimage.identity.judge import Judge
+from zimage.identity.reals import Reals
+from zimage.identity.rows import PictureRow
+
+TEXT = "a photo of ohzw woman, head and shoulders"
+GATE = GateParams(
+    face_found_rate_min=0.9, same_person_rate_min=0.7, same_person_rate_low_min=0.5, gain_low_min=0.5,
+    second_engine_rate_min=None, clip_drop_max=None, copy_rate_max=0.02, nearest_share_max=None, leak_rise_max=0.1,
+    variety_ratio_min=None,
+)  # fmt: skip
+
+
+def rows(pictures: Sequence[Picture], judge_of: Judge, engine: Engine, weights: str = "lora") -> list[PictureRow]:
+    """Score pictures as if they had been generated, two for each prompt."""
+    info = judge_of.targets.info
+    return [
+        PictureRow(
+            **judge_of.scored(picture, [engine.find(picture)], TEXT, "en").model_dump(),
+            file=f"pictures/{number}.png",
+            prompt=f"prompt {number // 2}",
+            kind="likeness",
+            aspect="frontal",
+            language="en",
+            half="reporting",
+            seed=number % 2,
+            weights=weights,  # type: ignore[arg-type]
+            checkpoint=None,
+            strength=1.0,
+            text=TEXT,
+            engine=info.engine_id,
+            threshold=info.threshold,
+        )
+        for number, picture in enumerate(pictures)
+    ]
+
+
+@pytest.fixture(scope="session")
+def strangers() -> list[Picture]:
+    """What a base model without the LoRA draws: other people."""
+    return small(others())
+
+
+def judged(
+    pictures: Sequence[Picture], strangers: Sequence[Picture], judge_of: Judge, engine: Engine
+) -> tuple[Figures, Judgement]:
+    """Return the figures and the verdict of pictures handed in as a LoRA's, beside strangers as the base model's."""
+    evidence = Evidence(
+        lora=rows(pictures, judge_of, engine),
+        base=rows(strangers, judge_of, engine, "base"),
+        leaks=[],
+        variety=[variety(pictures)],
+        base_variety=[variety(strangers)],
+        ceiling=judge_of.targets.ceiling(),
+    )
+    found = figures(evidence, copy_correlation=0.95, resamples=500, generator=np.random.default_rng(0))
+    return found, judge(found, GATE, embedded=True)
+
+
+def broken(judgement: Judgement) -> set[str]:
+    return {rule.name for rule in judgement.rules if rule.verdict == "fail"}
+
+
+def test_new_views_of_the_person_are_the_person_and_no_copies(
+    judge: Judge, engine: Engine, strangers: list[Picture]
+) -> None:
+    pictures = small(views(12, seed=77))
+    found, judgement = judged(pictures, strangers, judge, engine)
+    assert found.face_found.value == found.same_of_all.value == 1
+    assert found.gain.value == pytest.approx(1, abs=0.15)
+    assert broken(judgement) <= {"copy_rate_max"}  # views of one photograph are near to each other
+
+
+def test_training_photos_handed_in_as_if_generated_score_full_marks_and_fail_as_copies(
+    judge: Judge, engine: Engine, reals: Reals, strangers: list[Picture]
+) -> None:
+    pictures = small([read_rgb(path) for path in reals.crops.values()])
+    found, judgement = judged(pictures, strangers, judge, engine)
+    assert found.same_of_all.value == found.copied.value == 1
+    assert found.gain.value == pytest.approx(1, abs=0.02)
+    assert (judgement.verdict, broken(judgement)) == ("fail", {"copy_rate_max"})
+
+
+def test_another_persons_lora_does_not_score_against_this_person(
+    judge: Judge, engine: Engine, strangers: list[Picture]
+) -> None:
+    found, judgement = judged(small(others()), strangers, judge, engine)
+    assert (found.face_found.value, found.same_of_all.value) == (1, 0)
+    assert found.gain.value == pytest.approx(0, abs=1e-6)
+    assert {"same_person_rate_min", "gain_low_min"} <= broken(judgement)
+
+
+@pytest.mark.parametrize("pictures", [small(noise(6, seed=3)), small(nobody())], ids=["noise", "no people"])
+def test_pictures_without_a_face_are_failures_and_not_gaps(
+    pictures: list[Picture], judge: Judge, engine: Engine, strangers: list[Picture]
+) -> None:
+    found, judgement = judged(pictures, strangers, judge, engine)
+    assert found.face_found.value == found.same_of_all.value == found.gain.value == 0
+    assert found.same_of_all.n == found.gain.n == len(pictures)
+    assert {"face_found_rate_min", "same_person_rate_min", "gain_low_min"} <= broken(judgement)
+
+
+def test_pictures_without_a_face_pull_the_score_of_the_others_down(
+    judge: Judge, engine: Engine, strangers: list[Picture]
+) -> None:
+    good = small(views(6, seed=77))
+    alone, _ = judged(good, strangers, judge, engine)
+    diluted, _ = judged([*good, *small(noise(6, seed=3))], strangers, judge, engine)
+    assert diluted.same_of_found.value == 1 and diluted.same_of_all.value == 0.5
+    assert diluted.gain.value == pytest.approx(alone.gain.value / 2)  # type: ignore[operator]
+
+
+def test_a_look_alike_scores_worse_the_less_alike_and_is_told_apart_in_the_end(judge: Judge, engine: Engine) -> None:
+    amounts = (0.0, 0.05, 0.1, 0.2, 0.3)
+    scored = rows([twin(amount) for amount in amounts], judge, engine)
+    distances = [row.distance for row in scored]
+    assert distances == sorted(distances)  # type: ignore[type-var]
+    assert [row.same for row in scored] == [True, True, True, False, False]
+
+
+def test_two_faces_of_the_person_in_one_picture_are_counted(judge: Judge, engine: Engine) -> None:
+    one, two = views(2, seed=5)
+    (row,) = rows([np.concatenate([one, two], axis=1)], judge, engine)
+    assert (row.faces, row.matching_faces) == (2, 2)
+    (row,) = rows([np.concatenate([one, others()[0]], axis=1)], judge, engine)
+    assert (row.faces, row.matching_faces) == (2, 1)
+
+
+def test_the_nearest_training_photo_of_a_training_photo_is_itself(judge: Judge, engine: Engine, reals: Reals) -> None:
+    scored = rows(small([read_rgb(real.file) for real in reals.training]), judge, engine)
+    assert [row.nearest_photo for row in scored] == [real.photo for real in reals.training]
+    assert max(row.nearest_distance for row in scored) < 0.05  # type: ignore[type-var]

@@ -1,0 +1,198 @@
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.identity.photos import DLIB, Picture, others, small, views, write_detect
+from tests.identity.tiny_lora import write_tiny_lora
+from zimage.captions.subject import Subject
+from zimage.errors import InputError
+from zimage.faces.cache import cache_of
+from zimage.faces.engine import open_engine
+from zimage.faces.pictures import read_rgb
+from zimage.faces.rows import CropRow
+from zimage.identity.album import Album, Sampling
+from zimage.identity.suite import halves, read_suite
+from zimage.identity.trial import Asked, asked_of_base, asked_of_lora
+from zimage.model.base import Base
+from zimage.records import read_rows, write_rows
+from zimage.stages.evaluate import EvaluateParams, evaluate
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+ADA = Subject(trigger="ohzw", class_noun="woman")
+SUITE = """prompts:
+  - {id: near-1, kind: likeness, aspect: near, language: en, text: "a photo of {subject}, close-up of the face"}
+  - {id: near-2, kind: likeness, aspect: near, language: zh, text: "一张{subject}的照片，面部特写"}
+  - {id: far-1, kind: likeness, aspect: far, language: en, text: "a photo of {subject}, head and shoulders"}
+  - {id: far-2, kind: likeness, aspect: far, language: en, text: "a photo of {subject} on a beach"}
+  - {id: leak-1, kind: leak_class, aspect: leak, language: en, text: "a photo of {class}, close-up of the face"}
+  - {id: leak-2, kind: leak_two, aspect: leak, language: en, text: "a photo of {subject} and {other}"}
+"""
+
+
+@pytest.fixture(scope="module")
+def detect(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "detect"
+    return write_detect(folder, open_engine(DLIB), training=views(4, seed=1), holdout=views(3, seed=2))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A workspace after training: a LoRA, an earlier checkpoint, a loss curve and a small suite."""
+    write_tiny_lora(tmp_path / "train" / "lora.safetensors", seed=1)
+    write_tiny_lora(tmp_path / "train" / "checkpoints" / "step-000010.safetensors", seed=2)
+    losses = "".join(f"{step},{1 / step:.4f}\n" for step in range(1, 21))
+    (tmp_path / "train" / "loss.csv").write_text(f"step,loss\n{losses}", encoding="utf-8")
+    (tmp_path / "suite.yaml").write_text(SUITE, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def params(workspace: Path) -> EvaluateParams:
+    section = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))["evaluate"]
+    section |= {"suite": str(workspace / "suite.yaml"), "second_engine": None, "clip": None}
+    section["sampling"] = {"side_px": 64, "steps": 2, "guidance_scale": 0.0}
+    section["seeds"] = {"base": 1, "choosing": 1, "reporting": 2, "leaks": 1}
+    section["sweep"] = {"checkpoints": 1, "strengths": [0.5, 1.0], "reference_strength": 1.0}
+    return EvaluateParams.model_validate(section)
+
+
+def run(detect: Path, workspace: Path, params: EvaluateParams, base: Base) -> dict[str, object]:
+    evaluate(detect, workspace / "train", workspace / "evaluate", params=params, base=base, subject=ADA)
+    found: dict[str, object] = json.loads((workspace / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    return found
+
+
+def scores(workspace: Path) -> list[dict[str, str]]:
+    with (workspace / "evaluate" / "scores.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def all_asked(workspace: Path, params: EvaluateParams) -> list[Asked]:
+    """Every picture that an evaluation may ask for."""
+    prompts = read_suite(params.suite)
+    sides = halves(prompts)
+    loras = sorted((workspace / "train").rglob("*.safetensors"))
+    return asked_of_base(prompts, sides, 1, subject=ADA) + [
+        asked
+        for lora in loras
+        for strength in params.sweep.strengths
+        for asked in asked_of_lora(prompts, "reporting", 2, subject=ADA, lora=lora, strength=strength)
+    ]
+
+
+def hand_in(workspace: Path, params: EvaluateParams, base: Base, lora: list[Picture], stranger: list[Picture]) -> None:
+    """Put pictures where the stage keeps those it has made: as if the models had drawn them."""
+    album = Album(cache_of(workspace / "evaluate"), base.identity, Sampling(**params.sampling.model_dump()))
+    for number, asked in enumerate(all_asked(workspace, params)):
+        pictures = stranger if asked.request.lora is None else lora
+        album.keep(asked.request, pictures[number % len(pictures)])
+
+
+def test_a_lora_that_draws_the_person_gets_a_provisional_verdict_and_one_page_that_shows_it(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
+) -> None:
+    hand_in(workspace, params, tiny_base, small(views(9, seed=50)), small(others()))
+    loose = params.gate.model_copy(update={"copy_rate_max": None, "same_person_rate_low_min": 0.3})
+    found = run(detect, workspace, params.model_copy(update={"gate": loose}), tiny_base)
+    assert (found["verdict"], found["face_found_rate"], found["same_person_rate"]) == ("provisional", 1, 1)
+    assert found["base_same_person_rate"] == 0
+    page = (workspace / "evaluate" / "report.html").read_text(encoding="utf-8")
+    assert "provisional" in page and "At a glance" in page and "Which strength" in page
+    assert not re.search(r"(?:src|href)=\"(?!data:)|url\(|@import|<script", page)  # nothing from elsewhere
+    reported = [row for row in scores(workspace) if row["half"] == "reporting" and row["weights"] == "lora"]
+    assert all(f"<figcaption>{float(row['distance']):.2f}</figcaption>" in page for row in reported)
+
+
+def test_an_untrained_lora_fails_and_is_a_result_nonetheless(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
+) -> None:
+    found = run(detect, workspace, params, tiny_base)
+    assert (found["verdict"], found["same_person_rate_of_all"]) == ("fail", 0)
+    rows = scores(workspace)
+    cells = {(row["weights"], row["checkpoint"], row["strength"]) for row in rows}
+    assert cells == {
+        ("base", "", "0.0"), ("lora", "step-000010.safetensors", "1.0"), ("lora", "lora.safetensors", "1.0"),
+        ("lora", "step-000010.safetensors", "0.5"),
+    }  # fmt: skip
+    assert len(rows) == 4 + 3 * 2 + 2 * 2 + 2  # base; three cells to choose by; reporting; leaks
+    assert all((workspace / "evaluate" / row["file"]).is_file() for row in rows)
+    assert all(row["engine"].startswith("dlib") and row["threshold"] == "0.6" for row in rows)
+    assert {"engine_id", "threshold", "model_sha256", "holdout_photos"} <= set(found["engine"])  # type: ignore[call-overload]
+
+    before = {path.name: path.stat().st_mtime_ns for path in cache_of(workspace / "evaluate").iterdir()}
+    stricter = params.gate.model_copy(update={"face_found_rate_min": 0.99})
+    again = run(detect, workspace, params.model_copy(update={"gate": stricter}), tiny_base)
+    assert {path.name: path.stat().st_mtime_ns for path in cache_of(workspace / "evaluate").iterdir()} == before
+    assert again["gate"]["face_found_rate_min"]["limit"] == 0.99  # type: ignore[index]
+    assert len(before) == len(rows)
+
+
+def test_choosing_and_reporting_share_no_picture(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
+) -> None:
+    hand_in(workspace, params, tiny_base, small(views(9, seed=50)), small(others()))
+    run(detect, workspace, params, tiny_base)
+    lora = [row for row in scores(workspace) if row["weights"] == "lora"]
+    prompts = {half: {row["prompt"] for row in lora if row["half"] == half} for half in ("choosing", "reporting")}
+    assert prompts["choosing"] and prompts["reporting"] and not prompts["choosing"] & prompts["reporting"]
+
+
+def test_with_nothing_to_choose_from_all_prompts_report(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
+) -> None:
+    hand_in(workspace, params, tiny_base, small(views(9, seed=50)), small(others()))
+    sweep = params.sweep.model_copy(update={"checkpoints": 0, "strengths": [1.0]})
+    found = run(detect, workspace, params.model_copy(update={"sweep": sweep}), tiny_base)
+    assert found["estimates"]["same_of_all"]["n"] == 4 * 2  # type: ignore[index]
+    assert "Which strength" not in (workspace / "evaluate" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_strength_of_0_draws_the_base_models_own_pictures(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
+) -> None:
+    (workspace / "suite.yaml").write_text(SUITE.replace("{subject}", "{class}"), encoding="utf-8")
+    sweep = params.sweep.model_copy(update={"checkpoints": 0, "strengths": [0.0], "reference_strength": 0.0})
+    run(detect, workspace, params.model_copy(update={"sweep": sweep}), tiny_base)
+    files = {
+        (row["weights"], row["prompt"], row["seed"]): workspace / "evaluate" / row["file"] for row in scores(workspace)
+    }
+    for prompt in ("near-1", "near-2", "far-1", "far-2"):
+        assert np.array_equal(read_rgb(files["lora", prompt, "0"]), read_rgb(files["base", prompt, "0"]))
+
+
+def test_a_failed_run_leaves_the_old_report_and_keeps_the_pictures_it_made(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
+) -> None:
+    write_tiny_lora(workspace / "train" / "lora.safetensors", seed=1, width=96)
+    with pytest.raises(InputError, match="train it again"):
+        run(detect, workspace, params, tiny_base)
+    assert not (workspace / "evaluate").exists()
+    assert list(cache_of(workspace / "evaluate").iterdir())
+
+
+def test_an_absent_lora_is_told_with_the_remedy(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
+) -> None:
+    (workspace / "train" / "lora.safetensors").unlink()
+    with pytest.raises(InputError, match="run the train stage first"):
+        run(detect, workspace, params, tiny_base)
+
+
+def test_without_a_held_out_photo_nothing_is_scored(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
+) -> None:
+    crops = read_rows(detect / "crops.jsonl", CropRow)
+    (workspace / "detect").mkdir()
+    write_rows(workspace / "detect" / "crops.jsonl", [crop for crop in crops if crop.split == "train"])
+    with pytest.raises(InputError, match="no held-out crop"):
+        run(workspace / "detect", workspace, params, tiny_base)
+
+
+def test_the_demos_params_are_valid() -> None:
+    section = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))["evaluate"]
+    assert EvaluateParams.model_validate(section).gate.same_person_rate_min is not None
