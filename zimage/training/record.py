@@ -35,7 +35,8 @@ class Record:
         """Append the numbers of some steps; `rate` tells the learning rate of each."""
         with self._path.open("a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            for step, loss, norm in readings:
+            for step, exact, norm in readings:
+                loss = float(f"{exact:.6g}")  # as written, so that a resumed run averages the same numbers
                 self.losses.append(loss)
                 self._remember(loss)
                 writer.writerow((step + 1, f"{loss:.6g}", f"{self.smooth:.6g}", f"{norm:.6g}", f"{rate(step):.6g}"))
