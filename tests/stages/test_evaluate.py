@@ -42,17 +42,37 @@ def detect(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """A workspace after training: a LoRA, an earlier checkpoint, a loss curve and a small suite."""
-    write_tiny_lora(tmp_path / "train" / "lora.safetensors", seed=1)
-    write_tiny_lora(tmp_path / "train" / "checkpoints" / "step-000010.safetensors", seed=2)
-    losses = "".join(f"{step},{1 / step:.4f}\n" for step in range(1, 21))
-    (tmp_path / "train" / "loss.csv").write_text(f"step,loss\n{losses}", encoding="utf-8")
-    (tmp_path / "suite.yaml").write_text(SUITE, encoding="utf-8")
-    return tmp_path
+    return after_training(tmp_path)
 
 
 @pytest.fixture
 def params(workspace: Path) -> EvaluateParams:
+    return cheap_params(workspace)
+
+
+@pytest.fixture(scope="module")
+def finished(detect: Path, tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose evaluation found the person in the LoRA's pictures, and strangers in the base model's."""
+    workspace = after_training(tmp_path_factory.mktemp("finished"))
+    params = cheap_params(workspace)
+    hand_in(workspace, params, tiny_base, small(views(9, seed=50)), small(others()))
+    gate = params.gate.model_copy(update={"copy_rate_max": None, "same_person_rate_low_min": 0.3})
+    run(detect, workspace, params.model_copy(update={"gate": gate}), tiny_base)
+    return workspace
+
+
+def after_training(workspace: Path) -> Path:
+    """Write what training leaves: a LoRA, an earlier checkpoint and a loss curve; and a small suite."""
+    write_tiny_lora(workspace / "train" / "lora.safetensors", seed=1)
+    write_tiny_lora(workspace / "train" / "checkpoints" / "step-000010.safetensors", seed=2)
+    losses = "".join(f"{step},{1 / step:.4f}\n" for step in range(1, 21))
+    (workspace / "train" / "loss.csv").write_text(f"step,loss\n{losses}", encoding="utf-8")
+    (workspace / "suite.yaml").write_text(SUITE, encoding="utf-8")
+    return workspace
+
+
+def cheap_params(workspace: Path) -> EvaluateParams:
+    """Return the demo's params with fewer and smaller pictures."""
     section = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))["evaluate"]
     section |= {"suite": str(workspace / "suite.yaml"), "second_engine": None, "clip": None}
     section["sampling"] = {"side_px": 64, "steps": 2, "guidance_scale": 0.0}
@@ -93,19 +113,26 @@ def hand_in(workspace: Path, params: EvaluateParams, base: Base, lora: list[Pict
         album.keep(asked.request, pictures[number % len(pictures)])
 
 
-def test_a_lora_that_draws_the_person_gets_a_provisional_verdict_and_one_page_that_shows_it(
-    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
-) -> None:
-    hand_in(workspace, params, tiny_base, small(views(9, seed=50)), small(others()))
-    loose = params.gate.model_copy(update={"copy_rate_max": None, "same_person_rate_low_min": 0.3})
-    found = run(detect, workspace, params.model_copy(update={"gate": loose}), tiny_base)
+def test_a_lora_that_draws_the_person_gets_a_provisional_verdict(finished: Path) -> None:
+    found = json.loads((finished / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
     assert (found["verdict"], found["face_found_rate"], found["same_person_rate"]) == ("provisional", 1, 1)
-    assert found["base_same_person_rate"] == 0
-    page = (workspace / "evaluate" / "report.html").read_text(encoding="utf-8")
+    assert (found["same_person_rate_of_all"], found["base_same_person_rate"]) == (1, 0)
+    assert {"engine_id", "threshold", "model_sha256", "holdout_photos"} <= set(found["engine"])
+    assert found["chosen"]["file"] in {"lora.safetensors", "step-000010.safetensors"}
+
+
+def test_the_report_is_one_page_without_anything_from_elsewhere_and_shows_every_score(finished: Path) -> None:
+    page = (finished / "evaluate" / "report.html").read_text(encoding="utf-8")
     assert "provisional" in page and "At a glance" in page and "Which strength" in page
-    assert not re.search(r"(?:src|href)=\"(?!data:)|url\(|@import|<script", page)  # nothing from elsewhere
-    reported = [row for row in scores(workspace) if row["half"] == "reporting" and row["weights"] == "lora"]
+    assert not re.search(r"(?:src|href)=\"(?!data:)|url\(|@import|<script", page)
+    reported = [row for row in scores(finished) if row["half"] == "reporting" and row["weights"] == "lora"]
     assert all(f"<figcaption>{float(row['distance']):.2f}</figcaption>" in page for row in reported)
+
+
+def test_choosing_and_reporting_share_no_picture(finished: Path) -> None:
+    lora = [row for row in scores(finished) if row["weights"] == "lora"]
+    prompts = {half: {row["prompt"] for row in lora if row["half"] == half} for half in ("choosing", "reporting")}
+    assert prompts["choosing"] and prompts["reporting"] and not prompts["choosing"] & prompts["reporting"]
 
 
 def test_an_untrained_lora_fails_and_is_a_result_nonetheless(
@@ -122,7 +149,6 @@ def test_an_untrained_lora_fails_and_is_a_result_nonetheless(
     assert len(rows) == 4 + 3 * 2 + 2 * 2 + 2  # base; three cells to choose by; reporting; leaks
     assert all((workspace / "evaluate" / row["file"]).is_file() for row in rows)
     assert all(row["engine"].startswith("dlib") and row["threshold"] == "0.6" for row in rows)
-    assert {"engine_id", "threshold", "model_sha256", "holdout_photos"} <= set(found["engine"])  # type: ignore[call-overload]
 
     before = {path.name: path.stat().st_mtime_ns for path in cache_of(workspace / "evaluate").iterdir()}
     stricter = params.gate.model_copy(update={"face_found_rate_min": 0.99})
@@ -130,16 +156,6 @@ def test_an_untrained_lora_fails_and_is_a_result_nonetheless(
     assert {path.name: path.stat().st_mtime_ns for path in cache_of(workspace / "evaluate").iterdir()} == before
     assert again["gate"]["face_found_rate_min"]["limit"] == 0.99  # type: ignore[index]
     assert len(before) == len(rows)
-
-
-def test_choosing_and_reporting_share_no_picture(
-    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
-) -> None:
-    hand_in(workspace, params, tiny_base, small(views(9, seed=50)), small(others()))
-    run(detect, workspace, params, tiny_base)
-    lora = [row for row in scores(workspace) if row["weights"] == "lora"]
-    prompts = {half: {row["prompt"] for row in lora if row["half"] == half} for half in ("choosing", "reporting")}
-    assert prompts["choosing"] and prompts["reporting"] and not prompts["choosing"] & prompts["reporting"]
 
 
 def test_with_nothing_to_choose_from_all_prompts_report(
