@@ -28,8 +28,10 @@ FACE_XY, FACE_PX = (223.0, 127.0), 88.0  # centre and side of the face in skimag
 FOCAL_PX = 1200.0  # of the camera that looks at the portrait from an angle: a short telephoto
 FIRST_DAY = datetime.datetime(2024, 5, 4, 10, 30, 0)
 NUM_CLOSE, NUM_SHOULDERS, NUM_HALF = 12, 9, 3
-# Width of the view in px of the portrait: the face fills 1/2 to 2/5 of it, down to 1/3, and 1/5 in half-body views.
-CLOSE_PX, SHOULDERS_PX, HALF_PX = (172, 208), (212, 262), (360, 420)
+# Width of the view in px of the portrait: the face fills 9/20 to 2/5 of it, down to 1/3, and 1/5 in half-body views.
+CLOSE_PX, SHOULDERS_PX, HALF_PX = (194, 216), (218, 262), (360, 420)
+# Px of the portrait that every view keeps around the face's centre: room for a head crop with the face at its place.
+BESIDE_PX, ABOVE_PX, BELOW_PX, EDGE_PX = 92.0, 104.0, 80.0, 8.0
 BURST_OF = {5: 4, 12: 11, 17: 16}  # views taken seconds after another one, as people do
 
 
@@ -102,15 +104,19 @@ def planned_views(rng: np.random.Generator) -> list[View]:
 
 
 def _planned(width_px: float, when: datetime.datetime, rng: np.random.Generator) -> View:
-    close = width_px < SHOULDERS_PX[0]
-    lowest = min(0.56 if close else 0.46, (FACE_XY[1] - 8) / width_px)  # the portrait ends above the hair
+    aspect = float(rng.choice([1.0, 1.0, 1.25]))
+    height_px = width_px * aspect
+    lowest_px = min(FACE_XY[1] - EDGE_PX, height_px - BELOW_PX)  # the portrait ends above the hair
     return View(
         width_px=width_px,
-        aspect=float(rng.choice([1.0, 1.0, 1.25])),
-        face_xy=(float(rng.uniform(0.42, 0.58)), float(rng.uniform(lowest - 0.12, lowest))),
-        roll_deg=float(rng.uniform(-9, 9)),
-        yaw_deg=float(rng.uniform(-18, 18)),
-        pitch_deg=float(rng.uniform(-8, 8)),
+        aspect=aspect,
+        face_xy=(
+            float(rng.uniform(max(0.42, BESIDE_PX / width_px), min(0.58, 1 - BESIDE_PX / width_px))),
+            float(rng.uniform(min(ABOVE_PX, lowest_px), lowest_px) / height_px),
+        ),
+        roll_deg=float(rng.uniform(-3, 3)),
+        yaw_deg=float(rng.uniform(-8, 8)),
+        pitch_deg=float(rng.uniform(-4, 4)),
         zoom=float(rng.uniform(1.5, 2.0) if width_px < HALF_PX[0] else 1.25),
         exposure_ev=float(rng.uniform(-0.35, 0.35)),
         warmth=float(rng.uniform(0.9, 1.1)),

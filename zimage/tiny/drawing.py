@@ -5,15 +5,15 @@ thousands in minutes and near enough to a photo that a face detector finds most 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 BOX_SHARE = 0.79  # measured: dlib's box is this much of the brow-to-chin height a face is drawn with
 
-Plane = NDArray[np.float32]  # (side, side)
-Colour = NDArray[np.float32]  # (3,), linear-ish RGB in 0..1
+Plane = NDArray[np.floating[Any]]  # (side, side)
+Colour = NDArray[np.floating[Any]]  # (3,), linear-ish RGB in 0..1
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,42 @@ class _Portrait:
 
     def _skin_colour(self) -> Colour:
         tones = np.array(
-            [[0.95, 0.80, 0.71], [0.91, 0.73, 0.62], [0.84, 0.64, 0.51], [0.72, 0.52, 0.39], [0.55, 0.37, 0.26], [0.36, 0.24, 0.17]],
+            [
+                [0.95, 0.80, 0.71],
+                [0.91, 0.73, 0.62],
+                [0.84, 0.64, 0.51],
+                [0.72, 0.52, 0.39],
+                [0.55, 0.37, 0.26],
+                [0.36, 0.24, 0.17],
+            ],
             dtype=np.float32,
         )
         at = self.g.uniform(0, len(tones) - 1)
         low = int(at)
         tone = tones[low] + (at - low) * (tones[min(low + 1, len(tones) - 1)] - tones[low])
-        return np.clip(tone + self.g.normal(0, 0.02, 3), 0.05, 1).astype(np.float32)
+        return np.asarray(np.clip(tone + self.g.normal(0, 0.02, 3), 0.05, 1), np.float32)
 
     def _hair_colour(self) -> Colour:
-        colours = [[0.07, 0.06, 0.06], [0.16, 0.10, 0.07], [0.30, 0.18, 0.10], [0.45, 0.28, 0.15], [0.72, 0.55, 0.32], [0.55, 0.22, 0.10], [0.6, 0.6, 0.6]]
-        return np.clip(np.array(colours[self.g.integers(len(colours))]) + self.g.normal(0, 0.02, 3), 0.02, 1).astype(np.float32)
+        colours = [
+            [0.07, 0.06, 0.06],
+            [0.16, 0.10, 0.07],
+            [0.30, 0.18, 0.10],
+            [0.45, 0.28, 0.15],
+            [0.72, 0.55, 0.32],
+            [0.55, 0.22, 0.10],
+            [0.6, 0.6, 0.6],
+        ]
+        return np.clip(np.array(colours[self.g.integers(len(colours))]) + self.g.normal(0, 0.02, 3), 0.02, 1).astype(
+            np.float32
+        )
 
     # --- brushes -----------------------------------------------------------------------------------------------
 
     def _inside(self, distance: Plane, softness: float = 1.0) -> Plane:
         """Return coverage 0..1 of a shape given by a signed distance (negative inside)."""
-        return (1 / (1 + np.exp(np.clip(distance / (self.soft * softness) * 2.5, -30, 30)))).astype(np.float32)
+        return np.asarray(1 / (1 + np.exp(np.clip(distance / (self.soft * softness) * 2.5, -30, 30))), np.float32)
 
-    def _ellipse(self, cx: float, cy: float, rx: float, ry: float, angle: float = 0.0, power: float = 2.0) -> Plane:
+    def _ellipse(self, cx: float, cy: float, rx: float, ry: float, angle: float = 0.0, *, power: float = 2.0) -> Plane:
         """Return the (approximate) signed distance to a superellipse in head coordinates."""
         return _superellipse(self.x - cx, self.y - cy, rx, ry, angle, power)
 
@@ -104,7 +121,7 @@ class _Portrait:
         """Return a Gaussian spot of height 1 in head coordinates."""
         c, s = np.cos(angle), np.sin(angle)
         dx, dy = self.x - cx, self.y - cy
-        return np.exp(-0.5 * (((c * dx + s * dy) / rx) ** 2 + ((-s * dx + c * dy) / ry) ** 2)).astype(np.float32)
+        return np.asarray(np.exp(-0.5 * (((c * dx + s * dy) / rx) ** 2 + ((-s * dx + c * dy) / ry) ** 2)), np.float32)
 
     def _lay(self, coverage: Plane, colour: Colour | NDArray[np.float32], opacity: float = 1.0) -> None:
         alpha = (coverage * opacity)[..., None]
@@ -116,7 +133,7 @@ class _Portrait:
 
     def _at(self, x: float, depth: float = 0.0) -> float:
         """Return where a feature at `x`, `depth` in front of the face's edge, appears when the head turns."""
-        return x * float(np.sqrt(1 - self.turn**2)) + self.turn * (0.35 + depth)
+        return float(x * np.sqrt(1 - self.turn**2) + self.turn * (0.35 + depth))
 
     # --- the picture -------------------------------------------------------------------------------------------
 
@@ -136,7 +153,9 @@ class _Portrait:
         self._hair_front()
         if self.g.random() < 0.12:
             self._glasses()
-        return Drawing(self._photographed(), self.class_noun, self.face_height, self.centre, self.yaw_deg, self.roll_deg)
+        return Drawing(
+            self._photographed(), self.class_noun, self.face_height, self.centre, self.yaw_deg, self.roll_deg
+        )
 
     def _background(self) -> None:
         g = self.g
@@ -148,7 +167,14 @@ class _Portrait:
         kind = g.random()
         if kind < 0.35:  # out-of-focus things
             for _ in range(g.integers(1, 7)):
-                d = _superellipse(self.u - g.random(), self.v - g.random(), g.uniform(0.05, 0.4), g.uniform(0.05, 0.4), g.uniform(0, 3), g.choice([2.0, 6.0]))
+                d = _superellipse(
+                    self.u - g.random(),
+                    self.v - g.random(),
+                    g.uniform(0.05, 0.4),
+                    g.uniform(0.05, 0.4),
+                    g.uniform(0, 3),
+                    g.choice([2.0, 6.0]),
+                )
                 colour = np.clip(base + g.normal(0, 0.25, 3), 0, 1).astype(np.float32)
                 self._lay(1 / (1 + np.exp(np.clip(d * g.uniform(15, 90), -30, 30))), colour, g.uniform(0.3, 1))
         elif kind < 0.5:  # stripes: a flag, a shelf, blinds
@@ -165,7 +191,14 @@ class _Portrait:
         top = self._ellipse(self.head_x, -0.45, width, 1.05 + self.volume, power=g.uniform(2.0, 2.5))
         shape = top
         if length > 0:
-            fall = _superellipse(self.x - self.head_x, self.y - (-0.4 + length / 2), width * g.uniform(0.92, 1.12), 0.55 + length / 2, 0, 3.5)
+            fall = _superellipse(
+                self.x - self.head_x,
+                self.y - (-0.4 + length / 2),
+                width * g.uniform(0.92, 1.12),
+                0.55 + length / 2,
+                0,
+                3.5,
+            )
             shape = np.minimum(top, fall)
         shape = shape + 0.04 * g.random() * np.sin(self.x * g.uniform(5, 20)) + 0.03 * np.sin(self.y * g.uniform(4, 16))
         self._lay(self._inside(shape, 1.5), self._strands() * 0.75)
@@ -178,7 +211,9 @@ class _Portrait:
         wave = sum(np.sin(angle * f + g.uniform(0, 6.3) + self.y * g.uniform(-4, 4)) for f in g.uniform(15, 90, 5))
         sheen = np.exp(-(((self.y + 1.0 + 0.15 * wave / 5) / 0.25) ** 2)) * g.uniform(0, 0.35)
         light = 1 + 0.10 * wave / 2 + 0.25 * (self.light[0] * self.x - self.light[1] * -self.y * 0.3)
-        return np.clip(self.hair * np.clip(light, 0.4, 1.8)[..., None] + sheen[..., None] * 0.5, 0, 1).astype(np.float32)
+        return np.asarray(
+            np.clip(self.hair * np.clip(light, 0.4, 1.8)[..., None] + sheen[..., None] * 0.5, 0, 1), np.float32
+        )
 
     def _body(self) -> None:
         g = self.g
@@ -188,20 +223,40 @@ class _Portrait:
         slope = g.uniform(0.35, 0.75)
         top, half = g.uniform(1.35, 1.65), g.uniform(1.7, 3.0)
         distance = np.maximum(top + slope * np.abs(self.body_x) ** 1.3 * 0.45 - self.body_y, np.abs(self.body_x) - half)
-        shade = 0.85 + 0.25 * self.light[0] * self.body_x + 0.12 * np.sin(self.body_x * g.uniform(2, 9) + self.body_y * g.uniform(1, 6))
-        self._lay(self._inside(distance.astype(np.float32)), np.clip(cloth * np.clip(shade, 0.4, 1.3)[..., None], 0, 1).astype(np.float32))
+        shade = (
+            0.85
+            + 0.25 * self.light[0] * self.body_x
+            + 0.12 * np.sin(self.body_x * g.uniform(2, 9) + self.body_y * g.uniform(1, 6))
+        )
+        self._lay(
+            self._inside(distance.astype(np.float32)),
+            np.clip(cloth * np.clip(shade, 0.4, 1.3)[..., None], 0, 1).astype(np.float32),
+        )
         if g.random() < 0.55:  # an open collar
             deep = g.uniform(0.1, 0.9)
-            d = np.maximum(np.abs(self.body_x) * g.uniform(1.1, 2.2) + self.body_y - (top + 0.35 + deep), top - 0.3 - self.body_y)
-            colour = self.skin * 0.85 if g.random() < 0.6 else np.clip(cloth + g.normal(0, 0.3, 3), 0, 1).astype(np.float32)
+            d = np.maximum(
+                np.abs(self.body_x) * g.uniform(1.1, 2.2) + self.body_y - (top + 0.35 + deep), top - 0.3 - self.body_y
+            )
+            colour = (
+                self.skin * 0.85 if g.random() < 0.6 else np.clip(cloth + g.normal(0, 0.3, 3), 0, 1).astype(np.float32)
+            )
             self._lay(self._inside(d.astype(np.float32)), colour)
         for _ in range(g.integers(0, 3)):  # badges, buttons, hoses
-            d = _superellipse(self.body_x - g.normal(0, 0.8), self.body_y - g.uniform(1.7, 2.6), g.uniform(0.05, 0.3), g.uniform(0.05, 0.3), 0, g.choice([2.0, 5.0]))
+            d = _superellipse(
+                self.body_x - g.normal(0, 0.8),
+                self.body_y - g.uniform(1.7, 2.6),
+                g.uniform(0.05, 0.3),
+                g.uniform(0.05, 0.3),
+                0,
+                g.choice([2.0, 5.0]),
+            )
             self._lay(self._inside(d), np.clip(g.uniform(0, 1, 3), 0, 1).astype(np.float32), 0.9)
 
     def _neck(self) -> None:
         half = self.g.uniform(0.42, 0.52) + 0.1 * (not self.woman)
-        d = np.maximum(np.abs(self.body_x - self.head_x * 0.4) - half - 0.10 * np.maximum(self.body_y - 1.2, 0), self.body_y - 1.75)
+        d = np.maximum(
+            np.abs(self.body_x - self.head_x * 0.4) - half - 0.10 * np.maximum(self.body_y - 1.2, 0), self.body_y - 1.75
+        )
         d = np.maximum(d, 0.3 - self.body_y)
         shade = np.clip(0.80 + 0.35 * self.light[0] * self.body_x, 0.35, 1.1)[..., None]
         shadow = 1 - 0.45 * np.exp(-(((self.body_y - 1.02) / 0.28) ** 2))[..., None]
@@ -212,7 +267,9 @@ class _Portrait:
             return
         for sign in (-1, 1):
             visible = 0.5 + 0.5 * np.clip(1 - sign * self.turn * 2.2, 0, 1)
-            d = self._ellipse(sign * 0.80 + self.head_x * 0.2 - self.turn * 0.1, -0.12, 0.13 * visible, 0.25, sign * 0.15)
+            d = self._ellipse(
+                sign * 0.80 + self.head_x * 0.2 - self.turn * 0.1, -0.12, 0.13 * visible, 0.25, sign * 0.15
+            )
             self._lay(self._inside(d), self.skin * 0.82)
 
     def _face(self) -> None:
@@ -223,7 +280,9 @@ class _Portrait:
         # Narrower towards the chin; the crown reaches above the brow under the hair.
         t = np.clip((y + 0.1) / 1.1, 0, 1.3)
         narrowing = 1 - (1 - 0.62 * jaw) * t ** g.uniform(1.7, 2.8)
-        d = _superellipse((self.x - self.head_x) / np.maximum(narrowing, 0.3), y + 0.22, width, 1.24, 0, g.uniform(2.1, 2.5))
+        d = _superellipse(
+            (self.x - self.head_x) / np.maximum(narrowing, 0.3), y + 0.22, width, 1.24, 0, g.uniform(2.1, 2.5)
+        )
         self.face_mask = self._inside(d)
         nx = np.clip((self.x - self.head_x * 0.6) / (width * 1.08), -1, 1) - self.turn * 0.35
         ny = np.clip((y + 0.15) / 1.25, -1, 1)
@@ -235,7 +294,12 @@ class _Portrait:
         tone = tone * (1 - np.array([0.0, 0.10, 0.12], np.float32) * (1 - np.clip(shade, 0, 1))[..., None])
         for sign in (-1, 1):  # cheeks: blush, and the light on the bone
             cx = self._at(sign * 0.42, 0.05)
-            tone = tone * (1 - self._blob(cx, 0.28, 0.20, 0.16)[..., None] * np.array([0.0, 0.10, 0.09], np.float32) * g.uniform(0.2, 1.2))
+            tone = tone * (
+                1
+                - self._blob(cx, 0.28, 0.20, 0.16)[..., None]
+                * np.array([0.0, 0.10, 0.09], np.float32)
+                * g.uniform(0.2, 1.2)
+            )
             tone = tone + self._blob(cx, 0.10, 0.17, 0.10, sign * 0.4)[..., None] * 0.07 * g.uniform(0.3, 1.4)
         tone = tone + self._blob(self._at(0, 0.05), -0.85, 0.35, 0.2)[..., None] * 0.06 * g.uniform(0.2, 1.5)
         tone = tone - self._blob(self._at(0, 0.1), 0.82, 0.16, 0.05)[..., None] * 0.05
@@ -247,7 +311,9 @@ class _Portrait:
         self.eye_x = g.uniform(0.30, 0.38)
         half_w, half_h = g.uniform(0.125, 0.17), g.uniform(0.045, 0.085)
         tilt, socket = g.normal(0.05, 0.08), g.uniform(0.15, 0.5)
-        iris = np.array([[0.24, 0.14, 0.08], [0.13, 0.08, 0.05], [0.30, 0.40, 0.48], [0.30, 0.36, 0.22]], np.float32)[g.integers(4)]
+        iris = np.array([[0.24, 0.14, 0.08], [0.13, 0.08, 0.05], [0.30, 0.40, 0.48], [0.30, 0.36, 0.22]], np.float32)[
+            g.integers(4)
+        ]
         brow_y, brow_t = self.eye_y - g.uniform(0.19, 0.29), g.uniform(0.022, 0.06) + 0.012 * (not self.woman)
         arch, brow_dark = g.uniform(0.0, 0.10), g.uniform(0.45, 0.9)
         gaze = g.normal(0, 0.18)
@@ -268,15 +334,35 @@ class _Portrait:
             ix = cx + gaze * w + self.turn * 0.03
             self._lay(opening * self._inside(self._ellipse(ix, cy - 0.005, 0.073, 0.078)), iris)
             self._lay(opening * self._inside(self._ellipse(ix, cy - 0.005, 0.034, 0.036)), np.full(3, 0.02, np.float32))
-            self._lay(self._inside(self._ellipse(ix + self.light[0] * 0.03 + 0.012, cy - 0.03, 0.014, 0.014)) * opening, np.ones(3, np.float32), 0.9)
-            lid = np.abs(_superellipse(self.x - cx, self.y - cy - half_h * 0.7, w * 1.15, half_h * 1.9, sign * tilt, 2.0))
-            upper = self._inside(lid - (0.016 + 0.014 * self.woman)) * self._inside(self.y - cy - 0.01) * self._inside(np.abs(self.x - cx) - w * 1.1)
+            self._lay(
+                self._inside(self._ellipse(ix + self.light[0] * 0.03 + 0.012, cy - 0.03, 0.014, 0.014)) * opening,
+                np.ones(3, np.float32),
+                0.9,
+            )
+            lid = np.abs(
+                _superellipse(self.x - cx, self.y - cy - half_h * 0.7, w * 1.15, half_h * 1.9, sign * tilt, 2.0)
+            )
+            upper = (
+                self._inside(lid - (0.016 + 0.014 * self.woman))
+                * self._inside(self.y - cy - 0.01)
+                * self._inside(np.abs(self.x - cx) - w * 1.1)
+            )
             self._lay(upper, np.array([0.08, 0.05, 0.04], np.float32), g.uniform(0.5, 0.95))
-            self._tint(self._blob(cx, cy - half_h - 0.055, w * 0.9, 0.016) * g.uniform(0.2, 0.6) * self.face_mask, lip_shadow)
+            self._tint(
+                self._blob(cx, cy - half_h - 0.055, w * 0.9, 0.016) * g.uniform(0.2, 0.6) * self.face_mask, lip_shadow
+            )
             bx = cx + sign * 0.01
-            line = np.abs(self.y - (brow_y - arch * (1 - ((self.x - bx) / 0.22) ** 2) + sign * 0.10 * tilt * (self.x - bx)))
-            taper = brow_t * np.clip(1.1 - 0.5 * np.clip(sign * (self.x - bx) / 0.2, -1, 1) ** 2 - 0.25 * sign * (self.x - bx) / 0.2, 0.2, 1.3)
-            brow = self._inside((line - taper).astype(np.float32), 1.6) * self._inside(np.abs(self.x - bx) - 0.20 * w / half_w)
+            line = np.abs(
+                self.y - (brow_y - arch * (1 - ((self.x - bx) / 0.22) ** 2) + sign * 0.10 * tilt * (self.x - bx))
+            )
+            taper = brow_t * np.clip(
+                1.1 - 0.5 * np.clip(sign * (self.x - bx) / 0.2, -1, 1) ** 2 - 0.25 * sign * (self.x - bx) / 0.2,
+                0.2,
+                1.3,
+            )
+            brow = self._inside((line - taper).astype(np.float32), 1.6) * self._inside(
+                np.abs(self.x - bx) - 0.20 * w / half_w
+            )
             self._lay(brow * self.face_mask, brow_colour, brow_dark)
 
     def _nose(self) -> None:
@@ -288,14 +374,29 @@ class _Portrait:
         side = -1 if self.light[0] > 0 else 1
         strength = g.uniform(0.15, 0.5) + 0.3 * abs(float(self.light[0]))
         bridge = (self._at(0, 0.08) + nx) / 2
-        self._tint(self._blob(bridge + side * 0.10, tip_y - length / 2, 0.05, 0.24, -side * 0.1) * strength * self.face_mask, shadow)
-        self._tint(self._blob(bridge - side * 0.10, tip_y - length / 2, 0.04, 0.2, side * 0.1) * strength * 0.35 * self.face_mask, shadow)
-        self.canvas += (self._blob(bridge - side * 0.02, tip_y - length / 2, 0.035, 0.22) * 0.10 * g.uniform(0.4, 1.4))[..., None] * self.skin
+        self._tint(
+            self._blob(bridge + side * 0.10, tip_y - length / 2, 0.05, 0.24, -side * 0.1) * strength * self.face_mask,
+            shadow,
+        )
+        self._tint(
+            self._blob(bridge - side * 0.10, tip_y - length / 2, 0.04, 0.2, side * 0.1)
+            * strength
+            * 0.35
+            * self.face_mask,
+            shadow,
+        )
+        self.canvas += (self._blob(bridge - side * 0.02, tip_y - length / 2, 0.035, 0.22) * 0.10 * g.uniform(0.4, 1.4))[
+            ..., None
+        ] * self.skin
         self.canvas += (self._blob(nx - side * 0.02, tip_y - 0.06, 0.05, 0.045) * 0.16 * g.uniform(0.4, 1.4))[..., None]
         for sign in (-1, 1):
             wing = nx + sign * width * float(np.clip(1 - sign * self.turn * 0.6, 0.5, 1.2))
             self._tint(self._blob(wing, tip_y, 0.03, 0.05) * 0.5 * self.face_mask, shadow)
-            self._lay(self._blob(nx + sign * width * 0.52, tip_y + 0.055, 0.036, 0.018, sign * 0.3), self.skin * 0.25, g.uniform(0.5, 0.95))
+            self._lay(
+                self._blob(nx + sign * width * 0.52, tip_y + 0.055, 0.036, 0.018, sign * 0.3),
+                self.skin * 0.25,
+                g.uniform(0.5, 0.95),
+            )
         self._tint(self._blob(nx, tip_y + 0.085, width * 0.9, 0.025) * 0.45 * self.face_mask, shadow)
         self._tint(self._blob(nx * 0.95, tip_y + 0.20, 0.03, 0.06) * 0.25 * self.face_mask, shadow)
 
@@ -305,15 +406,28 @@ class _Portrait:
         mx = self._at(0, 0.12)
         smile, upper, lower = g.normal(0.07, 0.06), g.uniform(0.03, 0.06), g.uniform(0.045, 0.085)
         red = np.array([0.78, 0.42, 0.40], np.float32) if self.woman else np.array([0.82, 0.58, 0.54], np.float32)
-        lip = np.clip(self.skin * red * g.uniform(0.85, 1.1) + (np.array([0.12, 0, 0.02], np.float32) if self.woman and g.random() < 0.4 else 0), 0, 1).astype(np.float32)
+        lip = np.clip(
+            self.skin * red * g.uniform(0.85, 1.1)
+            + (np.array([0.12, 0, 0.02], np.float32) if self.woman and g.random() < 0.4 else 0),
+            0,
+            1,
+        ).astype(np.float32)
         rel = (self.x - mx) / half
         curve = my - smile * np.clip(np.abs(rel), 0, 1.2) ** 2 + smile * 0.3
         profile = np.sqrt(np.clip(1 - rel**2, 0, 1))
         bow = 1 - 0.25 * np.exp(-((rel / 0.15) ** 2))
         top, bottom = curve - upper * profile * bow, curve + lower * profile
         width = self._inside((np.abs(rel) - 1) * half)
-        self._lay(self._inside((top - self.y).astype(np.float32)) * self._inside((self.y - curve).astype(np.float32)) * width, lip * 0.85)
-        self._lay(self._inside((curve - self.y).astype(np.float32)) * self._inside((self.y - bottom).astype(np.float32)) * width, lip)
+        self._lay(
+            self._inside((top - self.y).astype(np.float32)) * self._inside((self.y - curve).astype(np.float32)) * width,
+            lip * 0.85,
+        )
+        self._lay(
+            self._inside((curve - self.y).astype(np.float32))
+            * self._inside((self.y - bottom).astype(np.float32))
+            * width,
+            lip,
+        )
         self.canvas += (self._blob(mx, my + lower * 0.5, half * 0.35, 0.018) * 0.12 * g.uniform(0, 1.5))[..., None]
         gap = max(0.0, g.normal(0.01, 0.06)) if smile > 0 else 0.0
         if gap > 0.015:  # a smile that shows teeth
@@ -324,15 +438,27 @@ class _Portrait:
         line = self._inside((np.abs(self.y - curve) - 0.012).astype(np.float32)) * width
         self._lay(line, self.skin * 0.30, 0.8 if gap <= 0.015 else 0.25)
         for sign in (-1, 1):
-            self._tint(self._blob(mx + sign * half * 1.08, my - smile * 0.9, 0.035, 0.04) * 0.45 * self.face_mask, np.array([0.5, 0.38, 0.34], np.float32))
-            fold = self._blob(mx + sign * (half * 1.12), 0.36, 0.02, 0.15, sign * 0.45) * g.uniform(0.0, 0.4) * (0.6 + 6 * max(smile, 0))
+            self._tint(
+                self._blob(mx + sign * half * 1.08, my - smile * 0.9, 0.035, 0.04) * 0.45 * self.face_mask,
+                np.array([0.5, 0.38, 0.34], np.float32),
+            )
+            fold = (
+                self._blob(mx + sign * (half * 1.12), 0.36, 0.02, 0.15, sign * 0.45)
+                * g.uniform(0.0, 0.4)
+                * (0.6 + 6 * max(smile, 0))
+            )
             self._tint(np.clip(fold, 0, 0.6) * self.face_mask, np.array([0.6, 0.46, 0.42], np.float32))
-        self._tint(self._blob(mx, my + lower + 0.06, half * 0.5, 0.035) * g.uniform(0.1, 0.4) * self.face_mask, np.array([0.65, 0.52, 0.47], np.float32))
+        self._tint(
+            self._blob(mx, my + lower + 0.06, half * 0.5, 0.035) * g.uniform(0.1, 0.4) * self.face_mask,
+            np.array([0.65, 0.52, 0.47], np.float32),
+        )
 
     def _beard(self) -> None:
         g = self.g
         mx = self._at(0, 0.1)
-        area = self.face_mask * self._inside((0.30 + 0.25 * np.exp(-((self.x - mx) / 0.45) ** 2) - self.y).astype(np.float32), 8)
+        area = self.face_mask * self._inside(
+            (0.30 + 0.25 * np.exp(-(((self.x - mx) / 0.45) ** 2)) - self.y).astype(np.float32), 8
+        )
         mouth = self._blob(mx, 0.55, 0.24, 0.07)
         grain = 1 + 0.15 * g.standard_normal(self.x.shape).astype(np.float32)
         self._lay(np.clip(area * (1 - mouth) * grain, 0, 1), self.hair * 0.7, g.uniform(0.2, 0.8))
@@ -344,11 +470,21 @@ class _Portrait:
         line = -0.75 - g.uniform(0, 0.25)
         part = g.uniform(-0.6, 0.6)
         fringe = g.uniform(0.0, 0.35) if self.woman else g.uniform(-0.05, 0.12)
-        curve = line + fringe * np.exp(-(((self.x - part) / 0.5) ** 2)) + 0.75 * np.abs((self.x - self.head_x) / 0.85) ** g.uniform(2.5, 5)
+        curve = (
+            line
+            + fringe * np.exp(-(((self.x - part) / 0.5) ** 2))
+            + 0.75 * np.abs((self.x - self.head_x) / 0.85) ** g.uniform(2.5, 5)
+        )
         curve = curve + 0.03 * np.sin(self.x * g.uniform(10, 30) + g.uniform(0, 6))
         cap = self._ellipse(self.head_x, -0.45, 0.90 + self.volume, 1.02 + self.volume, power=2.2)
         self._lay(self._inside(np.maximum(cap, self.y - curve).astype(np.float32), 1.8), self._strands())
-        self._tint(self._inside((self.y - curve - 0.10).astype(np.float32), 6) * self._inside((curve - self.y).astype(np.float32)) * self.face_mask * 0.35, np.array([0.5, 0.4, 0.36], np.float32))
+        self._tint(
+            self._inside((self.y - curve - 0.10).astype(np.float32), 6)
+            * self._inside((curve - self.y).astype(np.float32))
+            * self.face_mask
+            * 0.35,
+            np.array([0.5, 0.4, 0.36], np.float32),
+        )
 
     def _glasses(self) -> None:
         g = self.g
@@ -356,13 +492,20 @@ class _Portrait:
         colour = np.array([[0.05, 0.05, 0.05], [0.35, 0.22, 0.1], [0.6, 0.58, 0.5]], np.float32)[g.integers(3)]
         thick = g.uniform(0.012, 0.035)
         for sign in (-1, 1):
-            d = np.abs(self._ellipse(self._at(sign * (self.eye_x + 0.01), 0.08), self.eye_y + 0.02, rx, ry, 0, power)) - thick
+            d = (
+                np.abs(
+                    self._ellipse(self._at(sign * (self.eye_x + 0.01), 0.08), self.eye_y + 0.02, rx, ry, power=power)
+                )
+                - thick
+            )
             self._lay(self._inside(d), colour)
-        bridge = np.maximum(np.abs(self.y - self.eye_y) - thick, np.abs(self.x - self._at(0, 0.08)) - (self.eye_x - rx + 0.01))
+        bridge = np.maximum(
+            np.abs(self.y - self.eye_y) - thick, np.abs(self.x - self._at(0, 0.08)) - (self.eye_x - rx + 0.01)
+        )
         self._lay(self._inside(bridge.astype(np.float32)), colour)
 
     def _photographed(self) -> NDArray[np.uint8]:
-        """Return the canvas as a camera would give it: exposure, white balance, contrast, grain, sometimes no colour."""
+        """Return the canvas as a camera gives it: exposure, white balance, contrast, grain, sometimes no colour."""
         g = self.g
         picture = np.clip(self.canvas, 0, 1.2)
         picture = picture ** np.exp(g.normal(0, 0.12))
@@ -373,9 +516,11 @@ class _Portrait:
         return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _superellipse(dx: Plane, dy: Plane, rx: float, ry: float, angle: float = 0.0, power: float = 2.0) -> Plane:
+def _superellipse(  # noqa: PLR0917
+    dx: Plane, dy: Plane, rx: float, ry: float, angle: float = 0.0, power: float = 2.0
+) -> Plane:
     """Return the approximate signed distance to `|dx/rx|^power + |dy/ry|^power = 1`, turned by `angle` radians."""
     c, s = np.cos(angle), np.sin(angle)
     x, y = c * dx + s * dy, -s * dx + c * dy
     radius = (np.abs(x / rx) ** power + np.abs(y / ry) ** power + 1e-9) ** (1 / power)
-    return ((radius - 1) * min(rx, ry)).astype(np.float32)
+    return np.asarray((radius - 1) * min(rx, ry), np.float32)
