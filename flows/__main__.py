@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -58,12 +59,21 @@ def _run(name: str, asked: BaseModel) -> Any:
     """Return what the flow returns, run on the configured server or on one of its own."""
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+    logging.setLogRecordFactory(_without_traceback_of_refusals)
     flow = getattr(importlib.import_module(f"flows.{name}"), name)
     if PREFECT_API_URL.value():
         return flow(asked)
     # Heartbeats tell a server that outlives this process of its death; joining their thread takes a second per flow.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         return flow(asked)
+
+
+def _without_traceback_of_refusals(*arguments: Any, **options: Any) -> logging.LogRecord:
+    """Return a log record in which what the user has to mend is a sentence and no walk through our code."""
+    record = logging.LogRecord(*arguments, **options)
+    if record.exc_info and isinstance(record.exc_info[1], InputError):
+        record.exc_info = None
+    return record
 
 
 def _told(name: str, subject: str, outcome: Any) -> list[str]:

@@ -150,12 +150,9 @@ def test_the_tests_mirror_the_code() -> None:
     strays = set()
     for path in sources("tests"):
         folder, name = path.parent.relative_to(PROJECT / "tests"), path.stem.removeprefix("test_")
-        places = [
-            PROJECT / "zimage" / folder / name,
-            PROJECT / folder / name,
-            PROJECT / "zimage" / folder / f"__{name}__",
-        ]
-        if path.stem != name and not any(place.with_suffix(".py").is_file() for place in places):
+        homes = [PROJECT / "zimage" / folder, PROJECT / folder]
+        mirrored = any((home / f"{each}.py").is_file() for home in homes for each in (name, f"__{name}__"))
+        if path.stem != name and not mirrored:
             strays.add(relative(path))
 
     assert strays <= ACROSS

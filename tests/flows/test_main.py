@@ -1,0 +1,60 @@
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.__main__ import SPECS, _parser, main
+from flows.spec import PersonalizeSpec
+
+PROJECT = Path(__file__).parent.parent.parent
+
+
+def given(*arguments: str) -> PersonalizeSpec:
+    values = vars(_parser().parse_args(["personalize", *arguments]))
+    del values["flow"]
+    return PersonalizeSpec(**values)
+
+
+def test_every_field_of_a_spec_is_an_option() -> None:
+    actions = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+
+    for name, kind in SPECS.items():
+        assert {action.dest for action in actions.choices[name]._actions} - {"help"} == set(kind.model_fields)
+
+
+def test_options_become_the_spec() -> None:
+    spec = given("--subject", "ada", "--photos", "dir", "--consent", "c.yaml", "--base", "b", "--preset", "24gb")
+
+    assert spec == PersonalizeSpec(subject="ada", photos="dir", consent="c.yaml", base="b", preset="24gb")
+
+
+def test_own_values_are_collected() -> None:
+    assert given("--subject", "ada", "--set", "train.steps=3", "--set", "train.rank=4").values == [
+        "train.steps=3",
+        "train.rank=4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "publish"), [([], "never"), (["--publish"], "pass"), (["--publish", "provisional"], "provisional")]
+)
+def test_publishing_alone_means_what_passed(arguments: list[str], publish: str) -> None:
+    assert given("--subject", "ada", *arguments).publish == publish
+
+
+def test_a_bad_pseudonym_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["personalize", "--subject", "../ada"]) == 2
+
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("flows: --subject '../ada': String should match pattern")
+
+
+def test_help_starts_no_server_and_imports_no_scheduler() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "flows", "personalize", "--help"]
+    imported = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stderr
+
+    names = {line.rpartition("|")[2].strip().split(".")[0] for line in imported.splitlines()}
+    assert "argparse" in names
+    assert names.isdisjoint({"prefect", "dvc", "torch"})

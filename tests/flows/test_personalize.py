@@ -1,0 +1,200 @@
+"""The whole pipeline on real photos, with real stages, a real server and a model too small to learn much."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.objects import TaskRun
+
+from flows.__main__ import main
+from tasks.settings import PROJECT
+from tasks.workspace import Outcome, bring_up_to_date
+from zimage.demo import make_demo_photos
+from zimage.folder import aside_of
+from zimage.model.base import Base
+from zimage.signatures import STAGES
+
+NUM_PHOTOS = 16
+SMALL = {
+    "ingest.min_photos": 6,
+    "detect.split.min_train": 4,
+    "detect.crops.side_px": 64,
+    "train.steps": 4,
+    "train.batch": 2,
+    "train.at_once": 2,
+    "train.rank": 2,
+    "train.checkpoint_every": 2,
+    "train.schedule.warmup_steps": 1,
+    "evaluate.sampling.side_px": 64,
+    "evaluate.sampling.steps": 2,
+    "evaluate.seeds.reporting": 1,
+    "evaluate.sweep.strengths": [1.0],
+    "evaluate.resampling.resamples": 200,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a person sees of a run."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Ada:
+    """A subject whose workspace was run twice."""
+
+    workspace: Path
+    arguments: list[str]
+    first: Run
+    second: Run
+
+
+def run(*arguments: str) -> Run:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([*arguments])
+    return Run(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("places")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZIMAGE_WORKSPACES", str(folder / "workspaces"))
+        patch.setenv("ZIMAGE_STORE", str(folder / "store"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def ada(places: Path, prefect_server: None, tiny_base: Base) -> Ada:
+    photos = places / "photos"
+    make_demo_photos(photos, seed=1)
+    for superfluous in sorted(photos.glob("IMG_1*.jpg"))[NUM_PHOTOS:]:
+        superfluous.unlink()
+    values = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
+    consent = PROJECT / "data" / "consent.yaml"
+    given = ["--photos", str(photos), "--consent", str(consent), "--base", tiny_base.model, *values]
+    arguments = ["personalize", "--subject", "ada"]
+    first = run(*arguments, *given)
+    return Ada(places / "workspaces" / "ada", arguments, first, run(*arguments))
+
+
+def test_photos_become_a_lora_a_score_and_a_report(ada: Ada) -> None:
+    assert ada.first.code == 0, ada.first.err
+    assert "stages   " + ", ".join(f"{stage} ran" for stage in STAGES) in ada.first.out
+    assert (ada.workspace / "data" / "train" / "lora.safetensors").stat().st_size > 0
+    assert (ada.workspace / "data" / "evaluate" / "report.html").stat().st_size > 0
+
+
+def test_the_last_lines_say_the_verdict_and_where_things_are(ada: Ada) -> None:
+    metrics = json.loads((ada.workspace / "data" / "evaluate" / "metrics.json").read_text())
+
+    assert f"verdict  {metrics['verdict']}: " in ada.first.out
+    assert f"report   {ada.workspace}/data/evaluate/report.html" in ada.first.out
+
+
+def test_a_poor_score_is_a_result_and_no_failure(ada: Ada) -> None:
+    assert "verdict  fail" in ada.first.out
+    assert ada.first.code == 0
+
+
+def test_a_second_run_skips_everything_and_says_so(ada: Ada) -> None:
+    assert ada.second.code == 0, ada.second.err
+    assert ada.second.out.startswith("Everything was up to date; nothing was run.\n")
+    assert ada.second.out.splitlines()[1:] == ada.first.out.splitlines()[1:]
+
+
+def test_dvc_by_itself_finds_nothing_to_do_after_a_flow(ada: Ada) -> None:
+    for stage in STAGES:
+        assert bring_up_to_date(ada.workspace, stage, on_line=lambda _: None) is Outcome.UNCHANGED
+
+
+def test_a_stage_called_by_hand_gives_the_same_bytes(ada: Ada, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zimage", "train", str(ada.workspace / "data" / "encode"), str(tmp_path / "train")]
+
+    subprocess.run([*command, "--params", str(ada.workspace / "params.yaml")], cwd=PROJECT, check=True)
+
+    by_flow = (ada.workspace / "data" / "train" / "lora.safetensors").read_bytes()
+    assert (tmp_path / "train" / "lora.safetensors").read_bytes() == by_flow
+
+
+def task_runs(subject: str) -> list[TaskRun]:
+    with get_client(sync_client=True) as client:
+        flows = FlowRunFilter(name=FlowRunFilterName(any_=[f"prepare {subject}", f"learn {subject}"]))
+        return client.read_task_runs(flow_run_filter=flows)
+
+
+def test_the_ui_shows_what_ran_and_what_was_skipped(ada: Ada) -> None:
+    states = sorted((each.name.split()[0], each.state_name) for each in task_runs("ada"))
+
+    assert states == sorted((stage, name) for stage in STAGES for name in ("Completed", "Unchanged"))
+
+
+def test_progress_and_numbers_are_artifacts(ada: Ada) -> None:
+    with get_client(sync_client=True) as client:
+        keys = ArtifactFilterKey(any_=["ada-train-progress", "ada-train", "ada-evaluate"])
+        found = {each.key: each for each in client.read_artifacts(artifact_filter=ArtifactFilter(key=keys))}
+
+    assert found["ada-train-progress"].data == 100.0
+    numbers = {row["number"]: row["value"] for row in json.loads(found["ada-evaluate"].data)}
+    assert numbers["verdict"] == "fail"
+    assert "ada-train" in found
+
+
+def test_only_the_stages_behind_a_change_run_again(ada: Ada) -> None:
+    """Runs last of those that look at the workspace: it changes it."""
+    changed = run(*ada.arguments, "--set", "evaluate.sampling.steps=1")
+
+    assert "train unchanged, evaluate ran" in changed.out
+    restored = run(*ada.arguments, "--set", f"evaluate.sampling.steps={SMALL['evaluate.sampling.steps']}")
+    assert "train unchanged, evaluate restored" in restored.out
+
+
+def test_publishing_what_failed_is_refused_and_the_result_is_kept(ada: Ada, places: Path) -> None:
+    refused = run(*ada.arguments, "--publish")
+
+    assert refused.code == 2
+    assert "flows: Not published, the verdict is fail: " in refused.err
+    assert "report   " in refused.out
+    assert not (places / "store").exists() or not any((places / "store").rglob("lora.safetensors"))
+
+
+def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(places: Path, prefect_server: None) -> None:
+    (places / "none").mkdir()
+
+    refused = run(
+        *("personalize", "--subject", "bob", "--photos", str(places / "none")),
+        *("--consent", str(PROJECT / "data" / "consent.yaml")),
+    )
+
+    assert refused.code == 2
+    assert refused.err.splitlines()[-1].startswith("flows: ")
+    assert "photo" in refused.err.splitlines()[-1]
+    assert "Traceback" not in refused.err
+    assert not (places / "workspaces" / "bob" / "data" / "ingest").exists()
+    assert not aside_of(places / "workspaces" / "bob" / "data" / "ingest").exists()
+    assert [(each.name, each.run_count) for each in task_runs("bob")] == [("ingest bob", 1)]
+
+
+def test_everything_of_a_subject_is_in_its_workspace(ada: Ada) -> None:
+    lock = yaml.safe_load((ada.workspace / "dvc.lock").read_text())
+    paths = [entry["path"] for stage in lock["stages"].values() for entry in (*stage["deps"], *stage["outs"])]
+
+    assert paths
+    assert all(not Path(path).is_absolute() and ".." not in Path(path).parts for path in paths)
+    config: Any = (ada.workspace / ".dvc" / "config").read_text()
+    assert "no_scm = true" in config
+    assert "hardlink" not in config
