@@ -181,6 +181,7 @@ def _environment(progress: Path) -> dict[str, str]:
         "PATH": os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
+        "SHELL": "/bin/sh",  # becomes the stage instead of waiting for it, so that the stage's parent is DVC
         "ZIMAGE_PROGRESS": str(progress),
     }
 
