@@ -76,12 +76,13 @@ def test_a_loha_is_a_lora_of_the_product_of_its_ranks() -> None:
     torch.testing.assert_close(exact.change(), written_out(FORMS["LoHa"]), rtol=1e-12, atol=1e-12)
 
 
-def test_the_difference_of_two_loras_needs_no_full_matrix_and_is_exact() -> None:
+def test_the_difference_of_two_loras_needs_no_full_matrix() -> None:
     one, other = low_rank(4), low_rank(3, seed=20)
-    expected = float((one.change() - other.change()).norm())
-    assert difference(one, other) == pytest.approx(expected, rel=1e-12)
-    assert difference(one, one) < 1e-12
-    assert difference(one, Factors(one.down * 2, one.up / 2)) < 1e-12
+    assert difference(one, other) == pytest.approx(float((one.change() - other.change()).norm()), rel=1e-9)
+    near = Factors(one.down * (1 + 1e-9), one.up)
+    assert difference(one, near) == pytest.approx(1e-9 * norm(one), rel=1e-4)
+    assert difference(one, one) == 0.0
+    assert difference(one, Factors(one.down * 2, one.up / 2)) < 1e-7 * norm(one)
 
 
 def test_a_full_change_too_large_for_an_exact_svd_still_knows_its_error() -> None:

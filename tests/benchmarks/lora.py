@@ -1,0 +1,97 @@
+"""The LoRA tools' figures: which loader reads which dialect, what inspecting says of each family, and the fuzzing.
+
+python -m tests.benchmarks.lora matrix      loaders by dialect, before and after `zimage convert --to portable`
+python -m tests.benchmarks.lora families    inspection of one file of each family at its true shapes
+python -m tests.benchmarks.lora fuzz 20000  damaged and senseless files; seconds of the slowest inspection
+python -m tests.benchmarks.lora released    inspecting and converting a LoRA of the released model's size
+"""
+
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.lora.dialect_files import DIALECTS, write_dialect
+from tests.lora.family_files import FILES, write_header
+from tests.lora.fuzz import read_many
+from tests.lora.matrix import keys_used_by_comfyui, layers_applied_by_diffusers, weights_for
+from zimage.lora.conversion import Plan, convert
+from zimage.lora.inspection import inspect_file
+from zimage.lora.modules import released_shapes
+
+
+def matrix(folder: Path) -> None:
+    """Print how many layers (diffusers) and keys (ComfyUI) of each dialect are applied, before and after conversion."""
+    warnings.simplefilter("ignore")
+    weights = weights_for("")
+    print("| dialect | diffusers, layers | ComfyUI, keys | after: diffusers | after: ComfyUI | largest difference |")
+    print("|---|---|---|---|---|---|")
+    for dialect in DIALECTS:
+        source, out = folder / "in.safetensors", folder / "out.safetensors"
+        write_dialect(source, dialect, weights, 0.5)
+        outcome = convert(source, out, Plan("portable", None, None))
+        cells = []
+        for path in (source, out):
+            used, keys = keys_used_by_comfyui(path)
+            cells.append(f"{layers_applied_by_diffusers(path, weights, 0.5)} of {len(weights)} | {used} of {keys}")
+        print(f"| {dialect} | {' | '.join(cells)} | {outcome.worst_error:.0e} |")
+
+
+def families(folder: Path) -> None:
+    """Print what inspecting says of every family's file."""
+    for name, (_, shapes) in FILES.items():
+        path = folder / "some.safetensors"
+        write_header(path, shapes())
+        found = inspect_file(path)
+        size_mb = found.num_bytes / 1e6
+        facts = (
+            f"{found.family} | {found.dialect} | {found.kind} rank {found.rank} | {size_mb:.0f} MB | {found.verdict}"
+        )
+        print(f"{name}: {facts}\n    {found.reason}")
+
+
+def fuzz(folder: Path, count: int) -> None:
+    """Print how files made by chance were answered."""
+    start = time.perf_counter()
+    counts, slowest_s = read_many(folder, range(count))
+    print(f"{count} files in {time.perf_counter() - start:.0f} s: {dict(counts)}; slowest {1000 * slowest_s:.1f} ms")
+
+
+def released(folder: Path) -> None:
+    """Print times and memory for a rank-32 LoRA on every block of the released model, in musubi-tuner's dialect."""
+    tensors = {}
+    for name, (rows, width) in released_shapes().items():
+        stem = "lora_unet_" + name.replace(".", "_")
+        tensors[f"{stem}.lora_down.weight"] = torch.randn(32, width).bfloat16()
+        tensors[f"{stem}.lora_up.weight"] = torch.randn(rows, 32).bfloat16()
+        tensors[f"{stem}.alpha"] = torch.tensor(16.0)
+    source = folder / "in.safetensors"
+    save_file(tensors, source)
+    del tensors
+    start = time.perf_counter()
+    found = inspect_file(source)
+    print(f"inspect, {found.num_bytes / 1e6:.0f} MB: {time.perf_counter() - start:.3f} s, {found.verdict}")
+    start = time.perf_counter()
+    outcome = convert(source, folder / "out.safetensors", Plan("portable", None, None))
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"convert and verify in both loaders: {time.perf_counter() - start:.1f} s, peak {peak_gb:.1f} GB, {outcome}")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        match sys.argv[1:]:
+            case ["matrix"]:
+                matrix(Path(temporary))
+            case ["families"]:
+                families(Path(temporary))
+            case ["fuzz", count]:
+                fuzz(Path(temporary), int(count))
+            case ["released"]:
+                released(Path(temporary))
+            case _:
+                print(__doc__)
