@@ -10,7 +10,7 @@ from tasks.settings import DEMO, Settings
 from tasks.workspace import make, write_changed
 from zimage.errors import InputError
 from zimage.folder import write_whole
-from zimage.model.base import Base, identify
+from zimage.model.base import TINY, Base, identify
 from zimage.params import with_values
 from zimage.section import Section, checked, read_params
 
@@ -65,7 +65,7 @@ def set_up(
         subject: Whose it is; `demo` is the project itself, which is left as it is.
         photos: A folder, an archive or `s3://bucket/prefix`.
         consent: A consent file.
-        base: A folder or a hub id; it is identified once, when it is chosen.
+        base: A folder or a hub id; it is identified anew whenever it is given.
         preset: A name in presets.yaml.
         values: New values by `section.key`, added to earlier ones.
 
@@ -113,16 +113,14 @@ def _choices(folder: Path) -> Choices:
 def _chosen(before: Choices, base: str, preset: str, values: dict[str, Any]) -> Choices:
     return Choices(
         preset=preset or before.preset,
-        base=_pinned(base, before.base) if base else before.base,
+        base=_pinned(base) if base else before.base,
         values={**before.values, **values},
     )
 
 
-def _pinned(base: str, before: Base | None) -> Base:
+def _pinned(base: str) -> Base:
     folder = Path(base).expanduser()
-    model = str(folder.absolute()) if folder.is_dir() else base
-    if before is not None and before.model == model:
-        return before  # its stages check that it is still what was pinned
+    model = str(folder.absolute()) if folder.is_dir() and base != TINY else base
     return Base(model=model, identity=identify(model))
 
 
