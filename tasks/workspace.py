@@ -55,7 +55,7 @@ class StageFailedError(RuntimeError):
 def make(folder: Path, project: Path) -> None:
     """Make `folder` a workspace, or bring one up to date: a DVC repository of its own with the project's stages."""
     (folder / "data" / "overrides").mkdir(parents=True, exist_ok=True)
-    (folder / ".dvc").mkdir(exist_ok=True)
+    (folder / ".dvc").mkdir(parents=True, exist_ok=True)
     write_changed(folder / ".dvc" / "config", CONFIG)
     shutil.copyfile(project / ".dvcignore", folder / ".dvcignore")
     for name in ("dvc.yaml", "code.yaml"):
@@ -76,7 +76,7 @@ def held(folder: Path) -> Iterator[None]:
         InputError: another process holds it.
     """
     path = folder / ".dvc" / "tmp" / "held"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
