@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,36 +47,55 @@ class _Found:
 
 @dataclass(frozen=True)
 class DlibEngine:
-    """dlib behind the engine interface. Good for screening; its scores are not publication-grade."""
+    """dlib behind the engine interface. Good for screening; its scores are not publication-grade.
+
+    Its models are read when they are first used: whoever only compares faces pays nothing for them.
+    """
 
     info: EngineInfo
     min_score: float
-    detector: Any
-    predictor: Any
-    resnet: Any
+    weights: Path
 
     @classmethod
     def load(cls, *, min_score: float, max_distance: float) -> "DlibEngine":
-        """Return the engine with its weights read, about 0.3 s."""
+        """Return the engine, its weights found and hashed.
+
+        Raises:
+            InputError: the weights are not installed.
+        """
+        folder = weights_folder()
+        info = EngineInfo(
+            engine_id=f"dlib-resnet-v1/{_hashes(folder)[RESNET_FILE][:8]}",
+            metric="l2",
+            threshold=max_distance,
+            model_sha256=_hashes(folder),
+            licence="CC0-1.0 (weights), BSL-1.0 (dlib)",
+            embedded=True,
+            points_kind="corners",
+            aligned_px=CHIP_PX,
+        )
+        return cls(info, min_score, folder)
+
+    @cached_property
+    def detector(self) -> Any:
+        """The HOG detector; unpacking it from dlib's library takes 0.6 s."""
         import dlib
 
-        folder = weights_folder()
-        return cls(
-            info=EngineInfo(
-                engine_id=f"dlib-resnet-v1/{_hashes(folder)[RESNET_FILE][:8]}",
-                metric="l2",
-                threshold=max_distance,
-                model_sha256=_hashes(folder),
-                licence="CC0-1.0 (weights), BSL-1.0 (dlib)",
-                embedded=True,
-                points_kind="corners",
-                aligned_px=CHIP_PX,
-            ),
-            min_score=min_score,
-            detector=dlib.get_frontal_face_detector(),
-            predictor=dlib.shape_predictor(str(folder / POINTS_FILE)),
-            resnet=dlib.face_recognition_model_v1(str(folder / RESNET_FILE)),
-        )
+        return dlib.get_frontal_face_detector()
+
+    @cached_property
+    def predictor(self) -> Any:
+        """The 5-point predictor."""
+        import dlib
+
+        return dlib.shape_predictor(str(self.weights / POINTS_FILE))
+
+    @cached_property
+    def resnet(self) -> Any:
+        """The ResNet that embeds chips."""
+        import dlib
+
+        return dlib.face_recognition_model_v1(str(self.weights / RESNET_FILE))
 
     def find(self, image_rgb: NDArray[np.uint8]) -> list[Face]:
         """Return the faces in a picture (H, W, 3), largest first: as it is, then finer, then with a border."""
