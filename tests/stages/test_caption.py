@@ -103,7 +103,7 @@ def test_a_local_model_is_asked_once_for_each_picture_and_language(
     vlm = VlmParams(model=str(model), max_side_px=64, max_new_tokens=4, prompts=Prompts(en="Describe.", zh="描述。"))
     asking = params.model_copy(update={"captioner": "vlm", "vlm": vlm})
     first = run(detect, asking, tiny_base)
-    answers = sorted((detect.parent / ".caption.answers").iterdir())
+    answers = sorted((detect.parent / ".caption.cache").iterdir())
     assert len(answers) == 2  # the three crops hold the same picture
     answers[0].write_text("A woman with freckles, in a red coat", encoding="utf-8")
     answers[1].write_text("A woman with freckles, in a red coat", encoding="utf-8")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from zimage.errors import InputError
 from zimage.identity.album import Request, Sampling
+from zimage.model.text import embed
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,9 @@ class Studio:
 
     def read(self, texts: Sequence[str]) -> None:
         """Encode all prompts, each once; the text encoder is not needed after that and leaves the GPU."""
-        for text in dict.fromkeys([*texts, ""] if self._sampling.guidance_scale > 0 else texts):
-            (embedding,), _ = self._pipeline.encode_prompt(text, do_classifier_free_guidance=False)
-            self._embeddings[text] = embedding  # (T, D)
+        wanted = list(dict.fromkeys([*texts, ""] if self._sampling.guidance_scale > 0 else texts))
+        embeddings = embed(self._pipeline.tokenizer, self._pipeline.text_encoder, wanted)
+        self._embeddings |= dict(zip(wanted, embeddings, strict=True))  # (T, D) each
         if self._pipeline.device.type == "cuda":
             self._pipeline.text_encoder.to("cpu")
             torch.cuda.empty_cache()
