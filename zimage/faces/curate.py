@@ -224,30 +224,23 @@ def _tell_whose(cases: list[Case], subject: NDArray[np.float32], info: EngineInf
     for case in cases:
         if case.seen is None or not case.seen.faces:
             continue
-        found = match(np.stack([face.embedding for face in case.seen.faces]), subject, info.metric)
-        case.match = found
-        if not case.open:
-            continue
-        if found.distance > info.threshold:
-            count = len(case.seen.faces)
-            whose = f"None of the {count} faces is the subject's" if count > 1 else "The face is not the subject's"
-            case.end(
-                "reject",
-                "wrong_person",
-                f"{whose}: the nearest is {found.distance:.2f} away, and {info.threshold:g} is the most.",
-            )
-        elif found.distance > sure:
-            case.end(
-                "review",
-                "doubtful_person",
-                f"The face may be another person's: {found.distance:.2f} away, sure up to {sure:.2f}.",
-            )
-        elif found.next_distance is not None and found.next_distance <= sure:
-            case.end(
-                "review",
-                "two_alike",
-                f"Two faces look like the subject ({found.distance:.2f} and {found.next_distance:.2f} away).",
-            )
+        case.match = match(np.stack([face.embedding for face in case.seen.faces]), subject, info.metric)
+        if case.open:
+            _doubt(case, case.match, sure, info.threshold)
+
+
+def _doubt(case: Case, found: Match, sure: float, threshold: float) -> None:
+    """Decide against a photo whose nearest face is not surely the subject's, or is not the only such face."""
+    near, following, count = found.distance, found.next_distance, len(found.distances)
+    if near > threshold:
+        whose = f"None of the {count} faces is the subject's" if count > 1 else "The face is not the subject's"
+        detail = f"{whose}: the nearest is {near:.2f} away, and {threshold:g} is the most."
+        case.end("reject", "wrong_person", detail)
+    elif near > sure:
+        detail = f"The face may be another person's: it is {near:.2f} away, and up to {sure:.2f} is sure."
+        case.end("review", "doubtful_person", detail)
+    elif following is not None and following <= sure:
+        case.end("review", "two_alike", f"Two faces look like the subject ({near:.2f} and {following:.2f} away).")
 
 
 def _check_quality(cases: list[Case], params: QualityParams) -> None:

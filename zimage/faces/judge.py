@@ -42,41 +42,36 @@ class Fault:
 
 def faults(size: tuple[int, int], face: Measured, limits: QualityParams) -> list[Fault]:
     """Return every hard limit that a photo of `size` = (width, height) breaks, the gravest first."""
-    checks = [
-        (
+    yaw_deg = abs(face.yaw_deg or 0.0)
+    checks = {
+        "image_too_small": (
             min(size) < limits.min_image_px,
-            "image_too_small",
-            f"The photo's short side has {min(size)} px; {limits.min_image_px} are needed.",
+            _least("The photo's short side", min(size), limits.min_image_px),
         ),
-        (
-            face.side_px < limits.min_face_px,
-            "face_too_small",
-            f"The face has {face.side_px:.0f} px; {limits.min_face_px} are needed.",
-        ),
-        (
+        "face_too_small": (face.side_px < limits.min_face_px, _least("The face", face.side_px, limits.min_face_px)),
+        "blurred": (
             face.sharpness < limits.min_sharpness,
-            "blurred",
             f"The face is blurred: its sharpness is {face.sharpness:.1f}, and {limits.min_sharpness:g} is needed.",
         ),
-        (
+        "too_dark": (
             face.luma < limits.min_luma,
-            "too_dark",
             f"The face is too dark: its mean luma is {face.luma:.2f}, and {limits.min_luma:g} is needed.",
         ),
-        (
+        "too_bright": (
             face.luma > limits.max_luma,
-            "too_bright",
             f"The face is too bright: its mean luma is {face.luma:.2f}, and {limits.max_luma:g} is the most.",
         ),
-        (
+        "clipped": (
             face.clipped > limits.max_clipped,
-            "clipped",
             f"{face.clipped:.0%} of the face is black or blown out; {limits.max_clipped:.0%} is the most.",
         ),
-        (
-            face.yaw_deg is not None and abs(face.yaw_deg) > limits.max_yaw_deg,
-            "turned_away",
-            f"The head is turned by {abs(face.yaw_deg or 0):.0f} degrees; {limits.max_yaw_deg:g} is the most.",
+        "turned_away": (
+            yaw_deg > limits.max_yaw_deg,
+            f"The head is turned by {yaw_deg:.0f} degrees; {limits.max_yaw_deg:g} is the most.",
         ),
-    ]
-    return [Fault(reason, detail) for broken, reason, detail in checks if broken]
+    }
+    return [Fault(reason, detail) for reason, (broken, detail) in checks.items() if broken]
+
+
+def _least(what: str, found_px: float, needed_px: int) -> str:
+    return f"{what} has {found_px:.0f} px; {needed_px} are needed."
