@@ -10,7 +10,8 @@ import pytest
 
 from zimage.errors import InputError
 from zimage.faces.decode import RefusedError
-from zimage.faces.sources import Given, expected, given
+from zimage.faces.given import Given
+from zimage.faces.sources import expected, given
 
 MAX_BYTES = 1000
 

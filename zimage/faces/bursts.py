@@ -2,13 +2,27 @@
 
 import itertools
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from zimage.faces.engine import Metric, between
+from zimage.section import Section
 
 STEP = 0.02  # of quality; finer differences come from noise and recoding
+
+
+class DuplicateParams(Section):
+    """What counts as one moment, and as the same picture."""
+
+    burst_gap_s: Annotated[float, Field(ge=0)]
+    """In s; photos without a longer pause between them are one burst."""
+    same_bits: Annotated[int, Field(ge=0, le=64)]
+    """Bits of 64 in which the hashes of two equal pictures may differ."""
+    same_face: Annotated[float, Field(ge=0, le=1)]
+    """Share of the engine's threshold within which two equal faces lie."""
 
 
 @dataclass(frozen=True, eq=False)

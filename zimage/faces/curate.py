@@ -5,62 +5,27 @@ a better photo does not, and only then who is held out. A human's override wins 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from zimage.errors import InputError
-from zimage.faces.bursts import Moment, Sameness, bursts, near_duplicates
-from zimage.faces.crop import CropParams, Plan, head_plan, plans
+from zimage.faces.bursts import DuplicateParams, Moment, Sameness, bursts, near_duplicates
+from zimage.faces.case import Case
+from zimage.faces.crop import CropParams, head_plan, plans
 from zimage.faces.engine import EngineInfo
-from zimage.faces.judge import QualityParams, Share, faults
-from zimage.faces.observe import Observation, Seen
+from zimage.faces.judge import QualityParams, faults
+from zimage.faces.observe import Observation
 from zimage.faces.overrides import Override
 from zimage.faces.quality import score, unlikeness, usual_texture
-from zimage.faces.rows import Box, Decision, PhotoRow
-from zimage.faces.split import Candidate, held_out
-from zimage.faces.whose import Match, centroid, clusters, is_dominant, match, rivals
-from zimage.section import Section
+from zimage.faces.rows import PhotoRow
+from zimage.faces.split import Candidate, SplitParams, held_out
+from zimage.faces.whose import Match, SubjectParams, centroid, clusters, is_dominant, match, rivals
 
 EXAMPLES_NAMED = 3
 USUAL_FROM, USUAL_YAW_DEG = 5, 25.0  # faces from which a usual face is known, and how far they may be turned
 WELL_DEG = 40.0  # lora-dataset-studio scores faces up to this yaw: frontal and three-quarter
-
-
-class SubjectParams(Section):
-    """How sure it must be that a face is the subject's."""
-
-    doubtful_from: Share
-    """Share of the engine's threshold; a face that lies farther from the subject's centroid goes to review."""
-
-
-class DuplicateParams(Section):
-    """What counts as one moment, and as the same picture."""
-
-    burst_gap_s: Annotated[float, Field(ge=0)]
-    """In s; photos without a longer pause between them are one burst."""
-    same_bits: Annotated[int, Field(ge=0, le=64)]
-    """Bits of 64 in which the hashes of two equal pictures may differ."""
-    same_face: Share
-    """Share of the engine's threshold within which two equal faces lie."""
-
-
-class SplitParams(Section):
-    """What is held out, and how much is trained on."""
-
-    holdout_share: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the photos that passed."""
-    min_holdout: Annotated[int, Field(ge=1)]
-    """Photos; fewest that are held out."""
-    min_train: Annotated[int, Field(ge=1)]
-    """Photos; fewest that must be left for training."""
-    max_train: Annotated[int, Field(ge=1)]
-    """Photos; of more, the best are trained on."""
-    seed: int
-    """Of the lot by which bursts are held out."""
 
 
 @dataclass(frozen=True)
@@ -72,64 +37,6 @@ class Rules:
     duplicates: DuplicateParams
     split: SplitParams
     crops: CropParams
-
-
-@dataclass(eq=False)
-class Case:
-    """One file on its way to a decision; filled in step by step."""
-
-    row: PhotoRow
-    seen: Observation | None
-    override: Override | None = None
-    decision: Decision = "train"
-    reason: str = "kept"
-    detail: str = ""
-    match: Match | None = None
-    unlike: float | None = None
-    quality: float | None = None
-    burst: int | None = None
-    duplicate_of: str | None = None
-    plans: list[Plan] = field(default_factory=list)
-
-    @property
-    def open(self) -> bool:
-        """Whether nothing has spoken against it yet."""
-        return self.decision == "train"
-
-    @property
-    def chosen(self) -> bool:
-        """Whether it is trained on or held out."""
-        return self.decision in {"train", "holdout"}
-
-    @property
-    def other_boxes(self) -> list[Box]:
-        """Boxes of the faces that are not the subject's."""
-        assert self.seen is not None
-        return [face.measured.box_xyxy for face in self.seen.faces if face is not self.subject]
-
-    @property
-    def insisted(self) -> bool:
-        """Whether a human wants it in, whatever speaks against it."""
-        return self.override is not None and self.override.decision != "reject"
-
-    @property
-    def subject(self) -> Seen:
-        """The subject's face."""
-        assert self.seen is not None and self.match is not None
-        return self.seen.faces[self.match.face]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in px."""
-        assert self.seen is not None
-        return self.seen.width, self.seen.height
-
-    def end(self, decision: Decision, reason: str, detail: str) -> None:
-        """Decide against it, unless a human insists: then what spoke against it is only told."""
-        if self.insisted:
-            self.detail = f"{self.detail} {detail}".strip()
-        else:
-            self.decision, self.reason, self.detail = decision, reason, detail
 
 
 def curated(

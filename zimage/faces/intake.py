@@ -7,8 +7,8 @@ from pathlib import Path
 
 from zimage.faces.cache import Cache, filled
 from zimage.faces.decode import Limits, RefusedError, decoded
+from zimage.faces.given import Given
 from zimage.faces.pictures import write_png
-from zimage.faces.sources import Given
 
 PICTURE, FACTS = "photo.png", "facts.json"
 

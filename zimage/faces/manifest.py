@@ -4,7 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from zimage.faces.curate import Case
+from zimage.faces.case import Case
 from zimage.faces.engine import EngineInfo
 from zimage.faces.rows import CropRow, FaceRow, ManifestRow
 

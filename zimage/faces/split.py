@@ -3,6 +3,26 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from zimage.section import Section
+
+
+class SplitParams(Section):
+    """What is held out, and how much is trained on."""
+
+    holdout_share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the photos that passed."""
+    min_holdout: Annotated[int, Field(ge=1)]
+    """Photos; fewest that are held out."""
+    min_train: Annotated[int, Field(ge=1)]
+    """Photos; fewest that must be left for training."""
+    max_train: Annotated[int, Field(ge=1)]
+    """Photos; of more, the best are trained on."""
+    seed: int
+    """Of the lot by which bursts are held out."""
 
 
 @dataclass(frozen=True)

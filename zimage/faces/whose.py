@@ -1,11 +1,14 @@
 """Whose photos these are: the subject's face is found among all faces, and each photo is told how sure that is."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from zimage.faces.engine import EngineInfo, Metric, between
+from zimage.section import Section
 
 Embeddings = NDArray[np.float32]  # (N, D)
 
@@ -14,6 +17,13 @@ DOMINANT = 2.0  # in side, so 4 in area
 # A second person in at least half as many photos as the first: a careful human would ask.
 RIVAL = 0.5
 TRIMMED = 0.2  # share of the faces farthest from the middle that the centroid leaves out
+
+
+class SubjectParams(Section):
+    """How sure it must be that a face is the subject's."""
+
+    doubtful_from: Annotated[float, Field(ge=0, le=1)]
+    """Share of the engine's threshold; a face that lies farther from the subject's centroid goes to review."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from zimage.faces.bursts import DuplicateParams
 from zimage.faces.cache import Cache, cache_of, salt
+from zimage.faces.case import Case
 from zimage.faces.crop import CropParams, holdout_plan
-from zimage.faces.curate import Case, DuplicateParams, Rules, SplitParams, SubjectParams, curated
+from zimage.faces.curate import Rules, curated
 from zimage.faces.cutter import ALIGNED, Cutter, Job, read_cuts
 from zimage.faces.engine import EngineInfo, EngineParams, open_engine
 from zimage.faces.judge import QualityParams
@@ -20,6 +22,8 @@ from zimage.faces.overrides import Override, read_overrides
 from zimage.faces.references import read_references
 from zimage.faces.rows import CropRow, Cut, PhotoRow
 from zimage.faces.sheet.render import Tile, contact_sheet
+from zimage.faces.split import SplitParams
+from zimage.faces.whose import SubjectParams
 from zimage.faces.workers import Lost, mapped
 from zimage.folder import made_aside
 from zimage.progress import Progress

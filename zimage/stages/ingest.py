@@ -16,9 +16,10 @@ from zimage.errors import InputError
 from zimage.faces.cache import Cache, cache_of, salt
 from zimage.faces.consent import read_consent, require
 from zimage.faces.decode import Limits
+from zimage.faces.given import Given
 from zimage.faces.intake import PICTURE, Intake, Taken
 from zimage.faces.rows import PhotoRow
-from zimage.faces.sources import Given, expected, given
+from zimage.faces.sources import expected, given
 from zimage.faces.workers import Lost, mapped
 from zimage.folder import made_aside
 from zimage.progress import Progress
