@@ -35,8 +35,10 @@ def test_every_view_is_her_even_at_128_px(photos: Path, engine: Engine) -> None:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
         small = ImageOps.fit(upright, (128, 128), Image.Resampling.LANCZOS)
-        assert engine.distance(reference, engine.find(np.asarray(upright))[0]) <= 0.25, path.name
-        assert engine.distance(reference, engine.find(np.asarray(small))[0]) <= 0.36, path.name
+        for picture, limit in ((upright, 0.25), (small, 0.36)):
+            # The detector sometimes sees another face in the suit; she has to be among those found.
+            found = engine.find(np.asarray(picture))
+            assert min(engine.distance(reference, face) for face in found) <= limit, path.name
 
 
 def test_there_are_enough_views_and_most_are_close() -> None:

