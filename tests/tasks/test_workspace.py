@@ -146,6 +146,7 @@ def test_a_crash_is_not_blamed_on_the_user(tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_dvc_and_the_stage(tmp_path: Path) -> None:
     workspace = workspace_with(tmp_path, WAITING)
+    before = psutil.Process().children()  # a Prefect server, where flows were tested first
 
     def interrupt(line: str) -> None:
         if line == "waiting":
@@ -154,8 +155,8 @@ def test_an_interrupt_ends_dvc_and_the_stage(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         bring_up_to_date(workspace, "b", on_line=interrupt)
 
-    assert not psutil.pid_exists(int((workspace / "pid").read_text()))
-    assert psutil.Process().children() == []
+    assert not runs(int((workspace / "pid").read_text()))
+    assert set(psutil.Process().children()) <= set(before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parents")
@@ -169,10 +170,18 @@ def test_no_process_outlives_a_killed_run(tmp_path: Path) -> None:
 
     stage = int((workspace / "pid").read_text())
     deadline = time.monotonic() + DIES_WITHIN_S
-    while psutil.pid_exists(stage) and time.monotonic() < deadline:
+    while runs(stage) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not psutil.pid_exists(stage)
+    assert not runs(stage)
     assert run_after(workspace) is Outcome.RAN
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process does anything: one that ended may wait long for an init process that collects it."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def run_after(workspace: Path) -> Outcome:
