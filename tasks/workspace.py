@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,9 +23,10 @@ import psutil
 from tasks.settings import PROJECT
 from zimage.errors import InputError
 from zimage.folder import write_whole
+from zimage.parent import die_with_parent
 
-# DVC is started through this line so that it ends when this process is killed, as the stage below it does by itself.
-DVC = "from zimage.parent import die_with_parent as bind; bind(); from dvc.cli import main; raise SystemExit(main())"
+# DVC is started through this line so that it, and all below it, ends when this process is killed.
+DVC = "from tasks.workspace import bind; bind(); from dvc.cli import main; raise SystemExit(main())"
 QUIET = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}
 # Copies or reflinks, never hard links: a process of root could write through those into the cache.
 CONFIG = """[core]
@@ -181,7 +183,7 @@ def _environment(progress: Path) -> dict[str, str]:
         "PATH": os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
-        "SHELL": "/bin/sh",  # becomes the stage instead of waiting for it, so that the stage's parent is DVC
+        "SHELL": "/bin/sh",  # the same everywhere; it may stand between DVC and the stage, see `bind`
         "ZIMAGE_PROGRESS": str(progress),
     }
 
@@ -255,3 +257,20 @@ class _Follower:
         counted = [event for event in events if "done" in event]
         if counted:
             self._on_progress(counted[-1])
+
+
+def bind() -> None:
+    """Let this process end when its parent does, and take all it started with it.
+
+    A stage asks for the same by itself, but a shell may stand between the two: dash does not become the one command it
+    is given, as bash does.
+    """
+    signal.signal(signal.SIGTERM, _end_below)
+    die_with_parent()
+
+
+def _end_below(*_: object) -> None:
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    raise SystemExit(128 + signal.SIGTERM)  # DVC lets go of its locks on the way out
