@@ -38,7 +38,8 @@ class Progress:
         self._first = done
         self._told_plain = self._told_follower = float("-inf")
         self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total or None, initial=done, desc=name, disable=not self._terminal, file=sys.stderr, leave=False)
+        shown = {"disable": not self._terminal, "file": sys.stderr, "leave": False}
+        self._bar = tqdm(total=total or None, initial=done, desc=name, **shown)
 
     def __enter__(self) -> "Progress":
         self._tell({}, force=True)

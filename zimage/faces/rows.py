@@ -76,7 +76,7 @@ class ManifestRow(Row):
     face_side_px: float | None
     """Square root of the area of the subject's face box."""
     sharpness: float | None
-    """See zimage.faces.quality.sharpness; below about 20 a face looks blurred."""
+    """See zimage.faces.quality.sharpness; faces in focus have 11 and more, below about 5 they look blurred."""
     face_luma: float | None
     """Mean luma of the face, 0 to 1."""
     clipped: float | None
