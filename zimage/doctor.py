@@ -22,7 +22,7 @@ State = Literal["present", "without", "missing"]
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "safetensors", "dlib-bin", "face_recognition_models")
 PIPELINE = ("dvc", "prefect", "boto3")
-REAL_WEIGHTS_GB = 8  # the least GPU memory for which a preset of the real weights exists
+REAL_WEIGHTS_GB = 24  # the least GPU memory for which a preset of the real weights exists
 LITTLE_DISK_GB = 5
 ANSWERS_WITHIN_S = 2.0
 
