@@ -39,11 +39,11 @@ def write_tiny_base(folder: Path, *, seed: int = 0, shift: float = 3.0) -> Base:
     return Base(model=str(folder), identity=identify(str(folder)))
 
 
-def tiny_transformer() -> ZImageTransformer2DModel:
+def tiny_transformer(*, layers: int = 2) -> ZImageTransformer2DModel:
     """A random transformer of which every part counts: norms differ from one, pad tokens from zero."""
     transformer = ZImageTransformer2DModel(
         dim=WIDTH,
-        n_layers=2,
+        n_layers=layers,
         n_refiner_layers=1,
         n_heads=2,
         n_kv_heads=2,

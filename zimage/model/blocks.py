@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zimage.model import kernels
+from zimage.model.frozen import Keep
 from zimage.model.linear import Projection, projection_of
 
 if TYPE_CHECKING:
@@ -29,20 +30,27 @@ class Block:
 
     Source: diffusers@0.42.1:src/diffusers/models/transformers/transformer_z_image.py, ZImageTransformerBlock and
     ZSingleStreamAttnProcessor.
+
+    Args:
+        module: Diffusers' block, on whatever device.
+        dtype: Of the matrix products.
+        keep: How the large weights are kept.
+        plain: How the modulation is kept, which is small and sensitive.
     """
 
-    def __init__(self, module: "ZImageTransformerBlock", dtype: torch.dtype) -> None:
+    def __init__(self, module: "ZImageTransformerBlock", *, dtype: torch.dtype, keep: Keep, plain: Keep) -> None:
         attention, feed_forward = module.attention, module.feed_forward
         self.dtype = dtype
-        self.qkv = projection_of([attention.to_q, attention.to_k, attention.to_v], dtype)
-        self.out = projection_of([attention.to_out[0]], dtype)
-        self.w13 = projection_of([feed_forward.w1, feed_forward.w3], dtype)
-        self.w2 = projection_of([feed_forward.w2], dtype)
-        self.modulation = projection_of([module.adaLN_modulation[0]], dtype) if module.modulation else None
+        self.qkv = projection_of([attention.to_q, attention.to_k, attention.to_v], keep)
+        self.out = projection_of([attention.to_out[0]], keep)
+        self.w13 = projection_of([feed_forward.w1, feed_forward.w3], keep)
+        self.w2 = projection_of([feed_forward.w2], keep)
+        self.modulation = projection_of([module.adaLN_modulation[0]], plain) if module.modulation else None
         norms = (module.attention_norm1, module.attention_norm2, module.ffn_norm1, module.ffn_norm2)
         self.eps = module.attention_norm1.eps
-        self.norms = Scales(*(norm.weight.detach().float() for norm in norms))
-        q, k = attention.norm_q.weight.detach().float(), attention.norm_k.weight.detach().float()
+        device = self.qkv.frozen.tensors()[0].device
+        self.norms = Scales(*(norm.weight.detach().float().to(device) for norm in norms))
+        q, k = (norm.weight.detach().float().to(device) for norm in (attention.norm_q, attention.norm_k))
         self.head_eps = attention.norm_q.eps
         self.head_norms = torch.stack([q * q.shape[-1] ** -0.5, k])
 

@@ -5,8 +5,9 @@ All samples of a batch have one (height, width, padded caption length). Source o
 diffusers@0.42.1:src/diffusers/models/transformers/transformer_z_image.py, ZImageTransformer2DModel.forward.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,8 @@ from torch.nn import functional
 
 from zimage.model import sequence
 from zimage.model.blocks import Block
+from zimage.model.depot import Depot
+from zimage.model.frozen import Kind, keeper_of
 from zimage.model.linear import Lora, Projection, projection_of
 from zimage.model.sequence import Bucket
 
@@ -25,36 +28,66 @@ SIZE = "2-1"  # the only patch size released: 2 by 2 pixels of one frame
 FINAL_EPS = 1e-6
 
 
+# (block, stream, condition, rotations, how many first tokens are wanted) -> stream
+RunBlock = Callable[[Block, Tensor, Tensor | None, Tensor, int | None], Tensor]
+
+
+def plainly(block: Block, x: Tensor, condition: Tensor | None, table: Tensor, keep: int | None) -> Tensor:
+    """Run a block as it is."""
+    return block(x, condition, table, keep)
+
+
 class Denoiser:
     """The transformer with whatever adapters peft has put into it.
 
     Args:
-        transformer: Diffusers' model, on its device. Its weights are read, never written; some become views of joined
-            ones, and it still works beside this.
+        transformer: Diffusers' model. Its weights are read, never written; some become views of joined ones.
         dtype: Of the matrix products.
         stream: Of the residual stream. On a GPU that of the products saves memory; on a CPU float32 is faster.
+        device: Where all of it computes; the transformer's own unless given.
+        kind: How the blocks' large weights are kept.
+        offloaded_blocks: Main blocks whose large weights wait in the machine's memory, spread evenly over all.
     """
 
-    def __init__(self, transformer: "ZImageTransformer2DModel", *, dtype: torch.dtype, stream: torch.dtype) -> None:
+    def __init__(
+        self,
+        transformer: "ZImageTransformer2DModel",
+        *,
+        dtype: torch.dtype,
+        stream: torch.dtype,
+        device: torch.device | None = None,
+        kind: Kind = "plain",
+        offloaded_blocks: int = 0,
+    ) -> None:
         self.dtype, self.stream = dtype, stream
+        self.run: RunBlock = plainly
         self.t_scale = float(transformer.t_scale)
-        self.device = transformer.x_pad_token.device
+        self.device = device or transformer.x_pad_token.device
+        plain = keeper_of("plain", dtype=dtype, device=self.device)
+        keep = keeper_of(kind, dtype=dtype, device=self.device)
         self._rope = transformer.rope_embedder
         self._tables: dict[Bucket, tuple[Tensor, Tensor, Tensor]] = {}
         self.time = transformer.t_embedder
-        self.time_in = projection_of([transformer.t_embedder.mlp[0]], dtype)
-        self.time_out = projection_of([transformer.t_embedder.mlp[2]], dtype)
-        self.image_in = projection_of([transformer.all_x_embedder[SIZE]], dtype)
-        self.image_pad = transformer.x_pad_token.detach().to(stream)
-        self.caption_norm = transformer.cap_embedder[0]
-        self.caption_in = projection_of([transformer.cap_embedder[1]], dtype)
-        self.caption_pad = transformer.cap_pad_token.detach().to(stream)
-        self.noise_refiner = [Block(block, dtype) for block in transformer.noise_refiner]
-        self.context_refiner = [Block(block, dtype) for block in transformer.context_refiner]
-        self.layers = [Block(block, dtype) for block in transformer.layers]
+        self.time_in = projection_of([transformer.t_embedder.mlp[0]], plain)
+        self.time_out = projection_of([transformer.t_embedder.mlp[2]], plain)
+        self.image_in = projection_of([transformer.all_x_embedder[SIZE]], plain)
+        self.image_pad = transformer.x_pad_token.detach().to(self.device, stream)
+        self.caption_norm = transformer.cap_embedder[0].to(self.device)
+        self.caption_in = projection_of([transformer.cap_embedder[1]], plain)
+        self.caption_pad = transformer.cap_pad_token.detach().to(self.device, stream)
+        block_of = partial(Block, dtype=dtype, keep=keep, plain=plain)
+        self.noise_refiner = [block_of(block) for block in transformer.noise_refiner]
+        self.context_refiner = [block_of(block) for block in transformer.context_refiner]
+        self.depot = Depot(self.device)
+        self.layers: list[Block] = []
+        away = _spread(offloaded_blocks, len(transformer.layers))
+        for number, block in enumerate(transformer.layers):
+            self.layers.append(block_of(block))
+            if number in away:
+                self.depot.take(self.layers[-1])
         final = transformer.all_final_layer[SIZE]
-        self.final_modulation = projection_of([final.adaLN_modulation[1]], dtype)
-        self.final_out = projection_of([final.linear], dtype)
+        self.final_modulation = projection_of([final.adaLN_modulation[1]], plain)
+        self.final_out = projection_of([final.linear], plain)
 
     def velocity(self, latents: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         """Return the velocity `noise - latent` as the model sees it: (B, C, H, W), float32.
@@ -71,12 +104,12 @@ class Denoiser:
         condition = self.condition(1 - sigma.double())
         x = self.embedded(latents)
         for block in self.noise_refiner:
-            x = block(x, condition, image_table)
+            x = self.run(block, x, condition, image_table, None)
         x = torch.cat([x, context.to(x.dtype)], dim=1)
         for block in self.layers[:-1]:
-            x = block(x, condition, table)
+            x = self.run(block, x, condition, table, None)
         # After the last block only the picture's own tokens are read: its captions need no feed-forward.
-        x = self.layers[-1](x, condition, table, sequence.image_length(bucket))
+        x = self.run(self.layers[-1], x, condition, table, sequence.image_length(bucket))
         return -sequence.unpatchify(self.projected(x, condition), bucket.height, bucket.width)
 
     def refine(self, features: Tensor, lengths: Tensor) -> Tensor:
@@ -152,6 +185,10 @@ class Denoiser:
         """Return whether a refined caption stays the same through training: no adapter sits before it."""
         return all(projection.lora is None for projection in self.context_projections())
 
+    def forget_context(self) -> None:
+        """Let go of what only captions need, once they are refined."""
+        self.context_refiner.clear()
+
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
         """Be the base model while the context lasts."""
@@ -162,3 +199,9 @@ class Denoiser:
         finally:
             for projection in self.projections():
                 projection.adapted = True
+
+
+def _spread(count: int, of: int) -> set[int]:
+    """Return `count` numbers below `of` at even distances, so that each crossing has several blocks' time."""
+    count = min(count, of)
+    return {int((place + 0.5) * of / count) for place in range(count)}

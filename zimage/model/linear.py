@@ -7,7 +7,7 @@ and larger products than one peft layer after the other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -15,38 +15,11 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
+from zimage.model.frozen import Dense, Frozen, Keep
+
 ADAPTER = "default"  # the name peft gives the only adapter
 # Above this a merged copy of the weight costs more memory than it saves time; the tiny model's weights are all below.
 MERGED_ELEMENTS = 2**20
-
-
-class Frozen(Protocol):
-    """A weight that is never trained, in whatever precision it is kept."""
-
-    shape: tuple[int, int]  # (N, K)
-
-    def times(self, x: Tensor) -> Tensor:
-        """Return x (M, K) @ weight^T; autograd knows the gradient at x."""
-
-    def back(self, dy: Tensor) -> Tensor:
-        """Return dy (M, N) @ weight: the gradient at the input."""
-
-
-class Dense:
-    """A weight kept as it is, with a copy in the product's precision where that is another one."""
-
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self.shape = (weight.shape[0], weight.shape[1])
-        self.weight = weight
-        self.product = weight.to(dtype)
-
-    def times(self, x: Tensor) -> Tensor:
-        """Return x @ weight^T."""
-        return functional.linear(x, self.product)
-
-    def back(self, dy: Tensor) -> Tensor:
-        """Return dy @ weight."""
-        return dy @ self.product
 
 
 @dataclass
@@ -114,29 +87,31 @@ class Projection:
         y = self.frozen.times(x)
         changes, done = [], 0
         for A, B, rows in lora.parts():
-            dropped = functional.dropout(x, lora.dropout, training=torch.is_grad_enabled())
+            dropped = functional.dropout(x, lora.dropout, torch.is_grad_enabled()) if lora.dropout > 0 else x
             change = functional.linear(functional.linear(dropped, A.to(x.dtype)), B.to(x.dtype)) * lora.scale
             changes += [y[:, done : rows.start], y[:, rows] + change]
             done = rows.stop
         return torch.cat([*changes, y[:, done:]], dim=-1)
 
 
-def projection_of(layers: Sequence[nn.Module], dtype: torch.dtype) -> Projection:
+def projection_of(layers: Sequence[nn.Module], keep: Keep) -> Projection:
     """Return one projection for linear layers that share an input, each with or without a peft adapter.
 
-    The layers' weights become views of the joined one, so nothing is kept twice and the layers still work.
+    Where the weights stay as they are, the layers' become views of the joined one: nothing is kept twice, and the
+    layers still work.
 
     Args:
         layers: nn.Linear, or peft's lora.Linear around it.
-        dtype: Of the products.
+        keep: Turns the joined weight into what is multiplied.
 
     Raises:
         ValueError: an adapter is not a plain LoRA, or the adapters' ranks, scales or dropouts differ.
     """
     plain: list[Any] = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in layers]
-    weight = _joined(plain)
-    bias = None if plain[0].bias is None else torch.cat([layer.bias.detach() for layer in plain])
-    return Projection(Dense(weight, dtype), bias, _lora_of(layers))
+    frozen = keep(_joined(plain))
+    device = frozen.tensors()[0].device
+    bias = None if plain[0].bias is None else torch.cat([layer.bias.detach() for layer in plain]).to(device)
+    return Projection(frozen, bias, _lora_of(layers, device))
 
 
 def _joined(layers: Sequence[Any]) -> Tensor:
@@ -148,7 +123,7 @@ def _joined(layers: Sequence[Any]) -> Tensor:
     return weight
 
 
-def _lora_of(layers: Sequence[Any]) -> Lora | None:
+def _lora_of(layers: Sequence[Any], device: torch.device) -> Lora | None:
     rows, start = [], 0
     members = []
     for layer in layers:
@@ -167,7 +142,7 @@ def _lora_of(layers: Sequence[Any]) -> Lora | None:
         dropout=_only({_dropout(member) for member in members}, "dropouts"),
         members=tuple(members),
     )
-    lora.bind(lora.down.clone(), lora.up.clone())
+    lora.bind(torch.empty_like(lora.down, device=device), torch.empty_like(lora.up, device=device))
     return lora
 
 

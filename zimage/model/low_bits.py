@@ -1,0 +1,205 @@
+"""Frozen weights in 8 or 4 bits.
+
+# M rows, K inputs, N outputs
+8 bits are not only stored but multiplied: both factors are quantised, row by row, and the product runs on 8-bit units,
+forward and back to the input. 4 bits are written out for each product and forgotten after it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional
+
+INT8_MAX = 127.0
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+NF4_BLOCK = 64
+# The 16 levels of NormalFloat4 (arXiv 2305.14314, appendix E).
+NF4_LEVELS = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+
+class Int8:
+    """A weight of 8-bit integers with one scale an output; inputs get one scale a row when they come."""
+
+    def __init__(self, q: Tensor, scale: Tensor) -> None:
+        self.shape = (q.shape[0], q.shape[1])
+        self.q, self.scale = q, scale  # (N, K) int8, (N, 1) float32
+
+    def times(self, x: Tensor) -> Tensor:
+        """Return x @ weight^T, multiplied in integers."""
+        return _Int8Product.apply(x, self.q, self.scale)  # type: ignore[no-any-return,no-untyped-call]
+
+    def back(self, dy: Tensor) -> Tensor:
+        """Return dy @ weight, multiplied in integers; the outputs' scales join dy before it is rounded."""
+        return _int8_back(dy, self.q, self.scale)
+
+    def tensors(self) -> list[Tensor]:
+        """Return integers and scales."""
+        return [self.q, self.scale]
+
+    def with_tensors(self, tensors: list[Tensor]) -> "Int8":
+        """Return the same weight elsewhere."""
+        return Int8(*tensors)
+
+
+class Fp8:
+    """A weight of 8-bit floats (e4m3) with one scale an output; needs a GPU of compute capability 8.9 or more."""
+
+    def __init__(self, q: Tensor, scale: Tensor) -> None:
+        self.shape = (q.shape[0], q.shape[1])
+        self.q, self.scale = q, scale  # (N, K) float8, (N, 1) float32
+
+    def times(self, x: Tensor) -> Tensor:
+        """Return x @ weight^T, multiplied in 8-bit floats."""
+        return _Fp8Product.apply(x, self.q, self.scale)  # type: ignore[no-any-return,no-untyped-call]
+
+    def back(self, dy: Tensor) -> Tensor:
+        """Return dy @ weight, multiplied in 8-bit floats."""
+        return _fp8_back(dy, self.q, self.scale)
+
+    def tensors(self) -> list[Tensor]:
+        """Return 8-bit floats and scales."""
+        return [self.q, self.scale]
+
+    def with_tensors(self, tensors: list[Tensor]) -> "Fp8":
+        """Return the same weight elsewhere."""
+        return Fp8(*tensors)
+
+
+class Nf4:
+    """A weight of 4-bit levels, two a byte, with one scale for 64; written out for each product."""
+
+    def __init__(self, pairs: Tensor, scale: Tensor, levels: Tensor, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self.pairs, self.scale, self.levels = pairs, scale, levels  # (N K / 2,) uint8, (N K / 64, 1), (16,)
+
+    def times(self, x: Tensor) -> Tensor:
+        """Return x @ weight^T; the written-out weight is not kept for the way back."""
+        return _Nf4Product.apply(x, self.pairs, self.scale, self.levels, self.shape)  # type: ignore[no-any-return,no-untyped-call]
+
+    def back(self, dy: Tensor) -> Tensor:
+        """Return dy @ weight."""
+        return dy @ _nf4_written_out(self.pairs, self.scale, self.levels, self.shape, dy.dtype)
+
+    def tensors(self) -> list[Tensor]:
+        """Return levels of all weights, scales, and what the levels are."""
+        return [self.pairs, self.scale, self.levels]
+
+    def with_tensors(self, tensors: list[Tensor]) -> "Nf4":
+        """Return the same weight elsewhere."""
+        pairs, scale, levels = tensors
+        return Nf4(pairs, scale, levels, self.shape)
+
+
+def int8_of(weight: Tensor) -> Int8:
+    """Return a weight rounded to 8-bit integers, each output's largest value being 127."""
+    scale = _row_scale(weight, INT8_MAX)
+    return Int8(_int8(weight, scale), scale)
+
+
+def fp8_of(weight: Tensor) -> Fp8:
+    """Return a weight rounded to 8-bit floats, each output's largest value being 448."""
+    scale = _row_scale(weight, FP8_MAX)
+    return Fp8((weight.float() / scale).to(FP8), scale)
+
+
+def nf4_of(weight: Tensor) -> Nf4:
+    """Return a weight rounded to the nearest of 16 levels, the largest of each 64 values in a row being 1."""
+    levels = torch.tensor(NF4_LEVELS, device=weight.device)
+    blocks = weight.float().reshape(-1, NF4_BLOCK)
+    scale = blocks.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    nearest = torch.bucketize(blocks / scale, (levels[1:] + levels[:-1]) / 2).to(torch.uint8).reshape(-1, 2)
+    return Nf4(nearest[:, 0] * 16 + nearest[:, 1], scale, levels, (weight.shape[0], weight.shape[1]))
+
+
+def _row_scale(values: Tensor, most: float) -> Tensor:
+    """Return (M, 1), float32: what the largest value of each row is `most` times of."""
+    return values.abs().amax(dim=1, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny) / most
+
+
+def _int8(values: Tensor, scale: Tensor) -> Tensor:
+    return (values.float() / scale).round_().to(torch.int8)
+
+
+def _int8_product(x: Tensor, q: Tensor) -> Tensor:
+    """Return x (M, J) @ q (J, P) for an integer matrix, float32, x rounded row by row."""
+    scale = _row_scale(x, INT8_MAX)
+    return torch._int_mm(_int8(x, scale), q).float() * scale
+
+
+def _int8_back(dy: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+    return _int8_product(dy.float() * scale.t(), q).to(dy.dtype)
+
+
+def _fp8_product(x: Tensor, q: Tensor, column_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x (M, J) @ q (J, P) * column_scale (1, P); q must lie column by column."""
+    scale = _row_scale(x, FP8_MAX)
+    return torch._scaled_mm((x.float() / scale).to(FP8), q, scale_a=scale, scale_b=column_scale, out_dtype=dtype)
+
+
+def _fp8_back(dy: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+    columns = q.t().contiguous().t()  # the units read the second factor column by column only
+    ones = torch.ones((1, q.shape[1]), device=q.device)
+    return _fp8_product(dy.float() * scale.t(), columns, ones, torch.bfloat16).to(dy.dtype)
+
+
+def _nf4_written_out(
+    pairs: Tensor, scale: Tensor, levels: Tensor, shape: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    places = torch.stack([pairs >> 4, pairs & 15], dim=-1).int()
+    return (levels[places].reshape(-1, NF4_BLOCK) * scale).to(dtype).reshape(shape)
+
+
+class _Int8Product(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(q, scale)
+        return (_int8_product(x, q.t()) * scale.t()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return _int8_back(dy, *ctx.saved_tensors), None, None
+
+
+class _Fp8Product(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(q, scale)
+        return _fp8_product(x, q.t(), scale.t(), torch.bfloat16).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return _fp8_back(dy, *ctx.saved_tensors), None, None
+
+
+class _Nf4Product(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *kept: Any) -> Tensor:
+        pairs, scale, levels, shape = kept
+        ctx.save_for_backward(pairs, scale, levels)
+        ctx.shape = shape
+        return functional.linear(x, _nf4_written_out(pairs, scale, levels, shape, x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        pairs, scale, levels = ctx.saved_tensors
+        return dy @ _nf4_written_out(pairs, scale, levels, ctx.shape, dy.dtype), None, None, None, None
