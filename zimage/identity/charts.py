@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 # Px of the view boxes: about what a column of the page, or a phone, shows, so that type keeps its size.
 WIDE, NARROW = 400, 330
-LEFT, RIGHT = 40.0, 12.0
+LEFT, RIGHT = 40.0, 18.0
 
 
 @dataclass(frozen=True)

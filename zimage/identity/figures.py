@@ -149,8 +149,10 @@ def gain(
 
     def statistic(sums: list[NDArray[np.float64]]) -> NDArray[np.float64]:
         faces, distances, pictures = sums[0].T
-        floor = sums[1][:, 1] / np.maximum(sums[1][:, 0], 1)
-        return np.asarray((floor * faces - distances) / pictures / (floor - nearest))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            floor = sums[1][:, 1] / sums[1][:, 0]  # NaN where none of the prompts drawn has a face
+            floor = np.where(floor > nearest, floor, np.nan)
+            return np.asarray((floor * faces - distances) / pictures / (floor - nearest))
 
     value = float(statistic([group.sum(axis=0, keepdims=True) for group in drawn])[0])
     low, high = bootstrap(drawn, statistic, resamples, generator)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+MOST_UNDEFINED = 0.01  # share of resamples without a value beyond which the ends of an interval mean nothing
 
 Sums = NDArray[np.float64]  # (resamples, columns)
 
@@ -83,7 +84,8 @@ def bootstrap(
 
     Args:
         groups: For each group of clusters that is drawn independently, its sums per cluster, (clusters, columns).
-        statistic: Takes the resampled sums of each group, (resamples, columns), and returns (resamples,) values.
+        statistic: Takes the resampled sums of each group, (resamples, columns), and returns (resamples,) values; NaN
+            where a resample has none. With more than a few of those there is no interval.
         resamples: How often clusters are drawn.
         generator: Where the draws come from.
     """
@@ -92,6 +94,8 @@ def bootstrap(
         return None, None
     drawn = [group[generator.integers(0, len(group), (resamples, len(group)))].sum(axis=1) for group in groups]
     values = statistic(drawn)
+    if np.isnan(values).mean() > MOST_UNDEFINED:
+        return None, None
     tail = _normal_share(-((fewest / (fewest - 1)) ** 0.5) * _student(CONFIDENCE, fewest - 1))
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
