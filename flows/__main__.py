@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -25,6 +26,7 @@ SPECS: dict[str, type[spec.SubjectSpec]] = {
 FLAGS = {"values": "--set"}
 ALONE = {"publish": "pass"}  # what an option means that is given without a value
 USER_ERROR = 2
+ITS_LAST_WORDS = "Stopping temporary server"
 # Nothing is told to anybody, and a server that starts on a busy machine is waited for.
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -63,9 +65,25 @@ def _run(name: str, asked: BaseModel) -> Any:
     flow = getattr(importlib.import_module(f"flows.{name}"), name)
     if PREFECT_API_URL.value():
         return flow(asked)
+    _start_server()
     # Heartbeats tell a server that outlives this process of its death; joining their thread takes a second per flow.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         return flow(asked)
+
+
+def _start_server() -> None:
+    """Start Prefect's temporary server, deaf to Ctrl-C: a terminal sends that to all, and the server has to go last.
+
+    It goes when this process exits, after the last log lines were sent to it; the last line on the terminal is ours.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+
+    logging.getLogger("prefect").addFilter(lambda record: not record.getMessage().startswith(ITS_LAST_WORDS))
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # a child begins with its parent's mask
+    try:
+        SubprocessASGIServer().start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _without_traceback_of_refusals(*arguments: Any, **options: Any) -> logging.LogRecord:

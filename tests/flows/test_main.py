@@ -1,12 +1,17 @@
 import argparse
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows.__main__ import SPECS, _parser, main
 from flows.spec import PersonalizeSpec
+from zimage.demo import make_demo_photos
+from zimage.folder import aside_of
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -58,3 +63,36 @@ def test_help_starts_no_server_and_imports_no_scheduler() -> None:
     names = {line.rpartition("|")[2].strip().split(".")[0] for line in imported.splitlines()}
     assert "argparse" in names
     assert names.isdisjoint({"prefect", "dvc", "torch"})
+
+
+def test_ctrl_c_ends_everything_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    """As a terminal does it: the whole process group gets the signal, server and stage too."""
+    make_demo_photos(tmp_path / "photos", seed=1)
+    command = [sys.executable, "-m", "flows", "prepare", "--subject", "ada", "--photos", str(tmp_path / "photos")]
+    environment = {**os.environ, "ZIMAGE_WORKSPACES": str(tmp_path), "PREFECT_HOME": str(tmp_path / "prefect")}
+    running = subprocess.Popen(
+        [*command, "--consent", str(PROJECT / "data" / "consent.yaml")],
+        cwd=PROJECT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with running:
+        assert running.stderr is not None
+        assert any("Running stage 'ingest'" in line for line in running.stderr)
+        os.killpg(running.pid, signal.SIGINT)
+        said = running.stderr.read()
+
+    assert running.returncode == 2, said
+    assert said.splitlines()[-1].startswith("flows: Stopped; what was finished is kept")
+    assert [each.pid for each in psutil.process_iter() if _group(each.pid) == running.pid] == []
+    assert not (tmp_path / "ada" / "data" / "ingest").exists()
+    assert not aside_of(tmp_path / "ada" / "data" / "ingest").exists()
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
