@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zimage import migrate
 from zimage.errors import InputError
 from zimage.lora import commands as lora
 from zimage.signatures import STAGES, Signature, signature
@@ -198,6 +199,7 @@ def _parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
         command.configure(subparser)
         subparser.set_defaults(run=command.run)
     lora.register(subparsers)
+    migrate.register(subparsers)
     return parser
 
 

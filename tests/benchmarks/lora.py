@@ -4,6 +4,7 @@ python -m tests.benchmarks.lora matrix      loaders by dialect, before and after
 python -m tests.benchmarks.lora families    inspection of one file of each family at its true shapes
 python -m tests.benchmarks.lora fuzz 20000  damaged and senseless files; seconds of the slowest inspection
 python -m tests.benchmarks.lora released    inspecting and converting a LoRA of the released model's size
+python -m tests.benchmarks.lora header      inspecting headers of ever more tensors
 """
 
 import resource
@@ -23,6 +24,8 @@ from tests.lora.matrix import keys_used_by_comfyui, layers_applied_by_diffusers,
 from zimage.lora.conversion import Plan, convert
 from zimage.lora.inspection import inspect_file
 from zimage.lora.modules import released_shapes
+
+RANK = 16
 
 
 def matrix(folder: Path) -> None:
@@ -63,13 +66,13 @@ def fuzz(folder: Path, count: int) -> None:
 
 
 def released(folder: Path) -> None:
-    """Print times and memory for a rank-32 LoRA on every block of the released model, in musubi-tuner's dialect."""
+    """Print times and memory for a rank-16 LoRA on every block of the released model, in musubi-tuner's dialect."""
     tensors = {}
     for name, (rows, width) in released_shapes().items():
         stem = "lora_unet_" + name.replace(".", "_")
-        tensors[f"{stem}.lora_down.weight"] = torch.randn(32, width).bfloat16()
-        tensors[f"{stem}.lora_up.weight"] = torch.randn(rows, 32).bfloat16()
-        tensors[f"{stem}.alpha"] = torch.tensor(16.0)
+        tensors[f"{stem}.lora_down.weight"] = torch.randn(RANK, width).bfloat16()
+        tensors[f"{stem}.lora_up.weight"] = torch.randn(rows, RANK).bfloat16()
+        tensors[f"{stem}.alpha"] = torch.tensor(RANK / 2)
     source = folder / "in.safetensors"
     save_file(tensors, source)
     del tensors
@@ -80,6 +83,24 @@ def released(folder: Path) -> None:
     outcome = convert(source, folder / "out.safetensors", Plan("portable", None, None))
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"convert and verify in both loaders: {time.perf_counter() - start:.1f} s, peak {peak_gb:.1f} GB, {outcome}")
+
+
+def headers(folder: Path) -> None:
+    """Print how long files are inspected that have far more tensors than any LoRA."""
+    path = folder / "some.safetensors"
+    for count in (1_000, 10_000, 100_000):
+        write_header(
+            path, {f"lora_unet_layers_{number}_attention_to_q.lora_down.weight": (16, 3840) for number in range(count)}
+        )
+        length_mb = _header_bytes(path) / 1e6
+        start = time.perf_counter()
+        found = inspect_file(path)
+        print(f"{count} tensors, header of {length_mb:.1f} MB: {time.perf_counter() - start:.3f} s, {found.verdict}")
+
+
+def _header_bytes(path: Path) -> int:
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(8), "little")
 
 
 if __name__ == "__main__":
@@ -93,5 +114,7 @@ if __name__ == "__main__":
                 fuzz(Path(temporary), int(count))
             case ["released"]:
                 released(Path(temporary))
+            case ["header"]:
+                headers(Path(temporary))
             case _:
                 print(__doc__)

@@ -1,7 +1,6 @@
-"""The command line's `inspect`, `convert`, `merge`, `resize` and `migrate`. Importing this imports no torch."""
+"""The command line's `inspect`, `convert`, `merge` and `resize`. Importing this imports no torch."""
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,9 +40,6 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     resize.add_argument("out", type=Path, help="the file to write")
     resize.add_argument("--energy", type=float, help="instead of a rank: the share of each layer to keep, such as 0.99")
     _add_plan(resize)
-
-    # It calls the stages, which stand above the library: known here by name only, as __main__ knows the stages.
-    importlib.import_module("zimage.migrate").register(subparsers)
 
 
 def _add(
