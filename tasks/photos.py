@@ -1,26 +1,44 @@
 """Bringing a subject's photos into the workspace: from a folder, an archive, or a prefix of a bucket."""
 
 import filecmp
+import hashlib
+import logging
+import os
+import re
 import shutil
+import stat
+import unicodedata
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tasks.storage import open_store
+from tasks.bucket import Bucket, Listed
 from zimage.errors import InputError
-from zimage.folder import made_aside, write_whole
+from zimage.folder import aside_of, made_aside
+
+logger = logging.getLogger(__name__)
+
+# What a prefix may hold; more is no album, but a bucket that was named by mistake.
+MOST_FILES, MOST_BYTES = 100_000, 50_000_000_000
+SPARE_BYTES = 2_000_000_000  # that a disk keeps when photos have been fetched
+AT_ONCE = 8
+NAME_BYTES = 200  # of one part of a path; file systems take 255, and files made aside are called a little longer
+STRANGE = "renamed"
+NAMED = 5  # files in a sentence
 
 
 def bring_photos(source: str, target: Path) -> bool:
-    """Make `target` equal to `source` and return whether it had to change.
+    """Make `target` equal to `source` and return whether it had to change; on failure `target` is as it was.
 
     Args:
         source: A folder, an archive file (which stays one), or `s3://bucket/prefix`; is only read.
         target: `data/photos` of a workspace; a folder, or a file where the source is an archive.
 
     Raises:
-        InputError: there is nothing at `source`.
+        InputError: there is nothing at `source`, it cannot be read, or it is too large to be photos.
     """
     if source.startswith("s3://"):
-        return _bring_objects(source, target)
+        return _bring_objects(Bucket.at(source), target)
     path = Path(source).expanduser()
     if path.is_dir():
         return _bring_folder(path, target)
@@ -29,39 +47,153 @@ def bring_photos(source: str, target: Path) -> bool:
     raise InputError(f"There are no photos at {source}; name a folder, a zip or tar archive, or s3://bucket/prefix.")
 
 
+def places(keys: Sequence[str]) -> dict[str, str]:
+    """Return a relative path for each key, which is the key itself wherever that can be a file of its own.
+
+    A key that leads out of the folder, is no path, is too long, or differs from an earlier one (in order) by case or
+    by the way its accents are written, gets a name by its hash: on some disks it would be, or replace, another file.
+    """
+    taken: set[str] = set()
+    folders = {STRANGE}
+    found = {}
+    for key in sorted(keys):
+        folded = _folded(key)
+        above = [_folded(key[:at]) for at, letter in enumerate(key) if letter == "/"]
+        usable = _is_path(key) and folded not in taken | folders and not taken.intersection(above)
+        found[key] = key if usable else _by_hash(key)
+        taken.add(_folded(found[key]))
+        folders.update(above if usable else [])
+    return found
+
+
 def _bring_folder(source: Path, target: Path) -> bool:
-    if target.is_dir() and _same(source, target):
+    files, refused = _regular(source)
+    if refused:
+        more = ", …" if len(refused) > NAMED else ""
+        logger.warning(
+            "%d of %d entries in %s are no files that can be read, and stay there: %s%s",
+            *(len(refused), len(refused) + len(files), source, ", ".join(map(ascii, refused[:NAMED])), more),
+        )
+    if target.is_dir() and _same(files, target):
         return False
-    _clear_file(target)
     with made_aside(target) as aside:
-        shutil.copytree(source, aside, dirs_exist_ok=True)
+        for name, path in files.items():
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, aside / name)
+        _clear_file(target)
     return True
+
+
+def _regular(source: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the files below a folder by name, and the names of what is none: links to folders are not followed.
+
+    A name that is no text, from a disk of another time, becomes one by its hash: DVC ends at it (3.67).
+    """
+    files: dict[str, Path] = {}
+    unread: list[OSError] = []
+    refused: list[str] = []
+    for here, folders, names in os.walk(source, onerror=unread.append):
+        refused += [_name(Path(here, each), source) for each in folders if Path(here, each).is_symlink()]
+        for path in (Path(here, each) for each in names):
+            name = _name(path, source)
+            if _is_readable(path):
+                files[name if _is_text(name) else _by_hash(name)] = path
+            else:
+                refused.append(name)
+    return files, sorted(refused + [_name(Path(error.filename), source) for error in unread])
+
+
+def _is_text(name: str) -> bool:
+    return name.encode("utf-8", "ignore").decode() == name
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode) and os.access(path, os.R_OK)
+    except OSError:
+        return False
 
 
 def _bring_file(source: Path, target: Path) -> bool:
     if target.is_file() and filecmp.cmp(source, target, shallow=False):
         return False
-    if target.is_dir():
-        shutil.rmtree(target)
-    write_whole(target, source.read_bytes())
+    aside = aside_of(target)
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(source, aside)
+        if target.is_dir():
+            shutil.rmtree(target)
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
     return True
 
 
-def _bring_objects(source: str, target: Path) -> bool:
-    store = open_store(source)
-    keys = store.keys("")
-    if not keys:
-        raise InputError(f"There are no photos at {source}; check the bucket, the prefix and the right to list it.")
-    beside = target.with_name(f".{target.name}.fetched")
-    with made_aside(beside) as aside:
-        for key in keys:
-            path = aside / key
+def _bring_objects(bucket: Bucket, target: Path) -> bool:
+    found = bucket.listed(MOST_FILES)
+    if not found:
+        raise InputError(f"There are no photos at {bucket.address}; check the bucket and the prefix.")
+    _check_size(found, bucket.address, target)
+    place = places([one.key for one in found])
+    if strange := [f"{key!r}: {name}" for key, name in place.items() if name != key]:
+        logger.warning("%d keys cannot be file names: %s", len(strange), "; ".join(strange[:NAMED]))
+    present = {one.key for one in found if one.is_content_of(target / place[one.key])}
+    if len(present) == len(found) and _names(target) == sorted(place.values()):
+        return False
+    with made_aside(target) as aside, ThreadPoolExecutor(AT_ONCE) as pool:
+
+        def bring(one: Listed) -> None:
+            path = aside / place[one.key]
             path.parent.mkdir(parents=True, exist_ok=True)
-            store.get(key, path)
-    try:
-        return _bring_folder(beside, target)
-    finally:
-        shutil.rmtree(beside)
+            if one.key in present:
+                shutil.copy2(target / place[one.key], path)
+            else:
+                bucket.fetch(one, path)
+
+        try:
+            list(pool.map(bring, found))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        _clear_file(target)
+    logger.info("fetched %d of %d files from %s", len(found) - len(present), len(found), bucket.address)
+    return True
+
+
+def _check_size(found: Sequence[Listed], address: str, target: Path) -> None:
+    total = sum(one.size_bytes for one in found)
+    largest = max(found, key=lambda one: one.size_bytes)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free - SPARE_BYTES
+    if total > min(MOST_BYTES, free):
+        limit = f"at most {_gb(MOST_BYTES)} are taken" if free > MOST_BYTES else f"this disk has {_gb(max(free, 0))}"
+        raise InputError(
+            f"{address} holds {_gb(total)} in {len(found)} files, the largest is {largest.key} with "
+            f"{_gb(largest.size_bytes)}, and {limit}; name a prefix with photos only, or make room."
+        )
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"
+
+
+def _is_path(key: str) -> bool:
+    parts = key.split("/")
+    return all(
+        part not in {"", ".", ".."} and part.isprintable() and len(part.encode("utf-8", "replace")) <= NAME_BYTES
+        for part in parts
+    )
+
+
+def _by_hash(key: str) -> str:
+    suffix = re.search(r"\.[A-Za-z0-9]{1,8}$", key)
+    return f"{STRANGE}/{hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest()[:16]}{suffix[0] if suffix else ''}"
+
+
+def _folded(key: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", key).casefold())
 
 
 def _clear_file(target: Path) -> None:
@@ -69,11 +201,21 @@ def _clear_file(target: Path) -> None:
         target.unlink()
 
 
-def _same(some: Path, other: Path) -> bool:
-    """Return whether two folders hold the same files with the same content."""
-    files = _files(some)
-    return files == _files(other) and all(filecmp.cmp(some / name, other / name, shallow=False) for name in files)
+def _same(files: dict[str, Path], folder: Path) -> bool:
+    """Return whether a folder holds just these files with this content."""
+    return sorted(files) == _names(folder) and all(
+        filecmp.cmp(path, folder / name, shallow=False) for name, path in files.items()
+    )
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+def _names(folder: Path) -> list[str]:
+    return sorted(_name(path, folder) for path in _walked(folder))
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    for here, _, names in os.walk(folder):
+        yield from (Path(here, each) for each in names)
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()

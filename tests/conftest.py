@@ -8,6 +8,7 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.album import Album
     from zimage.model.base import Base
 
 
@@ -44,3 +45,35 @@ def prefect_server() -> Iterator[None]:
         patch.setenv("DO_NOT_TRACK", "1")
         with prefect_test_harness(server_startup_timeout=300), temporary_settings(no_heartbeat):
             yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a real HTTP server that speaks S3."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def album(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Album]":
+    """An empty bucket but for what belongs to somebody else."""
+    import boto3
+
+    from tests.album import Album
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="album")
+    client.put_object(Bucket="album", Key="adam/not-hers.jpg", Body=b"adam")
+    yield Album(client)
+    for found in client.list_objects_v2(Bucket="album").get("Contents", []):
+        client.delete_object(Bucket="album", Key=found["Key"])
+    client.delete_bucket(Bucket="album")

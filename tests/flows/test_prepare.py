@@ -1,0 +1,78 @@
+"""Photos that lie in a bucket, with a real server, a real scheduler and real stages."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.__main__ import main
+from tasks.settings import PROJECT
+from tests.album import Album
+from zimage.demo import make_demo_photos
+from zimage.faces.rows import ManifestRow, PhotoRow
+from zimage.records import read_rows
+
+NUM_PHOTOS = 9
+SMALL = {"ingest.min_photos": 6, "detect.split.min_train": 4, "detect.crops.side_px": 64}
+
+
+@pytest.fixture(autouse=True)
+def workspaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the workspaces of these tests are."""
+    monkeypatch.setenv("ZIMAGE_WORKSPACES", str(tmp_path / "workspaces"))
+    return tmp_path / "workspaces"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> dict[str, bytes]:
+    """Photos of the demo subject and one of somebody else, by name."""
+    make_demo_photos(tmp_path / "made", seed=1)
+    names = [
+        *sorted(path.name for path in (tmp_path / "made").glob("IMG_1*.jpg"))[:NUM_PHOTOS],
+        "IMG_2004_stranger.jpg",
+    ]
+    return {name: (tmp_path / "made" / name).read_bytes() for name in names}
+
+
+def test_photos_in_a_bucket_become_crops_and_what_is_added_there_comes_after(
+    album: Album,
+    photos: dict[str, bytes],
+    prefect_server: None,
+    workspaces: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    *first, last = photos.items()
+    for name, content in first:
+        album.put(f"day 1/{name}", content)
+    album.put("../../escaped.jpg", b"no photo")
+    given = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
+    prepare = ["prepare", "--subject", "ada", "--photos", "s3://album/ada"]
+
+    assert main([*prepare, "--consent", str(PROJECT / "data" / "consent.yaml"), *given]) == 0
+    data = workspaces / "ada" / "data"
+    rows = {row.name: row for row in read_rows(data / "ingest" / "photos.jsonl", PhotoRow)}
+    assert {name for name, row in rows.items() if row.status == "kept"} == {f"day 1/{name}" for name, _ in first}
+    assert [row.reason for name, row in rows.items() if name.startswith("renamed/")] == ["not_an_image"]
+    assert {row.decision for row in read_rows(data / "detect" / "manifest.jsonl", ManifestRow)} >= {"train", "holdout"}
+
+    album.put(last[0], last[1])
+    assert main(prepare) == 0
+    assert "ingest ran, detect ran" in capsys.readouterr().out
+    decided = {row.name: row.reason for row in read_rows(data / "detect" / "manifest.jsonl", ManifestRow)}
+    assert decided[last[0]] == "wrong_person"
+
+
+def test_a_bucket_that_cannot_be_read_ends_with_one_sentence_and_no_photos(
+    album: Album,
+    prefect_server: None,
+    workspaces: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    consent = str(PROJECT / "data" / "consent.yaml")
+
+    assert main(["prepare", "--subject", "eve", "--photos", "s3://album/eve", "--consent", consent]) == 2
+
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "flows: There are no photos at s3://album/eve; check the bucket and the prefix."
+    )
+    assert not (workspaces / "eve" / "data" / "photos").exists()
