@@ -62,6 +62,13 @@ def test_a_new_adapter_changes_nothing_and_is_drawn_as_peft_draws() -> None:
         assert abs(float(down.std()) / (bound / 3**0.5) - 1) < 0.1
 
 
+def test_adapters_are_float32_also_beside_weights_in_bfloat16() -> None:
+    transformer = tiny_transformer().bfloat16()
+    inject(transformer, ["attention"], rank=4, dropout=0.0, generator=torch.Generator())
+    trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    assert trained and {parameter.dtype for parameter in trained} == {torch.float32}
+
+
 def test_the_optimiser_is_adamw_with_clipping_and_two_rates() -> None:
     params = OptimiserParams(
         learning_rate=0.01, up_rate=4.0, betas=[0.9, 0.99], weight_decay=0.1, clip_norm=0.5, ema_decay=0.0

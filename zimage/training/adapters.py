@@ -59,6 +59,7 @@ def inject(
             weight = module.lora_A["default"].weight
             bound = weight.shape[1] ** -0.5
             weight.data = (torch.rand(weight.shape, generator=generator) * 2 - 1).mul_(bound).to(weight.device)
+            module.lora_B["default"].float()  # peft takes the base's dtype; adapters are float32 whatever that is
 
 
 class Adapters:
