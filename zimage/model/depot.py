@@ -78,8 +78,11 @@ class Depot:
         if self._crossing is None:
             self._copy(number, place)
             return
+        computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._crossing):
-            if self._free[place] is not None:
+            if self._free[place] is None:  # its memory was another's before, whose work may not be done
+                self._crossing.wait_stream(computing)
+            else:
                 self._crossing.wait_event(self._free[place])
             self._copy(number, place)
             self._arrived[place] = self._now(self._crossing)
