@@ -12,7 +12,7 @@ Subject = Annotated[
         description="A pseudonym, never a real name; `demo` is the demonstration.",
     ),
 ]
-Preset = Literal["", "tiny", "24gb", "80gb", "turbo-24gb", "turbo-80gb"]
+Preset = Literal["", "tiny", "8gb", "16gb", "24gb", "80gb", "turbo-8gb", "turbo-16gb", "turbo-24gb", "turbo-80gb"]
 Publish = Literal["never", "pass", "provisional"]
 
 

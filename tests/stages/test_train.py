@@ -73,7 +73,7 @@ def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(
     preserving: bool, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     preservation = {"weight": 1.0, "every": 2, "batch": 2, "pictures": "crops", "target": "base"}
-    changes: dict[str, Any] = {"steps": 40, "checkpoint_every": 1, "preservation": preservation if preserving else None}
+    changes: dict[str, Any] = {"steps": 16, "checkpoint_every": 1, "preservation": preservation if preserving else None}
     whole = _trained(tiny_encoded, tmp_path / "whole", tiny_base, **changes)
     _kill_after_first_state(tiny_encoded, tmp_path / "killed", tiny_base, recipe(**changes), tmp_path)
     assert not (tmp_path / "killed").exists()
@@ -86,7 +86,7 @@ def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(
 def test_other_parameters_begin_anew_and_sweep_away_what_was_left(
     tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
-    _kill_after_first_state(tiny_encoded, tmp_path / "train", tiny_base, recipe(steps=40, checkpoint_every=1), tmp_path)
+    _kill_after_first_state(tiny_encoded, tmp_path / "train", tiny_base, recipe(steps=16, checkpoint_every=1), tmp_path)
     (aside_of(tmp_path / "train") / "checkpoints" / "step-000099.safetensors").touch()
     _trained(tiny_encoded, tmp_path / "train", tiny_base, steps=4)
     assert json.loads((tmp_path / "train" / "metrics.json").read_text())["resumed_after"] == 0

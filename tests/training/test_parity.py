@@ -73,6 +73,16 @@ def test_in_bfloat16_adapters_and_gradients_stay_float32_and_near_the_exact_ones
     assert float(torch.nn.functional.cosine_similarity(found, expected, dim=0)) > 0.995
 
 
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_eight_bit_weights_change_the_loss_of_the_same_seed_by_less_than_one_percent(
+    kind: str, tiny_base: Base, tiny_encoded: Path
+) -> None:
+    plain = _prepared(tiny_base, tiny_encoded, recipe())
+    rounded = _prepared(tiny_base, tiny_encoded, recipe(memory={"frozen": kind}))
+    losses = [[float(_ours(prepared, number)[0]) for number in range(6)] for prepared in (plain, rounded)]
+    assert abs(sum(losses[1]) / sum(losses[0]) - 1) < 0.01
+
+
 def _prepared(base: Base, encoded: Path, params: TrainParams) -> Prepared:
     """A run whose adapters, up-matrices included, are not zero any more."""
     prepared = prepare(encoded, Path(base.model), params, World())

@@ -80,6 +80,11 @@ class Block:
         factors = (1 + scale_1, gate_1.tanh(), 1 + scale_2, gate_2.tanh())
         return Scales(*(weight * factor for weight, factor in zip(self.norms, factors, strict=True)))
 
+    @property
+    def is_adapted(self) -> bool:
+        """Return whether an adapter sits in this block."""
+        return any(projection.lora is not None for projection in self.projections())
+
     def projections(self) -> list[Projection]:
         """Return all products of this block."""
         return [p for p in (self.qkv, self.out, self.w13, self.w2, self.modulation) if p is not None]

@@ -2,15 +2,18 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zimage.captions.subject import Subject
+from zimage.errors import InputError
 from zimage.fingerprint import fingerprint
 from zimage.folder import aside_of, made_aside
 from zimage.model.base import Base, identify_files, resolve
 from zimage.progress import Progress
-from zimage.records import write_metrics
+from zimage.records import read_rows, write_metrics
 from zimage.training.params import TrainParams
 
 if TYPE_CHECKING:
@@ -39,7 +42,6 @@ def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: 
         InputError: the data or the base cannot be used, the loss left all bounds, or the GPU's memory is too small.
     """
     from zimage.training.checkpoint import run_identity
-    from zimage.training.keeping import Keeper
     from zimage.training.preparation import prepare
     from zimage.training.world import World
 
@@ -47,25 +49,60 @@ def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: 
     folder = resolve(base)
     dataset = identify_files(encode.glob("*.*"), encode)
     run = run_identity(params.model_dump_json(), dataset, base.identity, subject.trigger, fingerprint(__name__))
-    prepared = prepare(encode, folder, params, world)
-    if not world.leads:
-        begin = _resumed(aside_of(out), prepared, run)
-        prepared.loop.run(begin, params.checkpoint_every, told=_ignored, kept=_ignored)
-        return
+    with _out_of_memory_explained(encode, folder, params):
+        prepared = prepare(encode, folder, params, world)
+        if world.leads:
+            _lead(out, prepared, params, base=folder, run=run, metadata=_metadata(params, base, subject, dataset))
+        else:
+            _follow(out, prepared, params, run=run)
+    world.close()
+
+
+def _lead(
+    out: Path, prepared: "Prepared", params: TrainParams, *, base: Path, run: str, metadata: dict[str, str]
+) -> None:
+    """Make the run and keep what it leaves."""
+    from zimage.training.keeping import Keeper
+
     with made_aside(out, keep_on_failure=True) as aside:
         begin = _resumed(aside, prepared, run)
         if begin == 0:
             _empty(aside)
-        metadata = _metadata(params, base, subject, dataset)
+        prepared.loop.world.agreed(begin)
         with Progress("train", params.steps, begin) as progress:
             keeper = Keeper(
-                aside, prepared, params, base=folder, metadata=metadata, run=run, begin=begin, progress=progress
+                aside, prepared, params, base=base, metadata=metadata, run=run, begin=begin, progress=progress
             )
             prepared.loop.run(begin, params.checkpoint_every, told=keeper.told, kept=keeper.kept)
         keeper.save(aside / "lora.safetensors")
         write_metrics(aside / "metrics.json", _metrics(prepared, keeper, params, begin))
         shutil.rmtree(aside / "resume")
-    world.close()
+
+
+def _follow(out: Path, prepared: "Prepared", params: TrainParams, *, run: str) -> None:
+    """Make this process's share of the run; nothing is read before the leading process has swept."""
+    begin = prepared.loop.world.agreed(0)
+    if begin and _resumed(aside_of(out), prepared, run) != begin:
+        raise InputError(f"{aside_of(out)} is not the same folder for all processes; give them one they share.")
+    prepared.loop.run(begin, params.checkpoint_every, told=_ignored, kept=_ignored)
+
+
+@contextmanager
+def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams) -> Iterator[None]:
+    """Say, where the GPU's memory is too small, which presets would fit."""
+    import torch
+
+    from zimage.model.device import at_hand_gb
+    from zimage.model.rows import ItemRow, TextRow
+    from zimage.training.memory import sizes_of, too_small
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        items, texts = read_rows(encode / "items.jsonl", ItemRow), read_rows(encode / "texts.jsonl", TextRow)
+        largest = max(((row.width, row.height) for row in items), key=lambda size: size[0] * size[1])
+        caption = max(row.tokens for row in texts)
+        raise too_small(params, sizes_of(base), largest, caption, at_hand_gb()) from None
 
 
 def _resumed(aside: Path, prepared: "Prepared", run: str) -> int:

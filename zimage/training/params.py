@@ -100,6 +100,19 @@ class SampleParams(Section):
     """Of their noise, the same at every checkpoint."""
 
 
+class MemoryParams(Section):
+    """What is traded for memory. Only `frozen` changes results."""
+
+    frozen: Literal["plain", "fp8", "int8", "nf4"]
+    """How the blocks' frozen weights are kept: in the products' precision, or in 8 or 4 bits."""
+    checkpointing: Literal["auto", "none", "selective", "full"]
+    """What is computed again on the way back: auto decides by the memory at hand; selective needs `compile`."""
+    offloaded_blocks: int = Field(ge=0)
+    """Main blocks whose weights wait in the machine's memory and visit the GPU when their turn comes."""
+    compile: bool
+    """Let torch.compile fuse each block; a minute or more at the start, worth it from a thousand steps on a GPU."""
+
+
 class TrainParams(Section):
     """How the LoRA is learnt."""
 
@@ -132,6 +145,7 @@ class TrainParams(Section):
     """What keeps the class as it was; null for nothing."""
     training_adapter: AdapterParams | None
     """For Turbo: the de-distillation LoRA its frozen weights wear; null for Base and De-Turbo."""
+    memory: MemoryParams
     checkpoint_every: int = Field(ge=1)
     """Steps between LoRAs that are kept, and from which a stopped run goes on."""
     samples: SampleParams | None

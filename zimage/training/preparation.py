@@ -10,16 +10,18 @@ import torch
 from zimage.errors import InputError
 from zimage.model.base import open_scheduler, open_transformer
 from zimage.model.denoiser import Denoiser
-from zimage.model.device import device_and_dtype
+from zimage.model.device import device_and_dtype, release
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.dataset import Dataset
 from zimage.training.draw import generator_of
 from zimage.training.loop import Loop
+from zimage.training.memory import check, checkpointing_of, sizes_of
 from zimage.training.merging import merge
 from zimage.training.objective import Objective
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import PreservationParams, TrainParams
 from zimage.training.plan import Step, plan
+from zimage.training.running import runner
 from zimage.training.world import World
 
 if TYPE_CHECKING:
@@ -62,12 +64,19 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
         InputError: the data, the training adapter or a parameter cannot be used.
     """
     device, _ = device_and_dtype()
+    sizes = sizes_of(base)
+    check(params, sizes, device)
     dataset = Dataset(encode, device=device, face_weight=params.face_weight)
     scheduler = open_scheduler(base)
     denoiser, names = _denoiser(base, params, device)
     adapters = Adapters(denoiser, names)
     if denoiser.context_is_fixed:
         dataset.refine(denoiser)
+        denoiser.forget_context()
+        release(device)
+    planned = _planned(dataset, params)
+    checkpointing = checkpointing_of(params, sizes, {step.bucket for step in planned}, device)
+    denoiser.run = runner(checkpointing, compiled=params.memory.compile, chance=params.dropout > 0)
     logger.info("%d adapter values, precision %s, device %s", len(adapters.values), params.precision, device)
     objective = Objective(
         denoiser,
@@ -83,7 +92,7 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
         adapters,
         Optimiser(adapters, params.optimiser),
         params.schedule,
-        planned=_planned(dataset, params),
+        planned=planned,
         preserving=_preserving(dataset, params.preservation, params) if params.preservation else [],
         preservation=params.preservation,
         at_once=params.at_once,
@@ -96,19 +105,46 @@ def _denoiser(base: Path, params: TrainParams, device: torch.device) -> tuple[De
     """Return the model with new adapters, and its modules' names.
 
     On a CPU the frozen weights stay in float32 whatever the products are in: the tiny base is small, and the adapters
-    are then added to them exactly.
+    are then added to them exactly. To a GPU they go one product at a time, in the form in which they are kept, so that
+    it never has to hold them in any other.
     """
-    dtype = DTYPES[params.precision]
     on_cpu = device.type == "cpu"
-    transformer: ZImageTransformer2DModel = open_transformer(
-        base, device=device, dtype=torch.float32 if on_cpu else dtype
-    )
+    dtype = products_dtype(params.precision, device)
+    transformer = open_transformer(base, device="cpu", dtype=torch.float32 if on_cpu else dtype)
     if params.training_adapter is not None:
         merge(transformer, params.training_adapter)
     generator = generator_of(params.seed, "adapters")
     inject(transformer, params.targets, rank=params.rank, dropout=params.dropout, generator=generator)
-    stream = torch.float32 if on_cpu else dtype
-    return Denoiser(transformer, dtype=dtype, stream=stream), module_names(transformer)
+    denoiser = Denoiser(
+        transformer,
+        dtype=dtype,
+        stream=torch.float32 if on_cpu else dtype,
+        device=device,
+        kind=params.memory.frozen,
+        offloaded_blocks=params.memory.offloaded_blocks,
+    )
+    if not on_cpu:
+        _let_go(transformer)
+    return denoiser, module_names(transformer)
+
+
+def products_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of matrix products: float32 instead of bfloat16 on a CPU that has no units for it.
+
+    There it is not only more exact but many times as fast.
+    """
+    dtype = DTYPES[precision]
+    if dtype is torch.bfloat16 and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        logger.info("this CPU has no bfloat16 units; products are in float32")
+        return torch.float32
+    return dtype
+
+
+def _let_go(transformer: "ZImageTransformer2DModel") -> None:
+    """Free the weights in the machine's memory; the denoiser has its own on the GPU."""
+    for module in transformer.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = torch.empty(0)
 
 
 def _planned(dataset: Dataset, params: TrainParams) -> list[Step]:

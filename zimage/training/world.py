@@ -47,6 +47,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
 
+    def agreed(self, number: int) -> int:
+        """Return the leading process's number in all of them; each waits until all have come this far."""
+        if self.size == 1:
+            return number
+        numbers = [number]
+        dist.broadcast_object_list(numbers)
+        return numbers[0]
+
     def close(self) -> None:
         """Leave the group."""
         if self.size > 1:

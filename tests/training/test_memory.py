@@ -1,0 +1,140 @@
+"""Memory settings: what excludes what, what a run needs, and which presets are named where it is not there."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tasks.subject import presets
+from tests.tiny_base import tiny_transformer
+from tests.training.recipe import recipe
+from zimage.errors import InputError
+from zimage.model import kernels
+from zimage.model.denoiser import Denoiser
+from zimage.training.adapters import Adapters, inject, module_names
+from zimage.training.memory import (
+    PRESETS,
+    Preset,
+    Sizes,
+    activations_gb,
+    check,
+    checkpointing_of,
+    least_checkpointing,
+    needed_gb,
+    too_small,
+    weights_gb,
+)
+from zimage.training.params import MemoryParams
+from zimage.training.running import runner
+
+RELEASED = Sizes(width=3840, layers=30, refiners=2)
+CPU = torch.device("cpu")
+TOKENS_1024_PX = 4096 + 64
+
+
+def _memory(**changes: Any) -> MemoryParams:
+    return recipe(memory=changes).memory
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpointing": "selective"}, r"needs the compiler; set train\.memory\.compile to true"),
+        ({"offloaded_blocks": 2, "compile": True}, r"come and go; set train\.memory\.compile to false"),
+        ({"offloaded_blocks": 31}, r"is 31, but the base has 30 main blocks"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused_with_the_remedy(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check(recipe(memory=changes), RELEASED, CPU)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_those_that_a_person_can_choose(name: str) -> None:
+    found = presets()[name]
+    memory = {key.rpartition(".")[2]: value for key, value in found.values.items() if "train.memory." in key}
+    assert memory == PRESETS[name].memory.model_dump()
+    assert found.values["train.at_once"] == PRESETS[name].at_once
+    assert f"{found.gpu_gb}gb" == name
+    check(recipe(memory=memory, precision="bfloat16"), RELEASED, CPU)
+
+
+def test_every_preset_fits_its_card_and_a_smaller_one_needs_less() -> None:
+    for name, preset in PRESETS.items():
+        assert needed_gb(RELEASED, preset, 16, TOKENS_1024_PX) < 0.9 * float(name.removesuffix("gb"))
+    needs = [needed_gb(RELEASED, preset, 16, TOKENS_1024_PX) for preset in PRESETS.values()]
+    assert needs == sorted(needs)
+    assert needs[0] < 6.0
+
+
+def test_weights_are_counted_as_the_model_has_them() -> None:
+    transformer = tiny_transformer()
+    config = transformer.config
+    denoiser = Denoiser(transformer, dtype=torch.bfloat16, stream=torch.bfloat16, offloaded_blocks=0)
+    blocks = [*denoiser.noise_refiner, *denoiser.layers]
+    taken = sum(p.frozen.tensors()[0].nbytes for block in blocks for p in block.projections())
+    sizes = Sizes(config.dim, config.n_layers, config.n_refiner_layers)
+    # A tiny modulation reads its own width instead of 256 values, which the released width does not fall below.
+    modulations = sum(block.modulation.frozen.tensors()[0].nbytes for block in blocks if block.modulation)
+    expected = weights_gb(sizes, _memory()) * 1e9 - len(blocks) * 256 * 4 * config.dim * 2
+    assert taken - modulations == expected
+
+
+def test_activations_are_counted_as_autograd_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks alone, without the weights of attention, which a GPU's kernels never write down."""
+    monkeypatch.setattr(kernels, "MATERIALISED_TOKENS", 0)
+    transformer = tiny_transformer(layers=6)
+    inject(transformer, ["attention", "feed_forward"], rank=1, dropout=0.0, generator=torch.Generator())
+    denoiser = Denoiser(transformer, dtype=torch.bfloat16, stream=torch.bfloat16)
+    Adapters(denoiser, module_names(transformer))
+    config = transformer.config
+    D, F = config.dim, int(config.dim / 3 * 8)
+    kept: dict[int, int] = {}
+
+    def packed(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens = 2 * (16 * 16 + 32)
+    context = torch.zeros(2, 32, D, dtype=torch.bfloat16)
+    denoiser.run = runner("none", compiled=False)
+    with torch.autograd.graph.saved_tensors_hooks(packed, lambda tensor: tensor):
+        denoiser.velocity(torch.ones(2, 16, 32, 32), torch.tensor([0.2, 0.7]), context)
+    frozen = {tensor.data_ptr() for p in denoiser.projections() for tensor in p.frozen.tensors()}
+    found = sum(size for place, size in kept.items() if place not in frozen)
+    expected = activations_gb(Sizes(D, 6, 2), tokens, "none") * 1e9
+    assert denoiser.layers[0].w2.frozen.shape[1] == F
+    assert 0.85 < found / expected < 1.15
+
+
+def test_auto_recomputes_no_more_than_it_must() -> None:
+    compiled, plain = _memory(compile=True), _memory()
+    choices = [least_checkpointing(compiled, RELEASED, TOKENS_1024_PX, gb) for gb in (128, 20, 10, 1)]
+    assert choices == ["none", "selective", "full", "full"]
+    assert least_checkpointing(plain, RELEASED, TOKENS_1024_PX, 20) == "full"
+
+
+def test_without_a_gpu_auto_recomputes_nothing_and_a_choice_stays() -> None:
+    assert checkpointing_of(recipe(memory={"checkpointing": "auto"}), RELEASED, [], CPU) == "none"
+    assert checkpointing_of(recipe(memory={"checkpointing": "full"}), RELEASED, [], CPU) == "full"
+
+
+def test_out_of_memory_names_the_presets_that_fit_with_what_they_need() -> None:
+    params = recipe(batch=4, at_once=4, precision="bfloat16", rank=16)
+    message = str(too_small(params, RELEASED, (1024, 1024), 60, at_hand_gb=16.0))
+    assert "16 GB are too small for 4 picture(s) of 1024 x 1024 px at once with plain weights" in message
+    assert "choose a preset that fits (16gb (9 GB), 8gb (6 GB)), a smaller train.at_once" in message
+    assert "24gb" not in message
+
+
+def test_where_no_preset_fits_none_is_named() -> None:
+    message = str(too_small(recipe(), RELEASED, (1024, 1024), 60, at_hand_gb=3.0))
+    assert "preset" not in message and "smaller crops" in message
+
+
+def test_a_preset_that_needs_more_than_what_failed_is_not_named() -> None:
+    smallest = PRESETS["8gb"]
+    assert isinstance(smallest, Preset)
+    params = recipe(memory=smallest.memory.model_dump(), at_once=1, rank=16)
+    assert "preset" not in str(too_small(params, RELEASED, (1024, 1024), 60, at_hand_gb=24.0))

@@ -1,0 +1,83 @@
+"""Compiled and checkpointed blocks: the same step."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny_base import TEXT_WIDTH, tiny_transformer
+from zimage.model.denoiser import Denoiser
+from zimage.training.adapters import Adapters, inject, module_names
+from zimage.training.running import Checkpointing, runner
+
+
+def _model(dropout: float = 0.0) -> tuple[Denoiser, Adapters]:
+    torch.manual_seed(0)
+    transformer = tiny_transformer()
+    inject(
+        transformer, ["attention", "feed_forward"], rank=4, dropout=dropout, generator=torch.Generator().manual_seed(1)
+    )
+    denoiser = Denoiser(transformer, dtype=torch.float32, stream=torch.float32)
+    adapters = Adapters(denoiser, module_names(transformer))
+    adapters.values.add_(0.1)
+    return denoiser, adapters
+
+
+def _step(denoiser: Denoiser, adapters: Adapters) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(5)
+    adapters.gradient.zero_()
+    context = denoiser.refine(torch.ones(2, 32, TEXT_WIDTH), torch.tensor([9, 32]))
+    velocity = denoiser.velocity(torch.ones(2, 16, 8, 8), torch.tensor([0.2, 0.7]), context)
+    velocity.square().sum().backward()
+    return velocity.detach(), adapters.gradient.clone()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_checkpointing_changes_nothing(dropout: float) -> None:
+    denoiser, adapters = _model(dropout)
+    expected = _step(denoiser, adapters)
+    denoiser.run = runner("full", compiled=False, chance=dropout > 0)
+    found = _step(denoiser, adapters)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_checkpointing_keeps_less() -> None:
+    denoiser, adapters = _model()
+    assert _kept(denoiser, adapters, "full") < 0.5 * _kept(denoiser, adapters, "none")
+
+
+# Dynamo looks at `.grad` of every tensor it meets.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_compiled_blocks_give_the_same_step(checkpointing: Checkpointing) -> None:
+    denoiser, adapters = _model()
+    expected = _step(denoiser, adapters)
+    denoiser.run = runner(checkpointing, compiled=True, backend="aot_eager")
+    found = _step(denoiser, adapters)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_one_graph_serves_all_blocks_of_a_shape() -> None:
+    denoiser, adapters = _model()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    denoiser.run = torch.compile(runner("none", compiled=False), dynamic=False, backend=counter)
+    _step(denoiser, adapters)
+    first = counter.frame_count
+    _step(denoiser, adapters)
+    assert counter.frame_count == first
+    assert first <= 4  # the noise refiner's, the main blocks', the last block's, and one in reserve
+
+
+def _kept(denoiser: Denoiser, adapters: Adapters, checkpointing: Checkpointing) -> int:
+    """Return how many bytes autograd keeps from the way forward for the way back."""
+    sizes: list[int] = []
+
+    def packed(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    denoiser.run = runner(checkpointing, compiled=False)
+    with torch.autograd.graph.saved_tensors_hooks(packed, lambda tensor: tensor):
+        _step(denoiser, adapters)
+    return sum(sizes)

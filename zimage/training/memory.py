@@ -1,0 +1,196 @@
+"""What a run needs of a GPU's memory, and what to do where it is not there."""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from zimage.errors import InputError
+from zimage.model.depot import PLACES
+from zimage.model.sequence import Bucket, padded, sequence_length
+from zimage.training.params import MemoryParams, TrainParams
+from zimage.training.running import Checkpointing
+
+logger = logging.getLogger(__name__)
+
+# Of what is free, the share that activations may take: the rest is workspace of products and what the allocator wastes.
+USED_SHARE = 0.85
+# Of all there is, what a preset may need to be called fitting.
+SPARE = 0.9
+# Of the largest weight written out, or of one product in integers: computed for NF4, in GB at the released width.
+WORKSPACE_GB = 1.1
+WEIGHT_BYTES = {"plain": 2.0, "fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
+FP8_CAPABILITY = (8, 9)  # the first GPUs with 8-bit floating-point units: Ada and Hopper
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset of tasks/presets.yaml sets here; a test keeps the two alike."""
+
+    memory: MemoryParams
+    at_once: int
+
+
+def _preset(frozen: str, checkpointing: str, *, away: int = 0, compiled: bool, at_once: int = 1) -> Preset:
+    values = {"frozen": frozen, "checkpointing": checkpointing, "offloaded_blocks": away, "compile": compiled}
+    return Preset(MemoryParams.model_validate(values), at_once)
+
+
+# By the memory they are made for, least first.
+PRESETS = {
+    "8gb": _preset("nf4", "full", away=15, compiled=False),
+    "16gb": _preset("int8", "auto", compiled=True),
+    "24gb": _preset("plain", "auto", compiled=True),
+    "80gb": _preset("plain", "auto", compiled=True, at_once=2),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a transformer."""
+
+    width: int
+    layers: int
+    refiners: int
+
+    @property
+    def feed_forward(self) -> int:
+        """Return the width between the feed-forward's products."""
+        return int(self.width / 3 * 8)
+
+
+def sizes_of(base: Path) -> Sizes:
+    """Return the sizes of the transformer in a base model's folder."""
+    config = json.loads((base / "transformer" / "config.json").read_text(encoding="utf-8"))
+    return Sizes(config["dim"], config["n_layers"], config["n_refiner_layers"])
+
+
+def check(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
+    """Refuse memory settings that cannot be had together, or not on this device.
+
+    Raises:
+        InputError: with what excludes what, and what to set instead.
+    """
+    memory = params.memory
+    if memory.checkpointing == "selective" and not memory.compile:
+        raise InputError(
+            "train.memory.checkpointing is `selective`, which needs the compiler; "
+            "set train.memory.compile to true, or checkpointing to `full`."
+        )
+    if memory.offloaded_blocks and memory.compile:
+        raise InputError(
+            "train.memory.offloaded_blocks needs blocks that are not compiled, for their weights come and go; "
+            "set train.memory.compile to false, or offloaded_blocks to 0."
+        )
+    if memory.offloaded_blocks > sizes.layers:
+        raise InputError(
+            f"train.memory.offloaded_blocks is {memory.offloaded_blocks}, but the base has {sizes.layers} main blocks; "
+            "set it to at most that."
+        )
+    if device.type == "cuda" and params.precision == "float32" and memory.frozen == "fp8":
+        raise InputError(
+            "train.memory.frozen is `fp8`, whose products come out in bfloat16, but train.precision is float32; "
+            "set train.precision to bfloat16, or frozen to `int8`."
+        )
+    if device.type == "cuda" and memory.frozen == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        raise InputError(
+            f"train.memory.frozen is `fp8`, but {torch.cuda.get_device_name(device)} has no units for it; "
+            "set it to `int8`."
+        )
+
+
+def checkpointing_of(
+    params: TrainParams, sizes: Sizes, buckets: Iterable[Bucket], device: torch.device
+) -> Checkpointing:
+    """Return what is computed again on the way back: as asked, or for `auto` the least that lets a step fit.
+
+    Args:
+        params: What was asked.
+        sizes: Of the transformer, whose weights are in the device's memory already.
+        buckets: Of all steps.
+        device: Where they run.
+    """
+    if params.memory.checkpointing != "auto":
+        return params.memory.checkpointing
+    if device.type != "cuda":
+        return "none"
+    free_gb = torch.cuda.mem_get_info(device)[0] / 1e9
+    return least_checkpointing(params.memory, sizes, params.at_once * _most_tokens(buckets), free_gb)
+
+
+def least_checkpointing(memory: MemoryParams, sizes: Sizes, tokens: int, free_gb: float) -> Checkpointing:
+    """Return the form of checkpointing that recomputes least and lets so many tokens fit; full where none does."""
+    choices: list[Checkpointing] = ["none", "selective", "full"] if memory.compile else ["none", "full"]
+    needs = {choice: activations_gb(sizes, tokens, choice) for choice in choices}
+    chosen: Checkpointing = next((choice for choice in choices if needs[choice] < free_gb * USED_SHARE), "full")
+    logger.info("checkpointing %s: activations take %.1f GB of %.1f GB free", chosen, needs[chosen], free_gb)
+    return chosen
+
+
+def activations_gb(sizes: Sizes, tokens: int, checkpointing: Checkpointing) -> float:
+    """Return about how much the main blocks keep from the way forward for the way back, in bfloat16.
+
+    Counted in values a token, D the width and F the feed-forward's:
+    none: the stream before both branches (2 D), both normed (2 D), qkv (3 D), turned (3 D), attended twice (2 D), both
+    branches' ends (2 D), the feed-forward's two halves, the opened one and their product (4 F);
+    selective: the stream (D), qkv (3 D), attended (D), both ends (2 D), the two halves (2 F);
+    full: the stream (D), and all of one block while it is computed again.
+    """
+    D, F = sizes.width, sizes.feed_forward
+    everything, little = 14 * D + 4 * F, 7 * D + 2 * F
+    values: dict[Checkpointing, int] = {
+        "none": sizes.layers * everything,
+        "selective": sizes.layers * little,
+        "full": sizes.layers * D + everything,
+    }
+    return tokens * values[checkpointing] * 2 / 1e9
+
+
+def weights_gb(sizes: Sizes, memory: MemoryParams) -> float:
+    """Return what the frozen weights take on the GPU while it learns; the context refiner is gone by then."""
+    D, F = sizes.width, sizes.feed_forward
+    here = sizes.layers - memory.offloaded_blocks + min(memory.offloaded_blocks, PLACES) + sizes.refiners
+    modulations = (sizes.layers + sizes.refiners) * 256 * 4 * D * 2
+    return (here * (4 * D * D + 3 * D * F) * WEIGHT_BYTES[memory.frozen] + modulations) / 1e9
+
+
+def adapters_gb(sizes: Sizes, rank: int) -> float:
+    """Return what adapters of attention and feed-forward take: values, gradients, two moments and the average."""
+    D, F = sizes.width, sizes.feed_forward
+    return 5 * 4 * rank * sizes.layers * (11 * D + 3 * F) / 1e9
+
+
+def needed_gb(sizes: Sizes, preset: Preset, rank: int, tokens: int) -> float:
+    """Return about what a run needs at least: with full checkpointing where the preset lets it choose."""
+    checkpointing = "full" if preset.memory.checkpointing == "auto" else preset.memory.checkpointing
+    activations = activations_gb(sizes, preset.at_once * tokens, checkpointing)
+    return weights_gb(sizes, preset.memory) + adapters_gb(sizes, rank) + activations + WORKSPACE_GB
+
+
+def too_small(params: TrainParams, sizes: Sizes, px: tuple[int, int], caption: int, at_hand_gb: float) -> InputError:
+    """Return what to tell the user whose GPU ran out of memory.
+
+    Args:
+        params: Of the run.
+        sizes: Of the transformer.
+        px: Width and height of the largest picture.
+        caption: Tokens of the longest caption.
+        at_hand_gb: What this process could have of the GPU.
+    """
+    tokens = sequence_length(Bucket(px[1] // 8, px[0] // 8, padded(caption)))
+    now = needed_gb(sizes, Preset(params.memory, params.at_once), params.rank, tokens)
+    needs = {name: needed_gb(sizes, preset, params.rank, tokens) for name, preset in PRESETS.items()}
+    fitting = [f"{name} ({need:.0f} GB)" for name, need in needs.items() if need < min(now, SPARE * at_hand_gb)]
+    remedy = f"a preset that fits ({', '.join(reversed(fitting))}), " if fitting else ""
+    return InputError(
+        f"The GPU's {at_hand_gb:.0f} GB are too small for {params.at_once} picture(s) of {px[0]} x {px[1]} px at once "
+        f"with {params.memory.frozen} weights; choose {remedy}a smaller train.at_once, smaller crops, "
+        "or end what else runs on it."
+    )
+
+
+def _most_tokens(buckets: Iterable[Bucket]) -> int:
+    return max(sequence_length(bucket) for bucket in buckets)
