@@ -1,72 +1,46 @@
 """Where things outlive a workspace: a folder, or S3 behind the same few verbs. The only importer of boto3.
 
-Keys are relative, with `/` between their parts. An object is either absent or whole, at every instant.
+S3 is asked as if every answer could be lost: who wrote an object is written into it, so that a request that was tried
+again after a lost answer is told from one that came too late.
 """
 
-import fcntl
+import base64
 import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
+from uuid import uuid4
 
+from tasks.folder_store import LOCKS, FolderStore
+from tasks.store import (
+    MAX_FILE_BYTES,
+    MAX_SMALL_BYTES,
+    ConflictError,
+    Inventory,
+    Store,
+    Stored,
+    StoreError,
+    as_folder,
+    checked_key,
+)
 from zimage.errors import InputError
 
-LOCKS = ".locks"
+__all__ = ["LOCKS", "ConflictError", "FolderStore", "Inventory", "S3Store", "Store", "StoreError", "Stored",
+           "open_store", "store_errors"]  # fmt: skip
+
 AT_ONCE = 1000  # the most keys one DeleteObjects request takes (S3 API reference)
+PART_BYTES = 16 * 2**20  # of a file that is sent in parts; S3 takes 5 MiB to 5 GiB, and 10,000 of them
+TRIES = 5  # of reading an answer whose body broke off; requests are tried again by boto3 itself
+LINK_MAX_S = 3600
+ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
+TAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+FORBIDDEN = frozenset({"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
 
-
-class ConflictError(RuntimeError):
-    """Somebody else wrote in between; read again and decide again."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An object's content with the tag of this very version of it."""
-
-    content: bytes
-    tag: str
-
-
-class Store(Protocol):
-    """What both kinds of store can do."""
-
-    def put_if_absent(self, key: str, source: Path) -> bool:
-        """Store a file under `key` and return True; return False, and change nothing, where the key is taken."""
-        ...
-
-    def get(self, key: str, target: Path) -> None:
-        """Write the object to the file `target`.
-
-        Raises:
-            InputError: there is no such object.
-        """
-        ...
-
-    def read(self, key: str) -> Stored | None:
-        """Return a small object, or None where the key is free."""
-        ...
-
-    def swap(self, key: str, content: bytes, tag: str | None) -> str:
-        """Replace the version `tag` of a small object (None: there is none yet) and return the new version's tag.
-
-        Raises:
-            ConflictError: the object is no longer that version.
-        """
-        ...
-
-    def keys(self, below: str) -> list[str]:
-        """Return the keys below the folder-like key `below` (all with ""), sorted."""
-        ...
-
-    def delete(self, below: str) -> int:
-        """Delete every version of every object below `below`; return how many versions there were."""
-        ...
+Answer = TypeVar("Answer")
 
 
 def open_store(address: str) -> Store:
@@ -83,95 +57,9 @@ def open_store(address: str) -> Store:
     return FolderStore(Path(address).expanduser().absolute())
 
 
-@dataclass(frozen=True)
-class FolderStore:
-    """A store in a folder; its versions are told apart by the SHA-256 of their content."""
-
-    root: Path
-
-    def put_if_absent(self, key: str, source: Path) -> bool:
-        """See Store; the file appears by a hard link from beside its place, which fails where the name is taken."""
-        target = self._path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._locks()) as temporary:
-            aside = Path(temporary) / "object"
-            shutil.copyfile(source, aside)
-            _flush(aside)
-            try:
-                os.link(aside, target)
-            except FileExistsError:
-                return False
-        return True
-
-    def get(self, key: str, target: Path) -> None:
-        """See Store."""
-        path = self._path(key)
-        if not path.is_file():
-            raise InputError(f"There is no {key} in the store {self.root}.")
-        shutil.copyfile(path, target)
-
-    def read(self, key: str) -> Stored | None:
-        """See Store."""
-        path = self._path(key)
-        if not path.is_file():
-            return None
-        content = path.read_bytes()
-        return Stored(content, _tag(content))
-
-    def swap(self, key: str, content: bytes, tag: str | None) -> str:
-        """See Store; a lock file per key makes comparing and replacing one step."""
-        target = self._path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked(key):
-            now = self.read(key)
-            if (now.tag if now else None) != tag:
-                raise ConflictError(f"{key} was changed by somebody else")
-            with tempfile.TemporaryDirectory(dir=self._locks()) as temporary:
-                aside = Path(temporary) / "object"
-                aside.write_bytes(content)
-                _flush(aside)
-                aside.replace(target)
-        return _tag(content)
-
-    def keys(self, below: str) -> list[str]:
-        """See Store."""
-        return sorted(key for key in self._keys() if key.startswith(_as_folder(below)))
-
-    def delete(self, below: str) -> int:
-        """See Store; folders that became empty go too."""
-        keys = self.keys(below)
-        for key in keys:
-            path = self._path(key)
-            path.unlink(missing_ok=True)
-            for parent in path.parents:
-                if parent == self.root or any(parent.iterdir()):
-                    break
-                parent.rmdir()
-        return len(keys)
-
-    def _keys(self) -> Iterator[str]:
-        for path in self.root.rglob("*"):
-            key = path.relative_to(self.root).as_posix()
-            if path.is_file() and not key.startswith(f"{LOCKS}/"):
-                yield key
-
-    def _path(self, key: str) -> Path:
-        parts = key.split("/")
-        if not all(parts) or {".", ".."} & set(parts) or parts[0] == LOCKS:
-            raise InputError(f"`{key}` is no key of a store; keys are names joined by single slashes.")
-        return self.root.joinpath(*parts)
-
-    def _locks(self) -> Path:
-        folder = self.root / LOCKS
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        name = hashlib.sha256(key.encode()).hexdigest()
-        with (self._locks() / name).open("w", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+def store_errors() -> tuple[type[Exception], ...]:
+    """Return what a store raises when it is away or unwell."""
+    return OSError, StoreError
 
 
 @dataclass(frozen=True)
@@ -181,6 +69,7 @@ class S3Store:
     client: Any
     bucket: str
     prefix: str
+    part_bytes: int = PART_BYTES
 
     @classmethod
     def connect(cls, bucket: str, prefix: str) -> "S3Store":
@@ -188,105 +77,324 @@ class S3Store:
         import boto3
         from botocore.config import Config
 
-        config = Config(retries={"mode": "standard", "max_attempts": 5})
+        config = Config(retries={"mode": "standard", "max_attempts": TRIES}, signature_version="s3v4")
         return cls(boto3.client("s3", config=config), bucket, prefix)
 
     def put_if_absent(self, key: str, source: Path) -> bool:
-        """See Store; `If-None-Match: *`."""
+        """See Store; `If-None-Match: *`. Large files go in parts, and go on where an earlier attempt stopped."""
+        if source.stat().st_size > self.part_bytes:
+            return self._put_parts(key, source)
         with source.open("rb") as body:
             try:
-                self._put(key, body, IfNoneMatch="*")
+                self._put(key, body, hashlib.file_digest(body, "sha256").digest(), IfNoneMatch="*")
             except ConflictError:
                 return False
         return True
 
-    def get(self, key: str, target: Path) -> None:
-        """See Store."""
-        from botocore.exceptions import ClientError
+    def holds(self, key: str, source: Path) -> bool:
+        """See Store; by the server's own checksum where it has one of the kind we send, else by fetching."""
+        found = self._head(key)
+        if found is None or found["ContentLength"] != source.stat().st_size:
+            return False
+        expected = _checksums(source, self.part_bytes)
+        if found.get("ChecksumSHA256") in expected:
+            return True
+        return self._fetched_sha256(key) == expected[0]
 
+    def mend(self, key: str, source: Path) -> None:
+        """See Store."""
+        with source.open("rb") as body:
+            self._put(key, body, hashlib.file_digest(body, "sha256").digest())
+
+    def get(self, key: str, target: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+        """See Store."""
+        found = self._head(key)
+        if found is None:
+            raise InputError(f"There is no {key} in {self._address()}.")
+        if found["ContentLength"] > max_bytes:
+            raise InputError(
+                f"{key} in {self._address()} has {found['ContentLength']} bytes, more than {max_bytes}; not fetched."
+            )
+        part = target.with_name(f".{target.name}.part")
         try:
-            self.client.download_file(self.bucket, self._full(key), str(target))
-        except ClientError as error:
-            if _code(error) in {"NoSuchKey", "404"}:
-                raise InputError(f"There is no {key} in s3://{self.bucket}/{self.prefix}.") from None
-            raise
+            with self._told("get"):
+                self.client.download_file(self.bucket, self._full(key), str(part))
+            part.rename(target)
+        finally:
+            part.unlink(missing_ok=True)
 
     def read(self, key: str) -> Stored | None:
         """See Store; the tag is the ETag."""
-        from botocore.exceptions import ClientError
 
-        try:
-            answer = self.client.get_object(Bucket=self.bucket, Key=self._full(key))
-        except ClientError as error:
-            if _code(error) in {"NoSuchKey", "404"}:
+        def once() -> Stored | None:
+            try:
+                answer = self._ask("get_object", Key=self._full(key))
+            except _AbsentError:
                 return None
-            raise
-        return Stored(answer["Body"].read(), answer["ETag"])
+            if answer["ContentLength"] > MAX_SMALL_BYTES:
+                raise InputError(
+                    f"{key} in {self._address()} is larger than {MAX_SMALL_BYTES} bytes; it is none of ours."
+                )
+            return Stored(answer["Body"].read(), answer["ETag"])
+
+        return self._until_whole(once)
 
     def swap(self, key: str, content: bytes, tag: str | None) -> str:
         """See Store; `If-Match` with the ETag, or `If-None-Match: *` where there was nothing."""
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
-        return str(self._put(key, content, **condition)["ETag"])
+        return self._put(key, content, hashlib.sha256(content).digest(), **condition)
 
     def keys(self, below: str) -> list[str]:
         """See Store."""
-        full = self._full(_as_folder(below))
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
-        return sorted(self._short(found["Key"]) for page in pages for found in page.get("Contents", []))
+        return sorted(self._short(found["Key"]) for found in self._listed(below))
+
+    def names(self, below: str) -> list[str]:
+        """See Store."""
+        full = self._full(as_folder(below))
+        pages = list(self._pages("list_objects_v2", Prefix=full, Delimiter="/"))
+        found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", [])]
+        found += [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        return sorted(each.removeprefix(full).rstrip("/") for each in found)
+
+    def stamps(self, below: str) -> dict[str, str]:
+        """See Store; the ETag."""
+        return {self._short(found["Key"]): found["ETag"] for found in self._listed(below)}
+
+    def inventory(self, below: str) -> Inventory:
+        """See Store."""
+        versions = self._versions(below)
+        return Inventory(
+            objects=sum(entry["IsLatest"] and "Size" in entry for entry in versions),  # a mark has no size
+            versions=len(versions),
+            uploads=len(self._uploads(below)),
+            bytes=sum(entry.get("Size", 0) for entry in versions),
+        )
 
     def delete(self, below: str) -> int:
         """See Store; delete markers and unfinished uploads go too."""
-        full = self._full(_as_folder(below))
-        versions = self._versions(full)
+        for upload in self._uploads(below):
+            self._abort(upload["Key"], upload["UploadId"])
+        versions = [{"Key": each["Key"], "VersionId": each["VersionId"]} for each in self._versions(below)]
         for start in range(0, len(versions), AT_ONCE):
             some = {"Objects": versions[start : start + AT_ONCE], "Quiet": True}
-            failed = self.client.delete_objects(Bucket=self.bucket, Delete=some).get("Errors", [])
+            failed = self._ask("delete_objects", Delete=some).get("Errors", [])
             if failed:
-                raise RuntimeError(f"{len(failed)} objects could not be deleted, the first is {failed[0]}")
-        uploads = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=full)
-        for upload in [upload for page in uploads for upload in page.get("Uploads", [])]:
-            self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                raise StoreError(f"{len(failed)} objects could not be deleted, the first is {failed[0]}; run again.")
         return len(versions)
 
-    def _versions(self, full: str) -> "list[dict[str, str]]":
-        pages = self.client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=full)
-        kinds = ("Versions", "DeleteMarkers")
-        found = [entry for page in pages for kind in kinds for entry in page.get(kind, [])]
-        return [{"Key": entry["Key"], "VersionId": entry["VersionId"]} for entry in found]
+    def link(self, key: str, *, seconds: int) -> str:
+        """See Store; signed, so that it holds for one object and this long only."""
+        if not 0 < seconds <= LINK_MAX_S:
+            raise InputError(f"A link may hold for up to {LINK_MAX_S} s, not for {seconds}; make a new one instead.")
+        where = {"Bucket": self.bucket, "Key": self._full(key)}
+        return str(self.client.generate_presigned_url("get_object", Params=where, ExpiresIn=seconds))
 
-    def _put(self, key: str, body: Any, **condition: str) -> Any:
-        from botocore.exceptions import ClientError
+    def _put(self, key: str, body: IO[bytes] | bytes, sha256: bytes, **condition: str) -> str:
+        """Put an object and return its tag.
+
+        Raises:
+            ConflictError: the condition does not hold, and not because of an earlier try of this very request.
+        """
+        if not isinstance(body, bytes):
+            body.seek(0)
+        writer = uuid4().hex
+        request = {"Key": self._full(key), "Body": body, "Metadata": {"writer": writer}}
+        try:
+            return str(self._ask("put_object", **request, ChecksumSHA256=_text(sha256), **condition)["ETag"])
+        except (_TakenError, _AbsentError):  # 404 is how If-Match meets a deleted object
+            return self._written_by(key, writer)
+
+    def _written_by(self, key: str, writer: str) -> str:
+        """Return the tag of what is there if `writer` wrote it: the answer to its first try was lost."""
+        found = self._head(key)
+        if found is None or found["Metadata"].get("writer") != writer:
+            raise ConflictError(f"{key} was changed by somebody else")
+        return str(found["ETag"])
+
+    def _put_parts(self, key: str, source: Path) -> bool:
+        """Send a file in parts: those that an earlier attempt has sent are not sent again."""
+        full = self._full(key)
+        if self._head(key) is not None:
+            return False
+        begun = [upload["UploadId"] for upload in self._uploads(key)]
+        upload = begun[0] if begun else self._begin(full)
+        parts = self._sent(full, upload, source)
+        try:
+            self._ask(
+                "complete_multipart_upload",
+                Key=full,
+                UploadId=upload,
+                MultipartUpload={"Parts": parts},
+                IfNoneMatch="*",
+            )
+        except _TakenError:
+            self._abort(full, upload)
+            return False
+        except _AbsentError:  # completed by a try whose answer was lost, or by another sender of the same file
+            if self._head(key) is None:
+                raise StoreError(f"The upload of {key} to {self._address()} is gone; run again.") from None
+            return False
+        return True
+
+    def _begin(self, full: str) -> str:
+        return str(self._ask("create_multipart_upload", Key=full, ChecksumAlgorithm="SHA256")["UploadId"])
+
+    def _sent(self, full: str, upload: str, source: Path) -> list[dict[str, Any]]:
+        """Return all parts of the file as the server has them, sent where they were missing."""
+        pages = list(self._pages("list_parts", Key=full, UploadId=upload))
+        there = {part["PartNumber"]: part for page in pages for part in page.get("Parts", [])}
+        parts = []
+        for number, content in enumerate(_pieces(source, self.part_bytes), start=1):
+            checksum, part = _text(hashlib.sha256(content).digest()), there.get(number)
+            if part is None or not _is_part(part, content, checksum):
+                part = self._ask(
+                    "upload_part", Key=full, UploadId=upload, PartNumber=number, Body=content, ChecksumSHA256=checksum
+                )
+            parts.append({"PartNumber": number, "ETag": part["ETag"], "ChecksumSHA256": checksum})
+        return parts
+
+    def _abort(self, full: str, upload: str) -> None:
+        try:
+            self._ask("abort_multipart_upload", Key=full, UploadId=upload)
+        except _AbsentError:
+            return
+
+    def _uploads(self, below: str) -> list[dict[str, Any]]:
+        """Return the unfinished uploads of the key `below` and of all keys below it."""
+        pages = self._pages("list_multipart_uploads", Prefix=self._full(below))
+        return self._at_or_below(below, [found for page in pages for found in page.get("Uploads", [])])
+
+    def _versions(self, below: str) -> list[dict[str, Any]]:
+        """Return the versions, marks of deletions included, of the key `below` and of all keys below it."""
+        kinds = ("Versions", "DeleteMarkers")
+        pages = self._pages("list_object_versions", Prefix=self._full(below))
+        return self._at_or_below(below, [entry for page in pages for kind in kinds for entry in page.get(kind, [])])
+
+    def _at_or_below(self, below: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        full = self._full(below)
+        return [entry for entry in entries if entry["Key"] == full or entry["Key"].startswith(as_folder(full))]
+
+    def _listed(self, below: str) -> list[dict[str, Any]]:
+        pages = self._pages("list_objects_v2", Prefix=self._full(as_folder(below)))
+        return [found for page in pages for found in page.get("Contents", [])]
+
+    def _head(self, key: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self._ask("head_object", Key=self._full(key), ChecksumMode="ENABLED")
+        except _AbsentError:
+            return None
+        return found
+
+    def _fetched_sha256(self, key: str) -> str:
+        def once() -> str:
+            digest = hashlib.sha256()
+            for chunk in self._ask("get_object", Key=self._full(key))["Body"].iter_chunks(2**20):
+                digest.update(chunk)
+            return _text(digest.digest())
+
+        return self._until_whole(once)
+
+    def _until_whole(self, once: Callable[[], Answer]) -> Answer:
+        """Return what `once` reads, tried again while the connection breaks off or a body is not what was sent."""
+        from botocore.exceptions import BotoCoreError
+
+        for _ in range(TRIES - 1):
+            try:
+                return once()
+            except BotoCoreError:
+                continue
+        with self._told("get_object"):
+            return once()
+
+    def _pages(self, operation: str, **request: Any) -> Iterator[dict[str, Any]]:
+        with self._told(operation):
+            yield from self.client.get_paginator(operation).paginate(Bucket=self.bucket, **request)
+
+    def _ask(self, operation: str, **request: Any) -> Any:
+        with self._told(operation):
+            return getattr(self.client, operation)(Bucket=self.bucket, **request)
+
+    @contextmanager
+    def _told(self, operation: str) -> Iterator[None]:
+        """Raise what S3 or the way to it says as one of our own errors, with the remedy."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
         try:
-            return self.client.put_object(
-                Bucket=self.bucket, Key=self._full(key), Body=body, ChecksumAlgorithm="SHA256", **condition
-            )
+            yield
         except ClientError as error:
-            # 409 is how some servers answer the loser of a race, 404 how If-Match meets a deleted object.
-            if _code(error) in {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey"}:
-                raise ConflictError(f"{key} was changed by somebody else") from None
-            raise
+            raise self._as_ours(error, operation) from None
+        except (NoCredentialsError, PartialCredentialsError):
+            raise InputError(
+                f"There are no keys for {self._address()}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give "
+                "the machine a role."
+            ) from None
+        except (BotoCoreError, Boto3Error) as error:
+            raise StoreError(f"{self._address()} did not answer `{operation}`: {error}") from error
+
+    def _as_ours(self, error: Any, operation: str) -> Exception:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in ABSENT | {"NoSuchUpload"}:
+            return _AbsentError(str(error))
+        if code in TAKEN:
+            return _TakenError(str(error))
+        if code in SKEWED:
+            return StoreError(
+                f"{self._address()} refuses this machine's clock; set it (NTP), more than 15 minutes off are too many."
+            )
+        if code in FORBIDDEN:
+            return InputError(
+                f"{self._address()} forbids `{operation}` to these keys ({code}); infra/access says which role may."
+            )
+        if code == "NoSuchBucket":
+            return InputError(
+                f"There is no bucket {self.bucket}; make it as infra/access says, or correct ZIMAGE_STORE."
+            )
+        return StoreError(f"{self._address()} answered `{operation}` with {code}: {error}")
+
+    def _address(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
 
     def _full(self, key: str) -> str:
+        """Return the key in the bucket; one that ends with a slash is the beginning of many."""
+        if key:
+            checked_key(key.removesuffix("/"))
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def _short(self, full: str) -> str:
         return full.removeprefix(f"{self.prefix}/") if self.prefix else full
 
 
-def _as_folder(key: str) -> str:
-    """Return `key` with a slash at its end, so that `ada` does not mean `adam` too."""
-    return f"{key.rstrip('/')}/" if key else ""
+class _AbsentError(RuntimeError):
+    """There is no such object, version or upload."""
 
 
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
+class _TakenError(RuntimeError):
+    """The condition of a conditional request does not hold."""
 
 
-def _tag(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _pieces(source: Path, size: int) -> Iterator[bytes]:
+    with source.open("rb") as file:
+        while piece := file.read(size):
+            yield piece
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _checksums(source: Path, size: int) -> tuple[str, str]:
+    """Return the SHA-256 of a file as S3 tells it: of the whole, and of the digests of its parts."""
+    whole, parts, count = hashlib.sha256(), hashlib.sha256(), 0
+    for piece in _pieces(source, size):
+        whole.update(piece)
+        parts.update(hashlib.sha256(piece).digest())
+        count += 1
+    return _text(whole.digest()), f"{_text(parts.digest())}-{count}"
+
+
+def _is_part(part: dict[str, Any], content: bytes, checksum: str) -> bool:
+    """Return whether the server has this part already; by ETag where it keeps no checksum."""
+    if "ChecksumSHA256" in part:
+        return bool(part["ChecksumSHA256"] == checksum)
+    return str(part["ETag"]).strip('"') == hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _text(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()

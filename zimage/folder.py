@@ -44,8 +44,12 @@ def made_aside(out: Path, *, keep_on_failure: bool = False) -> Iterator[Path]:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is either absent or complete: made beside its place, flushed to disk, then renamed."""
     aside = path.with_name(f".{path.name}.part")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

@@ -1,12 +1,26 @@
+import random
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
 import pytest
+from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
-from tasks.storage import LOCKS, ConflictError, FolderStore, S3Store, Store, open_store
+from tasks.storage import (
+    LOCKS,
+    ConflictError,
+    FolderStore,
+    Inventory,
+    S3Store,
+    Store,
+    StoreError,
+    open_store,
+    store_errors,
+)
 from zimage.errors import InputError
 
 BUCKET = "faces"
@@ -158,7 +172,7 @@ def test_a_folder_store_tidies_up_empty_folders(tmp_path: Path, source: Path) ->
 
     store.delete("ada")
 
-    assert [path.name for path in store.root.iterdir()] == [LOCKS]
+    assert list(store.root.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "ada/../../x", "ada//x", "ada/", f"{LOCKS}/x", "./x"])
@@ -179,3 +193,163 @@ def test_an_address_opens_the_store_it_names(tmp_path: Path, monkeypatch: pytest
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
     with pytest.raises(InputError, match="is no store; give a folder or s3://bucket/prefix"):
         open_store(address)
+
+
+def test_a_part_that_begins_with_a_dot_or_cannot_be_printed_is_no_key(store: Store) -> None:
+    for key in ("ada/.part", "ada\n", "ada/\x00", "a\\b", "a" * 901):
+        with pytest.raises(InputError, match="is no key of a store"):
+            store.read(key)
+
+
+def test_what_is_held_is_told_byte_for_byte(store: Store, source: Path) -> None:
+    store.put_if_absent("ada/lora", source)
+
+    assert store.holds("ada/lora", source)
+    assert not store.holds("ada/other", source)
+    source.write_bytes(b"WEIGHTS")
+    assert not store.holds("ada/lora", source)
+
+
+def test_a_damaged_object_is_replaced(store: Store, source: Path, tmp_path: Path) -> None:
+    store.put_if_absent("ada/lora", source)
+    source.write_bytes(b"as it should have been")
+
+    store.mend("ada/lora", source)
+
+    assert content(store, "ada/lora", tmp_path) == b"as it should have been"
+
+
+def test_first_parts_of_keys_are_listed_without_what_is_below(store: Store, source: Path) -> None:
+    for key in ("subjects/ada/1/lora", "subjects/ada/2/lora", "subjects/eve/1/lora"):
+        store.put_if_absent(key, source)
+
+    assert store.names("subjects") == ["ada", "eve"]
+    assert store.names("subjects/nobody") == []
+
+
+def test_a_stamp_changes_with_its_object_only(store: Store) -> None:
+    first = store.swap("ada/state.json", b"1", None)
+    store.swap("ada/other.json", b"1", None)
+    before = store.stamps("ada")
+
+    store.swap("ada/state.json", b"22", first)
+
+    after = store.stamps("ada")
+    assert {key for key in after if after[key] != before[key]} == {"ada/state.json"}
+
+
+def test_an_inventory_counts_all_there_is_and_nothing_after_deletion(store: Store, source: Path) -> None:
+    store.put_if_absent("ada/1/lora", source)
+    store.put_if_absent("adam/1/lora", source)
+
+    assert store.inventory("ada") == Inventory(objects=1, versions=1, bytes=len(b"weights"))
+    store.delete("ada")
+    assert store.inventory("ada").is_empty
+    assert store.inventory("adam").objects == 1
+
+
+def test_deleting_a_key_takes_that_object_only(store: Store, source: Path) -> None:
+    for key in ("ada/1/lora", "ada/1/lora2"):
+        store.put_if_absent(key, source)
+
+    assert store.delete("ada/1/lora") == 1
+    assert store.keys("") == ["ada/1/lora2"]
+
+
+def test_what_a_killed_writer_left_in_a_folder_is_seen_by_nobody_and_goes(tmp_path: Path, source: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    store.put_if_absent("ada/1/lora", source)
+    (store.root / "ada/1/.0f.part").write_bytes(b"half")
+
+    assert store.keys("ada") == ["ada/1/lora"]
+    assert store.inventory("ada").uploads == 1
+    store.delete("ada")
+    assert not (store.root / "ada").exists()
+
+
+def test_too_large_an_object_is_not_fetched(store: Store, source: Path, tmp_path: Path) -> None:
+    store.put_if_absent("ada/lora", source)
+
+    with pytest.raises(InputError, match="has 7 bytes, more than 6"):
+        store.get("ada/lora", tmp_path / "got", max_bytes=6)
+    assert not (tmp_path / "got").exists()
+
+
+MIB = 2**20
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    path = tmp_path / "large"
+    path.write_bytes(random.Random(0).randbytes(11 * MIB))
+    return path
+
+
+def test_a_large_file_goes_in_parts_and_appears_whole(bucket: S3Store, large: Path, tmp_path: Path) -> None:
+    parts = replace(bucket, part_bytes=5 * MIB)
+
+    assert parts.put_if_absent("ada/lora", large)
+    assert parts.holds("ada/lora", large)
+    assert content(bucket, "ada/lora", tmp_path) == large.read_bytes()
+    large.write_bytes(b"others" * 2 * MIB)
+    assert not parts.put_if_absent("ada/lora", large)
+    assert not parts.holds("ada/lora", large)
+    assert bucket.inventory("ada").uploads == 0
+
+
+def test_an_upload_goes_on_where_it_stopped(bucket: S3Store, large: Path, tmp_path: Path) -> None:
+    parts = replace(bucket, part_bytes=5 * MIB)
+    begun = bucket.client.create_multipart_upload(Bucket=BUCKET, Key="project/ada/lora", ChecksumAlgorithm="SHA256")
+    where = {"Bucket": BUCKET, "Key": "project/ada/lora", "UploadId": begun["UploadId"]}
+    for number, piece in ((1, large.read_bytes()[: 5 * MIB]), (2, b"damaged")):
+        bucket.client.upload_part(**where, PartNumber=number, Body=piece)
+    sent: list[int] = []
+    bucket.client.meta.events.register(
+        "before-call.s3.UploadPart", lambda params, **_: sent.append(int(params["query_string"]["partNumber"]))
+    )
+
+    assert parts.put_if_absent("ada/lora", large)
+
+    assert sorted(sent) == [2, 3]
+    assert content(bucket, "ada/lora", tmp_path) == large.read_bytes()
+
+
+def test_a_link_opens_one_object_without_keys_and_for_a_short_while(bucket: S3Store, source: Path) -> None:
+    bucket.put_if_absent("ada/report.html", source)
+
+    address = bucket.link("ada/report.html", seconds=60)
+
+    with urllib.request.urlopen(address) as answer:
+        assert answer.read() == b"weights"
+    assert "X-Amz-Expires=60" in address
+    with pytest.raises(InputError, match="A link may hold for up to 3600 s, not for 86400"):
+        bucket.link("ada/report.html", seconds=86400)
+
+
+def test_missing_keys_of_s3_are_a_sentence(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers keys
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+
+    with pytest.raises(InputError, match="There are no keys for s3://faces/x; set AWS_ACCESS_KEY_ID"):
+        S3Store.connect(BUCKET, "x").read("ada/state.json")
+
+
+def test_a_bucket_that_is_not_there_is_a_sentence(bucket: S3Store) -> None:
+    with pytest.raises(InputError, match="There is no bucket nobodys; make it as infra/access says"):
+        S3Store.connect("nobodys", "x").keys("")
+
+
+def test_a_store_that_is_away_can_be_tried_again_later(bucket: S3Store) -> None:
+    once = Config(retries={"total_max_attempts": 1})
+    away = replace(bucket, client=boto3.client("s3", endpoint_url="http://127.0.0.1:9", config=once))
+
+    with pytest.raises(
+        StoreError, match=r"s3://faces/project did not answer `get_object`: Could not connect"
+    ) as raised:
+        away.read("ada/state.json")
+    assert isinstance(raised.value, store_errors())

@@ -1,0 +1,191 @@
+"""A store in a folder. What is being written lies beside its place under a hidden name, so that it goes with it."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from tasks.store import MAX_FILE_BYTES, MAX_SMALL_BYTES, ConflictError, Inventory, Stored, checked_key
+from zimage.errors import InputError
+
+LOCKS = ".locks"  # a fixed number of them, so that none tells of a key that is gone
+
+
+@dataclass(frozen=True)
+class FolderStore:
+    """See `tasks.store.Store`; versions are told apart by the SHA-256 of their content."""
+
+    root: Path
+
+    def put_if_absent(self, key: str, source: Path) -> bool:
+        """See Store; the file appears by a hard link from beside its place, which fails where the name is taken."""
+        target = self._path(key)
+        with self._aside(target) as aside:
+            shutil.copyfile(source, aside)
+            _flush(aside)
+            try:
+                os.link(aside, target)
+            except FileExistsError:
+                return False
+        return True
+
+    def holds(self, key: str, source: Path) -> bool:
+        """See Store."""
+        path = self._path(key)
+        return path.is_file() and path.stat().st_size == source.stat().st_size and _sha256(path) == _sha256(source)
+
+    def mend(self, key: str, source: Path) -> None:
+        """See Store."""
+        target = self._path(key)
+        with self._aside(target) as aside:
+            shutil.copyfile(source, aside)
+            _flush(aside)
+            aside.replace(target)
+
+    def get(self, key: str, target: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+        """See Store."""
+        path = self._path(key)
+        if not path.is_file():
+            raise InputError(f"There is no {key} in the store {self.root}.")
+        if path.stat().st_size > max_bytes:
+            raise InputError(f"{key} in the store {self.root} has {path.stat().st_size} bytes, more than {max_bytes}.")
+        part = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copyfile(path, part)
+            part.rename(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def read(self, key: str) -> Stored | None:
+        """See Store."""
+        path = self._path(key)
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_SMALL_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        if len(content) > MAX_SMALL_BYTES:
+            raise InputError(
+                f"{key} in the store {self.root} is larger than {MAX_SMALL_BYTES} bytes; it is none of ours."
+            )
+        return Stored(content, _tag(content))
+
+    def swap(self, key: str, content: bytes, tag: str | None) -> str:
+        """See Store; a lock makes comparing and replacing one step."""
+        target = self._path(key)
+        with self._locked(key):
+            now = self.read(key)
+            if (now.tag if now else None) != tag:
+                raise ConflictError(f"{key} was changed by somebody else")
+            with self._aside(target) as aside:
+                aside.write_bytes(content)
+                _flush(aside)
+                aside.replace(target)
+        return _tag(content)
+
+    def keys(self, below: str) -> list[str]:
+        """See Store."""
+        return sorted(key for key in self._keys(below) if not _is_hidden(key) and key != below)
+
+    def names(self, below: str) -> list[str]:
+        """See Store."""
+        folder = self._path(below) if below else self.root
+        return sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
+
+    def stamps(self, below: str) -> dict[str, str]:
+        """See Store; size and time of the file."""
+        status = {key: self._path(key).stat() for key in self.keys(below)}
+        return {key: f"{each.st_size} {each.st_mtime_ns}" for key, each in status.items()}
+
+    def inventory(self, below: str) -> Inventory:
+        """See Store; what was being written when its writer was killed counts as an upload."""
+        objects = uploads = size = 0
+        for key in self._keys(below):
+            with suppress(FileNotFoundError):  # somebody's file aside
+                size += (self.root / key).stat().st_size
+            uploads += _is_hidden(key)
+            objects += not _is_hidden(key)
+        return Inventory(objects=objects, versions=objects, uploads=uploads, bytes=size)
+
+    def delete(self, below: str) -> int:
+        """See Store; what was left half written goes too, and folders that became empty."""
+        keys = list(self._keys(below))
+        for key in keys:
+            (self.root / key).unlink(missing_ok=True)
+        top = self._path(below) if below else self.root
+        for folder in sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True):
+            self._remove_empty(folder)
+        self._remove_empty(top if top.is_dir() else top.parent)
+        return sum(not _is_hidden(key) for key in keys)
+
+    def link(self, key: str, *, seconds: int) -> str:
+        """See Store; a file's address holds for as long as the file is there."""
+        return self._path(key).as_uri()
+
+    def _keys(self, below: str) -> Iterator[str]:
+        """Yield the key `below` if it is one, and all files below it, those that are being written included."""
+        top = self._path(below) if below else self.root
+        for path in [top, *top.rglob("*")]:
+            key = path.relative_to(self.root).as_posix()
+            if path.is_file() and not key.startswith(f"{LOCKS}/"):
+                yield key
+
+    def _path(self, key: str) -> Path:
+        return self.root.joinpath(*checked_key(key).split("/"))
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Remove a folder, and those above it in the store, as far as they are empty."""
+        while folder != self.root:
+            try:
+                folder.rmdir()
+            except OSError as error:
+                if error.errno in {errno.ENOTEMPTY, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}:
+                    return
+                raise
+            folder = folder.parent
+
+    @contextmanager
+    def _aside(self, target: Path) -> Iterator[Path]:
+        """Yield a hidden name beside `target`; what is left under it goes."""
+        aside = target.with_name(f".{uuid4().hex}.part")
+        try:
+            _make_folder(target.parent)
+            yield aside
+        finally:
+            aside.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        _make_folder(self.root / LOCKS)
+        name = hashlib.sha256(key.encode()).hexdigest()[:2]
+        with (self.root / LOCKS / name).open("w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _is_hidden(key: str) -> bool:
+    return key.rpartition("/")[2].startswith(".")
+
+
+def _tag(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,131 @@
+"""What a store is, whichever kind: few verbs, and an object that is either absent or whole at every instant.
+
+Keys are relative, with `/` between their parts. No part begins with a dot: such names are a store's own.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from zimage.errors import InputError
+
+MAX_SMALL_BYTES = 64 * 2**20  # of what is read into memory: states, pointers, manifests
+MAX_FILE_BYTES = 64 * 2**30  # of what is fetched to disk; the largest LoRA has some GB
+MAX_KEY_BYTES = 900  # S3 takes 1024 with the prefix
+
+
+class ConflictError(RuntimeError):
+    """Somebody else wrote in between; read again and decide again."""
+
+
+class StoreError(RuntimeError):
+    """The store did not do what was asked, and trying again later may help; what it did before is kept."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object's content with the tag of this very version of it."""
+
+    content: bytes
+    tag: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What lies below a key.
+
+    Args:
+        objects: Objects a reader finds.
+        versions: All versions of them and of deleted ones, with the marks of deletions.
+        uploads: Uploads that were begun and not ended.
+        bytes: Of all versions.
+    """
+
+    objects: int = 0
+    versions: int = 0
+    uploads: int = 0
+    bytes: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether nothing is left, not even of what was deleted before."""
+        return not (self.objects or self.versions or self.uploads)
+
+
+class Store(Protocol):
+    """What both kinds of store can do."""
+
+    def put_if_absent(self, key: str, source: Path) -> bool:
+        """Store a file under `key` and return True; return False, and change nothing, where the key is taken."""
+        ...
+
+    def holds(self, key: str, source: Path) -> bool:
+        """Return whether the object is, byte for byte, the file `source`."""
+        ...
+
+    def mend(self, key: str, source: Path) -> None:
+        """Put `source` in the place of an object that is damaged, or missing from a whole that was begun."""
+        ...
+
+    def get(self, key: str, target: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+        """Write the object to the file `target`, whole or not at all.
+
+        Raises:
+            InputError: there is no such object, or it is larger than `max_bytes`.
+        """
+        ...
+
+    def read(self, key: str) -> Stored | None:
+        """Return a small object, or None where the key is free."""
+        ...
+
+    def swap(self, key: str, content: bytes, tag: str | None) -> str:
+        """Replace the version `tag` of a small object (None: there is none yet) and return the new version's tag.
+
+        Raises:
+            ConflictError: the object is no longer that version.
+        """
+        ...
+
+    def keys(self, below: str) -> list[str]:
+        """Return the keys below the folder-like key `below` (all with ""), sorted."""
+        ...
+
+    def names(self, below: str) -> list[str]:
+        """Return the first parts of the keys below the folder-like key `below`, sorted; nothing deeper is looked at."""
+        ...
+
+    def stamps(self, below: str) -> dict[str, str]:
+        """Return, for each key below `below`, something that changes when the object does; none is opened."""
+        ...
+
+    def inventory(self, below: str) -> Inventory:
+        """Return what lies at `below` and below it, deleted versions included."""
+        ...
+
+    def delete(self, below: str) -> int:
+        """Delete every version of the object `below` and of all below it; return how many versions there were."""
+        ...
+
+    def link(self, key: str, *, seconds: int) -> str:
+        """Return an address that opens this one object for a short while."""
+        ...
+
+
+def checked_key(key: str) -> str:
+    """Return a key that is one.
+
+    Raises:
+        InputError: it could mean something else than it says: empty parts, parts that begin with a dot, control
+            characters, or too many characters.
+    """
+    parts = key.split("/")
+    sound = all(part and not part.startswith(".") and part.isprintable() for part in parts) and "\\" not in key
+    if not sound or len(key.encode()) > MAX_KEY_BYTES:
+        raise InputError(f"`{key[:80]!r}` is no key of a store; keys are plain names joined by single slashes.")
+    return key
+
+
+def as_folder(key: str) -> str:
+    """Return `key` with a slash at its end, so that `ada` does not mean `adam` too."""
+    return f"{key.rstrip('/')}/" if key else ""
