@@ -129,6 +129,22 @@ def test_the_report_is_one_page_without_anything_from_elsewhere_and_shows_every_
     assert all(f"<figcaption>{float(row['distance']):.2f}</figcaption>" in page for row in reported)
 
 
+def test_the_page_for_a_release_shows_all_that_was_made_and_no_real_photo(finished: Path) -> None:
+    pages = {
+        name: (finished / "evaluate" / name).read_text(encoding="utf-8") for name in ("report.html", "release.html")
+    }
+    shown = {
+        name: {(state, src) for state, src in re.findall(r'<figure class="(\w+)">.*?<img src="([^"]+)"', page)}
+        for name, page in pages.items()
+    }
+
+    real = {src for state, src in shown["report.html"] if state == "real"}
+    assert len(real) >= 7  # four to train with, three held out
+    assert shown["release.html"] == {each for each in shown["report.html"] if each[0] != "real"}
+    assert not any(src in pages["release.html"] for src in real)
+    assert set(re.findall(r"data:[^\"']+", pages["release.html"])) == {src for _, src in shown["release.html"]}
+
+
 def test_choosing_and_reporting_share_no_picture(finished: Path) -> None:
     lora = [row for row in scores(finished) if row["weights"] == "lora"]
     prompts = {half: {row["prompt"] for row in lora if row["half"] == half} for half in ("choosing", "reporting")}

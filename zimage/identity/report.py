@@ -1,4 +1,7 @@
-"""The report: one self-contained page that a person can read on a phone and believe."""
+"""The report: one self-contained page that a person can read on a phone and believe.
+
+Written twice: with the real photos for those who may see them, and without any for whoever gets a release.
+"""
 
 import base64
 import csv
@@ -24,6 +27,7 @@ from zimage.identity.results import Findings, sha256_of
 from zimage.identity.rows import PictureRow
 from zimage.section import Section
 
+REPORT, RELEASE = "report.html", "release.html"
 PACKAGES = ("zimage", "torch", "diffusers", "transformers", "peft", "dlib-bin", "onnxruntime", "numpy")
 JPEG_QUALITY = 84
 EXTREMES = 6  # best and worst pictures, and pairs with training photos
@@ -110,7 +114,7 @@ class Aspect:
 def write_report(
     folder: Path, findings: Findings, reals: Reals, loss: Path, *, params: ReportParams, subject: Subject
 ) -> None:
-    """Write report.html into the evaluate folder, whose pictures it shows.
+    """Write report.html, and release.html without a real photo, into the evaluate folder, whose pictures they show.
 
     Args:
         folder: The evaluate folder.
@@ -125,15 +129,17 @@ def write_report(
         loader=jinja2.FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    page = environment.get_template("report.html.jinja").render(
-        style=(here / "report.css").read_text(encoding="utf-8"),
-        **_Page(folder, findings, reals, params).contents(),
-        loss=_loss(loss),
-        note=params.note,
-        subject=subject,
-        versions=_versions(),
-    )
-    write_whole(folder / "report.html", page.encode())
+    template = environment.get_template("report.html.jinja")
+    for name, photos in ((REPORT, True), (RELEASE, False)):
+        page = template.render(
+            style=(here / "report.css").read_text(encoding="utf-8"),
+            **_Page(folder, findings, reals, params, photos).contents(),
+            loss=_loss(loss),
+            note=params.note,
+            subject=subject,
+            versions=_versions(),
+        )
+        write_whole(folder / name, page.encode())
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,8 @@ class _Page:
     findings: Findings
     reals: Reals
     params: ReportParams
+    photos: bool
+    """Whether real photos are shown."""
 
     def contents(self) -> dict[str, object]:
         """Return the names that the template knows."""
@@ -156,8 +164,8 @@ class _Page:
             "glance": self._glance(ranked),
             "distances": self._distances(),
             "sheets": [self._sheet(rows) for rows in by_prompt(outcome.reporting)],
-            "holdout": [self._real(real) for real in self.reals.holdout],
-            "training": [self._real(real) for real in self.reals.training],
+            "holdout": self._reals(self.reals.holdout),
+            "training": self._reals(self.reals.training),
             "checkpoints": _sweep_chart(outcome.checkpoints, "checkpoint"),
             "strengths": _sweep_chart(outcome.strengths, "strength"),
             "strength_sheets": self._strength_sheets(),
@@ -194,11 +202,15 @@ class _Page:
         base = [row for row in self.findings.outcome.base if row.half == "reporting"]
         typical = ranked[max(0, middle - 2) : middle + 2]
         return [
-            Sheet("Real, held out", "never shown to training", [self._real(real) for real in self.reals.holdout[:2]]),
+            *self._glance_at_reals(),
             Sheet("Base model", "same prompts, no LoRA", [self._picture(row) for row in base[:2]]),
             Sheet("With the LoRA", "the middle of the ranking, neither best nor worst",
                   [self._picture(row) for row in typical]),
         ]  # fmt: skip
+
+    def _glance_at_reals(self) -> list[Sheet]:
+        shown = self._reals(self.reals.holdout[:2])
+        return [Sheet("Real, held out", "never shown to training", shown)] if shown else []
 
     def _distances(self) -> str:
         outcome, targets = self.findings.outcome, self.findings.judge.targets
@@ -238,7 +250,7 @@ class _Page:
             Sheet(
                 f"{row.likeness_to_copy:.2f}",
                 f"face {row.nearest_distance:.2f} to its nearest" if row.nearest_distance is not None else "no face",
-                [self._picture(row), self._original(row)],
+                [self._picture(row), *self._original(row)],
             )
             for row in rows
         ]
@@ -262,9 +274,14 @@ class _Page:
         score = "no face" if row.distance is None else f"{row.distance:.2f}"
         return Shown(self._uri(self.folder / row.file), score, state, row.text, tag)
 
-    def _original(self, row: PictureRow) -> Shown:
+    def _original(self, row: PictureRow) -> list[Shown]:
+        if not self.photos:
+            return []
         assert row.copy_of is not None
-        return Shown(self._uri(self.reals.crops[row.copy_of]), "its photo", "real", row.copy_of)
+        return [Shown(self._uri(self.reals.crops[row.copy_of]), "its photo", "real", row.copy_of)]
+
+    def _reals(self, reals: Sequence[RealPhoto]) -> list[Shown]:
+        return [self._real(real) for real in reals] if self.photos else []
 
     def _real(self, real: RealPhoto) -> Shown:
         targets = self.findings.judge.targets
