@@ -116,7 +116,8 @@ def _released(release: Any) -> list[str]:
     if release is None:
         return []
     state = "new" if release.is_new else "had been published before"
-    return [f"release  {release.key} in {from_environment().store} ({state})"]
+    notice = [f"note     {release.notice}"] if release.notice else []
+    return [f"release  {release.key} in {from_environment().store} ({state})", *notice]
 
 
 def _checked(kind: type[spec.SubjectSpec], given: dict[str, Any]) -> spec.SubjectSpec:

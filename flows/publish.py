@@ -1,6 +1,7 @@
 """A finished workspace in, a release out."""
 
 from prefect import flow
+from prefect.logging import get_run_logger
 
 from flows.spec import PublishSpec
 from tasks import publish as publishing
@@ -16,5 +17,13 @@ def publish(spec: PublishSpec) -> Release:
     settings = from_environment()
     workspace = settings.workspace(spec.subject)
     with held(workspace):
-        store = open_store(settings.store)
-        return publishing.publish(workspace, spec.subject, store, accept_provisional=spec.accept_provisional)
+        release = publishing.publish(
+            workspace,
+            spec.subject,
+            open_store(settings.store),
+            accept_provisional=spec.accept_provisional,
+            use=spec.use,
+        )
+    if release.notice:
+        get_run_logger().warning("%s", release.notice)
+    return release

@@ -14,6 +14,7 @@ Subject = Annotated[
 ]
 Preset = Literal["", "tiny", "8gb", "16gb", "24gb", "80gb", "turbo-8gb", "turbo-16gb", "turbo-24gb", "turbo-80gb"]
 Publish = Literal["never", "pass", "provisional"]
+Use = Literal["non-commercial", "commercial"]
 
 
 class SubjectSpec(BaseModel):
@@ -41,6 +42,7 @@ class PublishSpec(SubjectSpec):
     """A finished workspace in, a release out."""
 
     accept_provisional: bool = Field(False, title="Also provisional", description="Too few photos for a sure verdict.")
+    use: Use = Field("non-commercial", title="Use", description="What for; licences of models may contradict it.")
 
 
 class PersonalizeSpec(PrepareSpec):

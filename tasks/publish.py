@@ -1,59 +1,43 @@
 """Publishing: what a subject's workspace holds becomes a release that never changes, or is refused with the reason."""
 
 import datetime
-import hashlib
 import importlib.metadata
-import json
 import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import task
-from pydantic import BaseModel, ConfigDict
 
+from tasks.card import engines
+from tasks.licences import check_use, licences_of
+from tasks.parts import agreed, gathered, how_used, metrics_of, params_of, raw_params
 from tasks.policy import may_pass
+from tasks.release import (
+    MANIFEST,
+    Manifest,
+    Use,
+    Verdict,
+    content_hash,
+    described,
+    manifest_of,
+    numbered,
+    release_key,
+)
 from tasks.settings import PROJECT
-from tasks.storage import ConflictError, Store
+from tasks.store import ConflictError, Store, StoreError
+from tasks.tombstones import refuse_while_forgetting
 from zimage.errors import InputError
-from zimage.faces.consent import read_consent, require
-from zimage.summary import chosen_lora
+from zimage.faces.consent import Consent, read_consent, require
 
 # Their versions decide what the weights become; the rest of constraints.txt is tied by the code's commit.
 PACKAGES = ("zimage", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
-LORA, METRICS, REPORT = "lora.safetensors", "metrics.json", "report.html"  # as they are called in a release
-EVALUATE = Path("data/evaluate")
-MANIFEST = "manifest.json"
 RETRY_AFTER_S = [2.0, 10.0, 60.0]
-
-Verdict = Literal["pass", "provisional", "fail"]
-
-
-class PublishedFile(BaseModel):
-    """A file of a release."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    sha256: str
-    bytes: int
-
-
-class Manifest(BaseModel):
-    """What a release is made of and where it comes from; written last, so that a release with it is whole."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    subject: str
-    release: str
-    published_at: datetime.datetime
-    verdict: Verdict
-    files: list[PublishedFile]
-    params: dict[str, Any]
-    code: dict[str, str]
-    code_commit: str | None
-    dvc_lock: dict[str, Any]
-    packages: dict[str, str]
+ENDS_SOON = datetime.timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -64,11 +48,13 @@ class Release:
         name: `<n>-<first 8 hex of its content's SHA-256>`.
         key: The folder-like key in the store.
         is_new: False where the same content had been published before.
+        notice: What the person who published should know, such as that the consent ends soon.
     """
 
     name: str
     key: str
     is_new: bool
+    notice: str | None = None
 
 
 @task(
@@ -81,98 +67,131 @@ class Release:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def publish(workspace: Path, subject: str, store: Store, *, accept_provisional: bool = False) -> Release:
+def publish(
+    workspace: Path,
+    subject: str,
+    store: Store,
+    *,
+    accept_provisional: bool = False,
+    use: Use = "non-commercial",
+) -> Release:
     """Return the release of what `workspace` holds, made unless the same content is one already.
 
     Files come first and the manifest last, all under a name that holds the content's hash: what an interrupted attempt
-    left is completed by the next one, and a release with a manifest never changes.
+    left is completed by the next one, and a release with a manifest never changes. Every file is checked in the store
+    after it was sent.
 
     Raises:
-        InputError: the verdict or the consent forbids it, or the workspace is not finished.
+        InputError: the verdict, the consent or a licence forbids it, or the workspace is not finished.
     """
-    verdict = gate(workspace, accept_provisional=accept_provisional)
-    sources = _sources(workspace)
-    files = [_described(name, path) for name, path in sources.items()]
-    releases = f"subjects/{subject}/releases"
-    name = _name(store.keys(releases), _short_hash(files))
-    key = f"{releases}/{name}"
-    if store.read(f"{key}/{MANIFEST}") is not None:
-        return Release(name, key, is_new=False)
-    for file in files:
-        store.put_if_absent(f"{key}/{file.name}", sources[file.name])
-    manifest = _manifest(workspace, subject, name, verdict, files)
-    try:
-        store.swap(f"{key}/{MANIFEST}", manifest.model_dump_json(indent=2).encode(), None)
-    except ConflictError:  # the same content was published at the same time
-        return Release(name, key, is_new=False)
-    return Release(name, key, is_new=True)
+    verdict = gate(workspace, accept_provisional=accept_provisional, use=use)
+    refuse_while_forgetting(store, subject)
+    consent = read_consent(workspace / "data" / "consent.yaml")
+    with tempfile.TemporaryDirectory() as temporary:
+        sources = gathered(workspace, Path(temporary), subject, use=use, consent=consent)
+        files = [described(name, path) for name, path in sorted(sources.items())]
+        name = numbered(store, subject, content_hash(files))
+        key = release_key(subject, name)
+        damaged = [file.name for file in files if _put(store, f"{key}/{file.name}", sources[file.name])]
+        notice = " ".join(filter(None, [ends_soon(consent), _mended(damaged)])) or None
+        if manifest_of(store, subject, name) is not None:
+            return Release(name, key, is_new=False, notice=notice)
+        manifest = Manifest(
+            subject=subject, release=name, verdict=verdict, use=use, consent=agreed(consent), files=files,
+            **_origin(workspace, subject),
+        )  # fmt: skip
+        refuse_while_forgetting(store, subject)
+        try:
+            store.swap(f"{key}/{MANIFEST}", manifest.model_dump_json(indent=2).encode(), None)
+        except ConflictError:  # the same content was published at the same time
+            return Release(name, key, is_new=False, notice=notice)
+    return Release(name, key, is_new=True, notice=notice)
 
 
-def gate(workspace: Path, *, accept_provisional: bool) -> Verdict:
+def gate(workspace: Path, *, accept_provisional: bool, use: Use) -> Verdict:
     """Return the verdict of a workspace that may be published.
 
     Raises:
         InputError: it may not, and why.
     """
-    found = _metrics(workspace)
+    found, params = metrics_of(workspace), raw_params(workspace)
     verdict: Verdict = found["verdict"]
     if verdict == "fail":
         raise InputError(f"Not published, the verdict is fail: {found['why']}. More or better photos help most.")
     if verdict == "provisional" and not accept_provisional:
         raise InputError("Not published, the verdict is provisional; `--publish provisional` accepts that.")
+    both = {_engine(each) for each in _engines_in(params["train"])} & {
+        _engine(each) for each in (params["evaluate"]["engine"], params["evaluate"].get("second_engine")) if each
+    }
+    if both:
+        raise InputError(
+            f"Not published: the face engine {both.pop()} was both trained on and judged by, so its score tells "
+            "nothing; evaluate with another engine."
+        )
     today = datetime.datetime.now(datetime.UTC).date()
     require(read_consent(workspace / "data" / "consent.yaml"), "publication", today)
+    check_use(use, licences_of(params, found))
     return verdict
 
 
-def _sources(workspace: Path) -> dict[str, Path]:
-    """Return the files of the release by name: the LoRA that was chosen, the numbers, the report."""
-    chosen = _metrics(workspace)["chosen"]
-    lora = chosen_lora(workspace, chosen["file"])
-    if not lora.is_file() or _described(LORA, lora).sha256 != chosen["sha256"]:
-        raise InputError(f"{lora} is not the LoRA that was evaluated; run the flow `learn` again.")
-    return {LORA: lora, METRICS: workspace / EVALUATE / METRICS, REPORT: workspace / EVALUATE / REPORT}
+def ends_soon(consent: Consent) -> str | None:
+    """Return a sentence if a consent ends within a month, before it happens."""
+    left = consent.expires - datetime.datetime.now(datetime.UTC).date()
+    if left > ENDS_SOON:
+        return None
+    return f"The consent of {consent.pseudonym} ends in {left.days} days ({consent.expires}); renew it, or forget them."
 
 
-def _metrics(workspace: Path) -> dict[str, Any]:
-    path = workspace / EVALUATE / METRICS
-    if not path.is_file():
-        raise InputError(f"{workspace} has not been evaluated; run the flow `learn` first.")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def _put(store: Store, key: str, source: Path) -> bool:
+    """Make sure that the store has a file as it is here; return whether it had another under its key.
+
+    The key holds the hash of the content, so what is not that content is damaged.
+    """
+    put = store.put_if_absent(key, source)
+    if store.holds(key, source):
+        return False
+    store.mend(key, source)
+    if not store.holds(key, source):
+        raise StoreError(f"{key} arrives damaged in the store each time; nothing was published.")
+    return not put
 
 
-def _described(name: str, path: Path) -> PublishedFile:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return PublishedFile(name=name, sha256=sha256, bytes=path.stat().st_size)
+def _mended(damaged: list[str]) -> str | None:
+    return f"Damaged in the store, and mended: {', '.join(damaged)}." if damaged else None
 
 
-def _short_hash(files: list[PublishedFile]) -> str:
-    content = "".join(f"{file.name} {file.sha256}\n" for file in files)
-    return hashlib.sha256(content.encode()).hexdigest()[:8]
+def _engines_in(section: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield all face engines that a section of params.yaml names, however deep."""
+    if isinstance(section, dict):
+        for key, value in section.items():
+            if key.endswith("engine") and isinstance(value, dict):
+                yield value
+            yield from _engines_in(value)
 
 
-def _name(keys: list[str], content: str) -> str:
-    """Return the name of the release with this content: the one that was begun, or the next number."""
-    names = sorted({key.split("/")[3] for key in keys}, key=lambda name: int(name.split("-")[0]))
-    begun = [name for name in names if name.endswith(f"-{content}")]
-    return begun[0] if begun else f"{int(names[-1].split('-')[0]) + 1 if names else 1}-{content}"
+def _engine(section: Mapping[str, Any]) -> str:
+    return f"{section['name']} {section.get('pack') or ''}".strip()
 
 
-def _manifest(workspace: Path, subject: str, name: str, verdict: Verdict, files: list[PublishedFile]) -> Manifest:
-    return Manifest(
-        subject=subject,
-        release=name,
-        published_at=datetime.datetime.now(datetime.UTC),
-        verdict=verdict,
-        files=files,
-        params=_yaml(workspace / "params.yaml"),
-        code=_yaml(workspace / "code.yaml"),
-        code_commit=_commit(),
-        dvc_lock=_yaml(workspace / "dvc.lock"),
-        packages={found.name: found.version for found in importlib.metadata.distributions() if found.name in PACKAGES},
-    )
+def _origin(workspace: Path, subject: str) -> dict[str, Any]:
+    """Return the fields of a manifest that tell what was published and where it comes from."""
+    metrics, lora = metrics_of(workspace), how_used(workspace, subject)
+    return {
+        "published_at": datetime.datetime.now(datetime.UTC),
+        "why": metrics["why"],
+        "lora": lora.lora,
+        "strength": lora.strength,
+        "trigger": lora.trigger,
+        "engines": engines(metrics),
+        "licences": licences_of(raw_params(workspace), metrics),
+        "params": params_of(workspace),
+        "code": _yaml(workspace / "code.yaml"),
+        "code_commit": _commit(),
+        "dvc_lock": _yaml(workspace / "dvc.lock"),
+        "packages": {
+            found.name: found.version for found in importlib.metadata.distributions() if found.name in PACKAGES
+        },
+    }
 
 
 def _yaml(path: Path) -> dict[str, Any]:

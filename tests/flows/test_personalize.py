@@ -169,7 +169,7 @@ def test_publishing_what_failed_is_refused_and_the_result_is_kept(ada: Ada, plac
     assert refused.code == 2
     assert "flows: Not published, the verdict is fail: " in refused.err
     assert "report   " in refused.out
-    assert not (places / "store").exists() or not any((places / "store").rglob("lora.safetensors"))
+    assert not (places / "store").exists() or not any((places / "store").rglob("*.safetensors"))
 
 
 def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(places: Path, prefect_server: None) -> None:

@@ -6,43 +6,25 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
-from tasks.publish import LORA, MANIFEST, METRICS, REPORT, Manifest, gate
+from tasks.publish import gate
 from tasks.publish import publish as publish_task
+from tasks.release import INDEX, MANIFEST, Manifest, fetch, manifest_of, releases
 from tasks.storage import ConflictError, FolderStore
+from tests.tasks.finished import INSIGHTFACE, PLANTED, STRENGTH, finished, lora
+from tests.tasks.workflows import check_against_signatures
 from zimage.errors import InputError
 
 publish = publish_task.fn
-CONSENT = {
-    "pseudonym": "ada",
-    "adult": True,
-    "scope": ["training", "evaluation", "publication"],
-    "may_publish": True,
-    "expires": datetime.date(2999, 12, 31),
-    "document": "signed release",
-    "document_sha256": "0" * 64,
-}
+LORA = "ada.safetensors"
+WORKFLOWS = ["comfyui-base-api.json", "comfyui-base.json", "comfyui-turbo-api.json", "comfyui-turbo.json"]
+SAMPLES = [f"samples/{number}.png" for number in range(1, 5)]
 
 
-def finished(tmp_path: Path, verdict: str = "pass", **consent: Any) -> Path:
-    """A workspace in which everything was run: the LoRA that was chosen is a checkpoint."""
-    workspace = tmp_path / "ada"
-    files = {
-        "data/train/lora.safetensors": "final",
-        "data/train/checkpoints/step-000400.safetensors": "weights",
-        "data/evaluate/report.html": "<html>",
-        "params.yaml": "train:\n  steps: 800\n",
-        "code.yaml": "train: sha256:00\n",
-        "dvc.lock": "schema: '2.0'\n",
-        "data/consent.yaml": yaml.safe_dump(CONSENT | consent),
-    }
-    for name, content in files.items():
-        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
-        (workspace / name).write_text(content)
-    chosen = {"file": "step-000400.safetensors", "sha256": hashlib.sha256(b"weights").hexdigest(), "strength": 0.8}
-    metrics = {"verdict": verdict, "why": "only 12 % are the person", "chosen": chosen}
-    (workspace / "data/evaluate/metrics.json").write_text(json.dumps(metrics))
-    return workspace
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    return finished(tmp_path / "ada")
 
 
 @pytest.fixture
@@ -50,36 +32,109 @@ def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "store")
 
 
-def test_a_release_holds_the_chosen_lora_the_numbers_the_report_and_a_manifest(
-    tmp_path: Path, store: FolderStore
+def published(workspace: Path, store: FolderStore, **asked: Any) -> tuple[Path, Manifest]:
+    release = publish(workspace, "ada", store, **asked)
+    manifest = manifest_of(store, "ada", release.name)
+    assert manifest is not None
+    return store.root / release.key, manifest
+
+
+def test_a_release_holds_what_a_user_needs_and_nothing_of_the_photos(workspace: Path, store: FolderStore) -> None:
+    folder, _ = published(workspace, store)
+
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert files == sorted(
+        [LORA, "README.md", "USAGE.txt", *WORKFLOWS, "metrics.json", "report.html", *SAMPLES, MANIFEST]
+    )
+    assert folder.name.startswith("1-")
+    assert (folder / LORA).read_bytes() == lora(0)
+    assert (folder / "report.html").read_bytes() == b"<html>without, 0"
+    assert not any(b"real photo" in path.read_bytes() for path in folder.rglob("*.html"))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_comfyui_accepts_the_workflows_and_they_load_the_lora_of_the_release(
+    workspace: Path, store: FolderStore, name: str
 ) -> None:
-    release = publish(finished(tmp_path), "ada", store)
+    folder, manifest = published(workspace, store)
+    shown = json.loads((folder / name).read_text())
 
-    folder = store.root / release.key
-    assert release.is_new
-    assert release.name.startswith("1-")
-    assert sorted(path.name for path in folder.iterdir()) == sorted([LORA, METRICS, REPORT, MANIFEST])
-    assert (folder / LORA).read_text() == "weights"
+    loaders = [inputs for kind, inputs in check_against_signatures(shown) if kind == "LoraLoaderModelOnly"]
+
+    assert [(each["lora_name"], each["strength_model"]) for each in loaders] == [(LORA, STRENGTH)]
+    assert loaders[0]["lora_name"] in [file.name for file in manifest.files]
 
 
-def test_the_manifest_ties_weights_code_params_and_data_together(tmp_path: Path, store: FolderStore) -> None:
-    release = publish(finished(tmp_path), "ada", store)
+def test_how_to_use_it_names_the_file_the_strength_and_the_trigger(workspace: Path, store: FolderStore) -> None:
+    folder, manifest = published(workspace, store)
 
-    folder = store.root / release.key
-    manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    lines = (folder / "USAGE.txt").read_text().splitlines()
+    assert len(lines) == 3
+    assert all(LORA in line and f"{STRENGTH:g}" in line for line in lines[:2])
+    assert manifest.trigger == "ohzw woman" and manifest.trigger in lines[2]
+    assert all((folder / name).is_file() for name in ("comfyui-base.json", "comfyui-turbo.json") if name in lines[0])
+
+
+def test_the_manifest_ties_weights_code_params_and_data_together(workspace: Path, store: FolderStore) -> None:
+    folder, manifest = published(workspace, store)
+
     for file in manifest.files:
         content = (folder / file.name).read_bytes()
         assert (file.sha256, file.bytes) == (hashlib.sha256(content).hexdigest(), len(content))
-    assert (manifest.subject, manifest.release, manifest.verdict) == ("ada", release.name, "pass")
-    assert manifest.params == {"train": {"steps": 800}}
-    assert manifest.code == {"train": "sha256:00"}
+    assert (manifest.subject, manifest.release, manifest.verdict) == ("ada", folder.name, "pass")
+    assert manifest.params["train"] == yaml.safe_load((workspace / "params.yaml").read_text())["train"]
+    assert manifest.code["train"].startswith("sha256:")
     assert manifest.packages["torch"].startswith("2.")
+    assert manifest.engines == ["dlib-resnet-v1/55533b28"]
+    assert manifest.consent.expires == datetime.date(2999, 12, 31)
     assert manifest.code_commit is not None
     assert len(manifest.code_commit.removesuffix("-dirty")) == 40
 
 
-def test_the_same_content_is_published_once(tmp_path: Path, store: FolderStore) -> None:
-    workspace = finished(tmp_path)
+def test_the_card_tells_base_licences_consent_and_scores_with_intervals(workspace: Path, store: FolderStore) -> None:
+    folder, _ = published(workspace, store)
+
+    _, front, text = (folder / "README.md").read_text().split("---\n", maxsplit=2)
+    meta = yaml.safe_load(front)
+    assert meta["library_name"] == "diffusers" and meta["base_model"] == "tiny" and "lora" in meta["tags"]
+    assert "| base model tiny | Apache-2.0 |" in text
+    assert "| face engine dlib-resnet-v1/55533b28 | CC0-1.0 (weights), BSL-1.0 (dlib) |" in text
+    assert "to: training, evaluation, publication, until 2999-12-31" in text
+    assert "of all pictures | 97.9% | 87.2% to 99.7% | 48 |" in text
+    assert "by CLIP" not in text  # which was not measured
+    assert "PROVISIONAL" not in text
+
+
+def test_pictures_say_that_they_were_generated_and_nothing_else(workspace: Path, store: FolderStore) -> None:
+    folder, _ = published(workspace, store)
+
+    for name in SAMPLES:
+        assert PLANTED.encode() not in (folder / name).read_bytes()
+        with Image.open(folder / name) as image:
+            assert set(image.info) - {"xmp"} == {"Software", "XML:com.adobe.xmp"}  # Pillow shows the packet twice
+            assert "digitalsourcetype/trainedAlgorithmicMedia" in image.info["XML:com.adobe.xmp"]
+
+
+def test_no_picture_of_a_release_chose_is_a_copy_or_shows_nobody(workspace: Path, store: FolderStore) -> None:
+    folder, _ = published(workspace, store)
+
+    reds = {Image.open(folder / name).getpixel((0, 0)) for name in SAMPLES}
+    assert reds == {(8 * number, 0, 0) for number in (4, 5, 6, 7)}
+
+
+def test_a_release_tells_no_place_of_the_machine_it_was_made_on(workspace: Path, store: FolderStore) -> None:
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    params["base"]["model"] = "/home/somebody/models/my-base"
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+
+    folder, manifest = published(workspace, store)
+
+    assert manifest.params["base"]["model"] == "my-base"
+    for path in folder.rglob("*"):
+        assert path.is_dir() or not any(each in path.read_bytes() for each in (b"/home/", str(workspace).encode()))
+
+
+def test_the_same_content_is_published_once(workspace: Path, store: FolderStore) -> None:
     first = publish(workspace, "ada", store)
     before = {key: (store.root / key).stat().st_mtime_ns for key in store.keys("")}
 
@@ -89,31 +144,32 @@ def test_the_same_content_is_published_once(tmp_path: Path, store: FolderStore) 
     assert {key: (store.root / key).stat().st_mtime_ns for key in store.keys("")} == before
 
 
-def test_other_content_is_the_next_release(tmp_path: Path, store: FolderStore) -> None:
-    workspace = finished(tmp_path)
+def test_other_content_is_the_next_release(workspace: Path, store: FolderStore) -> None:
     first = publish(workspace, "ada", store)
-    (workspace / "data/evaluate/report.html").write_text("<html>another")
+    finished(workspace, seed=1)
 
     second = publish(workspace, "ada", store)
 
     assert second.name.startswith("2-")
-    assert (store.root / first.key / REPORT).read_text() == "<html>"
+    assert (store.root / first.key / LORA).read_bytes() == lora(0)
+    assert [manifest.release for manifest in releases(store, "ada")] == [first.name, second.name]
 
 
-def test_an_interrupted_publication_is_completed_by_the_next(tmp_path: Path, store: FolderStore) -> None:
-    workspace = finished(tmp_path)
+def test_an_interrupted_publication_is_no_release_and_is_completed_by_the_next(
+    workspace: Path, store: FolderStore
+) -> None:
     whole = publish(workspace, "ada", store)
     (store.root / whole.key / MANIFEST).unlink()
-    (store.root / whole.key / REPORT).unlink()
+    (store.root / whole.key / "report.html").unlink()
+    assert releases(store, "ada") == []
 
     completed = publish(workspace, "ada", store)
 
     assert (completed.name, completed.is_new) == (whole.name, True)
-    assert (store.root / whole.key / REPORT).read_text() == "<html>"
+    assert (store.root / whole.key / "report.html").read_bytes() == b"<html>without, 0"
 
 
-def test_a_release_cannot_be_changed(tmp_path: Path, store: FolderStore) -> None:
-    workspace = finished(tmp_path)
+def test_a_release_cannot_be_changed(workspace: Path, store: FolderStore) -> None:
     release = publish(workspace, "ada", store)
 
     assert not store.put_if_absent(f"{release.key}/{LORA}", workspace / "params.yaml")
@@ -121,7 +177,40 @@ def test_a_release_cannot_be_changed(tmp_path: Path, store: FolderStore) -> None
         store.swap(f"{release.key}/{MANIFEST}", b"{}", None)
 
 
-def refusal(workspace: Path, store: FolderStore, **asked: bool) -> str:
+def test_a_file_that_was_damaged_in_the_store_is_named_and_mended(
+    workspace: Path, store: FolderStore, tmp_path: Path
+) -> None:
+    release = publish(workspace, "ada", store)
+    (store.root / release.key / LORA).write_bytes(lora(5))
+    with pytest.raises(InputError, match=rf"{release.key}/{LORA} in the store is not what was published"):
+        fetch(store, "ada", release.name, tmp_path / "got")
+    assert not (tmp_path / "got" / LORA).exists()
+
+    again = publish(workspace, "ada", store)
+
+    assert again.notice == f"Damaged in the store, and mended: {LORA}."
+    fetch(store, "ada", release.name, tmp_path / "got")
+    assert (tmp_path / "got" / LORA).read_bytes() == lora(0)
+
+
+def test_fetching_goes_on_where_it_stopped(workspace: Path, store: FolderStore, tmp_path: Path) -> None:
+    release = publish(workspace, "ada", store)
+    manifest = fetch(store, "ada", release.name, tmp_path / "got")
+    before = {file.name: (tmp_path / "got" / file.name).stat().st_mtime_ns for file in manifest.files}
+    (tmp_path / "got" / LORA).write_bytes(b"half")
+
+    fetch(store, "ada", release.name, tmp_path / "got")
+
+    after = {file.name: (tmp_path / "got" / file.name).stat().st_mtime_ns for file in manifest.files}
+    assert {name for name in after if after[name] != before[name]} == {LORA}
+
+
+def test_a_release_that_is_not_there_is_told(store: FolderStore, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ada has no release 7-00000000; the index of its releases says"):
+        fetch(store, "ada", "7-00000000", tmp_path)
+
+
+def refusal(workspace: Path, store: FolderStore, **asked: Any) -> str:
     with pytest.raises(InputError) as refused:
         publish(workspace, "ada", store, **asked)
     assert store.keys("") == []
@@ -129,16 +218,18 @@ def refusal(workspace: Path, store: FolderStore, **asked: bool) -> str:
 
 
 def test_a_failed_verdict_is_refused_with_its_reason_whatever_is_asked(tmp_path: Path, store: FolderStore) -> None:
-    said = refusal(finished(tmp_path, "fail"), store, accept_provisional=True)
+    said = refusal(finished(tmp_path / "ada", "fail"), store, accept_provisional=True)
 
     assert said.startswith("Not published, the verdict is fail: only 12 % are the person.")
 
 
-def test_a_provisional_verdict_has_to_be_asked_for(tmp_path: Path, store: FolderStore) -> None:
-    workspace = finished(tmp_path, "provisional")
+def test_a_provisional_verdict_has_to_be_asked_for_and_is_marked(tmp_path: Path, store: FolderStore) -> None:
+    workspace = finished(tmp_path / "ada", "provisional")
 
     assert "`--publish provisional` accepts that" in refusal(workspace, store)
-    assert publish(workspace, "ada", store, accept_provisional=True).is_new
+    folder, manifest = published(workspace, store, accept_provisional=True)
+    assert manifest.verdict == "provisional"
+    assert "> **PROVISIONAL.** only 12 % are the person." in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -152,16 +243,60 @@ def test_a_provisional_verdict_has_to_be_asked_for(tmp_path: Path, store: Folder
 def test_consent_decides_about_publishing(
     tmp_path: Path, store: FolderStore, consent: dict[str, Any], reason: str
 ) -> None:
-    assert reason in refusal(finished(tmp_path, **consent), store)
+    assert reason in refusal(finished(tmp_path / "ada", **consent), store)
 
 
-def test_weights_that_were_not_the_evaluated_ones_are_refused(tmp_path: Path, store: FolderStore) -> None:
-    workspace = finished(tmp_path)
-    (workspace / "data/train/checkpoints/step-000400.safetensors").write_text("others")
+def test_consent_that_ends_soon_is_told_before_it_happens(tmp_path: Path, store: FolderStore) -> None:
+    soon = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=9)
+
+    release = publish(finished(tmp_path / "ada", expires=soon), "ada", store)
+
+    assert release.notice == f"The consent of ada ends in 9 days ({soon}); renew it, or forget them."
+
+
+def test_an_engine_that_was_trained_on_is_no_judge(workspace: Path, store: FolderStore) -> None:
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    params["train"]["likeness"] = {"weight": 0.1, "engine": params["evaluate"]["engine"]}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+
+    assert "the face engine dlib was both trained on and judged by" in refusal(workspace, store)
+
+
+def test_non_commercial_models_are_refused_for_commercial_use_only(tmp_path: Path, store: FolderStore) -> None:
+    workspace = finished(tmp_path / "ada", engine=INSIGHTFACE)
+
+    said = refusal(workspace, store, use="commercial")
+    assert "the face engine insightface-buffalo_l/0badf00d is licensed as `released insightface packs: non-comm" in said
+    assert publish(workspace, "ada", store).is_new
+
+
+def test_commercial_use_needs_a_known_licence_of_the_base(workspace: Path, store: FolderStore, tmp_path: Path) -> None:
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    base = tmp_path / "base"
+    base.mkdir()
+    params["base"]["model"] = str(base)
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+
+    assert "the licence of the base model base is not known here" in refusal(workspace, store, use="commercial")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
+    _, manifest = published(workspace, store, use="commercial")
+    assert manifest.licences["base model base"] == "apache-2.0"
+
+
+def test_weights_that_were_not_the_evaluated_ones_are_refused(workspace: Path, store: FolderStore) -> None:
+    (workspace / "data/train/checkpoints/step-000400.safetensors").write_bytes(lora(7))
 
     assert "is not the LoRA that was evaluated" in refusal(workspace, store)
 
 
 def test_what_was_not_evaluated_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has not been evaluated; run the flow `learn` first"):
-        gate(tmp_path, accept_provisional=True)
+        gate(tmp_path, accept_provisional=True, use="non-commercial")
+
+
+def test_the_index_gives_each_content_one_number(workspace: Path, store: FolderStore) -> None:
+    publish(workspace, "ada", store)
+    publish(workspace, "ada", store)
+
+    index = json.loads((store.root / "subjects/ada/releases" / INDEX).read_text())
+    assert [each["name"].split("-")[0] for each in index["releases"]] == ["1"]

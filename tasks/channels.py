@@ -1,0 +1,151 @@
+"""Which release is `staging` and which is `production`: pointers moved by compare-and-swap, with their history.
+
+A reader that follows a pointer finds a whole release at every instant: a pointer is only ever set to a release whose
+manifest is there, and that is written last.
+"""
+
+import datetime
+from collections.abc import Callable, Sequence
+from typing import Literal
+from uuid import uuid4
+
+from tasks.release import MANIFEST, Manifest, Part, manifest_of, releases
+from tasks.store import ConflictError, Store, StoreError
+from tasks.tombstones import refuse_while_forgetting
+from zimage.errors import InputError
+
+TRIES = 20
+
+Name = Literal["staging", "production"]
+
+
+class Move(Part):
+    """One move of a pointer."""
+
+    id: str
+    """Unlike that of all other moves, so that a move whose answer was lost is found again and not made twice."""
+    at: datetime.datetime
+    kind: Literal["promote", "rollback"]
+    release: str
+
+
+class Channel(Part):
+    """A pointer and how it came to point there; the last move says where."""
+
+    history: list[Move]
+
+    @property
+    def release(self) -> str:
+        """Return the name of the release it points to."""
+        return self.history[-1].release
+
+
+def channel_key(subject: str, name: Name) -> str:
+    """Return where a pointer lies."""
+    return f"subjects/{subject}/channels/{name}.json"
+
+
+def channel(store: Store, subject: str, name: Name) -> Channel | None:
+    """Return a pointer, or None where nothing was promoted yet."""
+    found = store.read(channel_key(subject, name))
+    return None if found is None else Channel.model_validate_json(found.content)
+
+
+def promote(store: Store, subject: str, name: Name, release: str = "", *, accept_provisional: bool = False) -> Move:
+    """Point a channel to a release (the newest, if none is named) and return the move; the last one, if it was there.
+
+    Raises:
+        InputError: there is no such release, its consent has ended, or it is provisional and production is asked for.
+    """
+    refuse_while_forgetting(store, subject)
+    manifest = _release(store, subject, release)
+    _check(manifest, name, accept_provisional=accept_provisional)
+    move = _new("promote", manifest.release)
+    return _moved(store, subject, name, lambda history: None if _at(history) == manifest.release else move)
+
+
+def rollback(store: Store, subject: str, name: Name) -> Move:
+    """Point a channel to the release before and return the move; done twice, it goes back two.
+
+    Raises:
+        InputError: there is none before, or it may not be used any more.
+    """
+    refuse_while_forgetting(store, subject)
+    fresh = uuid4().hex
+
+    def back(history: Sequence[Move]) -> Move:
+        before = standing(history)[:-1]
+        if not before:
+            raise InputError(f"{subject} has no release before this one in {name}; there is nothing to roll back to.")
+        _check(_release(store, subject, before[-1]), name, accept_provisional=True)
+        return _new("rollback", before[-1]).model_copy(update={"id": fresh})
+
+    return _moved(store, subject, name, back)
+
+
+def standing(history: Sequence[Move]) -> list[str]:
+    """Return the releases that are not rolled back, the current one last."""
+    stack: list[str] = []
+    for move in history:
+        if move.kind == "promote":
+            stack.append(move.release)
+        else:
+            stack.pop()
+    return stack
+
+
+def _moved(store: Store, subject: str, name: Name, decide: Callable[[Sequence[Move]], Move | None]) -> Move:
+    """Return the move that was made; `decide` says which, or None if the last one is right already."""
+    key, tried = channel_key(subject, name), ""
+    for _ in range(TRIES):
+        found = store.read(key)
+        history = Channel.model_validate_json(found.content).history if found else []
+        done = [move for move in history if move.id == tried]
+        if done:
+            return done[0]
+        move = decide(history)
+        if move is None:
+            return history[-1]
+        tried = move.id
+        try:
+            pointer = Channel(history=[*history, move])
+            store.swap(key, pointer.model_dump_json(indent=2).encode(), found.tag if found else None)
+        except ConflictError:
+            continue
+        return move
+    raise StoreError(f"{key} was changed by others {TRIES} times in a row; run again.")
+
+
+def _release(store: Store, subject: str, name: str) -> Manifest:
+    if not name:
+        finished = releases(store, subject)
+        if not finished:
+            raise InputError(f"{subject} has no release yet; run the flow `publish` first.")
+        return finished[-1]
+    manifest = manifest_of(store, subject, name)
+    if manifest is None:
+        there = ", ".join(each.release for each in releases(store, subject)) or "none"
+        raise InputError(f"{subject} has no release {name} with a {MANIFEST}; there are: {there}.")
+    return manifest
+
+
+def _check(manifest: Manifest, name: Name, *, accept_provisional: bool) -> None:
+    today = datetime.datetime.now(datetime.UTC).date()
+    if manifest.consent.expires < today:
+        raise InputError(
+            f"The consent behind {manifest.release} expired on {manifest.consent.expires}; ask for a new one and "
+            "publish again, or run the flow `forget`."
+        )
+    if name == "production" and manifest.verdict != "pass" and not accept_provisional:
+        raise InputError(
+            f"{manifest.release} is {manifest.verdict}: {manifest.why} It may be in staging; "
+            "`--accept-provisional` puts it into production all the same."
+        )
+
+
+def _at(history: Sequence[Move]) -> str:
+    return history[-1].release if history else ""
+
+
+def _new(kind: Literal["promote", "rollback"], release: str) -> Move:
+    return Move(id=uuid4().hex, at=datetime.datetime.now(datetime.UTC), kind=kind, release=release)

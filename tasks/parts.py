@@ -1,0 +1,128 @@
+"""The files of a release, gathered or made from a finished workspace; the same workspace gives the same bytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.card import Told, card
+from tasks.licences import licences_of, without_place
+from tasks.release import Agreed, Use, described
+from tasks.samples import write_samples
+from zimage.captions.template import subject as called
+from zimage.errors import InputError
+from zimage.faces.consent import Consent
+from zimage.lora.comfyui import Use as ComfyUse
+from zimage.lora.comfyui import release_files
+from zimage.lora.header import read_header
+from zimage.summary import chosen_lora
+
+METRICS, REPORT, CARD = "metrics.json", "report.html", "README.md"  # as they are called in a release
+EVALUATE = Path("data/evaluate")
+PREFIX = "diffusion_model."  # that of zimage.lora.portable, which would load torch
+
+
+def gathered(workspace: Path, folder: Path, subject: str, *, use: Use, consent: Consent) -> dict[str, Path]:
+    """Return the files of the release by name; what is made for it lies in `folder`.
+
+    The LoRA that was chosen, the model card, how to use it, workflows for ComfyUI, the numbers, the report without real
+    photos and some pictures. Embeddings and photos are no part of it.
+
+    Raises:
+        InputError: the workspace is not finished, or the LoRA is not the one that was evaluated.
+    """
+    metrics, params = metrics_of(workspace), params_of(workspace)
+    licences = licences_of(raw_params(workspace), metrics)
+    lora = how_used(workspace, subject)
+    parts = {lora.lora: _checked_lora(workspace, metrics), METRICS: _made(folder / METRICS, _public(metrics))}
+    parts[REPORT] = workspace / EVALUATE / "release.html"
+    if not parts[REPORT].is_file():
+        raise InputError(f"{parts[REPORT]} is missing, the report without real photos; run the flow `learn` again.")
+    told = Told(subject, use, lora, agreed(consent), params, metrics, licences)
+    parts[CARD] = _made(folder / CARD, card(told).encode())
+    for file in release_files(lora):
+        parts[file.name] = _made(folder / file.name, file.content)
+    (folder / "samples").mkdir()
+    correlation = params["evaluate"]["copy_correlation"]
+    samples = write_samples(
+        workspace / EVALUATE, folder / "samples", chosen=metrics["chosen"], copy_correlation=correlation
+    )
+    return parts | {f"samples/{path.name}": path for path in samples}
+
+
+def how_used(workspace: Path, subject: str) -> ComfyUse:
+    """Return how the LoRA is used: under the subject's name, at the strength that was chosen."""
+    section = params_of(workspace)["subject"]
+    trigger = called(section["trigger"], section["class_noun"], "en")
+    strength = metrics_of(workspace)["chosen"]["strength"]
+    return ComfyUse(f"{subject}.safetensors", strength, f"a photo of {trigger}", trigger)
+
+
+def metrics_of(workspace: Path) -> dict[str, Any]:
+    """Return what was found about the workspace's LoRA.
+
+    Raises:
+        InputError: it has not been evaluated.
+    """
+    path = workspace / EVALUATE / METRICS
+    if not path.is_file():
+        raise InputError(f"{workspace} has not been evaluated; run the flow `learn` first.")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def params_of(workspace: Path) -> dict[str, Any]:
+    """Return a workspace's params.yaml as it may be published: without places of the machine."""
+    found: dict[str, Any] = _public_value(raw_params(workspace))
+    return found
+
+
+def raw_params(workspace: Path) -> dict[str, Any]:
+    """Return a workspace's params.yaml as it is."""
+    found: dict[str, Any] = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def agreed(consent: Consent) -> Agreed:
+    """Return what of a consent a release tells; the document stays where it is."""
+    return Agreed(
+        scope=list(consent.scope),
+        may_publish=consent.may_publish,
+        expires=consent.expires,
+        document_sha256=consent.document_sha256,
+    )
+
+
+def _checked_lora(workspace: Path, metrics: dict[str, Any]) -> Path:
+    chosen = metrics["chosen"]
+    lora = chosen_lora(workspace, chosen["file"])
+    if not lora.is_file() or described(lora.name, lora).sha256 != chosen["sha256"]:
+        raise InputError(f"{lora} is not the LoRA that was evaluated; run the flow `learn` again.")
+    foreign = [name for name in read_header(lora).entries if not name.startswith(PREFIX)]
+    if foreign:
+        raise InputError(
+            f"{lora} is not in the dialect that all loaders read ({foreign[0]}); run `zimage convert --to portable`."
+        )
+    return lora
+
+
+def _public(metrics: dict[str, Any]) -> bytes:
+    return (json.dumps(_public_value(metrics), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _public_value(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _public_value(each) for key, each in value.items()}
+        case list():
+            return [_public_value(each) for each in value]
+        case str():
+            return without_place(value)
+        case _:
+            return value
+
+
+def _made(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
