@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -5,7 +7,7 @@ from skimage import data
 
 from zimage.demo import other_people
 from zimage.errors import InputError
-from zimage.faces.engine import Engine, EngineParams, between, open_engine
+from zimage.faces.engine import Engine, EngineParams, between, is_present, open_engine
 
 DLIB = EngineParams(name="dlib", pack=None, identity=None, min_score=0.0, max_distance=0.6)
 
@@ -99,3 +101,12 @@ def test_both_metrics_are_the_textbook_ones() -> None:
     a, b = np.array([[3.0, 0.0], [0.0, 2.0]], np.float32), np.array([[0.0, 4.0]], np.float32)
     assert between(a, b, "l2").ravel() == pytest.approx([5.0, 2.0])
     assert between(a, b, "cosine").ravel() == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
+def test_a_pack_that_is_named_may_be_absent_and_a_path_may_not(tmp_path: Path) -> None:
+    named = EngineParams(name="insightface", pack="buffalo_l", identity=None, min_score=0.5, max_distance=0.6)
+    assert not is_present(named, packs=tmp_path)
+    (tmp_path / "buffalo_l").mkdir()
+    assert is_present(named, packs=tmp_path)
+    assert is_present(named.model_copy(update={"pack": str(tmp_path / "nowhere")}), packs=tmp_path)
+    assert is_present(DLIB, packs=tmp_path)

@@ -37,6 +37,18 @@ def others() -> list[Picture]:
     return [np.asarray(cv2.resize(crop, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA), np.uint8) for crop in crops]
 
 
+def of_another(count: int, seed: int) -> list[Picture]:
+    """Return views of one and the same other person: what another subject's LoRA draws."""
+    person, rng = others()[1], np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        matrix = cv2.getRotationMatrix2D((SIDE_PX / 2, SIDE_PX / 2), rng.uniform(-8, 8), rng.uniform(0.95, 1.15))
+        view = cv2.warpAffine(person, matrix, (SIDE_PX, SIDE_PX), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        light = view.astype(np.float32) * rng.uniform(0.8, 1.1) + rng.normal(0, 4, view.shape)
+        made.append(np.clip(light, 0, 255).astype(np.uint8))
+    return made
+
+
 def nobody() -> list[Picture]:
     """Return photos without a human face."""
     shots = (skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tests.identity.photos import Picture, nobody, noise, others, small, twin, views
+from tests.identity.photos import Picture, nobody, noise, of_another, others, small, twin, views
 from zimage.faces.engine import Engine
 from zimage.faces.pictures import read_rgb
 from zimage.identity.copies import variety
@@ -93,13 +93,35 @@ def test_training_photos_handed_in_as_if_generated_score_full_marks_and_fail_as_
     assert (judgement.verdict, broken(judgement)) == ("fail", {"copy_rate_max"})
 
 
-def test_another_persons_lora_does_not_score_against_this_person(
+def test_another_subjects_lora_draws_one_person_well_and_scores_nothing_against_this_one(
     judge: Judge, engine: Engine, strangers: list[Picture]
 ) -> None:
-    found, judgement = judged(small(others()), strangers, judge, engine)
-    assert (found.face_found.value, found.same_of_all.value) == (1, 0)
+    pictures = small(of_another(12, seed=9))
+    faces = [engine.find(picture)[0] for picture in pictures]
+    assert all(engine.same_person(faces[0], face) for face in faces)  # to them it is a perfect LoRA
+    found, judgement = judged(pictures, strangers, judge, engine)
+    assert (found.face_found.value, found.same_of_all.value, found.copied.value) == (1, 0, 0)
+    assert found.gain.value == pytest.approx(0, abs=0.2)
+    assert judgement.verdict == "fail"
+    assert {"same_person_rate_min", "same_person_rate_low_min", "gain_low_min"} <= broken(judgement)
+
+
+def test_a_lora_at_strength_0_draws_what_the_base_model_draws_and_gains_exactly_nothing(
+    judge: Judge, engine: Engine, strangers: list[Picture]
+) -> None:
+    found, judgement = judged(strangers, strangers, judge, engine)
     assert found.gain.value == pytest.approx(0, abs=1e-6)
+    assert found.gain.low is not None and found.gain.low <= 0
+    assert found.same_of_all == found.base_same_of_all and found.variety_ratio.value == 1
     assert {"same_person_rate_min", "gain_low_min"} <= broken(judgement)
+
+
+def test_a_base_model_that_draws_the_person_by_itself_leaves_nothing_to_gain(judge: Judge, engine: Engine) -> None:
+    pictures = small(views(8, seed=77))
+    found, judgement = judged(pictures, pictures, judge, engine)
+    assert found.same_of_all.value == found.base_same_of_all.value == 1
+    assert found.gain.value is None or found.gain.value == pytest.approx(0, abs=1e-6)
+    assert judgement.verdict != "pass"
 
 
 @pytest.mark.parametrize("pictures", [small(noise(6, seed=3)), small(nobody())], ids=["noise", "no people"])
@@ -142,3 +164,13 @@ def test_the_nearest_training_photo_of_a_training_photo_is_itself(judge: Judge, 
     scored = rows(small([read_rgb(real.file) for real in reals.training]), judge, engine)
     assert [row.nearest_photo for row in scored] == [real.photo for real in reals.training]
     assert max(row.nearest_distance for row in scored) < 0.05  # type: ignore[type-var]
+
+
+def test_one_training_photo_drawn_again_and_again_is_told_as_such(
+    judge: Judge, engine: Engine, reals: Reals, strangers: list[Picture]
+) -> None:
+    again = small([read_rgb(reals.training[0].file)] * 6)
+    found, _ = judged(again, strangers, judge, engine)
+    assert (found.nearest_share.value, found.variety.value) == (1, pytest.approx(0, abs=1e-5))
+    spread, _ = judged(small([read_rgb(real.file) for real in reals.training]), strangers, judge, engine)
+    assert spread.nearest_share.value == pytest.approx(1 / len(reals.training))

@@ -2,20 +2,24 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+from tests.faces.tiny_pack import write_pack
 from tests.identity.photos import DLIB, Picture, others, small, views, write_detect
+from tests.identity.tiny_clip import write_tiny_clip
 from tests.identity.tiny_lora import write_tiny_lora
 from zimage.captions.subject import Subject
 from zimage.errors import InputError
 from zimage.faces.cache import cache_of
-from zimage.faces.engine import open_engine
+from zimage.faces.engine import EngineParams, open_engine
 from zimage.faces.pictures import read_rgb
 from zimage.faces.rows import CropRow
 from zimage.identity.album import Album, Sampling
+from zimage.identity.clip import ClipParams
 from zimage.identity.suite import halves, read_suite
 from zimage.identity.trial import Asked, asked_of_base, asked_of_lora
 from zimage.model.base import Base
@@ -74,7 +78,7 @@ def after_training(workspace: Path) -> Path:
 def cheap_params(workspace: Path) -> EvaluateParams:
     """Return the demo's params with fewer and smaller pictures."""
     section = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))["evaluate"]
-    section |= {"suite": str(workspace / "suite.yaml"), "second_engine": None, "clip": None}
+    section |= {"suite": str(workspace / "suite.yaml"), "second_engine": None, "impostors": None, "clip": None}
     section["sampling"] = {"side_px": 64, "steps": 2, "guidance_scale": 0.0}
     section["seeds"] = {"base": 1, "choosing": 1, "reporting": 2, "leaks": 1}
     section["sweep"] = {"checkpoints": 1, "strengths": [0.5, 1.0], "reference_strength": 1.0}
@@ -182,6 +186,82 @@ def test_with_nothing_to_choose_from_all_prompts_report(
     found = run(detect, workspace, params.model_copy(update={"sweep": sweep}), tiny_base)
     assert found["estimates"]["same_of_all"]["n"] == 4 * 2  # type: ignore[index]
     assert "Which strength" not in (workspace / "evaluate" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def second_engine(tmp_path_factory: pytest.TempPathFactory) -> EngineParams:
+    """A second engine that shares neither code, detector, weights nor metric with dlib."""
+    pack = write_pack(tmp_path_factory.mktemp("packs") / "other", central=True)
+    return EngineParams(name="insightface", pack=str(pack), identity=None, min_score=0.5, max_distance=0.6)
+
+
+def test_two_independent_engines_judge_side_by_side_and_are_never_mixed(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base, second_engine: EngineParams
+) -> None:
+    hand_in(workspace, params, tiny_base, small(views(9, seed=50)), small(others()))
+    clip = ClipParams(model=str(write_tiny_clip(workspace)), languages=["en"])
+    gate = params.gate.model_copy(update={"second_engine_rate_min": 0.75, "same_person_rate_low_min": 0.3})
+    asked = {"second_engine": second_engine, "clip": clip, "impostors": "packaged", "gate": gate}
+    found: dict[str, Any] = run(detect, workspace, params.model_copy(update=asked), tiny_base)
+
+    assert (found["verdict"], found["gate"]["second_engine_rate_min"]["verdict"]) == ("provisional", "pass")
+    first, second = found["engine"], found["second_engine"]
+    assert (first["metric"], second["metric"]) == ("l2", "cosine")
+    assert first["threshold"] == second["threshold"] == 0.6
+    assert set(first["model_sha256"]).isdisjoint(second["model_sha256"])
+    rows = scores(workspace)
+    assert all(row["second_distance"] and row["second_distance"] != row["distance"] for row in rows)
+    lora = [row for row in rows if row["half"] == "reporting" and row["weights"] == "lora"]
+    assert {(row["same"], row["second_same"]) for row in lora} == {("1", "1")}
+    assert (found["absent"], found["clip"], found["variety_by"]) == ([], "present", "clip")
+    assert found["impostors"]["faces"] == 8 and found["impostors"]["same_person"] == 0
+    page = (workspace / "evaluate" / "report.html").read_text(encoding="utf-8")
+    assert first["engine_id"] in page and "second, independent engine" in page
+    assert f"{second['engine_id']}; 100\u00a0% of 4 pictures are the person to it" in page
+    assert "6 in insightface/t1.jpg" in page and "1 − cosine in CLIP" in page
+    assert page.count('alt="another person, ') == 8
+    release = (workspace / "evaluate" / "release.html").read_text(encoding="utf-8")
+    assert "6 in insightface/t1.jpg" in release and "another person, " not in release
+
+
+def test_a_second_engine_that_does_not_agree_breaks_its_rule_and_no_other(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base, second_engine: EngineParams
+) -> None:
+    hand_in(workspace, params, tiny_base, small(views(9, seed=50)), small(others()))
+    gate = params.gate.model_copy(update={"second_engine_rate_min": 0.75, "same_person_rate_low_min": 0.3})
+    strict = second_engine.model_copy(update={"max_distance": 0.01})
+    found: dict[str, Any] = run(
+        detect, workspace, params.model_copy(update={"second_engine": strict, "gate": gate}), tiny_base
+    )
+    assert found["verdict"] == "fail"
+    assert [name for name, rule in found["gate"].items() if rule["verdict"] == "fail"] == ["second_engine_rate_min"]
+
+
+def test_what_was_asked_for_and_is_absent_is_said_and_never_passes(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base, second_engine: EngineParams
+) -> None:
+    hand_in(workspace, params, tiny_base, small(views(9, seed=50)), small(others()))
+    gate = params.gate.model_copy(update={"second_engine_rate_min": 0.75, "same_person_rate_low_min": 0.3})
+    named = second_engine.model_copy(update={"pack": "no_such_pack"})
+    clip = ClipParams(model="nobody/no-such-clip", languages=["en"])
+    asked = params.model_copy(update={"second_engine": named, "clip": clip, "gate": gate})
+    found: dict[str, Any] = run(detect, workspace, asked, tiny_base)
+
+    assert found["absent"] == ["second face engine insightface no_such_pack", "CLIP nobody/no-such-clip"]
+    assert (found["verdict"], found["second_engine"], found["clip"]) == ("provisional", None, "absent")
+    assert found["gate"]["second_engine_rate_min"]["verdict"] == "not measured"
+    page = (workspace / "evaluate" / "report.html").read_text(encoding="utf-8")
+    assert "not on this machine: second face engine insightface no_such_pack, CLIP nobody/no-such-clip." in page
+    wrong = named.model_copy(update={"pack": str(workspace / "nowhere")})
+    with pytest.raises(InputError, match="There is no face pack"):
+        run(detect, workspace, params.model_copy(update={"second_engine": wrong}), tiny_base)
+
+
+def test_prompts_in_chinese_are_marked_as_such(finished: Path) -> None:
+    page = (finished / "evaluate" / "report.html").read_text(encoding="utf-8")
+    chinese = re.findall(r'<p lang="zh-Hans">([^<]*)</p>', page)
+    assert chinese and all(re.search(r"[\u4e00-\u9fff]", text) for text in chinese)
+    assert not re.search(r"<p>[^<]*[\u4e00-\u9fff]", page)
 
 
 def test_a_strength_of_0_draws_the_base_models_own_pictures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,19 @@ def between(some: NDArray[np.float32], others: NDArray[np.float32], metric: Metr
         return np.asarray(np.linalg.norm(a[:, None] - b[None], axis=2), np.float32)
     a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
     return np.asarray(1 - a @ b.T, np.float32)
+
+
+def is_present(params: EngineParams, *, packs: Path = PACKS) -> bool:
+    """Return whether an engine that need not be there is there: False for a pack that is named and not installed.
+
+    A pack that is given as a path and does not exist is a mistake, which `open_engine` tells.
+    """
+    if params.name == "dlib" or params.pack is None:
+        return True
+    if not importlib.util.find_spec("insightface"):
+        return False
+    by_path = len(Path(params.pack).parts) > 1 or Path(params.pack).expanduser().is_dir()
+    return by_path or (packs.expanduser() / params.pack).is_dir()
 
 
 def open_engine(

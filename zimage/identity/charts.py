@@ -15,7 +15,7 @@ class Group:
     """A row of dots in `strips`.
 
     Args:
-        name: Class of its colour: lora, base, training or holdout.
+        name: Class of its colour: lora, base, impostor, training or holdout.
         label: What it is.
         values: Distances.
     """
@@ -44,6 +44,8 @@ def strips(groups: Sequence[Group], threshold: float) -> str:
     height = top + row * len(groups) + 30
     parts = [f'<rect class="inside" x="{scale(0):.1f}" y="{top}" width="{scale(threshold) - scale(0):.1f}" '
              f'height="{row * len(groups):.1f}"/>']  # fmt: skip
+    x = scale(threshold)
+    parts.append(f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 4}" y2="{height - 26:.1f}"/>')
     for number, group in enumerate(groups):
         base = top + row * (number + 1) - 12
         n = len(group.values)
@@ -53,9 +55,7 @@ def strips(groups: Sequence[Group], threshold: float) -> str:
         parts.append(
             f'<line class="rule" x1="{scale(0):.1f}" x2="{WIDE - RIGHT}" y1="{base + 5:.1f}" y2="{base + 5:.1f}"/>'
         )
-    x = scale(threshold)
-    parts.append(f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 4}" y2="{height - 26:.1f}"/>')
-    parts.append(_text(x, top - 9, f"same person up to {threshold:g}", "tick", "middle"))
+    parts.append(_text(scale(threshold), top - 9, f"same person up to {threshold:g}", "tick", "middle"))
     parts += [_text(scale(tick), height - 10, f"{tick:g}", "tick", "middle") for tick in _ticks(0, largest, 6)]
     return _svg(WIDE, height, parts, "Distances to the held-out photos")
 

@@ -38,6 +38,18 @@ class Clip:
             seen = self.model(**inputs.to(self.model.device))
         return float((seen.image_embeds @ seen.text_embeds.T)[0, 0])
 
+    def variety(self, pictures: Sequence[NDArray[np.uint8]]) -> list[float]:
+        """Return 1 minus the cosine of every pair of pictures: 0 where those of one prompt are all the same."""
+        import torch
+
+        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.model.device)
+        with torch.inference_mode():
+            features = self.model.get_image_features(**inputs)
+        seen = getattr(features, "pooler_output", features).float()
+        seen = seen / seen.norm(dim=-1, keepdim=True)
+        upper = np.triu_indices(len(pictures), k=1)
+        return [float(value) for value in (1 - seen @ seen.T).cpu().numpy()[upper]]
+
 
 def open_clip(params: ClipParams) -> Clip | None:
     """Return the model, or None where it is not on this machine: the report then says that CLIP was absent.

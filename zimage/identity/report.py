@@ -7,21 +7,25 @@ import base64
 import csv
 import importlib.metadata
 import platform
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jinja2
 from pydantic import Field
 
 from zimage.captions.subject import Subject
-from zimage.faces.pictures import fitted, jpeg, read_rgb
+from zimage.faces.pictures import Picture, fitted, jpeg, read_rgb
 from zimage.folder import write_whole
 from zimage.identity.charts import Group, Point, curve, strips, whiskers
 from zimage.identity.choice import Sweep
 from zimage.identity.figures import by_prompt
 from zimage.identity.gate import Ruled
+from zimage.identity.impostors import Impostor
 from zimage.identity.intervals import Estimate
+from zimage.identity.likeness import Targets
 from zimage.identity.reals import RealPhoto, Reals
 from zimage.identity.results import Findings, sha256_of
 from zimage.identity.rows import PictureRow
@@ -68,11 +72,13 @@ class Sheet:
         heading: What they have in common.
         detail: In smaller type.
         pictures: In order.
+        language: Of `detail`, which a browser needs to choose the right glyphs; empty for the page's own.
     """
 
     heading: str
     detail: str
     pictures: list[Shown]
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,10 @@ class _Page:
             "cards": self._cards(),
             "rules": [_line(rule) for rule in findings.judgement.rules],
             "glance": self._glance(ranked),
-            "distances": self._distances(),
+            "distances": self._distances(targets, "distance"),
+            "second_distances": self._distances(findings.judge.second, "second_distance"),
+            "strangers": self._strangers(),
+            "where_from": self._where_from(),
             "sheets": [self._sheet(rows) for rows in by_prompt(outcome.reporting)],
             "holdout": self._reals(self.reals.holdout),
             "training": self._reals(self.reals.training),
@@ -183,6 +192,7 @@ class _Page:
             "lora_sha256": sha256_of(outcome.lora),
             "copy_correlation": findings.copy_correlation,
             "second": findings.judge.second,
+            "variety_by": "1 − cosine in CLIP" if findings.judge.clip else "1 − correlation of their pixels",
             "percent": _percent,
         }
 
@@ -212,20 +222,42 @@ class _Page:
         shown = self._reals(self.reals.holdout[:2])
         return [Sheet("Real, held out", "never shown to training", shown)] if shown else []
 
-    def _distances(self) -> str:
-        outcome, targets = self.findings.outcome, self.findings.judge.targets
+    def _distances(self, targets: Targets | None, by: Literal["distance", "second_distance"]) -> str | None:
+        """Return all distances by one engine, or None where there is none: those of two engines are never mixed."""
+        if targets is None:
+            return None
+        outcome, found = self.findings.outcome, self.findings.impostors
         groups = [
-            Group("holdout", "held-out photos against each other", targets.genuine().tolist()),
-            Group("training", "training photos, at the pictures' size", targets.ceiling().tolist()),
-            Group("lora", "with the LoRA", _distances_of(outcome.reporting)),
-            Group("base", "impostors: the base model's faces", _distances_of(outcome.base)),
+            Group("holdout", "held-out photos", targets.genuine().tolist()),
+            Group("training", "training photos", targets.ceiling().tolist()),
+            Group("lora", "with the LoRA", _present(outcome.reporting, by)),
+            Group("base", "base model, without the LoRA", _present(outcome.base, by)),
+            Group("impostor", "impostors: other people", _present(found.faces if found else [], by)),
         ]
         return strips([group for group in groups if group.values], targets.info.threshold)
+
+    def _strangers(self) -> list[Shown]:
+        found = self.findings.impostors if self.photos else None
+        nearest_first = sorted(found.faces, key=lambda one: (one.distance is None, one.distance)) if found else []
+        return [self._stranger(one) for one in nearest_first]
+
+    def _stranger(self, one: Impostor) -> Shown:
+        state = "none" if one.distance is None else "same" if one.same else "other"
+        score = "no face" if one.distance is None else f"{one.distance:.2f}"
+        return Shown(self._embedded(one.picture), score, state, f"another person, {one.photo}")
+
+    def _where_from(self) -> str:
+        """Return how many strangers there are and where their photos are from, as the end of a sentence."""
+        found = self.findings.impostors
+        counts = Counter(one.photo for one in found.faces) if found else {}
+        says = ", ".join(f"{count} in {photo}" for photo, count in counts.items())
+        absent = f"; not installed here: {', '.join(found.absent)}" if found and found.absent else ""
+        return f"{says}{absent}"
 
     def _sheet(self, rows: Sequence[PictureRow]) -> Sheet:
         base = [row for row in self.findings.outcome.base if row.prompt == rows[0].prompt][:1]
         pictures = [self._picture(row, "base" if row.weights == "base" else "") for row in [*base, *rows]]
-        return Sheet(rows[0].aspect, _asked(rows[0]), pictures)
+        return Sheet(rows[0].aspect, _asked(rows[0]), pictures, _tag(rows[0]))
 
     def _strength_sheets(self) -> list[Sheet]:
         """Return a sheet for each prompt of the choosing half: the base model, then each strength, one seed."""
@@ -240,7 +272,7 @@ class _Page:
             pictures = [
                 self._picture(row, "base" if row.weights == "base" else f"{row.strength:g}×") for row in [*base, *swept]
             ]
-            sheets.append(Sheet(first.aspect, _asked(first), pictures))
+            sheets.append(Sheet(first.aspect, _asked(first), pictures, _tag(first)))
         return sheets
 
     def _pairs(self) -> list[Sheet]:
@@ -291,7 +323,10 @@ class _Page:
         return Shown(self._uri(real.file), score, "real", f"photo {real.photo}")
 
     def _uri(self, path: Path) -> str:
-        content = jpeg(fitted(read_rgb(path), self.params.picture_px), JPEG_QUALITY)
+        return self._embedded(read_rgb(path))
+
+    def _embedded(self, picture: Picture) -> str:
+        content = jpeg(fitted(picture, self.params.picture_px), JPEG_QUALITY)
         return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
@@ -320,8 +355,8 @@ def _aspects(rows: Sequence[PictureRow]) -> list[Aspect]:
             len(group),
             sum(row.faces > 0 for row in group),
             sum(row.same for row in group),
-            _mean(_distances_of(group), _number),
-            _mean([row.following for row in group if row.following is not None], _percent),
+            _mean(_present(group, "distance"), _number),
+            _mean(_present(group, "following"), _percent),
         )
         for name, group in groups.items()
     ]
@@ -331,6 +366,10 @@ def _asked(row: PictureRow) -> str:
     """Return the prompt without its opening, which is the same everywhere: "head and shoulders, ..."."""
     first, comma, rest = row.text.partition(", " if row.language == "en" else "，")
     return rest if comma and first.startswith(("a photo of", "一张")) else row.text
+
+
+def _tag(row: PictureRow) -> str:
+    return "zh-Hans" if row.language == "zh" else ""
 
 
 def _sweep_chart(sweep: Sweep | None, name: str) -> str | None:
@@ -381,8 +420,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _distances_of(rows: Sequence[PictureRow]) -> list[float]:
-    return [row.distance for row in rows if row.distance is not None]
+def _present(scored: Sequence[PictureRow] | Sequence[Impostor], number: str) -> list[float]:
+    return [value for one in scored if (value := getattr(one, number)) is not None]
 
 
 def _mean(values: Sequence[float], shown: Callable[[float | None], str]) -> str:

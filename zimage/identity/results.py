@@ -10,6 +10,7 @@ from zimage.identity.choice import Sweep
 from zimage.identity.contest import Outcome
 from zimage.identity.figures import Figures
 from zimage.identity.gate import Judgement
+from zimage.identity.impostors import Impostors
 from zimage.identity.intervals import Estimate
 from zimage.identity.judge import Judge
 from zimage.identity.likeness import Targets
@@ -26,6 +27,8 @@ class Findings:
         figures: What they amount to.
         judgement: The verdict.
         judge: What they were held against.
+        impostors: Real photos of other people; None where none were asked for.
+        absent: What was asked for and is not on this machine.
         suite: Name of the prompt suite.
         base: Identity of the base model.
         copy_correlation: From this likeness on a picture counted as a copy.
@@ -35,6 +38,8 @@ class Findings:
     figures: Figures
     judgement: Judgement
     judge: Judge
+    impostors: Impostors | None
+    absent: list[str]
     suite: str
     base: str
     copy_correlation: float
@@ -59,7 +64,7 @@ class DistanceRow(Row):
     """One distance to the held-out centroid, for the distributions."""
 
     group: str
-    """lora, base, training (real photos at the pictures' size) or holdout (each against the others)."""
+    """lora, base, impostor, training (these two real photos at the pictures' size) or holdout (against each other)."""
     distance: float
 
 
@@ -105,6 +110,9 @@ def metrics_of(findings: Findings) -> dict[str, Any]:
         "engine": _engine(judge.targets),
         "second_engine": _engine(judge.second) if judge.second else None,
         "clip": "present" if judge.clip else "absent",
+        "absent": findings.absent,
+        "variety_by": "clip" if judge.clip else "pixels",
+        "impostors": _strangers(findings.impostors),
         "suite": findings.suite,
         "base": findings.base,
     }
@@ -136,6 +144,9 @@ def distance_rows(findings: Findings) -> list[DistanceRow]:
     groups: dict[str, Iterable[float]] = {
         "lora": [row.distance for row in outcome.reporting if row.distance is not None],
         "base": [row.distance for row in outcome.base if row.distance is not None],
+        "impostor": [one.distance for one in findings.impostors.faces if one.distance is not None]
+        if findings.impostors
+        else [],
         "training": targets.ceiling().tolist(),
         "holdout": targets.genuine().tolist(),
     }
@@ -146,6 +157,21 @@ def sha256_of(file: Path) -> str:
     """Return the SHA-256 of a file's content, in hex."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _strangers(found: Impostors | None) -> dict[str, Any] | None:
+    """Return who they are, by where their photos come from, and whether one of them would pass."""
+    if found is None:
+        return None
+    distances = [one.distance for one in found.faces if one.distance is not None]
+    return {
+        "faces": len(found.faces),
+        "found": len(distances),
+        "same_person": sum(one.same for one in found.faces),
+        "nearest": min(distances, default=None),
+        "photos": sorted({one.photo for one in found.faces}),
+        "absent": found.absent,
+    }
 
 
 def _engine(targets: Targets) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from zimage.captions.subject import Subject
 from zimage.faces.cache import cache_of
-from zimage.faces.engine import EngineParams
+from zimage.faces.engine import EngineParams, is_present
 from zimage.faces.pictures import read_rgb
 from zimage.faces.rows import CropRow
 from zimage.folder import made_aside
@@ -20,6 +20,7 @@ from zimage.identity.copies import variety
 from zimage.identity.figures import Evidence, by_prompt, figures
 from zimage.identity.gallery import Gallery
 from zimage.identity.gate import GateParams, judge
+from zimage.identity.impostors import Impostors, impostors
 from zimage.identity.judge import Judge, Search
 from zimage.identity.reals import Reals, reals_of
 from zimage.identity.report import ReportParams, write_report
@@ -51,6 +52,7 @@ class EvaluateParams(Section):
     suite: str = Field(description="demo, full, or a YAML file of prompts")
     engine: EngineParams = Field(description="the face engine that decides")
     second_engine: EngineParams | None = Field(description="an independent engine that has to agree; or null")
+    impostors: Literal["packaged"] | None = Field(description="photos of other people that are scored too; or null")
     clip: ClipParams | None = Field(description="a CLIP model for prompt following; or null")
     sampling: SamplingParams
     seeds: SeedParams
@@ -87,7 +89,9 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
     with made_aside(out) as folder, Search(_engines(params)) as search:
         trial = Trial(gallery, _judge(params, reals, search), search, folder)
         contest = Contest(trial, prompts, subject, params.seeds, params.sweep, params.resampling)
-        findings = _findings(contest.run(candidates), trial, params, base)
+        outcome = contest.run(candidates)
+        strangers = _impostors(trial, params)
+        findings = _findings(outcome, trial, strangers, params=params, base=base)
         write_results(folder, findings)
         write_report(folder, findings, reals, train / "loss.csv", params=params.report, subject=subject)
     gallery.close()
@@ -95,7 +99,25 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
 
 
 def _engines(params: EvaluateParams) -> list[EngineParams]:
-    return [params.engine] if params.second_engine is None else [params.engine, params.second_engine]
+    second = params.second_engine
+    return [params.engine] if second is None or not is_present(second) else [params.engine, second]
+
+
+def _absent(params: EvaluateParams, judge: Judge) -> list[str]:
+    """Return what was asked for and is not on this machine, to be said wherever its numbers are missing."""
+    absent = []
+    if params.second_engine is not None and judge.second is None:
+        absent.append(f"second face engine {params.second_engine.name} {params.second_engine.pack}")
+    if params.clip is not None and judge.clip is None:
+        absent.append(f"CLIP {params.clip.model}")
+    return absent
+
+
+def _impostors(trial: Trial, params: EvaluateParams) -> Impostors | None:
+    if params.impostors is None:
+        return None
+    targets = [one for one in (trial.judge.targets, trial.judge.second) if one is not None]
+    return impostors(trial.search, targets, params.sampling.side_px)
 
 
 def _judge(params: EvaluateParams, reals: Reals, search: Search) -> Judge:
@@ -118,13 +140,15 @@ def _studio(base: Base, sampling: Sampling, prompts: Sequence[Prompt], subject: 
     return studio
 
 
-def _findings(outcome: Outcome, trial: Trial, params: EvaluateParams, base: Base) -> Findings:
+def _findings(
+    outcome: Outcome, trial: Trial, strangers: Impostors | None, *, params: EvaluateParams, base: Base
+) -> Findings:
     evidence = Evidence(
         lora=outcome.reporting,
         base=outcome.base,
         leaks=outcome.leaks,
-        variety=_varieties(trial.folder, outcome.reporting),
-        base_variety=_varieties(trial.folder, outcome.base),
+        variety=_varieties(trial, outcome.reporting),
+        base_variety=_varieties(trial, outcome.base),
         ceiling=trial.judge.targets.ceiling(),
     )
     found = figures(
@@ -134,9 +158,24 @@ def _findings(outcome: Outcome, trial: Trial, params: EvaluateParams, base: Base
         generator=params.resampling.generator(),
     )
     verdict = judge(found, params.gate, embedded=trial.judge.targets.info.embedded)
-    return Findings(outcome, found, verdict, trial.judge, params.suite, base.identity, params.copy_correlation)
+    return Findings(
+        outcome=outcome,
+        figures=found,
+        judgement=verdict,
+        judge=trial.judge,
+        impostors=strangers,
+        absent=_absent(params, trial.judge),
+        suite=params.suite,
+        base=base.identity,
+        copy_correlation=params.copy_correlation,
+    )
 
 
-def _varieties(folder: Path, rows: Sequence[PictureRow]) -> list[list[float]]:
-    """Return how unlike each other the pictures of each prompt are; prompts with one picture have none."""
-    return [variety([read_rgb(folder / row.file) for row in group]) for group in by_prompt(rows)]
+def _varieties(trial: Trial, rows: Sequence[PictureRow]) -> list[list[float]]:
+    """Return how unlike each other the pictures of each prompt are: to CLIP where it is present, else by their pixels.
+
+    A face engine could not tell: it is made not to see expression, light and framing, which are what should vary.
+    """
+    clip = trial.judge.clip
+    unlike = variety if clip is None else clip.variety
+    return [unlike([read_rgb(trial.folder / row.file) for row in group]) for group in by_prompt(rows)]

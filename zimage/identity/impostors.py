@@ -1,0 +1,111 @@
+"""Real photos of other people, scored like generated pictures: how near strangers come, and whether one would pass."""
+
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zimage.faces.pictures import Picture, fitted, read_rgb, write_png
+from zimage.faces.rows import Box
+from zimage.identity.judge import Search, Seen
+from zimage.identity.likeness import Targets, likeness
+
+logger = logging.getLogger(__name__)
+
+# Photographs of people inside packages that are often installed; skimage's portrait is missing because it is the demo's
+# subject.
+PACKAGED = (
+    ("insightface", "data/images/t1.jpg"),
+    ("insightface", "data/images/Tom_Hanks_54745.png"),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+)
+AROUND = 2.0  # side of a picture over that of the face in it, as in a head crop
+
+
+@dataclass(frozen=True)
+class Impostor:
+    """One face of another person.
+
+    Args:
+        photo: Where it is from, such as `matplotlib/grace_hopper.jpg`.
+        picture: The face with its surroundings, at most as large as the generated pictures.
+        distance: To the held-out centroid by the primary engine; None where it finds no face at that size.
+        second_distance: The same by the second engine; None where there is none.
+        same: Whether it passes for the person by the primary engine.
+    """
+
+    photo: str
+    picture: Picture
+    distance: float | None
+    second_distance: float | None
+    same: bool
+
+
+@dataclass(frozen=True)
+class Impostors:
+    """All of them.
+
+    Args:
+        faces: Each face of each photo.
+        absent: Photos whose package is not installed.
+    """
+
+    faces: list[Impostor]
+    absent: list[str]
+
+    @property
+    def found(self) -> list[Impostor]:
+        """Those with a face at the pictures' size: the distances that strangers have."""
+        return [one for one in self.faces if one.distance is not None]
+
+
+def impostors(search: Search, targets: Sequence[Targets], side_px: int) -> Impostors:
+    """Return every face in the packaged photos, cut out, brought to the pictures' size and held against the targets.
+
+    Args:
+        search: Finds the faces, by each engine.
+        targets: The subject by each engine, in the same order.
+        side_px: Of the generated pictures.
+    """
+    places = {f"{package}/{Path(file).name}": _place(package, file) for package, file in PACKAGED}
+    present = {photo: path for photo, path in places.items() if path is not None}
+    whole = search.faces_in([Seen(path) for path in present.values()])
+    cut = [
+        (photo, fitted(_around(picture, face.box_xyxy), side_px))
+        for (photo, path), faces in zip(present.items(), whole, strict=True)
+        for picture in [read_rgb(path)]
+        for face in faces[0]
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        files = [Path(name) / f"{number}.png" for number in range(len(cut))]
+        for file, (_, picture) in zip(files, cut, strict=True):
+            write_png(file, picture)
+        found = list(search.faces_in([Seen(file) for file in files]))
+    scored = [[likeness(faces, target) for faces, target in zip(each, targets, strict=True)] for each in found]
+    logger.info("%d faces of other people in %s", len(cut), ", ".join(present) or "no photo")
+    return Impostors(
+        faces=[
+            Impostor(photo, picture, first.distance, rest[0].distance if rest else None, first.same)
+            for (photo, picture), (first, *rest) in zip(cut, scored, strict=True)
+        ],
+        absent=[photo for photo, path in places.items() if path is None],
+    )
+
+
+def _place(package: str, file: str) -> Path | None:
+    """Return where a file of a package lies, without importing the package; None where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / file if spec and spec.origin else None
+    return path if path and path.is_file() else None
+
+
+def _around(picture: Picture, box: Box) -> Picture:
+    """Return the square around a face, as far as the picture reaches."""
+    height, width = picture.shape[:2]
+    half = AROUND * max(box[2] - box[0], box[3] - box[1]) / 2
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    left, right = (min(max(round(x + side), 0), width) for side in (-half, half))
+    top, bottom = (min(max(round(y + side), 0), height) for side in (-half, half))
+    return picture[top:bottom, left:right]
