@@ -243,5 +243,5 @@ class _Swiglu(Function):
         dhidden = torch.empty_like(hidden)
         dgate, dvalue = dhidden.chunk(2, dim=-1)
         torch.mul(dout, opened, out=dvalue)
-        dgate.copy_(torch.ops.aten.silu_backward(dout * value, gate))
+        torch.ops.aten.silu_backward.grad_input(dout * value, gate, grad_input=dgate)
         return dhidden

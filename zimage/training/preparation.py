@@ -10,7 +10,7 @@ import torch
 from zimage.errors import InputError
 from zimage.model.base import open_scheduler, open_transformer
 from zimage.model.denoiser import Denoiser
-from zimage.model.device import device_and_dtype, release
+from zimage.model.device import device_and_dtype, keep_freed_memory, release
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.dataset import Dataset
 from zimage.training.draw import generator_of
@@ -66,6 +66,7 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
     device, _ = device_and_dtype()
     sizes = sizes_of(base)
     check(params, sizes, device)
+    keep_freed_memory(device)
     dataset = Dataset(encode, device=device, face_weight=params.face_weight)
     scheduler = open_scheduler(base)
     denoiser, names = _denoiser(base, params, device)
