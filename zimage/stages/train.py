@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: 
 
     Args:
         encode: The folder of the encode stage.
-        out: Gets lora.safetensors, checkpoints/, samples/, loss.csv and metrics.json.
+        out: Gets lora.safetensors, checkpoints/, samples/, tensorboard/, loss.csv and metrics.json.
         params: See `TrainParams`.
         base: The model that is adapted.
         subject: Its trigger is written into the LoRA.
@@ -73,7 +73,8 @@ def _lead(
             keeper = Keeper(
                 aside, prepared, params, base=base, metadata=metadata, run=run, begin=begin, progress=progress
             )
-            prepared.loop.run(begin, params.checkpoint_every, told=keeper.told, kept=keeper.kept)
+            with closing(keeper):
+                prepared.loop.run(begin, params.checkpoint_every, told=keeper.told, kept=keeper.kept)
         keeper.save(aside / "lora.safetensors")
         write_metrics(aside / "metrics.json", _metrics(prepared, keeper, params, begin))
         shutil.rmtree(aside / "resume")

@@ -16,6 +16,7 @@ from zimage.model.device import peak_memory_gb, sent
 from zimage.model.latents import decode, image_of
 from zimage.model.sampling import sample
 from zimage.progress import Progress
+from zimage.training.board import Board
 from zimage.training.checkpoint import State, write_state
 from zimage.training.draw import generator_of
 from zimage.training.params import SampleParams, TrainParams
@@ -31,7 +32,7 @@ class Keeper:
     """Takes what the loop tells and keeps.
 
     Args:
-        folder: Where it goes; `checkpoints/`, `samples/`, `resume/` and `loss.csv` are made in it.
+        folder: Where it goes; `checkpoints/`, `samples/`, `resume/`, `tensorboard/` and `loss.csv` are made in it.
         prepared: The run.
         params: Of the run.
         base: The folder of the base model, whose autoencoder makes sample pictures visible.
@@ -54,6 +55,7 @@ class Keeper:
         progress: Progress,
     ) -> None:
         self.record = Record(folder / "loss.csv", begin)
+        self._board = Board(folder / "tensorboard", begin)
         self._folder, self._prepared, self._params = folder, prepared, params
         self._base, self._metadata, self._run, self._progress = base, metadata, run, progress
         self._watch = Watch(params.explosion)
@@ -80,8 +82,9 @@ class Keeper:
         for reading in readings:
             if fault := self._watch.broken(reading):
                 raise DivergedError(self._sentence(reading, fault))
-        numbers = {"loss": self.record.smooth, "steps_per_s": self.steps_per_s, "peak_gb": self.peak_gb}
-        self._progress.advance(len(readings), **numbers)
+        speed = {"steps_per_s": self.steps_per_s, "peak_gb": self.peak_gb}
+        self._board.add(readings, self._rate, {"smooth": self.record.smooth, **speed})
+        self._progress.advance(len(readings), loss=self.record.smooth, **speed)
         self._since = time.monotonic()
 
     def kept(self, done: int) -> None:
@@ -95,6 +98,10 @@ class Keeper:
         write_state(self._folder / "resume", State(done, self._prepared.loop.optimiser.tensors()), run=self._run)
         self._since = time.monotonic()
 
+    def close(self) -> None:
+        """Write what is still on its way."""
+        self._board.close()
+
     def save(self, path: Path) -> None:
         """Write the LoRA as it is now."""
         factors = self._prepared.adapters.factors(self._prepared.loop.optimiser.result)
@@ -107,8 +114,9 @@ class Keeper:
         with self._wearing_what_is_saved():
             for number, latents in enumerate(self._latents(params)):
                 pixels = decode(vae, latents)
-                path = self._folder / "samples" / f"step-{done:06d}-{number}.png"
-                Image.fromarray(image_of(pixels[0])).save(path)
+                image = image_of(pixels[0])
+                Image.fromarray(image).save(self._folder / "samples" / f"step-{done:06d}-{number}.png")
+                self._board.picture(number, done, image)
 
     def _latents(self, params: SampleParams) -> Iterator[Tensor]:
         dataset, denoiser = self._prepared.dataset, self._prepared.denoiser
