@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format fingerprints install clean
+.PHONY: help demo serve test format fingerprints install clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ help:  ## Show this list
 demo: $(VENV)/.installed  ## Run the whole pipeline for the demo subject, and show what it found
 	@$(BIN)/dvc repro
 	@$(BIN)/python -m zimage summary
+
+serve: $(VENV)/.installed  ## Run a Prefect server with its UI, workers and all deployments, until Ctrl-C
+	@exec $(BIN)/python -m flows serve
 
 test: $(VENV)/.installed  ## Run the tests, the linters and the type checker
 	@$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from flows import spec
-from tasks.settings import from_environment
+from tasks.settings import PROJECT, from_environment
 from zimage.errors import InputError
 from zimage.summary import summary
 
@@ -23,6 +23,10 @@ SPECS: dict[str, type[spec.SubjectSpec]] = {
     "learn": spec.LearnSpec,
     "publish": spec.PublishSpec,
 }
+STACK = {
+    "serve": "Run a Prefect server, a worker for each pool, and all deployments, until Ctrl-C.",
+    "deploy": "Apply pools, deployments and automations to the configured server.",
+}
 FLAGS = {"values": "--set"}
 ALONE = {"publish": "pass"}  # what an option means that is given without a value
 USER_ERROR = 2
@@ -31,8 +35,19 @@ ITS_LAST_WORDS = "Stopping temporary server"
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
+
+
+# Of a server that lasts, and of its workers. Leases in files outlive a restart of the server, those in memory do not.
+LASTING = {
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P7D",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # tasks/policy.py, HEARTBEAT_S
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+}
+PORT = 4200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     name = given.pop("flow")
+    if name in STACK:
+        return _stack(name, **given)
     try:
         asked = _checked(SPECS[name], given)
         outcome = _run(name, asked)
@@ -55,6 +72,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if refusal:
         print(f"flows: {refusal}", file=sys.stderr)
     return USER_ERROR if refusal else 0
+
+
+def _stack(name: str, *, notify: str, port: int = PORT) -> int:
+    """Run the stack, or apply what is declared for it; return the exit code."""
+    for key, value in LASTING.items():
+        os.environ.setdefault(key, value)
+    if name == "serve":
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    from flows.stack import deploy, serve
+
+    try:
+        if name == "deploy":
+            deploy(notify=notify)
+        else:
+            serve(from_environment(), port=port, notify=notify)
+    except InputError as error:
+        print(f"flows: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("flows: Stopped.", file=sys.stderr)
+    return 0
 
 
 def _run(name: str, asked: BaseModel) -> Any:
@@ -137,6 +176,14 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=about, description=about, argument_default=argparse.SUPPRESS)
         for field, info in kind.model_fields.items():
             _add_option(command, field, info)
+    for name, about in STACK.items():
+        command = commands.add_parser(name, help=about, description=about)
+        address = os.environ.get("ZIMAGE_NOTIFY", "")
+        command.add_argument("--notify", default=address, metavar="URL", help="a webhook that gets notifications")
+        if name == "serve":
+            command.add_argument(
+                "--port", type=int, default=PORT, help="of the server; it answers to this machine only"
+            )
     return parser
 
 

@@ -1,20 +1,46 @@
 """Crops in; the LoRA, its score and the report out: the leg that wants a GPU."""
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from flows.spec import LearnSpec
 from tasks.caption import caption
 from tasks.encode import encode
 from tasks.evaluate import evaluate
-from tasks.settings import from_environment
+from tasks.handover import hand_over, take
+from tasks.leg import up_to_date, working_on
+from tasks.settings import Settings, from_environment
+from tasks.subject import choices
 from tasks.train import train
-from tasks.workspace import Outcome, held, is_up_to_date
+from tasks.unfinished import fetch_unfinished, forget_unfinished
+from tasks.workspace import Outcome
+
+STAGES = (caption, encode, train, evaluate)
 
 
 @flow(name="learn", flow_run_name="learn {spec.subject}")
 def learn(spec: LearnSpec) -> dict[str, Outcome]:
     """Return what became of `caption`, `encode`, `train` and `evaluate`."""
-    workspace = from_environment().workspace(spec.subject)
-    with held(workspace):
-        known = is_up_to_date(workspace, "evaluate")
-        return {stage.name: stage(workspace, known=known).result() for stage in (caption, encode, train, evaluate)}
+    settings = from_environment()
+    workspace = settings.workspace(spec.subject)
+    shared = spec.placement == "pools"
+    with working_on(workspace, shared=shared):
+        return _shared(settings, spec.subject) if shared else up_to_date(workspace, STAGES, shared=False)
+
+
+def _shared(settings: Settings, subject: str) -> dict[str, Outcome]:
+    workspace = settings.workspace(subject)
+    taken = take(settings, subject)
+    fetch_unfinished(settings, subject)
+    outcomes = up_to_date(workspace, STAGES, shared=True, after="detect")
+    hand_over(
+        settings,
+        subject,
+        taken,
+        stages=tuple(outcomes),
+        sources={},
+        choices=choices(workspace),
+        run=flow_run.name,
+    )
+    forget_unfinished(settings, subject)
+    return outcomes

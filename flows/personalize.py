@@ -1,13 +1,16 @@
-"""From photos to a LoRA that was scored: all legs, one after the other, on this machine."""
+"""From photos to a LoRA that was scored: all legs, one after the other, on this machine or on those of the pools."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from prefect import flow
+from prefect import Flow, flow
+from prefect.client.schemas.objects import FlowRun, State
 
 from flows.learn import learn
 from flows.prepare import prepare
 from flows.publish import publish
 from flows.spec import LearnSpec, PersonalizeSpec, PrepareSpec, PublishSpec
+from tasks.elsewhere import cancel_parts, run_leg, start
 from tasks.publish import Release
 from tasks.workspace import Outcome
 from zimage.errors import InputError
@@ -28,15 +31,41 @@ class Personalized:
     refusal: str | None = None
 
 
-@flow(name="personalize", flow_run_name="personalize {spec.subject}")
+def _cancel_parts(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    cancel_parts(flow_run)
+
+
+@flow(name="personalize", flow_run_name="personalize {spec.subject}", on_cancellation=[_cancel_parts])
 def personalize(spec: PersonalizeSpec) -> Personalized:
     """Return what became of each stage and, if publishing was asked for, the release."""
-    outcomes = prepare(PrepareSpec(**spec.model_dump(exclude={"publish"})))
-    outcomes |= learn(LearnSpec(subject=spec.subject))
+    prepared = PrepareSpec(**spec.model_dump(exclude={"publish"}))
+    learned = LearnSpec(subject=spec.subject, placement=spec.placement)
+    if spec.placement == "pools":
+        outcomes = run_leg("prepare", prepared) | run_leg("learn", learned)
+    else:
+        outcomes = prepare(prepared) | learn(learned)
+    return _published(spec, outcomes)
+
+
+def _published(spec: PersonalizeSpec, outcomes: dict[str, Outcome]) -> Personalized:
     if spec.publish == "never":
         return Personalized(outcomes)
+    ask = spec.publish == "ask"
+    asked = PublishSpec(
+        subject=spec.subject,
+        placement=spec.placement,
+        accept_provisional=ask or spec.publish == "provisional",
+        approval=ask,
+    )
     try:
-        asked = PublishSpec(subject=spec.subject, accept_provisional=spec.publish == "provisional")
-        return Personalized(outcomes, release=publish(asked))
+        if ask:  # the person may take days; this run does not wait
+            start("publish", asked, as_part=False)
+        elif spec.placement == "pools":
+            run_leg("publish", asked)
+        else:
+            release = publish(asked)
+            assert isinstance(release, Release), "only a flow with approval ends otherwise"
+            return Personalized(outcomes, release=release)
     except InputError as error:
         return Personalized(outcomes, refusal=str(error))
+    return Personalized(outcomes)

@@ -1,13 +1,16 @@
 """Photos in, crops out: the leg that needs no GPU."""
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from flows.spec import PrepareSpec
 from tasks.detect import detect
+from tasks.handover import Taken, hand_over, take, track_inputs
 from tasks.ingest import ingest
-from tasks.settings import from_environment
-from tasks.subject import set_up
-from tasks.workspace import Outcome, held, is_up_to_date
+from tasks.leg import readable, sources_of, up_to_date, working_on
+from tasks.settings import Settings, from_environment
+from tasks.subject import choices, set_up
+from tasks.workspace import Outcome
 from zimage.params import parsed
 
 
@@ -16,15 +19,41 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
     """Return what became of `ingest` and `detect`, in a workspace that was made or brought up to date for them."""
     settings = from_environment()
     workspace = settings.workspace(spec.subject)
-    with held(workspace):
-        set_up(
-            settings,
-            spec.subject,
-            photos=spec.photos,
-            consent=spec.consent,
-            base=spec.base,
-            preset=spec.preset,
-            values=parsed(spec.values),
-        )
-        known = is_up_to_date(workspace, "detect")
-        return {stage.name: stage(workspace, known=known).result() for stage in (ingest, detect)}
+    if spec.placement == "pools":
+        with working_on(workspace, shared=True):
+            return _shared(settings, spec, take(settings, spec.subject))
+    with working_on(workspace, shared=False):
+        _set_up(settings, spec, {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides})
+        return up_to_date(workspace, (ingest, detect), shared=False)
+
+
+def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Outcome]:
+    workspace = settings.workspace(spec.subject)
+    given = {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides}
+    sources = sources_of(given, taken.state)
+    _set_up(settings, spec, {name: address or readable(sources, name) for name, address in given.items()})
+    track_inputs(workspace)
+    outcomes = up_to_date(workspace, (ingest, detect), shared=True)
+    hand_over(
+        settings,
+        spec.subject,
+        taken,
+        stages=tuple(outcomes),
+        sources=sources,
+        choices=choices(workspace),
+        run=flow_run.name,
+    )
+    return outcomes
+
+
+def _set_up(settings: Settings, spec: PrepareSpec, addresses: dict[str, str]) -> None:
+    set_up(
+        settings,
+        spec.subject,
+        photos=addresses["photos"],
+        consent=addresses["consent"],
+        overrides=addresses["overrides"],
+        base=spec.base,
+        preset=spec.preset,
+        values=parsed(spec.values),
+    )

@@ -1,22 +1,53 @@
-"""A finished workspace in, a release out."""
+"""A finished workspace in, a release out; with `approval`, once a person has said so."""
+
+from pathlib import Path
+from typing import Any, Literal
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
 from prefect.logging import get_run_logger
+from prefect.states import Completed
+from pydantic import Field
 
 from flows.spec import PublishSpec
 from tasks import publish as publishing
+from tasks.handover import take
+from tasks.leg import working_on
+from tasks.log import told
 from tasks.publish import Release
 from tasks.settings import from_environment
+from tasks.shown import show_offer
 from tasks.storage import open_store
-from tasks.workspace import held
+from tasks.workspace import pull
+
+WAITS_S = 14 * 24 * 3600
+
+
+class Approval(RunInput):
+    """What a person decides about a release."""
+
+    decision: Literal["publish", "refuse"] = Field("refuse", title="Decision")
+    reason: str = Field("", title="Why", description="Kept with the run.")
 
 
 @flow(name="publish", flow_run_name="publish {spec.subject}")
-def publish(spec: PublishSpec) -> Release:
-    """Return the release of what the subject's workspace holds."""
+def publish(spec: PublishSpec) -> Release | State[Any]:
+    """Return the release of what the subject's workspace holds, or the state `Refused` if a person refused it.
+
+    Prefect runs a suspended flow from its start when it goes on: what is offered is looked at again, and a result that
+    changed in the meantime is asked for again.
+    """
     settings = from_environment()
     workspace = settings.workspace(spec.subject)
-    with held(workspace):
+    shared = spec.placement == "pools"
+    with working_on(workspace, shared=shared):
+        if shared:
+            take(settings, spec.subject)
+            pull(workspace, ["train", "evaluate", "data/consent.yaml.dvc"], on_line=told)
+        if spec.approval and (refused := _refused(spec, workspace)):
+            return refused
         release = publishing.publish(
             workspace,
             spec.subject,
@@ -27,3 +58,14 @@ def publish(spec: PublishSpec) -> Release:
     if release.notice:
         get_run_logger().warning("%s", release.notice)
     return release
+
+
+def _refused(spec: PublishSpec, workspace: Path) -> State[Any] | None:
+    """Ask a person, and return the state `Refused` if they refuse; nobody is asked about what the gate refuses."""
+    publishing.gate(workspace, accept_provisional=spec.accept_provisional, use=spec.use)
+    offer = show_offer(workspace)
+    asked = Approval.with_initial_data(description=offer.text)
+    answer = suspend_flow_run(wait_for_input=asked, timeout=WAITS_S, key=f"approve-{offer.content}")
+    if answer.decision == "publish":
+        return None
+    return Completed(name="Refused", message=answer.reason or "A person refused it.")

@@ -13,7 +13,8 @@ Subject = Annotated[
     ),
 ]
 Preset = Literal["", "tiny", "8gb", "16gb", "24gb", "80gb", "turbo-8gb", "turbo-16gb", "turbo-24gb", "turbo-80gb"]
-Publish = Literal["never", "pass", "provisional"]
+Publish = Literal["never", "ask", "pass", "provisional"]
+Placement = Literal["local", "pools"]
 Use = Literal["non-commercial", "commercial"]
 
 
@@ -24,28 +25,52 @@ class SubjectSpec(BaseModel):
     subject: Subject
 
 
-class PrepareSpec(SubjectSpec):
+class PlacedSpec(SubjectSpec):
+    """Whose workspace it is about, and where the work is done."""
+
+    placement: Placement = Field(
+        "local",
+        title="Where",
+        description="local: where this run is; pools: each leg on a worker of its own, through the store.",
+    )
+
+
+class PrepareSpec(PlacedSpec):
     """Photos in, training and held-out crops out. What is left empty stays as it was chosen before."""
 
     photos: str = Field("", title="Photos", description="A folder, a zip or tar archive, or s3://bucket/prefix.")
     consent: str = Field("", title="Consent", description="The file that says what the person agreed to.")
+    overrides: str = Field("", title="Decisions", description="A folder: decisions.yaml, captions/<photo>.txt.")
     base: str = Field("", title="Base model", description="A folder in diffusers' layout, or a hub id in the cache.")
     preset: Preset = Field("", title="Preset", description="Values that suit a base model and a GPU.")
     values: list[str] = Field([], title="Own values", description="SECTION.KEY=VALUE, such as train.steps=800.")
 
 
-class LearnSpec(SubjectSpec):
+class LearnSpec(PlacedSpec):
     """Crops in; captions, the LoRA, its score and the report out."""
 
 
-class PublishSpec(SubjectSpec):
+class PublishSpec(PlacedSpec):
     """A finished workspace in, a release out."""
 
     accept_provisional: bool = Field(False, title="Also provisional", description="Too few photos for a sure verdict.")
     use: Use = Field("non-commercial", title="Use", description="What for; licences of models may contradict it.")
+    approval: bool = Field(False, title="Ask first", description="Wait for a person who sees verdict and report.")
+
+
+class RetrainSpec(BaseModel):
+    """Every subject is looked at, and `personalize` is started where something changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    only_look: bool = Field(False, title="Only look", description="Start nothing; the table says what would be.")
+    publish: Publish = Field(
+        "never", title="Publish", description="never; ask a person; if it passed; also if provisional."
+    )
 
 
 class PersonalizeSpec(PrepareSpec):
     """Photos in; the LoRA, its score, the report and, if asked for, a release out."""
 
-    publish: Publish = Field("never", title="Publish", description="never; if it passed; also if provisional.")
+    publish: Publish = Field(
+        "never", title="Publish", description="never; ask a person; if it passed; also if provisional."
+    )

@@ -10,6 +10,6 @@ from tasks.workspace import Outcome
 
 
 @stage_task
-def caption(workspace: Path, *, known: bool = False) -> State[Outcome]:
+def caption(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
     """Bring `data/caption` up to date: what each training picture shows besides the person."""
-    return up_to_date(workspace, "caption", known=known)
+    return up_to_date(workspace, "caption", known=known, shared=shared)

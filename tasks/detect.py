@@ -10,6 +10,6 @@ from tasks.workspace import Outcome
 
 
 @stage_task
-def detect(workspace: Path, *, known: bool = False) -> State[Outcome]:
+def detect(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
     """Bring `data/detect` up to date: whose face it is, which photos are good, and the crops of them."""
-    return up_to_date(workspace, "detect", known=known)
+    return up_to_date(workspace, "detect", known=known, shared=shared)

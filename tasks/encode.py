@@ -10,6 +10,6 @@ from tasks.workspace import Outcome
 
 
 @stage_task
-def encode(workspace: Path, *, known: bool = False) -> State[Outcome]:
+def encode(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
     """Bring `data/encode` up to date: latents and text embeddings, so that training needs only the transformer."""
-    return up_to_date(workspace, "encode", known=known)
+    return up_to_date(workspace, "encode", known=known, shared=shared)

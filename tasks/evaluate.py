@@ -10,6 +10,6 @@ from tasks.workspace import Outcome
 
 
 @stage_task
-def evaluate(workspace: Path, *, known: bool = False) -> State[Outcome]:
+def evaluate(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
     """Bring `data/evaluate` up to date: how often the LoRA's pictures are the person, and the report."""
-    return up_to_date(workspace, "evaluate", known=known)
+    return up_to_date(workspace, "evaluate", known=known, shared=shared)

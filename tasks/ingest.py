@@ -10,6 +10,6 @@ from tasks.workspace import Outcome
 
 
 @stage_task
-def ingest(workspace: Path, *, known: bool = False) -> State[Outcome]:
+def ingest(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
     """Bring `data/ingest` up to date: photos with consent, decoded, upright, in sRGB and without metadata."""
-    return up_to_date(workspace, "ingest", known=known)
+    return up_to_date(workspace, "ingest", known=known, shared=shared)

@@ -1,8 +1,16 @@
-"""How each stage is run: where, how often it is tried, how long it may take. The one place for all of it."""
+"""What happens when something fails: what is tried again, how often, for how long. The one place for all of it.
+
+photos, gate, settings  InputError: never tried again, they do not change by waiting
+a stage                 as often as its policy says; what DVC has finished is kept, training goes on from a checkpoint
+the store               STORE_RETRY_AFTER_S
+a lost worker           noticed by missed heartbeats (LOST_AFTER_S, infra/automations.yaml); its leg is started again
+                        elsewhere, as often as its leg says, once its lease has run out (LEASE_S)
+the server away         waited for, SERVER_AWAY_S
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -29,18 +37,41 @@ class Policy:
 
 HOUR_S = 3600
 POLICIES = {
-    # Nothing but the photos and the disk decides about these two, and neither changes by waiting.
-    "ingest": Policy("cpu", retries=0, timeout_s=1 * HOUR_S),
-    "detect": Policy("cpu", retries=0, timeout_s=2 * HOUR_S),
+    # Nothing but the photos decides about these two; but disk and store may be away for a while.
+    "ingest": Policy("cpu", retries=2, timeout_s=1 * HOUR_S),
+    "detect": Policy("cpu", retries=2, timeout_s=2 * HOUR_S),
     # A GPU may be lost or taken by someone else for a while.
-    "caption": Policy("gpu", retries=1, timeout_s=2 * HOUR_S),
-    "encode": Policy("gpu", retries=1, timeout_s=2 * HOUR_S),
+    "caption": Policy("gpu", retries=2, timeout_s=2 * HOUR_S),
+    "encode": Policy("gpu", retries=2, timeout_s=2 * HOUR_S),
     "train": Policy("gpu", retries=2, timeout_s=24 * HOUR_S),  # goes on from its last checkpoint
-    "evaluate": Policy("gpu", retries=1, timeout_s=6 * HOUR_S),
+    "evaluate": Policy("gpu", retries=2, timeout_s=6 * HOUR_S),
 }
-RETRY_AFTER_S = 10
+RETRY_AFTER_S = [10.0, 60.0]
+STORE_RETRY_AFTER_S = [2.0, 10.0, 30.0, 60.0]
+
+
+@dataclass(frozen=True)
+class LegPolicy:
+    """How a leg is run where it has a machine of its own.
+
+    Args:
+        pool: The work pool whose workers take it.
+        lost: How often it is started again when its worker was lost.
+    """
+
+    pool: Literal["cpu", "gpu"]
+    lost: int
+
+
+LEGS = {"prepare": LegPolicy("cpu", lost=2), "learn": LegPolicy("gpu", lost=3), "publish": LegPolicy("cpu", lost=2)}
+HEARTBEAT_S = 30  # the least that Prefect takes
+LOST_AFTER_S = 90  # three heartbeats
+LEASE_S = 60  # the least that Prefect takes; renewed at three quarters of it
+LEASE_WAIT_S = 600  # for a subject that somebody else works on
+SERVER_AWAY_S = 600
 
 P = ParamSpec("P")
+R = TypeVar("R")
 StageTask = Task[P, State[Outcome]]
 
 
@@ -60,6 +91,26 @@ def stage_task(function: Callable[P, State[Outcome]]) -> StageTask[P]:
         persist_result=False,
         log_prints=False,
     )
+
+
+def store_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Return a decorator that makes a function a Prefect task which waits for a store that is away."""
+
+    def decorated(function: Callable[P, R]) -> Task[P, R]:
+        return Task(
+            function,
+            name=name,
+            task_run_name=f"{name} {{subject}}",
+            tags={"store"},
+            retries=len(STORE_RETRY_AFTER_S),
+            retry_delay_seconds=STORE_RETRY_AFTER_S,
+            retry_condition_fn=may_pass,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+            log_prints=False,
+        )
+
+    return decorated
 
 
 def may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -7,7 +7,7 @@ import yaml
 
 from tasks.photos import bring_photos
 from tasks.settings import DEMO, Settings
-from tasks.workspace import make, write_changed
+from tasks.workspace import is_tracked, make, write_changed
 from zimage.errors import InputError
 from zimage.folder import write_whole
 from zimage.model.base import TINY, Base, identify
@@ -54,6 +54,7 @@ def set_up(
     *,
     photos: str = "",
     consent: str = "",
+    overrides: str = "",
     base: str = "",
     preset: str = "",
     values: dict[str, Any] | None = None,
@@ -65,6 +66,7 @@ def set_up(
         subject: Whose it is; `demo` is the project itself, which is left as it is.
         photos: A folder, an archive or `s3://bucket/prefix`.
         consent: A consent file.
+        overrides: A folder with a person's decisions on photos and captions.
         base: A folder or a hub id; it is identified anew whenever it is given.
         preset: A name in presets.yaml.
         values: New values by `section.key`, added to earlier ones.
@@ -74,16 +76,18 @@ def set_up(
     """
     folder = settings.workspace(subject)
     if subject == DEMO:
-        if any((photos, consent, base, preset, values)):
+        if any((photos, consent, overrides, base, preset, values)):
             raise InputError("The subject `demo` has photos and settings of its own; choose another name for yours.")
         return folder
-    chosen = _chosen(_choices(folder), base, preset, values or {})
+    chosen = _chosen(choices(folder), base, preset, values or {})
     params = params_of(settings.project, chosen)
     make(folder, settings.project)
-    write_changed(folder / "subject.yaml", yaml.safe_dump(chosen.model_dump(), sort_keys=False, allow_unicode=True))
+    write_choices(folder, chosen)
     write_changed(folder / "params.yaml", params)
     _bring_consent(consent, folder / "data" / "consent.yaml", subject)
     _bring_photos(photos, folder / "data" / "photos", subject)
+    if overrides:
+        bring_photos(overrides, folder / "data" / "overrides")
     return folder
 
 
@@ -103,11 +107,21 @@ def params_of(project: Path, chosen: Choices) -> str:
     return HEADER + with_values(text, chosen.values, "subject.yaml")
 
 
-def _choices(folder: Path) -> Choices:
+def choices(folder: Path) -> Choices:
+    """Return what was chosen in a workspace; the defaults where nothing was.
+
+    Raises:
+        InputError: its subject.yaml is not one.
+    """
     path = folder / "subject.yaml"
     if not path.is_file():
         return Choices(preset=DEFAULT_PRESET, base=None, values={})
     return checked(read_params(path), Choices, str(path))
+
+
+def write_choices(folder: Path, chosen: Choices) -> None:
+    """Write a workspace's subject.yaml."""
+    write_changed(folder / "subject.yaml", yaml.safe_dump(chosen.model_dump(), sort_keys=False, allow_unicode=True))
 
 
 def _chosen(before: Choices, base: str, preset: str, values: dict[str, Any]) -> Choices:
@@ -131,12 +145,12 @@ def _bring_consent(consent: str, target: Path, subject: str) -> None:
             raise InputError(f"There is no consent file {consent}.")
         if not target.is_file() or target.read_bytes() != source.read_bytes():
             write_whole(target, source.read_bytes())
-    elif not target.is_file():
+    elif not target.is_file() and not is_tracked(target):
         raise InputError(f"{subject} has no consent yet; give its file with --consent.")
 
 
 def _bring_photos(photos: str, target: Path, subject: str) -> None:
     if photos:
         bring_photos(photos, target)
-    elif not target.exists():
+    elif not target.exists() and not is_tracked(target):
         raise InputError(f"{subject} has no photos yet; give a folder or an archive with --photos.")

@@ -10,6 +10,6 @@ from tasks.workspace import Outcome
 
 
 @stage_task
-def train(workspace: Path, *, known: bool = False) -> State[Outcome]:
+def train(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
     """Bring `data/train` up to date: the LoRA, its checkpoints and its loss."""
-    return up_to_date(workspace, "train", known=known)
+    return up_to_date(workspace, "train", known=known, shared=shared)

@@ -38,6 +38,7 @@ CONFIG = """[core]
 """
 LOOK_EVERY_S = 0.5
 STOPS_WITHIN_S = 10.0
+SHARED = ["--pull", "--allow-missing"]
 UP_TO_DATE = "Data and pipelines are up to date."
 FULL = "No space left on device"
 
@@ -92,11 +93,14 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def is_up_to_date(folder: Path, stage: str) -> bool:
-    """Return whether DVC would leave `stage` and all it builds on alone; only looks."""
+def is_up_to_date(folder: Path, stage: str, *, shared: bool = False) -> bool:
+    """Return whether DVC would leave `stage` and all it builds on alone; only looks.
+
+    With `shared`, what is absent here counts as what the lock says of it.
+    """
     lines: list[str] = []
     try:
-        _dvc(folder, ["repro", "--dry", stage], on_line=lines.append)
+        _dvc(folder, ["repro", "--dry", *(["--allow-missing"] if shared else []), stage], on_line=lines.append)
     except StageFailedError:  # what is missing now may come from a stage above; the run itself will tell
         return False
     return all(line.endswith("didn't change, skipping") or line == UP_TO_DATE for line in lines)
@@ -108,6 +112,7 @@ def bring_up_to_date(
     *,
     on_line: Callable[[str], None],
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
+    shared: bool = False,
 ) -> Outcome:
     """Run `stage`, and what it builds on, as far as DVC finds it stale; return what became of `stage` itself.
 
@@ -116,6 +121,8 @@ def bring_up_to_date(
         stage: A stage of its dvc.yaml.
         on_line: Gets each line that DVC and the stage print, as it comes.
         on_progress: Gets the stage's latest progress, at most twice a second: name, done, total and numbers.
+        shared: Other machines share the work: fetch what the stage reads, and leave out what nobody needs here. Never
+            with `--single-item`: DVC would compare with nothing upstream, and restored an old result without a word.
 
     Raises:
         InputError: the stage refused its input, or the disk is full; the stage's own sentence.
@@ -127,8 +134,34 @@ def bring_up_to_date(
         lines.append(line)
         on_line(line)
 
-    _dvc(folder, ["repro", stage], on_line=keep, on_progress=on_progress)
+    _dvc(folder, ["repro", *(SHARED if shared else []), stage], on_line=keep, on_progress=on_progress)
     return outcome(lines, stage)
+
+
+def connect(folder: Path, remote: str, endpoint: str) -> None:
+    """Let DVC share the workspace through `remote`, a folder or `s3://bucket/prefix`."""
+    url = f"    url = {remote}\n" + (f"    endpointurl = {endpoint}\n" if endpoint and "://" in remote else "")
+    write_changed(folder / ".dvc" / "config.local", f"[core]\n    remote = store\n['remote \"store\"']\n{url}")
+
+
+def track(folder: Path, inputs: list[str]) -> None:
+    """Write what `inputs` (paths in the workspace) hold into `<input>.dvc` and the cache; untouched where it is so."""
+    _dvc(folder, ["add", *inputs], on_line=lambda _: None)
+
+
+def is_tracked(path: Path) -> bool:
+    """Return whether DVC can fetch an input that may be absent here."""
+    return path.with_name(f"{path.name}.dvc").is_file()
+
+
+def push(folder: Path, targets: list[str], *, on_line: Callable[[str], None]) -> None:
+    """Send the results of stages, and tracked inputs, to the remote, with the record of what was run to get them."""
+    _dvc(folder, ["push", "--run-cache", *targets], on_line=on_line)
+
+
+def pull(folder: Path, targets: list[str], *, on_line: Callable[[str], None]) -> None:
+    """Fetch the results of stages, and tracked inputs, as the lock and the `.dvc` files name them."""
+    _dvc(folder, ["pull", *targets], on_line=on_line)
 
 
 def outcome(lines: list[str], stage: str) -> Outcome:

@@ -144,6 +144,29 @@ def test_keys_are_listed_below_a_folder_and_not_below_its_namesakes(store: Store
     assert store.keys("eve") == []
 
 
+def test_names_are_those_right_below(store: Store, source: Path) -> None:
+    for key in ("subjects/ada/1/lora", "subjects/ada/state", "subjects/eve/state", "other/x"):
+        store.put_if_absent(key, source)
+
+    assert store.names("subjects") == ["ada", "eve"]
+    assert store.names("subjects/ada") == ["1", "state"]
+    assert store.names("") == ["other", "subjects"]
+    assert store.names("nothing") == []
+
+
+def test_a_stamp_changes_with_its_object(store: Store) -> None:
+    first = store.swap("ada/state", b"1", None)
+    store.swap("ada/other", b"1", None)
+    before = store.stamps("ada")
+
+    store.swap("ada/state", b"22", first)
+
+    after = store.stamps("ada")
+    assert list(before) == ["ada/other", "ada/state"]
+    assert after["ada/other"] == before["ada/other"]
+    assert after["ada/state"] != before["ada/state"]
+
+
 def test_deleting_takes_all_below_and_nothing_beside(store: Store, source: Path) -> None:
     for key in ("ada/1/lora", "ada/2/lora", "adam/1/lora"):
         store.put_if_absent(key, source)

@@ -1,0 +1,226 @@
+"""A whole stack on one machine: a Prefect server, its work pools with their workers, and what infra/ declares.
+
+The server is Prefect's own, on SQLite unless PREFECT_SERVER_DATABASE_CONNECTION_URL names a PostgreSQL; it answers to
+this machine only. Everything started here ends with it, however it ends.
+"""
+
+import contextlib
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from tasks.policy import LEGS
+from tasks.settings import PROJECT, Settings, inherited
+from zimage.errors import InputError
+
+HOST = "127.0.0.1"
+STARTS_WITHIN_S = 120.0
+STOPS_WITHIN_S = 20.0
+LOOK_EVERY_S = 0.5
+DEPLOYMENTS = PROJECT / "infra" / "prefect.yaml"
+AUTOMATIONS = PROJECT / "infra" / "automations.yaml"
+NOTIFY = "notify"  # stands for the webhook in automations.yaml
+# Prefect's command, as a child that does not outlive this process.
+PREFECT = "from zimage.parent import die_with_parent; die_with_parent(); from prefect.cli import app; app()"
+
+
+def serve(settings: Settings, *, port: int, notify: str) -> None:
+    """Run the stack until this process is interrupted or a part of it ends.
+
+    Args:
+        settings: Where workspaces and store are; the workers get it through their environment.
+        port: Of the server.
+        notify: Address of a webhook that gets notifications, or "".
+
+    Raises:
+        InputError: the port is taken, or a part did not start or ended by itself.
+    """
+    if _answers(port):
+        raise InputError(f"Port {port} is taken; stop what uses it, or choose another with --port.")
+    with ExitStack() as stack:
+        parts = {"server": stack.enter_context(started(["server", "start", "--host", HOST, "--port", str(port)]))}
+        _wait_for_server(parts["server"], port)
+        deploy(notify=notify)
+        for name, command, environment in _workers():
+            parts[name] = stack.enter_context(started(command, environment))
+        _tell(settings, port, list(parts))
+        _wait_for_end(parts)
+
+
+def deploy(*, notify: str) -> None:
+    """Apply work pools, deployments and automations to the configured server; applying again changes nothing.
+
+    Raises:
+        InputError: Prefect refused a deployment; its own words stand above.
+    """
+    for pool in sorted({leg.pool for leg in LEGS.values()}):
+        _make_pool(pool)
+    command = ["--no-prompt", "deploy", "--prefect-file", str(DEPLOYMENTS), "--all"]
+    answer = subprocess.run([sys.executable, "-m", "prefect", *command], cwd=PROJECT, capture_output=True, text=True)  # noqa: PLW1510
+    if answer.returncode != 0:
+        raise InputError(f"The deployments could not be applied:\n{answer.stdout}{answer.stderr}")
+    for automation in automations(notify):
+        _make_automation(automation)
+
+
+def automations(notify: str) -> list[dict[str, Any]]:
+    """Return what infra/automations.yaml declares, with the webhook in it; without one, all that need none.
+
+    Args:
+        notify: Address of the webhook, or "".
+    """
+    declared: list[dict[str, Any]] = yaml.safe_load(AUTOMATIONS.read_text(encoding="utf-8"))
+    if not notify:
+        return [each for each in declared if not any(_notifies(action) for action in each["actions"])]
+    block = _make_webhook(notify)
+    for action in [action for each in declared for action in each["actions"] if _notifies(action)]:
+        action["block_document_id"] = block
+    return declared
+
+
+@contextmanager
+def started(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run Prefect's `command` beside this process; end it, and all it started, with the block.
+
+    It has a session of its own: a terminal sends Ctrl-C to everybody at once, and here the order matters.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", PREFECT, *command],
+        cwd=PROJECT,
+        env={**inherited(), **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield child
+    finally:
+        end(child.pid)
+        child.wait()
+
+
+def end(pid: int) -> None:
+    """End a process and all below it: first asked, so that they tidy up, then killed."""
+    try:
+        top = psutil.Process(pid)
+        processes = [top, *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(processes, timeout=STOPS_WITHIN_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _workers() -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """Yield name, command and environment of each worker: one for the CPU legs, and one for each GPU alone.
+
+    Where there is no GPU, one worker stands in and computes on the CPU.
+    """
+    host = platform.node()
+    yield "cpu", _worker("cpu", f"cpu on {host}", limit=None), {}
+    gpus = _gpus()
+    for gpu in gpus:
+        yield f"gpu {gpu}", _worker("gpu", f"gpu {gpu} on {host}", limit=1), {"CUDA_VISIBLE_DEVICES": gpu}
+    if not gpus:
+        yield "gpu", _worker("gpu", f"gpu (none) on {host}", limit=1), {}
+
+
+def _worker(pool: str, name: str, *, limit: int | None) -> list[str]:
+    limited = ["--limit", str(limit)] if limit else []
+    return ["worker", "start", "--pool", pool, "--type", "process", "--name", name, *limited]
+
+
+def _gpus() -> list[str]:
+    """Return the numbers of this machine's GPUs, as its driver counts them."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.split() if answer.returncode == 0 else []
+
+
+def _make_pool(name: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+
+
+def _make_automation(declared: dict[str, Any]) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.events.schemas.automations import AutomationCore
+
+    automation = AutomationCore.model_validate(declared)
+    with get_client(sync_client=True) as client:
+        known = client.read_automations_by_name(automation.name)
+        if known:
+            client.update_automation(known[0].id, automation)
+        else:
+            client.create_automation(automation)
+
+
+def _make_webhook(address: str) -> str:
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+    block = CustomWebhookNotificationBlock(
+        name="zimage", url=address, json_data={"title": "{{subject}}", "text": "{{subject}}\n{{body}}"}
+    )
+    return str(block.save("zimage", overwrite=True))
+
+
+def _notifies(action: Mapping[str, Any]) -> bool:
+    return action.get("block_document_id") == NOTIFY
+
+
+def _wait_for_server(server: "subprocess.Popen[bytes]", port: int) -> None:
+    begun = time.monotonic()
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://{HOST}:{port}/api/health", timeout=5.0).is_success:
+                return
+        if server.poll() is not None or time.monotonic() - begun > STARTS_WITHIN_S:
+            raise InputError("The Prefect server did not start; its own words stand above.")
+        time.sleep(LOOK_EVERY_S)
+
+
+def _wait_for_end(parts: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
+    while True:
+        for name, process in parts.items():
+            if process.poll() is not None:
+                raise InputError(f"{name} ended by itself (code {process.returncode}); its own words stand above.")
+        time.sleep(LOOK_EVERY_S)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def _tell(settings: Settings, port: int, parts: list[str]) -> None:
+    lines = [
+        f"UI       http://{HOST}:{port}",
+        f"running  {', '.join(parts)}",
+        f"store    {settings.store}",
+        f"subjects {settings.workspaces}",
+        "Ctrl-C stops all of it.",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,107 @@
+"""A leg on a machine of its own: started through its deployment, waited for, started again if its worker is lost."""
+
+import time
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
+from pydantic import BaseModel
+
+from tasks.policy import LEGS, SERVER_AWAY_S
+from tasks.stage import NAMES
+from tasks.workspace import Outcome, StageFailedError
+from zimage.errors import InputError
+from zimage.signatures import STAGES
+
+LOOK_EVERY_S = 2.0
+REFUSAL = "InputError: "
+
+
+def run_leg(leg: str, spec: BaseModel, *, as_part: bool = True) -> dict[str, Outcome]:
+    """Return what became of the stages of a leg that another machine ran.
+
+    Args:
+        leg: Its name, which is that of its flow and of its deployment.
+        spec: What it is asked.
+        as_part: It belongs to this run; a leg that may wait for a person must not (Prefect suspends no part of a run).
+
+    Raises:
+        InputError: the leg refused its input, in its own words; or it is not deployed.
+        StageFailedError: it failed otherwise, was cancelled, or was lost too often.
+    """
+    run = None
+    for attempt in range(LEGS[leg].lost + 1):
+        run = wait_for(start(leg, spec, attempt=attempt, as_part=as_part))
+        assert run.state is not None
+        if not run.state.is_crashed():
+            break
+        get_run_logger().warning("`%s` was lost with its worker: %s", run.name, run.state.message)
+    assert run is not None and run.state is not None
+    if run.state.is_completed():
+        return outcomes(run)
+    said = run.state.message or run.state.name or ""
+    if REFUSAL in said:
+        raise InputError(said.partition(REFUSAL)[2])
+    raise StageFailedError(f"`{run.name}` ended as {run.state.name}: {said}")
+
+
+def start(leg: str, spec: BaseModel, *, attempt: int | str = 0, as_part: bool = True) -> FlowRun:
+    """Return the run of a leg, started unless this attempt of this run has started it before.
+
+    Raises:
+        InputError: there is no such deployment on this server.
+    """
+    try:
+        return run_deployment(  # type: ignore[return-value]
+            f"{leg}/{leg}",
+            parameters={"spec": spec.model_dump(mode="json")},
+            timeout=0,
+            idempotency_key=f"{flow_run.id}-{leg}-{attempt}",
+            as_subflow=as_part,
+        )
+    except ObjectNotFound:
+        raise InputError(f"This Prefect server has no deployment `{leg}/{leg}`; `make serve` makes them.") from None
+
+
+def wait_for(run: FlowRun) -> FlowRun:
+    """Return the run once it has ended; a server that is away is waited for."""
+    seen = time.monotonic()
+    while not (run.state and run.state.is_final()):
+        time.sleep(LOOK_EVERY_S)
+        try:
+            with get_client(sync_client=True) as client:
+                run = client.read_flow_run(run.id)
+        except (httpx.TransportError, PrefectHTTPStatusError):
+            if time.monotonic() - seen > SERVER_AWAY_S:
+                raise
+        else:
+            seen = time.monotonic()
+    return run
+
+
+def outcomes(run: FlowRun) -> dict[str, Outcome]:
+    """Return what became of each stage, as the states of the run's tasks tell it, in pipeline order."""
+    of = {name: outcome for outcome, name in NAMES.items()}
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    found = {_stage(task): of[task.state_name] for task in tasks if task.state_name in of}
+    return {stage: found[stage] for stage in STAGES if stage in found}
+
+
+def cancel_parts(parent: FlowRun) -> None:
+    """Cancel all legs that a cancelled run has started and that have not ended; Prefect leaves them running."""
+    parts = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent.id]))
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=parts):
+            if not (run.state and run.state.is_final()):
+                client.set_flow_run_state(run.id, Cancelling(message="The run it is part of was cancelled."))
+
+
+def _stage(task: TaskRun) -> str:
+    return task.name.split()[0]

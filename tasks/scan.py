@@ -1,0 +1,167 @@
+"""Whether a subject's result is still what its photos, settings, code and base would give, without running anything."""
+
+import datetime
+import functools
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tasks.handover import State, read_state
+from tasks.settings import Settings
+from tasks.sources import look
+from tasks.storage import Store
+from tasks.subject import Choices, presets
+from zimage.errors import InputError
+from zimage.faces.consent import Consent, read_consent, require
+from zimage.signatures import STAGES
+
+Verdict = Literal["unchanged", "changed", "stopped"]
+SHOWN = 4  # reasons of one kind that are spelt out
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of a subject.
+
+    Args:
+        subject: Whose it is.
+        verdict: Whether it has to be run again; `stopped` where it must not be.
+        reason: Why, in words; empty where it is unchanged.
+        consent_until: The last day of the consent, where it could be read.
+    """
+
+    subject: str
+    verdict: Verdict
+    reason: str
+    consent_until: datetime.date | None
+
+
+@dataclass(frozen=True)
+class Project:
+    """What all subjects have in common, read once.
+
+    Args:
+        params: params.yaml.
+        code: code.yaml.
+        wanted: For each stage of dvc.yaml, the keys of params.yaml that it depends on.
+    """
+
+    params: dict[str, Any]
+    code: dict[str, str]
+    wanted: dict[str, list[str]]
+
+
+def read_project(folder: Path) -> Project:
+    """Return the project's settings, code and stages."""
+    stages = _yaml(folder / "dvc.yaml")["stages"]
+    wanted = {name: [key for key in stages[name]["params"] if isinstance(key, str)] for name in STAGES}
+    return Project(_yaml(folder / "params.yaml"), _yaml(folder / "code.yaml"), wanted)
+
+
+def subjects(store: Store) -> list[str]:
+    """Return the subjects of a store."""
+    return store.names("subjects")
+
+
+def scan(settings: Settings, store: Store, project: Project, subject: str, today: datetime.date) -> Finding | None:
+    """Return what is to be done about a subject, or None if it has no state (it was never prepared, or was forgotten).
+
+    Args:
+        settings: Where things are.
+        store: Where the states are.
+        project: See `read_project`.
+        subject: Whose it is.
+        today: For the consent.
+    """
+    state = read_state(store, subject).state
+    if state is None:
+        return None
+    until = None
+    try:
+        consent = _consent(settings, subject, state)
+        until = consent.expires if consent else None
+        if consent:
+            require(consent, "training", today)
+    except InputError as error:
+        return Finding(subject, "stopped", str(error), until)
+    reasons = [*_inputs(state), *_results(state, project)]
+    return Finding(subject, "changed" if reasons else "unchanged", "; ".join(reasons), until)
+
+
+def _consent(settings: Settings, subject: str, state: State) -> Consent | None:
+    """Return the consent as it is now: at its source, or as the workspace on this machine has it."""
+    sources = [state.sources["consent"].address] if "consent" in state.sources else []
+    for place in [*sources, str(settings.workspace(subject) / "data" / "consent.yaml")]:
+        if Path(place).is_file():
+            return read_consent(Path(place))
+    return None
+
+
+def _inputs(state: State) -> Iterator[str]:
+    """Yield what looks different where it comes from; what cannot be seen from here counts as it was."""
+    for name, source in state.sources.items():
+        now = look(source.address)
+        if now and now != source.seen:
+            yield f"{name} at {source.address} changed"
+
+
+def _results(state: State, project: Project) -> Iterator[str]:
+    """Yield which stages are missing, or were made with other settings, code or base model."""
+    locked = (_parsed(state.lock) or {}).get("stages", {})
+    params = params_now(project.params, state.choices)
+    for stage in STAGES:
+        if stage not in locked:
+            yield f"{stage} was not finished"
+            continue
+        was = locked[stage].get("params", {})
+        if was.get("code.yaml", {}).get(stage) != project.code[stage]:
+            yield f"code of {stage}"
+        for key in project.wanted[stage]:
+            yield from _differing(was.get("params.yaml", {}).get(key), _at(params, key), key)
+
+
+def _differing(was: Any, now: Any, key: str) -> list[str]:
+    """Return the dotted keys below `key` whose values differ, each with both values."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        keys = [*was, *(each for each in now if each not in was)]
+        found = [text for each in keys for text in _differing(was.get(each), now.get(each), f"{key}.{each}")]
+        return found[:SHOWN]
+    return [] if was == now else [f"{key} {was} -> {now}"]
+
+
+def params_now(project: Mapping[str, Any], chosen: Choices) -> dict[str, Any]:
+    """Return a subject's values of params.yaml as they would be written today, as plain data.
+
+    Raises:
+        InputError: its preset exists no more.
+    """
+    known = _presets()
+    if chosen.preset not in known:
+        raise InputError(f"There is no preset `{chosen.preset}` any more; choose another with --preset.")
+    base = {f"base.{key}": value for key, value in chosen.base} if chosen.base else {}
+    params = deepcopy(dict(project))
+    for dotted, value in {**known[chosen.preset].values, **base, **chosen.values}.items():
+        *sections, key = dotted.split(".")
+        _at(params, ".".join(sections))[key] = value
+    return params
+
+
+def _at(params: Any, dotted: str) -> Any:
+    return functools.reduce(lambda place, name: place.get(name, {}), dotted.split("."), params)
+
+
+_presets = functools.cache(presets)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = _parsed(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _parsed(text: str) -> Any:
+    """Return YAML as data; in C, a thousand locks are read in seconds."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -1,0 +1,110 @@
+"""What a person sees of a run in Prefect's UI: a bar while a stage works, its numbers and findings when it is done.
+
+No picture of a person goes into Prefect's database: it knows no subjects, so nothing could be taken out of it again.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging import get_run_logger
+
+from tasks.scan import Finding
+from zimage.summary import summary
+
+SHOWN_EVERY_S = 2.0  # an update of an artifact takes about 10 ms of the server
+SERVER_ERRORS = (httpx.TransportError, PrefectHTTPStatusError)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a person is asked about.
+
+    Args:
+        text: Verdict and figures, as Markdown.
+        content: Identifies what is offered: 16 hex digits of the LoRA's SHA-256.
+    """
+
+    text: str
+    content: str
+
+
+class Bar:
+    """A progress artifact that is made with the first step and updated at most every few seconds."""
+
+    def __init__(self, subject: str, stage: str) -> None:
+        self._key = f"{subject}-{stage}-progress"
+        self._artifact: UUID | None = None
+        self._last = float("-inf")
+
+    def update(self, event: dict[str, Any]) -> None:
+        """Show one progress event of the stage: its share as a bar, its numbers as text.
+
+        A server that is away, or starts anew, costs this picture of it and never the stage.
+        """
+        now = time.monotonic()
+        if now - self._last < SHOWN_EVERY_S and event["done"] < event["total"]:
+            return
+        self._last = now
+        share = 100.0 * event["done"] / max(event["total"], 1)
+        text = ", ".join(f"{key} {value}" for key, value in event.items())
+        try:
+            self._show(share, text)
+        except SERVER_ERRORS as error:
+            get_run_logger().warning("The progress could not be shown: %s", error)
+
+    def _show(self, share: float, text: str) -> None:
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(progress=share, key=self._key, description=text)  # type: ignore[assignment]
+        else:
+            update_progress_artifact(artifact_id=self._artifact, progress=share, description=text)
+
+
+def show_results(workspace: Path, stage: str) -> None:
+    """Show the numbers of a stage that ran as a table."""
+    metrics = workspace / "data" / stage / "metrics.json"
+    if metrics.is_file():
+        found = json.loads(metrics.read_text(encoding="utf-8"))
+        rows = [{"number": key, "value": value} for key, value in found.items() if not isinstance(value, dict | list)]
+        create_table_artifact(rows, key=f"{workspace.name}-{stage}", description=f"Numbers of {stage}")
+
+
+def show_scan(findings: Sequence[Finding], started: Mapping[str, str]) -> None:
+    """Show what became of each subject that is not unchanged, and how many are.
+
+    Args:
+        findings: Of all subjects.
+        started: The runs that were started, by subject.
+    """
+    told = [each for each in findings if each.verdict != "unchanged"]
+    rows = [
+        {"subject": each.subject, "found": each.verdict, "reason": each.reason, "run": started.get(each.subject, "")}
+        for each in told
+    ]
+    about = f"{len(findings)} subjects, {len(findings) - len(told)} of them unchanged"
+    create_table_artifact(rows, key="retrain", description=about)
+
+
+def show_offer(workspace: Path) -> Offer:
+    """Show a result that waits for a person's decision, and return it.
+
+    Raises:
+        InputError: nothing was evaluated.
+    """
+    lines = summary(workspace)
+    metrics = json.loads((workspace / "data" / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    text = f"**{workspace.name}: {metrics['verdict']}**\n\n```\n" + "\n".join(lines) + "\n```\n"
+    create_markdown_artifact(text, key=f"{workspace.name}-offer", description="What waits for a decision")
+    return Offer(text, metrics["chosen"]["sha256"][:16])

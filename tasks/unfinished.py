@@ -1,0 +1,97 @@
+"""Training that has not ended yet, kept in the store so that another machine can go on from its last checkpoint.
+
+Only `train` takes long enough to be worth it. Its checkpoints lie in the folder in which its output is made; whether
+they belong to the run that finds them, the stage itself decides by their run's hash.
+"""
+
+import hashlib
+from pathlib import Path
+
+from prefect.logging import get_run_logger
+
+from tasks.settings import Settings
+from tasks.storage import ConflictError, Store, open_store, store_errors
+from zimage.folder import aside_of
+from zimage.section import Section
+
+STAGE = "train"
+RESUME = "resume/step-*.safetensors"
+
+
+class Kept(Section):
+    """The files of one moment of a training."""
+
+    last: str
+    """The checkpoint that was the last."""
+    files: dict[str, str]
+    """The SHA-256 of each, by path."""
+
+
+def key_of(subject: str) -> str:
+    """Return below which key the unfinished training of `subject` is kept."""
+    return f"subjects/{subject}/unfinished"
+
+
+class Keeper:
+    """Copies a training's files into the store whenever there is a new checkpoint."""
+
+    def __init__(self, settings: Settings, subject: str) -> None:
+        self._store = open_store(settings.store)
+        self._key = key_of(subject)
+        self._aside = aside_of(settings.workspace(subject) / "data" / STAGE)
+        self._last = _last(self._aside)
+
+    def look(self) -> None:
+        """Keep what is there, if there is a new checkpoint; a store that is away costs this copy and nothing else."""
+        last = _last(self._aside)
+        if last in (self._last, ""):
+            return
+        self._last = last
+        away: tuple[type[Exception], ...] = (ConflictError, *store_errors())
+        try:
+            self._keep(last)
+        except away as error:
+            get_run_logger().warning("The checkpoint %s could not be kept in the store: %s", last, error)
+
+    def _keep(self, last: str) -> None:
+        index = f"{self._key}/index.json"
+        before = self._store.read(index)
+        files = {}
+        for path in sorted(each for each in self._aside.rglob("*") if each.is_file() and not each.name.startswith(".")):
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            self._store.put_if_absent(f"{self._key}/{sha256}", path)
+            files[path.relative_to(self._aside).as_posix()] = sha256
+        kept = Kept(last=last, files=files)
+        self._store.swap(index, kept.model_dump_json(indent=2).encode(), before.tag if before else None)
+
+
+def fetch_unfinished(settings: Settings, subject: str) -> None:
+    """Put an unfinished training of another machine where the stage looks for its own, if that is not there."""
+    aside = aside_of(settings.workspace(subject) / "data" / STAGE)
+    store = open_store(settings.store)
+    found = store.read(f"{key_of(subject)}/index.json")
+    if found is None:
+        return
+    kept = Kept.model_validate_json(found.content)
+    if _last(aside) >= kept.last:
+        return
+    for name, sha256 in kept.files.items():
+        _fetch(store, f"{key_of(subject)}/{sha256}", aside / name)
+    get_run_logger().info("An unfinished training was fetched: %s", kept.last)
+
+
+def forget_unfinished(settings: Settings, subject: str) -> None:
+    """Remove the copy; the training has ended."""
+    open_store(settings.store).delete(key_of(subject))
+
+
+def _fetch(store: Store, key: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.fetched")
+    store.get(key, aside)
+    aside.rename(target)
+
+
+def _last(aside: Path) -> str:
+    """Return the name of the last checkpoint; names sort as their steps do."""
+    return max((path.name for path in aside.glob(RESUME)), default="")
