@@ -40,7 +40,7 @@ class PrepareSpec(PlacedSpec):
 
     photos: str = Field("", title="Photos", description="A folder, a zip or tar archive, or s3://bucket/prefix.")
     consent: str = Field("", title="Consent", description="The file that says what the person agreed to.")
-    overrides: str = Field("", title="Decisions", description="A folder: decisions.yaml, captions/<photo>.txt.")
+    overrides: str = Field("", title="Decisions", description="A folder: decisions.yaml, captions/PHOTO.txt.")
     base: str = Field("", title="Base model", description="A folder in diffusers' layout, or a hub id in the cache.")
     preset: Preset = Field("", title="Preset", description="Values that suit a base model and a GPU.")
     values: list[str] = Field([], title="Own values", description="SECTION.KEY=VALUE, such as train.steps=800.")
