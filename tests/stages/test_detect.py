@@ -206,13 +206,21 @@ def test_a_second_run_gives_the_same_bytes_without_looking_again(copy: Workspace
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()} == looked_at
 
 
-def test_one_more_photo_is_one_more_to_look_at_and_to_cut(copy: Workspace) -> None:
+def test_three_more_photos_are_three_more_to_look_at_and_to_cut(copy: Workspace) -> None:
     seen, cuts = (copy.folder / "data" / ".detect.cache" / part for part in ("seen", "cuts"))
-    before = {path.name for path in (*seen.iterdir(), *cuts.iterdir())}
-    copy.save("IMG_3001.png", view(110, 10, 230))
-    copy.run(split={"holdout_share": 0.15})
-    assert len({path.name for path in seen.iterdir()} - before) == 1
-    assert copy.manifest()["IMG_3001.png"].decision in {"train", "holdout"}
+    before = {path: path.stat().st_mtime_ns for part in (seen, cuts) for path in part.rglob("*")}
+    added = ("IMG_3001.png", "IMG_3002.png", "IMG_3003.png")
+    for number, name in enumerate(added):
+        copy.save(name, view(110 - 12 * number, 10, 230 + 10 * number))
+    hashes = [hashlib.sha256((copy.photos / name).read_bytes()).hexdigest()[:16] for name in added]
+    held = [row.photo for row in copy.manifest().values() if row.decision == "holdout"]
+    copy.decide(**{f"_{photo}": "keep" for photo in hashes}, **{f"_{photo}": "holdout" for photo in held})
+    copy.run(split={"holdout_share": 0.1})
+    assert all(copy.manifest()[name].decision in {"train", "holdout"} for name in added)
+    looked_at = [path for path in seen.iterdir() if path not in before]
+    cut = [path for path in cuts.iterdir() if path not in before]
+    assert (len(looked_at), len(cut)) == (3, 3)
+    assert all(path.stat().st_mtime_ns == before[path] for path in seen.rglob("*") if path in before)
 
 
 def test_a_humans_decisions_always_win_and_are_shown(copy: Workspace) -> None:

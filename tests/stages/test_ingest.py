@@ -94,16 +94,17 @@ def test_originals_are_never_changed_and_a_second_run_gives_the_same_bytes(demo:
     assert content_of(demo / "data" / "ingest") == first
 
 
-def test_three_more_photos_are_three_more_to_work_on(tmp_path: Path) -> None:
-    photos = folder_of(tmp_path / "photos", {f"{n}.jpg": jpeg(n) for n in range(4)})
+def test_three_photos_added_to_300_are_three_to_work_on(tmp_path: Path) -> None:
+    photos = folder_of(tmp_path / "photos", {f"{n:03d}.jpg": jpeg(n) for n in range(300)})
     ingest(photos, CONSENT, tmp_path / "data" / "ingest", params=PARAMS)
     cache = tmp_path / "data" / ".ingest.cache"
-    before = {entry.name: entry.stat().st_mtime_ns for entry in cache.iterdir()}
-    folder_of(photos, {f"{n}.jpg": jpeg(n) for n in range(4, 7)})
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    folder_of(photos, {f"{n:03d}.jpg": jpeg(n) for n in range(300, 303)})
     ingest(photos, CONSENT, tmp_path / "data" / "ingest", params=PARAMS)
-    after = {entry.name: entry.stat().st_mtime_ns for entry in cache.iterdir()}
-    assert len(after) == 7
+    after = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    assert len(rows_of(tmp_path / "data" / "ingest")) == 303
     assert before.items() <= after.items()
+    assert len({path.relative_to(cache).parts[0] for path in after.keys() - before.keys()}) == 3
 
 
 def test_the_cache_may_be_deleted_and_forgets_photos_that_are_gone(tmp_path: Path) -> None:
