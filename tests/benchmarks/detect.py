@@ -1,13 +1,9 @@
 """How much faster detection runs over all cores than a plain loop with the same engine, and that both see the same.
 
-Run with: python tests/benchmarks/detect.py [number of photos]
+Run with: python -m tests.benchmarks.detect [number of photos]
 Loading the engine, reading, detection, embedding and measuring are in both; starting the processes is in the second.
 
-Measured on 2026-11-23, two cores shared with other work, dlib 20.0.1, 240 photos of about 600 to 1,000 px with one face
-each, the same results in the same order every time:
-    load 8: plain loop 39.0 s of CPU time, workers 40.8 s: ratio 1.91 on two cores of their own
-    load 3: plain loop 52.8 s (82 % of a core), all cores 32.9 s of wall time: ratio 1.61; by CPU time 2.00
-With 100 photos the ratio by CPU time is 1.7, because each process takes 1.2 s of CPU time to start.
+What was measured, and under which conditions, stands in infra/benchmarks.md.
 """
 
 import hashlib

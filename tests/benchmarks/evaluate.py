@@ -5,12 +5,7 @@
 CPU seconds of this process and its children, which a busy machine does not change; on an idle machine of n cores the
 wall time is about an n-th of them.
 
-Measured with the packaged tiny base, 128 px, 16 Euler steps, one thread, two shared cores of a busy machine:
-    5.15   s CPU  open the pipeline, in all
-    0.006  s CPU  read a prompt (padded to 512 tokens, as the pipeline itself reads it: 0.25)
-    0.32   s CPU  sample a picture and decode it, of which 0.05 decoding
-    0.14   s CPU  score a picture, starting the searchers included
-So the demo's 114 pictures cost about 60 CPU seconds, 30 s on two idle cores.
+What was measured, and under which conditions, stands in infra/benchmarks.md.
 """
 
 import resource
