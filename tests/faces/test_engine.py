@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,15 @@ def test_a_pack_that_is_named_may_be_absent_and_a_path_may_not(tmp_path: Path) -
     assert is_present(named, packs=tmp_path)
     assert is_present(named.model_copy(update={"pack": str(tmp_path / "nowhere")}), packs=tmp_path)
     assert is_present(DLIB, packs=tmp_path)
+
+
+def test_distances_of_thousands_of_faces_fit_into_memory() -> None:
+    faces = np.random.default_rng(0).normal(size=(900, 128)).astype(np.float32)
+    tracemalloc.start()
+    found = between(faces, faces, "l2")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 120e6  # all differences at once are 829 MB
+    some = faces[[0, 1, 450, 899]].astype(np.float64)
+    assert np.array_equal(found[[0, 1, 450, 899]][:, [0, 1, 450, 899]], between(some, some, "l2"))
+    assert np.allclose(found[7], np.linalg.norm(faces - faces[7], axis=1), atol=1e-4)

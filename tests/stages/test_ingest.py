@@ -130,6 +130,17 @@ def test_an_archive_gives_what_the_folder_gives(tmp_path: Path) -> None:
     assert content_of(tmp_path / "data" / "a") == content_of(tmp_path / "data" / "b")
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_that_holds_a_photo_twice_under_one_name_gives_it_once(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for content in (jpeg(1), jpeg(1), jpeg(2)):
+            archive.writestr("a.jpg", content)
+    ingest(tmp_path / "photos.zip", CONSENT, tmp_path / "data" / "ingest", params=PARAMS)
+    rows = read_rows(tmp_path / "data" / "ingest" / "photos.jsonl", PhotoRow)
+    assert [row.reason for row in rows] == [None, "same_file", None]
+    assert len({row.photo for row in rows if row.status == "kept"}) == 2
+
+
 def test_bad_files_become_rows_with_reasons_beside_the_good_ones(tmp_path: Path) -> None:
     files = {
         "good.jpg": jpeg(),

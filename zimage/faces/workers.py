@@ -1,7 +1,7 @@
 """Work on photos over all cores, in processes that a hostile file may kill.
 
 Why processes: dlib holds Python's lock while it embeds (measured: two threads 0.95 times as fast as one, two
-processes 1.91 times, see tests/benchmarks/detect.py). Why not multiprocessing's pools: they break as a whole when a
+processes 1.86 to 2.02 times, see infra/benchmarks.md). Why not multiprocessing's pools: they break as a whole when a
 decoder crashes, cannot time out one item, outlive a killed parent, and run the caller's script again where it has no
 `if __name__` guard.
 """

@@ -93,8 +93,10 @@ def _row(one: Given, taken: Taken | Lost, first_names: dict[str, str]) -> PhotoR
     if isinstance(taken, Lost):
         taken = Taken(None, one.size_bytes, reason="crashed", detail=taken.detail)
     elif taken.sha256 is not None and taken.reason is None:
-        first = first_names.setdefault(taken.sha256, one.name)
-        if first != one.name:
+        first = first_names.get(taken.sha256)
+        if first is None:
+            first_names[taken.sha256] = one.name
+        else:
             taken = Taken(taken.sha256, taken.size_bytes, reason="same_file", detail=f"The same bytes as {first}.")
     photo = (taken.sha256 or hashlib.sha256(one.name.encode()).hexdigest())[:16]
     facts = taken.facts if taken.reason is None else None
