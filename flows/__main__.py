@@ -22,6 +22,8 @@ SPECS: dict[str, type[spec.SubjectSpec]] = {
     "prepare": spec.PrepareSpec,
     "learn": spec.LearnSpec,
     "publish": spec.PublishSpec,
+    "promote": spec.PromoteSpec,
+    "forget": spec.ForgetSpec,
 }
 STACK = {
     "serve": "Run a Prefect server, a worker for each pool, and all deployments, until Ctrl-C.",
@@ -139,6 +141,10 @@ def _told(name: str, subject: str, outcome: Any) -> list[str]:
     match outcome:
         case dict():
             return [_stages(outcome), *(summary(workspace) if name == "learn" else [])]
+        case _ if name == "promote":
+            return [f"channel  {outcome.release} ({outcome.kind} at {outcome.at:%Y-%m-%d %H:%M} UTC)"]
+        case _ if name == "forget":
+            return _listed(outcome)
         case _ if name == "personalize":
             return [_stages(outcome.outcomes), *summary(workspace), *_released(outcome.release)]
         case _:
@@ -157,6 +163,13 @@ def _released(release: Any) -> list[str]:
     state = "new" if release.is_new else "had been published before"
     notice = [f"note     {release.notice}"] if release.notice else []
     return [f"release  {release.key} in {from_environment().store} ({state})", *notice]
+
+
+def _listed(listing: Any) -> list[str]:
+    """Return what there is of a subject, or was, and what comes next."""
+    if listing.tombstone is None:
+        return [*listing.lines, "Nothing was deleted; `--delete` deletes all of it."]
+    return ["Deleted, and a second listing was empty:", *listing.lines]
 
 
 def _checked(kind: type[spec.SubjectSpec], given: dict[str, Any]) -> spec.SubjectSpec:

@@ -16,6 +16,7 @@ Preset = Literal["", "tiny", "8gb", "16gb", "24gb", "80gb", "turbo-8gb", "turbo-
 Publish = Literal["never", "ask", "pass", "provisional"]
 Placement = Literal["local", "pools"]
 Use = Literal["non-commercial", "commercial"]
+Channel = Literal["staging", "production"]
 
 
 class SubjectSpec(BaseModel):
@@ -74,3 +75,24 @@ class PersonalizeSpec(PrepareSpec):
     publish: Publish = Field(
         "never", title="Publish", description="never; ask a person; if it passed; also if provisional."
     )
+
+
+class PromoteSpec(SubjectSpec):
+    """A release into a channel, or back to the one before."""
+
+    channel: Channel = Field("staging", title="Channel", description="staging, or production, which needs a pass.")
+    release: str = Field(
+        "",
+        title="Release",
+        pattern=r"^([1-9][0-9]{0,8}-[0-9a-f]{8})?$",
+        description="Such as 3-0a1b2c3d; else the newest.",
+    )
+    back: bool = Field(False, title="Roll back", description="To the release that the channel pointed to before.")
+    accept_provisional: bool = Field(False, title="Also provisional", description="Into production without a pass.")
+
+
+class ForgetSpec(SubjectSpec):
+    """All there is of a person, listed or deleted."""
+
+    delete: bool = Field(False, title="Delete", description="Delete all that is listed; else nothing changes.")
+    cancel: bool = Field(False, title="Cancel runs", description="End runs that are at work on the person first.")

@@ -1,0 +1,48 @@
+"""A person out of everything: listed first, deleted when that is asked for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run as this_run
+
+from flows.spec import ForgetSpec
+from tasks.forget import find
+from tasks.forget import forget as forget_subject
+from tasks.forget_runs import delete_run
+from tasks.settings import from_environment
+from tasks.tombstones import Tombstone
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What was found, and what became of it.
+
+    Args:
+        lines: What there was.
+        tombstone: What remains; None where nothing was to be deleted.
+    """
+
+    lines: list[str]
+    tombstone: Tombstone | None
+
+
+def delete_itself(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
+    """Delete the run that has forgotten: it was asked for the subject by its pseudonym."""
+    if flow_run.parameters["spec"].get("delete", False):
+        delete_run(flow_run.id)
+
+
+# Its name and its log name nobody.
+@flow(name="forget", flow_run_name="forget", on_completion=[delete_itself])
+def forget(spec: ForgetSpec) -> Listing:
+    """Return what there is of the subject, or was."""
+    settings = from_environment()
+    lines = find(settings, spec.subject, this_run=this_run.id).lines()
+    if not spec.delete:
+        return Listing(lines, None)
+    tombstone = forget_subject(settings, spec.subject, cancel=spec.cancel, this_run=this_run.id)
+    get_run_logger().info("Forgotten: %s", tombstone.forgotten[-1].counts)
+    return Listing(lines, tombstone)

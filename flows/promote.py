@@ -1,0 +1,24 @@
+"""A release into a channel, and back out of it."""
+
+from prefect import flow
+from prefect.logging import get_run_logger
+
+from flows.spec import PromoteSpec
+from tasks import channels
+from tasks.channels import Move
+from tasks.settings import from_environment
+from tasks.storage import open_store
+
+
+@flow(name="promote", flow_run_name="promote {spec.subject}")
+def promote(spec: PromoteSpec) -> Move:
+    """Return the move of the channel: to the release asked for, or back to the one before."""
+    store = open_store(from_environment().store)
+    if spec.back:
+        move = channels.rollback(store, spec.subject, spec.channel)
+    else:
+        move = channels.promote(
+            store, spec.subject, spec.channel, spec.release, accept_provisional=spec.accept_provisional
+        )
+    get_run_logger().info("%s of %s is %s (%s)", spec.channel, spec.subject, move.release, move.kind)
+    return move

@@ -1,0 +1,207 @@
+"""Forgetting a subject: workspace, caches, store, every version of everything, and what Prefect knows.
+
+Whatever interrupts it, running it again finishes it. Pointers go first and manifests second, so that a reader never
+meets half a release; a tombstone is begun before and ended after, and nothing is published in between.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from tasks import forget_runs, tombstones
+from tasks.channels import channel
+from tasks.forget_runs import Runs, runs_of
+from tasks.release import INDEX, MANIFEST, Index, release_key, releases_key
+from tasks.settings import DEMO, Settings
+from tasks.storage import open_store
+from tasks.store import Inventory, Store, StoreError
+from tasks.tombstones import Counts, Tombstone
+from tasks.workspace import held
+from zimage.errors import InputError
+from zimage.faces.consent import read_consent
+
+LISTINGS = 10  # a store's listing may lag behind what was deleted
+LISTED_AGAIN_AFTER_S = 1.0
+ENDS_WITHIN_S = 60.0
+LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Found:
+    """All there is of a subject, as far as this machine, the store and Prefect's server know.
+
+    Args:
+        workspace: Its folder here; it may be absent.
+        files: How many files lie there.
+        file_bytes: How many bytes they have.
+        stored: What lies in the store.
+        pointers: What the channels point to.
+        runs: What Prefect knows.
+        consent_ends: The last day of the consent, if there is one.
+    """
+
+    workspace: Path
+    files: int
+    file_bytes: int
+    stored: Inventory
+    pointers: dict[str, str]
+    runs: Runs
+    consent_ends: str
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether nothing of the subject is left."""
+        return not (self.workspace.exists() or self.runs.runs or self.runs.artifacts) and self.stored.is_empty
+
+    def counts(self) -> Counts:
+        """Return how much there is, without a word on what."""
+        return Counts(
+            files=self.files,
+            objects=self.stored.objects,
+            versions=self.stored.versions,
+            uploads=self.stored.uploads,
+            bytes=self.stored.bytes + self.file_bytes,
+            runs=len(self.runs.runs),
+            artifacts=len(self.runs.artifacts),
+        )
+
+    def lines(self) -> list[str]:
+        """Return the listing for a person."""
+        stored, runs = self.stored, self.runs
+        pointing = ", ".join(f"{name} at {release}" for name, release in self.pointers.items())
+        return [
+            f"workspace  {self.files} files, {_mb(self.file_bytes)}: {self.workspace}",
+            f"store      {stored.objects} objects in {stored.versions} versions, {stored.uploads} unfinished uploads, "
+            f"{_mb(stored.bytes)}",
+            f"channels   {pointing or 'none'}",
+            f"Prefect    {len(runs.runs)} runs with their logs, {len(runs.artifacts)} artifacts",
+            f"consent    {self.consent_ends or 'none here'}",
+        ]
+
+
+def find(settings: Settings, subject: str, *, this_run: UUID | str | None = None) -> Found:
+    """Return all there is of `subject`, except the run that asks; changes nothing.
+
+    Raises:
+        InputError: it is the demo, which is no person's.
+    """
+    if subject == DEMO:
+        raise InputError("The demo is no person's, and lies in the project itself; `make clean` removes its results.")
+    store, workspace = open_store(settings.store), settings.workspace(subject)
+    sizes = list(_sizes(workspace))
+    pointers = {name: channel(store, subject, name) for name in ("staging", "production")}
+    consent = workspace / "data" / "consent.yaml"
+    return Found(
+        workspace=workspace,
+        files=len(sizes),
+        file_bytes=sum(sizes),
+        stored=store.inventory(_prefix(subject)),
+        pointers={name: found.release for name, found in pointers.items() if found},
+        runs=runs_of(subject, but=this_run),
+        consent_ends=f"until {read_consent(consent).expires}" if consent.is_file() else "",
+    )
+
+
+def forget(settings: Settings, subject: str, *, cancel: bool = False, this_run: UUID | str | None = None) -> Tombstone:
+    """Delete all there is of `subject` and return what remains, a tombstone.
+
+    Raises:
+        InputError: a run holds the subject and must not be cancelled.
+        StoreError: something is left all the same, or the store did not answer; run again.
+    """
+    found = find(settings, subject, this_run=this_run)
+    if found.runs.working:
+        _refuse_or_cancel(found.runs, cancel=cancel)
+    with _held(found.workspace, cancel=cancel):
+        store = open_store(settings.store)
+        tombstones.begin(store, subject, found.counts())
+        empty(store, subject)
+        if found.workspace.exists():
+            _remove(found.workspace)
+    forget_runs.delete(runs_of(subject, but=this_run), subject)
+    left = find(settings, subject, this_run=this_run)
+    if not left.is_empty:
+        raise StoreError("Something is left; run again. Left are:\n" + "\n".join(left.lines()))
+    return tombstones.finish(store, subject)
+
+
+def empty(store: Store, subject: str) -> None:
+    """Delete every version of everything the store has of `subject`: pointers, then manifests, then the rest.
+
+    Raises:
+        StoreError: the listing is not empty after many tries.
+    """
+    below = _prefix(subject)
+    store.delete(f"{below}/channels")
+    index = store.read(f"{releases_key(subject)}/{INDEX}")
+    for listed in Index.model_validate_json(index.content).releases if index else []:
+        store.delete(f"{release_key(subject, listed.name)}/{MANIFEST}")
+    for _ in range(LISTINGS):
+        store.delete(below)
+        if store.inventory(below).is_empty:
+            return
+        time.sleep(LISTED_AGAIN_AFTER_S)
+    raise StoreError(f"The store still lists {store.inventory(below)} of the subject; run again.")
+
+
+def _prefix(subject: str) -> str:
+    return f"subjects/{subject}"
+
+
+def _refuse_or_cancel(runs: Runs, *, cancel: bool) -> None:
+    names = ", ".join(f"`{run.name}`" for run in runs.working)
+    if not cancel:
+        raise InputError(f"{names} is at work on this subject; wait for it to end, or cancel it with --cancel.")
+    forget_runs.cancel(runs.working)
+
+
+@contextlib.contextmanager
+def _held(workspace: Path, *, cancel: bool) -> Iterator[None]:
+    """Hold the workspace, if there is one; with `cancel`, who holds it is ended first."""
+    if not workspace.exists():
+        yield
+        return
+    deadline = time.monotonic() + (ENDS_WITHIN_S if cancel else 0.0)
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(held(workspace))
+                break
+            except InputError:
+                if time.monotonic() >= deadline:
+                    raise
+                _end_holder(workspace)
+                time.sleep(LOOK_EVERY_S)
+        yield
+
+
+def _end_holder(workspace: Path) -> None:
+    """Ask the process that holds a workspace to end, as Ctrl-C does."""
+    said = (workspace / ".dvc" / "tmp" / "held").read_text(encoding="utf-8").removeprefix("process ").strip()
+    if said.isdigit():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(said), signal.SIGINT)
+
+
+def _remove(workspace: Path) -> None:
+    """Remove a workspace; what it links to elsewhere stays."""
+    if workspace.is_symlink():
+        raise InputError(f"{workspace} is a link; remove what it leads to by hand, for it is not known to be ours.")
+    shutil.rmtree(workspace)
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_symlink() or path.is_file():
+                yield path.lstat().st_size
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

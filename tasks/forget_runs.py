@@ -1,0 +1,148 @@
+"""What Prefect knows of a subject: runs, their logs and artifacts, found by what runs were asked, not by names."""
+
+import datetime
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import Artifact, FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Cancelling
+
+Asked = TypeVar("Asked")
+
+PAGE = 200
+WORKS = frozenset({StateType.RUNNING, StateType.PENDING, StateType.CANCELLING})
+LOGS_COME_WITHIN_S = 5.0  # of a run's end: they are sent every 2 s (PREFECT_LOGGING_TO_API_BATCH_INTERVAL)
+LOGS_GO_WITHIN_S = 60.0
+LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of a subject and what hangs on them.
+
+    Args:
+        runs: Flow runs, by id; their task runs and logs go with them.
+        working: Those that are under way.
+        artifacts: Artifacts of the runs, and tables of other runs with a line about the subject.
+    """
+
+    runs: list[FlowRun]
+    artifacts: list[UUID]
+
+    @property
+    def working(self) -> list[FlowRun]:
+        """Return the runs that are under way."""
+        return [run for run in self.runs if run.state_type in WORKS]
+
+
+def runs_of(subject: str, *, but: UUID | str | None = None) -> Runs:
+    """Return what Prefect's server knows of `subject`, except the run `but`."""
+    with get_client(sync_client=True) as client:
+        everything = list(_all_runs(client))
+        runs = [run for run in everything if _is_about(run, subject) and str(run.id) != str(but)]
+        ids = {run.id for run in runs}
+        artifacts = {one.id for one in _artifacts(client, list(ids)) if one.id is not None}
+        shared = [run.id for run in everything if run.id not in ids and not _subject_of(run)]
+        artifacts |= {one.id for one in _artifacts(client, shared) if one.id is not None and _has_line(one, subject)}
+    return Runs(runs, sorted(artifacts))
+
+
+def cancel(runs: list[FlowRun]) -> None:
+    """Ask for the end of runs; a worker ends those it started, and a run on its way is ended before it begins."""
+    with get_client(sync_client=True) as client:
+        for run in runs:
+            asked: State[Any] = Cancelling() if run.state_type is StateType.RUNNING else Cancelled()
+            client.set_flow_run_state(run.id, asked, force=True)
+
+
+def delete(found: Runs, subject: str) -> None:
+    """Delete runs with their task runs and logs, artifacts, and the subject's concurrency limit; gone is gone."""
+    _wait_for_last_words(found.runs)
+    with get_client(sync_client=True) as client:
+        for artifact in found.artifacts:
+            _unless_gone(client.delete_artifact, artifact)
+        for run in found.runs:
+            _unless_gone(client.delete_flow_run, run.id)
+        _unless_gone(client.delete_global_concurrency_limit_by_name, f"subject-{subject}")
+        _wait_for_logs(client, [run.id for run in found.runs])
+
+
+def delete_run(run: UUID) -> None:
+    """Delete one run, with its logs; for a run that deletes itself when it has ended."""
+    with get_client(sync_client=True) as client:
+        _unless_gone(client.delete_flow_run, run)
+
+
+def _all_runs(client: SyncPrefectClient) -> Iterator[FlowRun]:
+    offset = 0
+    while page := client.read_flow_runs(limit=PAGE, offset=offset):
+        yield from page
+        offset += len(page)
+
+
+def _subject_of(run: FlowRun) -> str:
+    spec = run.parameters.get("spec")
+    return str(spec.get("subject", "")) if isinstance(spec, dict) else ""
+
+
+def _is_about(run: FlowRun, subject: str) -> bool:
+    return _subject_of(run) == subject or f"subject:{subject}" in run.tags
+
+
+def _artifacts(client: SyncPrefectClient, runs: list[UUID]) -> Iterator[Artifact]:
+    for start in range(0, len(runs), PAGE):
+        of = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=runs[start : start + PAGE]))
+        offset = 0
+        while page := client.read_artifacts(artifact_filter=of, limit=PAGE, offset=offset):
+            yield from page
+            offset += len(page)
+
+
+def _has_line(artifact: Artifact, subject: str) -> bool:
+    """Return whether a table has a line about the subject, as that of a scan over all subjects does."""
+    if artifact.type != "table" or not isinstance(artifact.data, str):
+        return False
+    rows = json.loads(artifact.data)
+    return any(subject in row.values() for row in rows if isinstance(row, dict)) if isinstance(rows, list) else False
+
+
+def _unless_gone(delete: Callable[[Asked], object], what: Asked) -> None:
+    try:
+        delete(what)
+    except ObjectNotFound:
+        return
+
+
+def _wait_for_last_words(runs: list[FlowRun]) -> None:
+    """Wait until the last log lines of runs that have just ended are there: those that come later would stay."""
+    ended = max((run.end_time for run in runs if run.end_time), default=None)
+    if ended is not None:
+        since_s = (datetime.datetime.now(datetime.UTC) - ended).total_seconds()
+        time.sleep(min(max(LOGS_COME_WITHIN_S - since_s, 0.0), LOGS_COME_WITHIN_S))
+
+
+def _wait_for_logs(client: SyncPrefectClient, runs: list[UUID]) -> None:
+    """Wait until the server has deleted the logs of deleted runs, which it does a little later by itself.
+
+    Raises:
+        TimeoutError: it has not.
+    """
+    deadline = time.monotonic() + LOGS_GO_WITHIN_S
+    for start in range(0, len(runs), PAGE):
+        of = LogFilter(flow_run_id=LogFilterFlowRunId(any_=runs[start : start + PAGE]))
+        while client.read_logs(log_filter=of, limit=1):
+            if time.monotonic() > deadline:
+                raise TimeoutError("Prefect's server still has logs of deleted runs; run again.")
+            time.sleep(LOOK_EVERY_S)

@@ -1,0 +1,157 @@
+"""Forgetting a person on a real server, with what real runs leave."""
+
+import contextlib
+import json
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+from prefect.states import Running
+
+from flows.__main__ import main
+from flows.forget import forget
+from flows.promote import promote
+from flows.publish import publish
+from flows.spec import ForgetSpec, LearnSpec, PromoteSpec, PublishSpec
+from tasks.forget_runs import delete, runs_of
+from tasks.publish import publish as publish_task
+from tasks.storage import FolderStore
+from tests.tasks.finished import finished
+from zimage.errors import InputError
+
+ADA = "ada-of-the-test"
+
+
+@task(name="train", task_run_name="train {subject}")
+def work(subject: str) -> None:
+    get_run_logger().info("a photo of %s", subject)
+    create_table_artifact([{"number": "loss", "value": 0.1}], key=f"{subject}-train", description=subject)
+
+
+@flow(name="learn", flow_run_name="learn {spec.subject}")
+def learn(spec: LearnSpec) -> None:
+    """Leaves what a real one leaves, without hours of work: a run, a task run, log lines and an artifact."""
+    get_run_logger().info("learning %s", spec.subject)
+    work(spec.subject)
+
+
+@flow(name="retrain", flow_run_name="retrain")
+def scan() -> None:
+    rows = [{"subject": each, "why": "photos changed"} for each in (ADA, f"{ADA}-2")]
+    create_table_artifact(rows, key="retrain")
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> Iterator[Path]:
+    monkeypatch.setenv("ZIMAGE_WORKSPACES", str(tmp_path / "workspaces"))
+    monkeypatch.setenv("ZIMAGE_STORE", str(tmp_path / "store"))
+    yield tmp_path
+
+
+@pytest.fixture
+def ada(places: Path) -> Path:
+    """A person who was learnt, published twice and promoted; and another of almost the same name."""
+    for subject in (ADA, f"{ADA}-2"):
+        delete(runs_of(subject), subject)  # of other tests on this server
+        workspace = finished(places / "workspaces" / subject, seed=1)
+        publish_task.fn(workspace, subject, FolderStore(places / "store"))
+        finished(workspace, seed=2)
+        publish(PublishSpec(subject=subject))
+        promote(PromoteSpec(subject=subject, channel="production"))
+        learn(LearnSpec(subject=subject))
+    return places / "workspaces" / ADA
+
+
+def snapshot(places: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(places)): path.read_bytes() for path in places.rglob("*") if path.is_file()}
+
+
+def test_by_default_it_only_lists(ada: Path, places: Path) -> None:
+    before = snapshot(places)
+
+    listing = forget(ForgetSpec(subject=ADA))
+
+    assert listing.tombstone is None
+    assert snapshot(places) == before
+    told = "\n".join(listing.lines)
+    assert "channels   production at 2-" in told
+    assert "Prefect    3 runs with their logs, 1 artifacts" in told
+    assert "consent    until 2999-12-31" in told
+
+
+def test_nothing_of_the_person_is_left_anywhere_and_everything_of_others(ada: Path, places: Path) -> None:
+    others = {name: content for name, content in snapshot(places).items() if f"{ADA}-2" in name}
+    scan()
+
+    listing = forget(ForgetSpec(subject=ADA, delete=True))
+
+    assert listing.tombstone is not None
+    counts = listing.tombstone.forgotten[-1].counts
+    assert counts.runs == 3 and counts.artifacts == 2 and counts.objects == 30 and counts.files > 10
+    assert not ada.exists()
+    after = snapshot(places)
+    assert {name: content for name, content in after.items() if f"{ADA}-2" in name} == others
+    (tombstone,) = (name for name in after if name not in others and not name.startswith("store/.locks"))
+    assert ADA not in tombstone and ADA.encode() not in after[tombstone]
+    assert "flow_run" in tables_naming(f"{ADA}-2")
+    # Events are the server's own diary: no interface deletes them, and they go by themselves (infra/retention.md).
+    assert tables_naming(ADA) <= {"events", "event_resources"}
+
+    again = forget(ForgetSpec(subject=ADA, delete=True))
+
+    assert again.lines[0].startswith("workspace  0 files")
+    assert again.tombstone is not None and len(again.tombstone.forgotten) == 2
+
+
+def tables_naming(subject: str) -> set[str]:
+    """The tables of the server's database that hold a pseudonym."""
+    path = str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2]
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+        lines = [(name, str(line)) for name in tables for line in database.execute(f'select * from "{name}"')]
+    return {name for name, line in lines if re.search(rf"{subject}(?!-2)", line)}
+
+
+def test_a_run_that_is_at_work_on_the_person_has_to_be_cancelled_first(ada: Path) -> None:
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(learn, parameters={"spec": {"subject": ADA}}, name="learn it", state=Running())
+    with pytest.raises(InputError, match=r"`learn it` is at work on this subject; .* or cancel it with --cancel"):
+        forget(ForgetSpec(subject=ADA, delete=True))
+    assert (ada / "data").is_dir()
+
+    forget(ForgetSpec(subject=ADA, delete=True, cancel=True))
+
+    assert not ada.exists()
+    assert run.id not in {each.id for each in runs_of(ADA).runs}
+
+
+def test_from_the_shell_it_lists_and_then_deletes(ada: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["forget", "--subject", ADA]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Nothing was deleted; `--delete` deletes all of it."
+    assert main(["forget", "--subject", ADA, "--delete"]) == 0
+    assert capsys.readouterr().out.startswith("Deleted, and a second listing was empty:\nworkspace  ")
+    assert not ada.exists()
+
+
+def test_the_demo_is_nobody(places: Path) -> None:
+    with pytest.raises(InputError, match=r"The demo is no person's, and lies in the project itself; `make clean`"):
+        forget(ForgetSpec(subject="demo"))
+
+
+def test_from_the_shell_a_release_is_promoted_and_taken_back(ada: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["promote", "--subject", ADA, "--channel", "production", "--release", releases(ada)[0]]) == 0
+    assert capsys.readouterr().out.startswith(f"channel  {releases(ada)[0]} (promote at ")
+    assert main(["promote", "--subject", ADA, "--channel", "production", "--back"]) == 0
+    assert capsys.readouterr().out.startswith(f"channel  {releases(ada)[1]} (rollback at ")
+
+
+def releases(ada: Path) -> list[str]:
+    index = ada.parents[1] / "store" / "subjects" / ADA / "releases" / "index.json"
+    return [each["name"] for each in json.loads(index.read_text())["releases"]]

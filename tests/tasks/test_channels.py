@@ -1,0 +1,152 @@
+import datetime
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tasks.channels import Move, channel, promote, rollback, standing
+from tasks.publish import publish as publish_task
+from tasks.storage import FolderStore
+from tasks.tombstones import Counts, begin, finish
+from tests.tasks.finished import finished
+from zimage.errors import InputError
+
+publish = publish_task.fn
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+
+@pytest.fixture
+def names(tmp_path: Path, store: FolderStore) -> list[str]:
+    """Three releases of ada."""
+    return [publish(finished(tmp_path / "ada", seed=seed), "ada", store).name for seed in (1, 2, 3)]
+
+
+def at(store: FolderStore) -> str | None:
+    found = channel(store, "ada", "production")
+    return found.release if found else None
+
+
+def test_nothing_is_in_a_channel_before_it_is_promoted(store: FolderStore, names: list[str]) -> None:
+    assert at(store) is None
+
+
+def test_the_newest_release_is_promoted_unless_one_is_named(store: FolderStore, names: list[str]) -> None:
+    assert promote(store, "ada", "production").release == names[2]
+    assert promote(store, "ada", "production", names[0]).release == names[0]
+    assert at(store) == names[0]
+    assert channel(store, "ada", "staging") is None
+
+
+def test_promoting_what_is_there_changes_nothing(store: FolderStore, names: list[str]) -> None:
+    first = promote(store, "ada", "production", names[0])
+
+    assert promote(store, "ada", "production", names[0]) == first
+    found = channel(store, "ada", "production")
+    assert found is not None and len(found.history) == 1
+
+
+def test_rolling_back_goes_to_the_release_before_and_again_to_the_one_before_that(
+    store: FolderStore, names: list[str]
+) -> None:
+    for name in names:
+        promote(store, "ada", "production", name)
+
+    assert rollback(store, "ada", "production").release == names[1]
+    assert rollback(store, "ada", "production").release == names[0]
+    with pytest.raises(InputError, match="ada has no release before this one in production"):
+        rollback(store, "ada", "production")
+    assert at(store) == names[0]
+
+
+def test_a_promotion_after_a_rollback_can_be_rolled_back_to_where_that_led(
+    store: FolderStore, names: list[str]
+) -> None:
+    promote(store, "ada", "production", names[0])
+    promote(store, "ada", "production", names[1])
+    rollback(store, "ada", "production")
+    promote(store, "ada", "production", names[2])
+
+    assert rollback(store, "ada", "production").release == names[0]
+
+
+def test_history_keeps_every_move(store: FolderStore, names: list[str]) -> None:
+    promote(store, "ada", "production", names[0])
+    promote(store, "ada", "production", names[1])
+    rollback(store, "ada", "production")
+
+    found = channel(store, "ada", "production")
+    assert found is not None
+    assert [(move.kind, move.release) for move in found.history] == [
+        ("promote", names[0]),
+        ("promote", names[1]),
+        ("rollback", names[0]),
+    ]
+    assert standing(found.history) == [names[0]]
+
+
+def test_of_many_promotions_at_once_none_is_lost(store: FolderStore, names: list[str]) -> None:
+    def move(number: int) -> Move:
+        return promote(store, "ada", "production", names[number % 3])
+
+    with ThreadPoolExecutor(4) as pool:
+        moves = list(pool.map(move, range(9)))
+
+    found = channel(store, "ada", "production")
+    assert found is not None
+    assert {each.id for each in moves} <= {each.id for each in found.history}
+    assert len({each.id for each in found.history}) == len(found.history)
+
+
+def test_what_is_no_release_cannot_be_promoted(store: FolderStore, names: list[str]) -> None:
+    (store.root / "subjects/ada/releases" / names[1] / "manifest.json").unlink()
+
+    with pytest.raises(InputError, match=rf"no release {names[1]} with a manifest\.json; there are: {names[0]}, "):
+        promote(store, "ada", "production", names[1])
+    assert at(store) is None
+
+
+def test_without_releases_there_is_nothing_to_promote(store: FolderStore) -> None:
+    with pytest.raises(InputError, match="ada has no release yet; run the flow `publish` first"):
+        promote(store, "ada", "staging")
+
+
+def test_what_is_provisional_goes_into_production_only_if_asked(tmp_path: Path, store: FolderStore) -> None:
+    publish(finished(tmp_path / "ada", "provisional"), "ada", store, accept_provisional=True)
+
+    with pytest.raises(InputError, match=r"is provisional: only 12 % are the person\. It may be in staging"):
+        promote(store, "ada", "production")
+    assert promote(store, "ada", "staging").release == promote(
+        store, "ada", "production", accept_provisional=True
+    ).release  # fmt: skip
+
+
+def test_a_release_whose_consent_has_ended_is_promoted_nowhere(
+    tmp_path: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = datetime.datetime.now(datetime.UTC).date()
+    release = publish(finished(tmp_path / "ada", expires=today), "ada", store)
+    key = store.root / release.key / "manifest.json"
+    key.write_text(key.read_text().replace(str(today), str(today - datetime.timedelta(days=1))))
+
+    with pytest.raises(InputError, match=rf"The consent behind {release.name} expired on "):
+        promote(store, "ada", "staging")
+
+
+def test_nothing_is_published_or_promoted_while_a_subject_is_being_forgotten(
+    tmp_path: Path, store: FolderStore, names: list[str]
+) -> None:
+    begin(store, "ada", Counts())
+    for refused in (
+        lambda: promote(store, "ada", "staging"),
+        lambda: rollback(store, "ada", "staging"),
+        lambda: publish(finished(tmp_path / "ada", seed=4), "ada", store),
+    ):
+        with pytest.raises(InputError, match="This subject is being forgotten, or that was interrupted"):
+            refused()
+
+    finish(store, "ada")
+    assert promote(store, "ada", "staging").release == names[2]
