@@ -35,7 +35,23 @@ def test_a_follower_sees_the_numbers(followed: Path, monkeypatch: pytest.MonkeyP
     with Progress("train", total=2) as work:
         work.advance(loss=0.25, phase="warm-up")
 
-    assert events(followed)[1] == {"name": "train", "done": 1, "total": 2, "loss": 0.25, "phase": "warm-up"}
+    told = {"name": "train", "done": 1, "total": 2, "loss": 0.25, "phase": "warm-up", "left_s": 0}
+    assert events(followed)[1] == told
+
+
+def test_both_readers_are_told_how_long_it_will_take(
+    followed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "FOLLOWED_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
+    now = iter([100.0, 100.0, 110.0, 110.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now, 110.0))
+
+    with Progress("train", total=8, done=2) as work:
+        work.advance(2)
+
+    assert events(followed)[1]["left_s"] == 20
+    assert "train 4/8  20 s left" in capsys.readouterr().err
 
 
 def test_a_follower_is_not_flooded(followed: Path) -> None:

@@ -63,18 +63,23 @@ class Progress:
             self._told_plain = now
             of = f"/{self.total}" if self.total else ""
             extra = "".join(f"  {key} {_short(value)}" for key, value in numbers.items())
-            print(f"{self.name} {self.done}{of}{extra}{self._left(now)}", file=sys.stderr, flush=True)  # noqa: T201
+            left_s = self._left_s(now)
+            left = "" if left_s is None else f"  {left_s} s left"
+            print(f"{self.name} {self.done}{of}{extra}{left}", file=sys.stderr, flush=True)  # noqa: T201
         if _followed is not None and (force or now - self._told_follower >= FOLLOWED_EVERY_S):
             self._told_follower = now
-            line = {"name": self.name, "done": self.done, "total": self.total, **numbers}
+            line: dict[str, object] = {"name": self.name, "done": self.done, "total": self.total, **numbers}
+            if (left_s := self._left_s(now)) is not None:
+                line["left_s"] = left_s
             with _followed.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _left(self, now: float) -> str:
+    def _left_s(self, now: float) -> int | None:
+        """Return how many seconds the rest will take at the speed so far; None where nobody knows."""
         done_here = self.done - self._first
         if done_here == 0 or self.done >= self.total:
-            return ""
-        return f"  {(now - self._started) / done_here * (self.total - self.done):.0f} s left"
+            return None
+        return round((now - self._started) / done_here * (self.total - self.done))
 
 
 def tracked(items: Iterable[T], name: str, total: int) -> Iterator[T]:
