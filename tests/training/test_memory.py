@@ -50,6 +50,12 @@ def test_settings_that_exclude_each_other_are_refused_with_the_remedy(changes: d
         check(recipe(memory=changes), RELEASED, CPU)
 
 
+def test_compiling_without_a_compiler_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match=r"needs a C compiler.*or set it to false"):
+        check(recipe(memory={"compile": True}), RELEASED, CPU)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_those_that_a_person_can_choose(name: str) -> None:
     found = presets()[name]
@@ -57,7 +63,7 @@ def test_presets_are_those_that_a_person_can_choose(name: str) -> None:
     assert memory == PRESETS[name].memory.model_dump()
     assert found.values["train.at_once"] == PRESETS[name].at_once
     assert f"{found.gpu_gb}gb" == name
-    check(recipe(memory=memory, precision="bfloat16"), RELEASED, CPU)
+    check(recipe(memory={**memory, "compile": False}, precision="bfloat16"), RELEASED, CPU)
 
 
 def test_every_preset_fits_its_card_and_a_smaller_one_needs_less() -> None:

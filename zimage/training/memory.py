@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ SPARE = 0.9
 # Of the largest weight written out, or of one product in integers: computed for NF4, in GB at the released width.
 WORKSPACE_GB = 1.1
 WEIGHT_BYTES = {"plain": 2.0, "fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
+COMPILERS = ("cc", "gcc", "clang")
 FP8_CAPABILITY = (8, 9)  # the first GPUs with 8-bit floating-point units: Ada and Hopper
 
 
@@ -79,6 +81,11 @@ def check(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
         raise InputError(
             "train.memory.checkpointing is `selective`, which needs the compiler; "
             "set train.memory.compile to true, or checkpointing to `full`."
+        )
+    if memory.compile and not any(shutil.which(name) for name in COMPILERS):
+        raise InputError(
+            "train.memory.compile needs a C compiler, and there is none here (gcc, clang, cc); "
+            "install one, or set it to false."
         )
     if memory.offloaded_blocks and memory.compile:
         raise InputError(

@@ -76,8 +76,13 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
         denoiser.forget_context()
         release(device)
     planned = _planned(dataset, params)
-    checkpointing = checkpointing_of(params, sizes, {step.bucket for step in planned}, device)
-    denoiser.run = runner(checkpointing, compiled=params.memory.compile, chance=params.dropout > 0)
+    buckets = {step.bucket for step in planned}
+    denoiser.run = runner(
+        checkpointing_of(params, sizes, buckets, device),
+        compiled=params.memory.compile,
+        chance=params.dropout > 0,
+        shapes=len(buckets),
+    )
     logger.info("%d adapter values, precision %s, device %s", len(adapters.values), params.precision, device)
     objective = Objective(
         denoiser,

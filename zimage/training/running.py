@@ -1,5 +1,6 @@
 """How blocks run: fused by the compiler or not, and how much is computed again on the way back."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -24,9 +25,19 @@ KEPT_OPERATIONS = [
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
 
+# Up to so many shapes every one gets graphs of its own; beyond, one graph has to serve all lengths.
+FEW_SHAPES = 4
+# Beyond torch's own limit of 8, blocks would silently run uncompiled, or fail where they are checkpointed.
+MOST_GRAPHS = 1000
+
 
 def runner(
-    checkpointing: Checkpointing, *, compiled: bool, chance: bool = False, backend: str = "inductor"
+    checkpointing: Checkpointing,
+    *,
+    compiled: bool,
+    chance: bool = False,
+    shapes: int = 1,
+    backend: str | Callable[..., Any] = "inductor",
 ) -> RunBlock:
     """Return how the denoiser is to run a block while it learns.
 
@@ -35,6 +46,7 @@ def runner(
             compiled blocks do without keeping more than they save; full keeps only the stream between blocks.
         compiled: Fuse each block; one graph serves all blocks of a shape.
         chance: Blocks draw chance (dropout), which has to be the same when they are computed again.
+        shapes: How many lengths of sequences there will be.
         backend: Of torch.compile.
     """
     again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": chance}
@@ -48,4 +60,7 @@ def runner(
         return after
 
     run = plainly if checkpointing == "none" else checkpointed
-    return torch.compile(run, dynamic=False, backend=backend) if compiled else run
+    if not compiled:
+        return run
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST_GRAPHS
+    return torch.compile(run, dynamic=False if shapes <= FEW_SHAPES else None, backend=backend)
