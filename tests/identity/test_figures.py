@@ -15,7 +15,7 @@ def row(prompt: int, distance: float | None) -> PictureRow:
         matching_faces=0, nearest_photo=None, nearest_distance=None, copy_of=None, likeness_to_copy=0.0, yaw_deg=None,
         second_distance=None, second_same=None, following=None, clip=None, file="", prompt=str(prompt),
         kind="likeness", aspect="frontal", language="en", half="reporting", seed=0, weights="lora", checkpoint=None,
-        strength=1.0, text="", engine="", threshold=0.6,
+        strength=1.0, text="", engine="", threshold=0.6, second_engine=None,
     )  # fmt: skip
 
 

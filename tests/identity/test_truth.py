@@ -42,6 +42,7 @@ def rows(pictures: Sequence[Picture], judge_of: Judge, engine: Engine, weights: 
             text=TEXT,
             engine=info.engine_id,
             threshold=info.threshold,
+            second_engine=None,
         )
         for number, picture in enumerate(pictures)
     ]

@@ -211,6 +211,7 @@ def test_two_independent_engines_judge_side_by_side_and_are_never_mixed(
     assert set(first["model_sha256"]).isdisjoint(second["model_sha256"])
     rows = scores(workspace)
     assert all(row["second_distance"] and row["second_distance"] != row["distance"] for row in rows)
+    assert {(row["engine"], row["second_engine"]) for row in rows} == {(first["engine_id"], second["engine_id"])}
     lora = [row for row in rows if row["half"] == "reporting" and row["weights"] == "lora"]
     assert {(row["same"], row["second_same"]) for row in lora} == {("1", "1")}
     assert (found["absent"], found["clip"], found["variety_by"]) == ([], "present", "clip")

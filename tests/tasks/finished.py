@@ -115,4 +115,5 @@ def row(number: int, file: str) -> PictureRow:
         following=None, clip=None, file=file, prompt=f"p-{number}", kind="likeness", aspect="frontal", language="en",
         half="choosing" if number == 1 else "reporting", seed=0, weights="base" if number == 2 else "lora",
         checkpoint=None if number == 2 else CHECKPOINT, strength=STRENGTH, text="a photo", engine="dlib", threshold=0.6,
+        second_engine=None,
     )  # fmt: skip

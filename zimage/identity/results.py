@@ -63,6 +63,10 @@ class SweepRow(Row):
 class DistanceRow(Row):
     """One distance to the held-out centroid, for the distributions."""
 
+    engine: str
+    """Who measured."""
+    threshold: float
+    """Same person up to this distance."""
     group: str
     """lora, base, impostor, training (these two real photos at the pictures' size) or holdout (against each other)."""
     distance: float
@@ -150,7 +154,12 @@ def distance_rows(findings: Findings) -> list[DistanceRow]:
         "training": targets.ceiling().tolist(),
         "holdout": targets.genuine().tolist(),
     }
-    return [DistanceRow(group=group, distance=value) for group, values in groups.items() for value in values]
+    info = targets.info
+    return [
+        DistanceRow(engine=info.engine_id, threshold=info.threshold, group=group, distance=value)
+        for group, values in groups.items()
+        for value in values
+    ]
 
 
 def sha256_of(file: Path) -> str:

@@ -67,6 +67,8 @@ class PictureRow(Scored):
     """Who measured the distances."""
     threshold: float
     """Same person up to this distance."""
+    second_engine: str | None
+    """Who measured the second distances; null where nobody did."""
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:

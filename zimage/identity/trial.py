@@ -97,6 +97,7 @@ class Trial:
                 text=one.request.text,
                 engine=info.engine_id,
                 threshold=info.threshold,
+                second_engine=self.judge.second.info.engine_id if self.judge.second else None,
             )
             for one, file, found in zip(asked, files, self.search.faces_in([Seen(file) for file in files]), strict=True)
         ]
