@@ -24,7 +24,7 @@ from zimage.errors import InputError
 from zimage.folder import aside_of
 from zimage.model.base import Base, open_pipeline
 from zimage.model.latents import image_of
-from zimage.stages.train import train
+from zimage.stages.train import _out_of_memory_explained, train
 from zimage.training.params import TrainParams
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +149,15 @@ def test_a_loss_that_is_no_number_stops_with_step_photos_sigma_and_norm(
     pattern = r"stopped at step \d: .*photos train/.*; sigma 0\.\d+, 0\.\d+; gradient norm .*learning_rate"
     assert re.search(pattern, str(caught.value))
     assert not (tmp_path / "train").exists()
+
+
+def test_a_gpu_that_is_too_small_is_told_with_the_presets_that_fit(tiny_base: Base, tiny_encoded: Path) -> None:
+    params = recipe(memory={"frozen": "plain"}, at_once=10_000_000, batch=10_000_000)
+    with (
+        pytest.raises(InputError, match=r"10000000 picture\(s\) of 64 x 64 px.* choose a preset that fits \(80gb"),
+        _out_of_memory_explained(tiny_encoded, Path(tiny_base.model), params),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_base_that_was_changed_is_refused_before_training(

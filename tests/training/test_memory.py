@@ -129,7 +129,7 @@ def test_without_a_gpu_auto_recomputes_nothing_and_a_choice_stays() -> None:
 def test_out_of_memory_names_the_presets_that_fit_with_what_they_need() -> None:
     params = recipe(batch=4, at_once=4, precision="bfloat16", rank=16)
     message = str(too_small(params, RELEASED, (1024, 1024), 60, at_hand_gb=16.0))
-    assert "16 GB are too small for 4 picture(s) of 1024 x 1024 px at once with plain weights" in message
+    assert "16 GB of memory are too small for 4 picture(s) of 1024 x 1024 px at once with plain weights" in message
     assert "choose a preset that fits (16gb (9 GB), 8gb (6 GB)), a smaller train.at_once" in message
     assert "24gb" not in message
 

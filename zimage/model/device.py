@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import resource
 
 import torch
@@ -48,7 +49,11 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def at_hand_gb() -> float:
-    """Return what this process could have of the GPU's memory, in GB: what is free, and what it holds already."""
-    free, _ = torch.cuda.mem_get_info()
-    return (free + torch.cuda.memory_reserved()) / 1e9
+def at_hand_gb(device: torch.device) -> float:
+    """Return what this process could have of a GPU's memory, in GB: what is free, and what it holds already.
+
+    Without a GPU it is all of the machine's.
+    """
+    if device.type == "cuda":
+        return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / 1e9
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9

@@ -93,7 +93,7 @@ def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams) -> I
     """Say, where the GPU's memory is too small, which presets would fit."""
     import torch
 
-    from zimage.model.device import at_hand_gb
+    from zimage.model.device import at_hand_gb, device_and_dtype
     from zimage.model.rows import ItemRow, TextRow
     from zimage.training.memory import sizes_of, too_small
 
@@ -103,7 +103,7 @@ def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams) -> I
         items, texts = read_rows(encode / "items.jsonl", ItemRow), read_rows(encode / "texts.jsonl", TextRow)
         largest = max(((row.width, row.height) for row in items), key=lambda size: size[0] * size[1])
         caption = max(row.tokens for row in texts)
-        raise too_small(params, sizes_of(base), largest, caption, at_hand_gb()) from None
+        raise too_small(params, sizes_of(base), largest, caption, at_hand_gb(device_and_dtype()[0])) from None
 
 
 def _resumed(aside: Path, prepared: "Prepared", run: str) -> int:

@@ -83,6 +83,11 @@ class Adapters:
         for lora, down, up in zip(self._loras, gradients[:count], gradients[count:], strict=True):
             lora.down.grad, lora.up.grad = down.view_as(lora.down), up.view_as(lora.up)
 
+    @property
+    def drop_inputs(self) -> bool:
+        """Return whether chance decides which inputs the adapters see."""
+        return any(lora.dropout > 0 for lora in self._loras)
+
     def halves(self) -> tuple[Tensor, Tensor]:
         """Return all down-matrices and all up-matrices as two parameters; their gradients are parts of `gradient`."""
         halves = []

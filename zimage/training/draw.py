@@ -14,13 +14,18 @@ from zimage.training.sigma import sigmas, uniforms
 
 
 def generator_of(seed: int, *names: str | int) -> torch.Generator:
-    """Return a CPU generator that belongs to these names alone.
+    """Return a CPU generator that belongs to these names alone."""
+    return torch.Generator().manual_seed(seed_of(seed, *names))
 
-    torch seeds it with the lowest 32 bits only (pytorch@v2.13.0:aten/src/ATen/core/MT19937RNGEngine.h), so they are
-    taken from a hash: neighbouring seeds and steps share nothing.
+
+def seed_of(seed: int, *names: str | int) -> int:
+    """Return a seed that belongs to these names alone.
+
+    torch takes the lowest 32 bits only (pytorch@v2.13.0:aten/src/ATen/core/MT19937RNGEngine.h), so they are taken from
+    a hash: neighbouring seeds and steps share nothing.
     """
     digest = hashlib.sha256("/".join(str(part) for part in (seed, *names)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+    return int.from_bytes(digest[:4], "little")
 
 
 @dataclass(frozen=True)

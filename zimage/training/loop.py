@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zimage.training.adapters import Adapters
+from zimage.training.draw import seed_of
 from zimage.training.objective import Objective
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import PreservationParams, ScheduleParams
@@ -77,6 +78,8 @@ class Loop:
         chance = self.objective.chance(number, step)
         total = torch.zeros((), device=self.objective.denoiser.device)
         for rows in self.world.rows(len(step.items), self.at_once):
+            if self.adapters.drop_inputs:  # the only chance that torch draws where it is needed
+                torch.manual_seed(seed_of(self.objective.seed, "dropout", number, rows.start))
             loss = self.objective.loss(step, chance, rows)
             loss.backward()
             total += loss.detach()

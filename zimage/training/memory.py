@@ -193,7 +193,7 @@ def too_small(params: TrainParams, sizes: Sizes, px: tuple[int, int], caption: i
     fitting = [f"{name} ({need:.0f} GB)" for name, need in needs.items() if need < min(now, SPARE * at_hand_gb)]
     remedy = f"a preset that fits ({', '.join(reversed(fitting))}), " if fitting else ""
     return InputError(
-        f"The GPU's {at_hand_gb:.0f} GB are too small for {params.at_once} picture(s) of {px[0]} x {px[1]} px at once "
+        f"{at_hand_gb:.0f} GB of memory are too small for {params.at_once} picture(s) of {px[0]} x {px[1]} px at once "
         f"with {params.memory.frozen} weights; choose {remedy}a smaller train.at_once, smaller crops, "
         "or end what else runs on it."
     )
