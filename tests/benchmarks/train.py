@@ -39,6 +39,7 @@ OPTIMISER = OptimiserParams(
 )
 LINEAR: list[Target] = ["attention", "feed_forward"]
 WARM_UP = 2  # turns that are not timed
+GPU_STEPS = 5  # of every length in a turn: a GPU is only waited for at its end, as in training
 GPU_PEAK_TFLOPS = 790.0  # dense bfloat16 that an H200 reaches in practice
 
 Step = Callable[[], Tensor]  # makes one and returns its loss, on the device
@@ -175,7 +176,7 @@ class Times:
 
 def timed(size: Size, variants: dict[str, Step], turns: int) -> dict[str, Times]:
     """Return what a step of each variant takes, all taking their turns one after the other."""
-    steps = len(size.by_length)
+    steps = len(size.by_length) * (GPU_STEPS if torch.cuda.is_available() else 1)
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
     for turn in range(turns + WARM_UP):
         for name, step in variants.items():
