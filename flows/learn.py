@@ -10,6 +10,7 @@ from tasks.evaluate import evaluate
 from tasks.handover import hand_over, take
 from tasks.leg import up_to_date, working_on
 from tasks.settings import Settings, from_environment
+from tasks.shown import warn_of_verdict
 from tasks.subject import choices
 from tasks.train import train
 from tasks.unfinished import fetch_unfinished, forget_unfinished
@@ -25,7 +26,10 @@ def learn(spec: LearnSpec) -> dict[str, Outcome]:
     workspace = settings.workspace(spec.subject)
     shared = spec.placement == "pools"
     with working_on(workspace, shared=shared):
-        return _shared(settings, spec.subject) if shared else up_to_date(workspace, STAGES, shared=False)
+        outcomes = _shared(settings, spec.subject) if shared else up_to_date(workspace, STAGES, shared=False)
+        if outcomes["evaluate"] is Outcome.RAN:
+            warn_of_verdict(workspace)
+    return outcomes
 
 
 def _shared(settings: Settings, subject: str) -> dict[str, Outcome]:

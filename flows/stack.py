@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -48,14 +49,16 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
     """
     if _answers(port):
         raise InputError(f"Port {port} is taken; stop what uses it, or choose another with --port.")
+    logs = settings.logs
     with ExitStack() as stack:
-        parts = {"server": stack.enter_context(started(["server", "start", "--host", HOST, "--port", str(port)]))}
-        _wait_for_server(parts["server"], port)
+        command = ["server", "start", "--host", HOST, "--port", str(port)]
+        parts = {"server": stack.enter_context(started(command, logs / "server.log"))}
+        _wait_for_server(parts["server"], port, logs)
         deploy(notify=notify)
         for name, command, environment in _workers():
-            parts[name] = stack.enter_context(started(command, environment))
+            parts[name] = stack.enter_context(started(command, logs / f"{name}.log", environment))
         _tell(settings, port, list(parts))
-        _wait_for_end(parts)
+        _wait_for_end(parts, logs)
 
 
 def deploy(*, notify: str) -> None:
@@ -91,19 +94,23 @@ def automations(notify: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def started(
-    command: Sequence[str], environment: Mapping[str, str] | None = None
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run Prefect's `command` beside this process; end it, and all it started, with the block.
+    """Run Prefect's `command` beside this process, with what it says in `log`; end all it started with the block.
 
     It has a session of its own: a terminal sends Ctrl-C to everybody at once, and here the order matters.
     """
-    child = subprocess.Popen(
-        [sys.executable, "-c", PREFECT, *command],
-        cwd=PROJECT,
-        env={**inherited(), **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        child = subprocess.Popen(
+            [sys.executable, "-c", PREFECT, *command],
+            cwd=PROJECT,
+            env={**inherited(), **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         yield child
     finally:
@@ -190,22 +197,24 @@ def _notifies(action: Mapping[str, Any]) -> bool:
     return action.get("block_document_id") == NOTIFY
 
 
-def _wait_for_server(server: "subprocess.Popen[bytes]", port: int) -> None:
+def _wait_for_server(server: "subprocess.Popen[bytes]", port: int, logs: Path) -> None:
     begun = time.monotonic()
     while True:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"http://{HOST}:{port}/api/health", timeout=5.0).is_success:
                 return
         if server.poll() is not None or time.monotonic() - begun > STARTS_WITHIN_S:
-            raise InputError("The Prefect server did not start; its own words stand above.")
+            raise InputError(f"The Prefect server did not start; {logs / 'server.log'} says why.")
         time.sleep(LOOK_EVERY_S)
 
 
-def _wait_for_end(parts: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
+def _wait_for_end(parts: Mapping[str, "subprocess.Popen[bytes]"], logs: Path) -> None:
     while True:
         for name, process in parts.items():
             if process.poll() is not None:
-                raise InputError(f"{name} ended by itself (code {process.returncode}); its own words stand above.")
+                raise InputError(
+                    f"{name} ended by itself (code {process.returncode}); {logs / f'{name}.log'} says why."
+                )
         time.sleep(LOOK_EVERY_S)
 
 
@@ -220,6 +229,7 @@ def _tell(settings: Settings, port: int, parts: list[str]) -> None:
         f"running  {', '.join(parts)}",
         f"store    {settings.store}",
         f"subjects {settings.workspaces}",
+        f"logs     {settings.logs}",
         "Ctrl-C stops all of it.",
     ]
     sys.stdout.write("\n".join(lines) + "\n")

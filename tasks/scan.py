@@ -77,18 +77,18 @@ def scan(settings: Settings, store: Store, project: Project, subject: str, today
         subject: Whose it is.
         today: For the consent.
     """
-    state = read_state(store, subject).state
-    if state is None:
-        return None
     until = None
     try:
+        state = read_state(store, subject).state
+        if state is None:
+            return None
         consent = _consent(settings, subject, state)
         until = consent.expires if consent else None
         if consent:
             require(consent, "training", today)
+        reasons = [*_inputs(state), *_results(state, project)]
     except InputError as error:
         return Finding(subject, "stopped", str(error), until)
-    reasons = [*_inputs(state), *_results(state, project)]
     return Finding(subject, "changed" if reasons else "unchanged", "; ".join(reasons), until)
 
 

@@ -28,6 +28,11 @@ class Settings:
         """Return the workspace folder of `subject`; the demo's is the project itself."""
         return self.project if subject == DEMO else self.workspaces / subject
 
+    @property
+    def logs(self) -> Path:
+        """Return where a stack writes what its parts say."""
+        return self.workspaces / ".logs"
+
     def remote(self, subject: str) -> str:
         """Return where DVC keeps what this subject's workspaces share; it is part of the subject's prefix."""
         return f"{self.store.rstrip('/')}/subjects/{subject}/dvc"

@@ -18,6 +18,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.events import emit_event
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
@@ -81,6 +82,14 @@ def show_results(workspace: Path, stage: str) -> None:
         create_table_artifact(rows, key=f"{workspace.name}-{stage}", description=f"Numbers of {stage}")
 
 
+def warn_of_verdict(workspace: Path) -> None:
+    """Tell whoever listens if the gate failed (infra/automations.yaml); a poor score is a result and no failed run."""
+    metrics = json.loads((workspace / "data" / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    if metrics["verdict"] == "fail":
+        resource = {"prefect.resource.id": f"zimage.subject.{workspace.name}"}
+        emit_event("zimage.gate.failed", resource=resource, payload={"why": metrics["why"]})
+
+
 def show_scan(findings: Sequence[Finding], started: Mapping[str, str]) -> None:
     """Show what became of each subject that is not unchanged, and how many are.
 
@@ -103,8 +112,9 @@ def show_offer(workspace: Path) -> Offer:
     Raises:
         InputError: nothing was evaluated.
     """
-    lines = summary(workspace)
+    verdict, *figures, _report, _lora = summary(workspace)
     metrics = json.loads((workspace / "data" / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
-    text = f"**{workspace.name}: {metrics['verdict']}**\n\n```\n" + "\n".join(lines) + "\n```\n"
+    listed = "".join(f"\n- {figure.strip()}" for figure in figures)
+    text = f"**{workspace.name}: {verdict.removeprefix('verdict').strip()}**\n{listed}\n"
     create_markdown_artifact(text, key=f"{workspace.name}-offer", description="What waits for a decision")
     return Offer(text, metrics["chosen"]["sha256"][:16])

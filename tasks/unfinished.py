@@ -57,10 +57,15 @@ class Keeper:
         index = f"{self._key}/index.json"
         before = self._store.read(index)
         files = {}
-        for path in sorted(each for each in self._aside.rglob("*") if each.is_file() and not each.name.startswith(".")):
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            self._store.put_if_absent(f"{self._key}/{sha256}", path)
+        for path in sorted(self._aside.rglob("*.*")):
+            try:
+                sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+                self._store.put_if_absent(f"{self._key}/{sha256}", path)
+            except FileNotFoundError:  # an older checkpoint, or a file that has its name by now
+                continue
             files[path.relative_to(self._aside).as_posix()] = sha256
+        if f"resume/{last}" not in files:
+            return
         kept = Kept(last=last, files=files)
         self._store.swap(index, kept.model_dump_json(indent=2).encode(), before.tag if before else None)
 

@@ -30,6 +30,7 @@ HANDS_ON = "zimage/faces/workers.py"  # gives its children its environment and t
 # About more than one module.
 ACROSS = {
     "tests/test_layout.py",
+    "tests/test_infra.py",
     "tests/identity/test_truth.py",
     "tests/lora/test_matrix.py",
     "tests/training/test_parity.py",
@@ -218,7 +219,7 @@ def test_flows_evaluate_their_annotations() -> None:
 
 
 def test_a_flow_takes_one_parameter_that_forbids_extras() -> None:
-    for name in ("personalize", "prepare", "learn", "publish", "promote", "forget"):
+    for name in ("personalize", "prepare", "learn", "publish", "promote", "forget", "retrain"):
         flow = getattr(importlib.import_module(f"flows.{name}"), name)
         (parameter,) = flow.fn.__annotations__.items() - {("return", flow.fn.__annotations__["return"])}
         assert parameter[0] == "spec"

@@ -1,0 +1,477 @@
+"""The stack as it runs: a server, workers in folders of their own, a store over HTTP, a browser, and what goes wrong.
+
+One story is told once, and each test looks at a part of it. Ports and a browser have to be there; nothing is skipped.
+"""
+
+import contextlib
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import psutil
+import pytest
+import yaml
+from moto.server import ThreadedMotoServer
+from playwright.sync_api import Page, sync_playwright
+
+from flows.__main__ import LASTING, QUIET
+from flows.stack import automations, started
+from tasks.settings import PROJECT
+from tests.flows.faulty import Fault, Relay
+from zimage.demo import make_demo_photos
+from zimage.folder import aside_of
+from zimage.model.base import Base
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
+
+BUCKET, STORE = "faces", "s3://faces/project"
+FAULTS: tuple[Fault, ...] = ("refuse", "error", "cut", "slow")
+CANCELS_WITHIN_S = 10
+LOST_AFTER_S = 45  # instead of 90: more than the 30 s between two heartbeats
+NUM_PHOTOS = 16
+SMALL = {
+    "ingest.min_photos": 6,
+    "detect.split.min_train": 4,
+    "detect.crops.side_px": 64,
+    "train.steps": 160,
+    "train.batch": 2,
+    "train.at_once": 2,
+    "train.rank": 2,
+    "train.checkpoint_every": 20,
+    "train.schedule.warmup_steps": 1,
+    "evaluate.sampling.side_px": 64,
+    "evaluate.sampling.steps": 2,
+    "evaluate.seeds.reporting": 1,
+    "evaluate.sweep.checkpoints": 0,
+    "evaluate.sweep.strengths": [1.0],
+    "evaluate.resampling.resamples": 200,
+    "evaluate.gate.face_found_rate_min": None,
+    "evaluate.gate.same_person_rate_min": None,
+    "evaluate.gate.same_person_rate_low_min": None,
+    "evaluate.gate.gain_low_min": None,
+    "evaluate.gate.copy_rate_max": None,
+    "evaluate.gate.nearest_share_max": None,
+}
+PICTURES = PROJECT / ".pytest_cache" / "ui"  # what a person sees, for whoever runs this
+BROWSER = Path("/usr/bin/chromium")
+OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(what: str, look: Callable[[], Any], within_s: float = 240.0, every_s: float = 0.3) -> Any:
+    """The first true thing that `look` returns."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < within_s:
+        with contextlib.suppress(httpx.TransportError):
+            if found := look():
+                return found
+        time.sleep(every_s)
+    raise AssertionError(f"{what}: not within {within_s} s")
+
+
+@dataclass
+class Api:
+    """What any client can ask of a Prefect server."""
+
+    address: str
+
+    def post(self, path: str, content: dict[str, Any]) -> Any:
+        answer = httpx.post(f"{self.address}{path}", json=content, timeout=60)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    def get(self, path: str) -> Any:
+        answer = httpx.get(f"{self.address}{path}", timeout=60)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def run(self, flow: str, spec: dict[str, Any]) -> str:
+        deployment = self.get(f"/deployments/name/{flow}/{flow}")
+        created = self.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"spec": spec}})
+        return str(created["id"])
+
+    def state(self, run: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.get(f"/flow_runs/{run}")["state"]
+        return found
+
+    def ended(self, run: str, within_s: float = 300.0) -> str:
+        final = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+        until(f"the end of run {run}", lambda: self.state(run)["type"] in final, within_s)
+        return str(self.state(run)["name"])
+
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.post(
+            "/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_ASC"}
+        )
+        return found
+
+    def artifact(self, key: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.get(f"/artifacts/{key}/latest")
+        return found
+
+
+@dataclass
+class Story:
+    """What happened."""
+
+    folder: Path
+    api: Api
+    relay: Relay
+    client: Any
+    notified: list[dict[str, Any]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def stored(self, key: str) -> bytes | None:
+        try:
+            content: bytes = self.client.get_object(Bucket=BUCKET, Key=f"project/{key}")["Body"].read()
+        except self.client.exceptions.NoSuchKey:
+            return None
+        return content
+
+    def keys(self, below: str) -> list[str]:
+        found = self.client.list_objects_v2(Bucket=BUCKET, Prefix=f"project/{below}").get("Contents", [])
+        return [entry["Key"].removeprefix("project/") for entry in found]
+
+    def lora(self, subject: str) -> bytes:
+        (path,) = self.folder.glob(f"*/{subject}/data/train/lora.safetensors")
+        return path.read_bytes()
+
+    def metrics(self, subject: str) -> dict[str, Any]:
+        (path,) = self.folder.glob(f"*/{subject}/data/train/metrics.json")
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Takes notifications."""
+
+    taken: list[dict[str, Any]]
+
+    def do_POST(self) -> None:
+        self.taken.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def receiving() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    taken: list[dict[str, Any]] = []
+    handler = type("Taking", (Receiver,), {"taken": taken})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", taken
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def bucket() -> Iterator[tuple[Relay, Any]]:
+    """A store over HTTP behind a relay that can fail, and a client that goes around the relay."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+    client.create_bucket(Bucket=BUCKET)
+    relay = Relay(f"http://{host}:{port}")
+    yield relay, client
+    relay.close()
+    server.stop()
+
+
+def worker(pool: str, name: str, folder: Path) -> "contextlib.AbstractContextManager[subprocess.Popen[bytes]]":
+    """A worker on a machine of its own: it shares nothing with the others but the server and the store."""
+    command = ["worker", "start", "--pool", pool, "--type", "process", "--name", name]
+    limit = ["--limit", "1"] if pool == "gpu" else []
+    return started([*command, *limit], folder / f"{name}.log", {"ZIMAGE_WORKSPACES": str(folder / name)})
+
+
+def processes_below(pid: int) -> list[psutil.Process]:
+    top = psutil.Process(pid)
+    return [*top.children(recursive=True), top]
+
+
+def kill(pid: int) -> None:
+    """As a machine goes that loses its power."""
+    for process in processes_below(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+
+
+def spoil(relay: Relay, faults: tuple[Fault, ...]) -> None:
+    """Let the store fail in each way, until it has been noticed each time."""
+    for fault in faults:
+        relay.fail(fault)
+        begun = time.monotonic()
+        while relay.spoilt.get(fault, 0) < 2 and time.monotonic() - begun < 6:
+            time.sleep(0.1)
+        if fault == "refuse":
+            time.sleep(2)
+    relay.fail("none")
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("stack")
+    port = free_port()
+    server = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    api = Api(f"http://127.0.0.1:{port}/api")
+    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            **QUIET,
+            **LASTING,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_API_URL": api.address,
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PYTHONPATH": str(PROJECT),
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "ZIMAGE_STORE": STORE,
+            "OMP_NUM_THREADS": "1",
+        }.items():
+            patch.setenv(name, value)
+        relay, client = stack.enter_context(bucket())
+        patch.setenv("AWS_ENDPOINT_URL_S3", relay.address)
+        webhook, notified = stack.enter_context(receiving())
+        told = Story(folder, api, relay, client, notified)
+        running = contextlib.ExitStack()
+        stack.callback(running.close)
+        running.enter_context(started(server, folder / "server.log"))
+        until("the server", lambda: httpx.get(f"{api.address}/health").is_success)
+        subprocess.run([sys.executable, "-m", "flows", "deploy", "--notify", webhook], cwd=PROJECT, check=True)
+        notice_sooner(api)
+        workers = {"cpu": stack.enter_context(worker("cpu", "cpu", folder))}
+        workers |= {name: stack.enter_context(worker("gpu", name, folder)) for name in ("one", "two")}
+
+        spec = asked(folder, tiny_base)
+        runs = {subject: api.run("personalize", {"subject": subject, **spec}) for subject in ("bob", "ada")}
+        until("the store knows ada", lambda: told.stored("subjects/ada/state.json"))
+        spoiling = threading.Thread(target=spoil, args=(relay, FAULTS))
+        spoiling.start()
+        checkpoint = "subjects/bob/unfinished/index.json"
+        until(
+            "bob's first checkpoint in the store",
+            lambda: told.stored(checkpoint),
+            every_s=0.05,
+        )
+        (aside,) = folder.glob("*/bob/data/.train.part")
+        lost = aside.relative_to(folder).parts[0]
+        kill(workers[lost].pid)
+        told.facts["lost"] = lost
+
+        running.close()  # the server goes too, in the middle of it all
+        running.enter_context(started(server, folder / "server.log"))
+        told.facts["ends"] = {subject: api.ended(run) for subject, run in runs.items()}
+        spoiling.join()
+        yield told
+
+
+def asked(folder: Path, base: Base) -> dict[str, Any]:
+    """A spec with everything but the subject: few photos, few steps, a gate without rules, a consent for all."""
+    make_demo_photos(folder / "photos", seed=1)
+    for superfluous in sorted((folder / "photos").glob("IMG_1*.jpg"))[NUM_PHOTOS:]:
+        superfluous.unlink()
+    consent = yaml.safe_load((PROJECT / "data" / "consent.yaml").read_text())
+    consent |= {"may_publish": True, "scope": ["training", "evaluation", "publication"]}
+    (folder / "consent.yaml").write_text(yaml.safe_dump(consent))
+    return {
+        "placement": "pools",
+        "photos": str(folder / "photos"),
+        "consent": str(folder / "consent.yaml"),
+        "base": base.model,
+        "values": [f"{key}={json.dumps(value)}" for key, value in SMALL.items()],
+    }
+
+
+def notice_sooner(api: Api) -> None:
+    """Shorten the time after which a worker counts as lost."""
+    (found,) = [each for each in api.post("/automations/filter", {}) if each["name"] == "zimage-lost-worker"]
+    declared = next(each for each in automations("") if each["name"] == "zimage-lost-worker")
+    declared["trigger"]["within"] = LOST_AFTER_S
+    answer = httpx.put(f"{api.address}/automations/{found['id']}", json={**declared, "enabled": True})
+    assert answer.is_success, answer.text
+
+
+def test_two_subjects_at_once_become_loras_on_other_machines(story: Story) -> None:
+    assert story.facts["ends"] == {"ada": "Completed", "bob": "Completed"}
+    for subject in ("ada", "bob"):
+        state = json.loads(story.stored(f"subjects/{subject}/state.json") or b"")
+        assert set(yaml.safe_load(state["lock"])["stages"]) == {
+            *("ingest", "detect", "caption", "encode", "train", "evaluate"),
+        }
+
+
+def test_no_photo_reaches_the_machine_that_learns(story: Story) -> None:
+    """It fetches what its stages read, and nothing before that."""
+    for learning in ("one", "two"):
+        for workspace in (story.folder / learning).iterdir():
+            assert not (workspace / "data" / "photos").exists()
+            assert not (workspace / "data" / "ingest").exists()
+    assert (story.folder / "cpu" / "ada" / "data" / "photos").is_dir()
+
+
+def test_a_lost_worker_s_training_ends_elsewhere_with_the_same_lora(story: Story) -> None:
+    lost, done = story.api.runs("learn bob")
+
+    assert (lost["state"]["name"], done["state"]["name"]) == ("Crashed", "Completed")
+    assert "Its worker was lost" in lost["state"]["message"]
+    assert not list(story.folder.glob(f"{story.facts['lost']}/bob/data/train"))
+    assert story.metrics("bob")["resumed_after"] > 0
+    assert story.metrics("ada")["resumed_after"] == 0
+    assert story.lora("bob") == story.lora("ada")
+
+
+def test_what_was_kept_of_an_unfinished_training_is_gone_when_it_ends(story: Story) -> None:
+    assert [key for subject in ("ada", "bob") for key in story.keys(f"subjects/{subject}/unfinished")] == []
+
+
+def test_a_store_that_fails_in_every_way_is_waited_for(story: Story) -> None:
+    assert {fault for fault, count in story.relay.spoilt.items() if count} == set(FAULTS)
+    assert set(story.facts["ends"].values()) == {"Completed"}
+
+
+def test_a_leg_that_is_too_early_says_so_and_a_webhook_is_told(story: Story) -> None:
+    run = story.api.run("learn", {"subject": "eve", "placement": "pools"})
+
+    assert story.api.ended(run) == "Failed"
+    assert "eve is not prepared for this code and these settings" in story.api.state(run)["message"]
+    until("the notification", lambda: any("learn eve: Failed" in each["title"] for each in story.notified), 60)
+
+
+def test_the_ui_shows_progress_and_numbers(story: Story) -> None:
+    assert story.api.artifact("ada-train-progress")["data"] == 100.0
+    numbers = {row["number"]: row["value"] for row in json.loads(story.api.artifact("ada-evaluate")["data"])}
+    assert numbers["verdict"] == "provisional"
+
+
+def test_a_scan_starts_nothing_where_nothing_changed(story: Story) -> None:
+    assert story.api.ended(story.api.run("retrain", {})) == "Completed"
+
+    assert story.api.artifact("retrain")["description"] == "2 subjects, 2 of them unchanged"
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    assert BROWSER.exists(), "This test needs Debian's chromium; `apt-get install chromium` and run again."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", OFFLINE])
+        found = browser.new_page(viewport={"width": 1400, "height": 1200})
+        found.set_default_timeout(60_000)
+        yield found
+        browser.close()
+
+
+def picture(page: Page, name: str) -> None:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
+def test_a_release_is_asked_for_and_approved_by_clicking(story: Story, page: Page) -> None:
+    ui = story.api.address.removesuffix("/api")
+    page.goto(f"{ui}/deployments")
+    page.get_by_role("link", name="publish", exact=True).first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
+    page.get_by_label("Person").fill("ada")
+    picture(page, "1-form")
+    page.get_by_role("button", name="Submit").click()
+    (run,) = until("the run", lambda: story.api.runs("publish ada"))
+    until("the question", lambda: story.api.state(run["id"])["name"] == "Suspended")
+
+    page.goto(f"{ui}/runs/flow-run/{run['id']}")
+    page.get_by_role("button", name="Resume").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("ada: provisional").wait_for()
+    picture(page, "2-question")
+    assert story.keys("subjects/ada/releases") == []  # nothing before somebody said so
+    dialog.get_by_text("refuse", exact=True).first.click()
+    page.get_by_role("option", name="publish").click()
+    dialog.get_by_role("button", name="Submit").click()
+
+    assert story.api.ended(run["id"]) == "Completed"
+    page.goto(f"{ui}/runs/flow-run/{run['id']}")
+    page.get_by_text("Completed").first.wait_for()
+    picture(page, "3-released")
+    assert any(key.endswith("/manifest.json") for key in story.keys("subjects/ada/releases"))
+
+
+def test_a_person_sees_what_a_run_did(story: Story, page: Page) -> None:
+    ui = story.api.address.removesuffix("/api")
+    *_, run = story.api.runs("learn bob")
+    page.goto(f"{ui}/runs/flow-run/{run['id']}")
+    page.get_by_text("Artifacts", exact=True).first.click()
+    page.get_by_text("bob-train-progress").first.wait_for()
+    picture(page, "4-artifacts")
+
+
+def test_cancelling_ends_every_process_within_seconds_and_keeps_what_was_learnt(story: Story) -> None:
+    values = ["train.steps=5000"]
+    run = story.api.run("personalize", {"subject": "ada", "placement": "pools", "values": values})
+    index = "subjects/ada/unfinished/index.json"
+    until("a checkpoint", lambda: story.stored(index))
+    (workspace,) = (path.parent.parent for path in story.folder.glob("*/ada/data/.train.part"))
+    assert working_in(workspace)
+
+    story.api.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
+
+    until("the end of all processes", lambda: not working_in(workspace), within_s=CANCELS_WITHIN_S)
+    assert story.api.ended(run) == "Cancelled"
+    assert until("the leg's end", lambda: story.api.runs("learn ada")[-1]["state"]["type"] == "CANCELLED")
+    assert list(aside_of(workspace / "data" / "train").glob("resume/step-*.safetensors"))
+    assert story.stored(index)
+
+
+def working_in(folder: Path) -> list[psutil.Process]:
+    """All processes whose working directory is a workspace: DVC, and the stage below it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def test_one_command_runs_a_stack_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "ZIMAGE_WORKSPACES": str(tmp_path / "workspaces"),
+        "ZIMAGE_STORE": str(tmp_path / "store"),
+    }
+    command = [sys.executable, "-m", "flows", "serve", "--port", str(port)]
+    with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True) as serving:
+        assert serving.stdout is not None
+        assert serving.stdout.readline() == f"UI       http://127.0.0.1:{port}\n"
+        api = Api(f"http://127.0.0.1:{port}/api")
+        deployed = {each["name"] for each in api.post("/deployments/filter", {})}
+        for pool in ("cpu", "gpu"):
+            until(f"the worker of {pool}", lambda: api.post(f"/work_pools/{pool}/workers/filter", {}))  # noqa: B023
+        below = processes_below(serving.pid)
+        sockets = [each for process in below for each in process.net_connections()]
+        serving.send_signal(signal.SIGINT)
+        serving.wait(timeout=60)
+
+    assert deployed >= {"personalize", "prepare", "learn", "publish", "retrain"}
+    assert {each.laddr.ip for each in sockets if each.status == "LISTEN"} == {"127.0.0.1"}
+    assert serving.returncode == 0
+    assert not [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]

@@ -1,0 +1,46 @@
+import threading
+
+import pytest
+from prefect import flow
+
+from tasks.lease import leased
+from zimage.errors import InputError
+
+
+@flow(name="learn", flow_run_name="learn {subject}")
+def learn(subject: str, holds: threading.Event, lets_go: threading.Event) -> None:
+    with leased(subject):
+        holds.set()
+        lets_go.wait(timeout=60)
+
+
+@flow(name="publish", flow_run_name="publish {subject}")
+def publish(subject: str, wait_s: float) -> str:
+    with leased(subject, wait_s=wait_s):
+        return "done"
+
+
+@pytest.fixture
+def held(prefect_server: None) -> threading.Event:
+    """`ada` is held by another run until the event is set."""
+    holds, lets_go = threading.Event(), threading.Event()
+    threading.Thread(target=learn, args=("ada", holds, lets_go), daemon=True).start()
+    assert holds.wait(timeout=60)
+    return lets_go
+
+
+def test_who_comes_second_is_told_who_holds_the_subject(held: threading.Event) -> None:
+    with pytest.raises(InputError, match=r"ada is still being worked on by `learn ada` \(run [-0-9a-f]+\); wait for"):
+        publish("ada", 1.0)
+    held.set()
+
+
+def test_who_comes_second_goes_on_when_the_first_has_ended(held: threading.Event) -> None:
+    threading.Timer(2.0, held.set).start()
+
+    assert publish("ada", 60.0) == "done"
+
+
+def test_another_subject_is_not_in_the_way(held: threading.Event) -> None:
+    assert publish("bob", 1.0) == "done"
+    held.set()

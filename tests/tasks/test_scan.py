@@ -1,0 +1,189 @@
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.handover import State, state_key
+from tasks.scan import Finding, Project, params_now, read_project, scan, subjects
+from tasks.settings import PROJECT, Settings
+from tasks.sources import source
+from tasks.storage import FolderStore
+from tasks.subject import Choices, params_of
+from zimage.signatures import STAGES
+
+TODAY = datetime.date(2026, 11, 23)
+CONSENT = {
+    "pseudonym": "ada",
+    "adult": True,
+    "scope": ["training"],
+    "may_publish": False,
+    "expires": datetime.date(2027, 1, 1),
+    "document": "a form",
+    "document_sha256": "0" * 64,
+}
+CHOICES = Choices(preset="tiny", base=None, values={"train.steps": 4})
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(project=PROJECT, workspaces=tmp_path / "workspaces", store=str(tmp_path / "store"))
+
+
+@pytest.fixture
+def project() -> Project:
+    return read_project(PROJECT)
+
+
+def locked(project: Project, choices: Choices) -> dict[str, Any]:
+    """A lock as DVC writes it, of a subject for which everything was run with today's code and settings."""
+    params = params_now(project.params, choices)
+
+    def value(dotted: str) -> Any:
+        found: Any = params
+        for name in dotted.split("."):
+            found = found[name]
+        return found
+
+    return {
+        stage: {
+            "params": {
+                "code.yaml": {stage: project.code[stage]},
+                "params.yaml": {key: value(key) for key in project.wanted[stage]},
+            }
+        }
+        for stage in STAGES
+    }
+
+
+def finished(settings: Settings, project: Project, subject: str = "ada") -> State:
+    """Put a finished subject into the store, with photos and a consent in a folder."""
+    inbox = settings.workspaces.parent / f"{subject}-inbox"
+    (inbox / "photos").mkdir(parents=True)
+    (inbox / "photos" / "1.jpg").write_bytes(b"one")
+    (inbox / "consent.yaml").write_text(yaml.safe_dump(CONSENT))
+    state = State(
+        version=1,
+        writer="learn",
+        choices=CHOICES,
+        sources={"photos": source(str(inbox / "photos")), "consent": source(str(inbox / "consent.yaml"))},
+        inputs={},
+        lock=yaml.safe_dump({"stages": locked(project, CHOICES)}),
+    )
+    put(settings, subject, state)
+    return state
+
+
+def put(settings: Settings, subject: str, state: State) -> None:
+    store = FolderStore(Path(settings.store))
+    found = store.read(state_key(subject))
+    store.swap(state_key(subject), state.model_dump_json().encode(), found.tag if found else None)
+
+
+def found(settings: Settings, project: Project, today: datetime.date = TODAY) -> Finding:
+    finding = scan(settings, FolderStore(Path(settings.store)), project, "ada", today)
+    assert finding is not None
+    return finding
+
+
+def test_a_subject_of_which_nothing_changed_is_unchanged(settings: Settings, project: Project) -> None:
+    finished(settings, project)
+
+    assert found(settings, project) == Finding("ada", "unchanged", "", CONSENT["expires"])
+
+
+def test_the_values_compared_are_those_that_a_run_would_write() -> None:
+    plain = yaml.safe_load((PROJECT / "params.yaml").read_text())
+
+    assert params_now(plain, CHOICES) == yaml.safe_load(params_of(PROJECT, CHOICES))
+
+
+def test_a_new_photo_is_a_reason(settings: Settings, project: Project) -> None:
+    state = finished(settings, project)
+    photos = Path(state.sources["photos"].address)
+
+    (photos / "2.jpg").write_bytes(b"two")
+
+    assert found(settings, project).verdict == "changed"
+    assert found(settings, project).reason == f"photos at {photos} changed"
+
+
+def test_a_changed_value_is_told_with_both_values(settings: Settings, project: Project) -> None:
+    state = finished(settings, project)
+
+    changed = Choices(preset="tiny", base=None, values={"train.steps": 8})
+    put(settings, "ada", state.model_copy(update={"choices": changed}))
+
+    assert found(settings, project).reason == "train.steps 4 -> 8"
+
+
+def test_other_code_is_told_by_its_stage(settings: Settings, project: Project) -> None:
+    finished(settings, project)
+
+    newer = Project(project.params, {**project.code, "evaluate": "sha256:00"}, project.wanted)
+
+    assert found(settings, newer).reason == "code of evaluate"
+
+
+def test_another_base_model_is_a_reason(settings: Settings, project: Project) -> None:
+    finished(settings, project)
+
+    other = {**project.params, "base": {**project.params["base"], "identity": "sha256:00"}}
+
+    reason = found(settings, Project(other, project.code, project.wanted)).reason
+    assert f"base.identity {project.params['base']['identity']} -> sha256:00" in reason
+
+
+def test_a_stage_that_never_ended_is_a_reason(settings: Settings, project: Project) -> None:
+    state = finished(settings, project)
+    stages = locked(project, CHOICES)
+    del stages["evaluate"]
+
+    put(settings, "ada", state.model_copy(update={"lock": yaml.safe_dump({"stages": stages})}))
+
+    assert found(settings, project).reason == "evaluate was not finished"
+
+
+def test_an_expired_consent_stops_a_subject_and_says_so(settings: Settings, project: Project) -> None:
+    finished(settings, project)
+
+    finding = found(settings, project, today=datetime.date(2027, 1, 2))
+
+    assert finding.verdict == "stopped"
+    assert "expired on 2027-01-01" in finding.reason
+
+
+def test_photos_that_cannot_be_seen_from_here_are_as_they_were(settings: Settings, project: Project) -> None:
+    state = finished(settings, project)
+    photos = state.sources["photos"]
+
+    elsewhere = {**state.sources, "photos": photos.model_copy(update={"address": "/nowhere/photos"})}
+    put(settings, "ada", state.model_copy(update={"sources": elsewhere}))
+
+    assert found(settings, project).verdict == "unchanged"
+
+
+def test_subjects_are_those_with_a_prefix_and_those_without_a_state_are_left_out(
+    settings: Settings, project: Project
+) -> None:
+    finished(settings, project)
+    store = FolderStore(Path(settings.store))
+    store.swap("subjects/eve/releases/1/manifest.json", b"{}", None)
+
+    assert subjects(store) == ["ada", "eve"]
+    assert scan(settings, store, project, "eve", TODAY) is None
+
+
+def test_a_state_of_another_version_is_refused_with_the_remedy(settings: Settings, project: Project) -> None:
+    state = json.loads(finished(settings, project).model_dump_json())
+    del state["choices"]
+    store = FolderStore(Path(settings.store))
+    tag = store.read(state_key("ada"))
+    store.swap(state_key("ada"), json.dumps(state).encode(), tag.tag if tag else None)
+
+    finding = found(settings, project)
+
+    assert finding.verdict == "stopped"
+    assert "was written by another version (choices); run `personalize` with all options again" in finding.reason
