@@ -63,7 +63,7 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
 def _refused(spec: PublishSpec, workspace: Path) -> State[Any] | None:
     """Ask a person, and return the state `Refused` if they refuse; nobody is asked about what the gate refuses."""
     publishing.gate(workspace, accept_provisional=spec.accept_provisional, use=spec.use)
-    offer = show_offer(workspace)
+    offer = show_offer(from_environment(), workspace, shared=spec.placement == "pools")
     asked = Approval.with_initial_data(description=offer.text)
     answer = suspend_flow_run(wait_for_input=asked, timeout=WAITS_S, key=f"approve-{offer.content}")
     if answer.decision == "publish":

@@ -114,14 +114,28 @@ def _results(state: State, project: Project) -> Iterator[str]:
     locked = (_parsed(state.lock) or {}).get("stages", {})
     params = params_now(project.params, state.choices)
     for stage in STAGES:
-        if stage not in locked:
+        if stage in locked:
+            yield from _changes(stage, locked[stage].get("params", {}), params, project)
+        else:
             yield f"{stage} was not finished"
-            continue
-        was = locked[stage].get("params", {})
-        if was.get("code.yaml", {}).get(stage) != project.code[stage]:
-            yield f"code of {stage}"
-        for key in project.wanted[stage]:
-            yield from _differing(was.get("params.yaml", {}).get(key), _at(params, key), key)
+
+
+def why(workspace: Path, stage: str) -> str:
+    """Return why a stage of a workspace has to run, as far as its settings and its code tell; "" if they do not."""
+    path = workspace / "dvc.lock"
+    locked = (_yaml(path) if path.is_file() else {}).get("stages", {})
+    if stage not in locked:
+        return "it never ended here"
+    here = read_project(workspace)
+    return "; ".join(_changes(stage, locked[stage].get("params", {}), here.params, here))
+
+
+def _changes(stage: str, was: Mapping[str, Any], params: Mapping[str, Any], project: Project) -> Iterator[str]:
+    """Yield in what the code and the settings of a stage differ from those of its last run."""
+    if was.get("code.yaml", {}).get(stage) != project.code[stage]:
+        yield f"code of {stage}"
+    for key in project.wanted[stage]:
+        yield from _differing(was.get("params.yaml", {}).get(key), _at(params, key), key)
 
 
 def _differing(was: Any, now: Any, key: str) -> list[str]:

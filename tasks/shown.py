@@ -3,6 +3,9 @@
 No picture of a person goes into Prefect's database: it knows no subjects, so nothing could be taken out of it again.
 """
 
+import base64
+import csv
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +16,7 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -23,8 +27,18 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
 from tasks.scan import Finding
+from tasks.settings import Settings
+from tasks.storage import open_store
+from zimage.identity.charts import curve
 from zimage.summary import summary
 
+PAGES = {"detect": "contact_sheet.html", "evaluate": "report.html"}
+LINK_S = 3600  # the longest that a store signs
+SVG = 'xmlns="http://www.w3.org/2000/svg" width="640"'
+INK = (
+    "<style>svg{background:#fff;font:11px sans-serif}text{fill:#333}"
+    ".raw{fill:none;stroke:#bbb}.smooth{fill:none;stroke:#2a6}</style>"
+)
 SHOWN_EVERY_S = 2.0  # an update of an artifact takes about 10 ms of the server
 SERVER_ERRORS = (httpx.TransportError, PrefectHTTPStatusError)
 
@@ -73,8 +87,57 @@ class Bar:
             update_progress_artifact(artifact_id=self._artifact, progress=share, description=text)
 
 
-def show_results(workspace: Path, stage: str) -> None:
-    """Show the numbers of a stage that ran as a table."""
+def show_results(settings: Settings, workspace: Path, stage: str, *, shared: bool) -> None:
+    """Show what a stage that ran has found: its numbers, its page, its curve, what became of each photo."""
+    _show_numbers(workspace, stage)
+    if stage in PAGES:
+        show_page(settings, workspace, stage, shared=shared)
+    if stage == "detect":
+        _show_decisions(workspace)
+    if stage == "train":
+        _show_loss(workspace)
+
+
+def show_page(settings: Settings, workspace: Path, stage: str, *, shared: bool) -> str:
+    """Show a link to a stage's page and return it: to the file, or, where work is shared, to a copy in the store.
+
+    The copy lies below the subject's prefix and goes with it. A link into a bucket holds for an hour; to be asked for
+    approval makes a new one.
+    """
+    page = workspace / "data" / stage / PAGES[stage]
+    address = _stored(settings, workspace.name, page) if shared else page.resolve().as_uri()
+    title = page.stem.replace("_", " ")
+    key = f"{workspace.name}-{page.stem.replace('_', '-')}"
+    create_link_artifact(address, link_text=f"{title} of {workspace.name}", key=key, description=f"The {title}")
+    return address
+
+
+def _stored(settings: Settings, subject: str, page: Path) -> str:
+    store = open_store(settings.store)
+    sha256 = hashlib.sha256(page.read_bytes()).hexdigest()
+    key = f"subjects/{subject}/pages/{sha256[:16]}/{page.name}"
+    store.put_if_absent(key, page)
+    return store.link(key, seconds=LINK_S)
+
+
+def _show_decisions(workspace: Path) -> None:
+    """Show what became of each photo and why; photos are told by their hash."""
+    rows = (workspace / "data" / "detect" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(row) for row in rows]
+    shown = [{key: row.get(key, "") for key in ("photo", "decision", "reason")} for row in found]
+    create_table_artifact(shown, key=f"{workspace.name}-photos", description="What became of each photo, and why")
+
+
+def _show_loss(workspace: Path) -> None:
+    with (workspace / "data" / "train" / "loss.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    drawn = curve([float(row["step"]) for row in rows], [float(row["loss"]) for row in rows], "steps")
+    picture = base64.b64encode(drawn.replace("<svg ", f"<svg {SVG} ", 1).replace(">", f">{INK}", 1).encode()).decode()
+    text = f"![training loss](data:image/svg+xml;base64,{picture})"
+    create_markdown_artifact(text, key=f"{workspace.name}-loss", description="Training loss")
+
+
+def _show_numbers(workspace: Path, stage: str) -> None:
     metrics = workspace / "data" / stage / "metrics.json"
     if metrics.is_file():
         found = json.loads(metrics.read_text(encoding="utf-8"))
@@ -106,7 +169,7 @@ def show_scan(findings: Sequence[Finding], started: Mapping[str, str]) -> None:
     create_table_artifact(rows, key="retrain", description=about)
 
 
-def show_offer(workspace: Path) -> Offer:
+def show_offer(settings: Settings, workspace: Path, *, shared: bool) -> Offer:
     """Show a result that waits for a person's decision, and return it.
 
     Raises:
@@ -115,6 +178,7 @@ def show_offer(workspace: Path) -> Offer:
     verdict, *figures, _report, _lora = summary(workspace)
     metrics = json.loads((workspace / "data" / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
     listed = "".join(f"\n- {figure.strip()}" for figure in figures)
-    text = f"**{workspace.name}: {verdict.removeprefix('verdict').strip()}**\n{listed}\n"
+    text = f"**{workspace.name}: {verdict.removeprefix('verdict').strip()}**\n{listed}\n\n"
+    text += f"[The report]({show_page(settings, workspace, 'evaluate', shared=shared)})\n"
     create_markdown_artifact(text, key=f"{workspace.name}-offer", description="What waits for a decision")
     return Offer(text, metrics["chosen"]["sha256"][:16])

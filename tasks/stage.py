@@ -7,6 +7,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from tasks.log import told
+from tasks.scan import why
 from tasks.settings import from_environment
 from tasks.shown import Bar, show_results
 from tasks.unfinished import STAGE as TRAIN
@@ -32,15 +33,18 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
     if known:
         told(f"Stage '{stage}' didn't change, nothing to do")
         return Completed(name=NAMES[Outcome.UNCHANGED], data=Outcome.UNCHANGED)
-    bar = Bar(workspace.name, stage)
-    keeper = Keeper(from_environment(), workspace.name) if shared and stage == TRAIN else None
+    bar, settings = Bar(workspace.name, stage), from_environment()
+    keeper = Keeper(settings, workspace.name) if shared and stage == TRAIN else None
 
     def follow(event: dict[str, Any]) -> None:
         bar.update(event)
         if keeper is not None:
             keeper.look()
 
+    reason = why(workspace, stage)
     outcome = bring_up_to_date(workspace, stage, on_line=told, on_progress=follow, shared=shared)
-    if outcome is not Outcome.UNCHANGED:
-        show_results(workspace, stage)
-    return Completed(name=NAMES[outcome], message=f"{stage}: {outcome}", data=outcome)
+    if outcome is Outcome.UNCHANGED:
+        return Completed(name=NAMES[outcome], message=f"{stage}: nothing it reads changed", data=outcome)
+    show_results(settings, workspace, stage, shared=shared)
+    because = reason or "what it reads changed"
+    return Completed(name=NAMES[outcome], message=f"{stage}: {outcome}, because {because}", data=outcome)

@@ -57,15 +57,17 @@ class Keeper:
         index = f"{self._key}/index.json"
         before = self._store.read(index)
         files = {}
-        for path in sorted(self._aside.rglob("*.*")):
+        state = self._aside / "resume" / last
+        others = sorted(path for path in self._aside.rglob("*.*") if path.is_file() and path.parent != state.parent)
+        for path in [state, *others]:  # the state first: two checkpoints later it is gone
             try:
                 sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
                 self._store.put_if_absent(f"{self._key}/{sha256}", path)
-            except FileNotFoundError:  # an older checkpoint, or a file that has its name by now
-                continue
+            except FileNotFoundError:
+                if path == state:
+                    return
+                continue  # it was being made, and has its name by now
             files[path.relative_to(self._aside).as_posix()] = sha256
-        if f"resume/{last}" not in files:
-            return
         kept = Kept(last=last, files=files)
         self._store.swap(index, kept.model_dump_json(indent=2).encode(), before.tag if before else None)
 

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+from prefect import flow
+
+from tasks.settings import PROJECT, Settings
+from tasks.storage import FolderStore
+from tasks.unfinished import Keeper, fetch_unfinished, forget_unfinished, key_of
+from zimage.folder import aside_of
+
+
+def machine(tmp_path: Path, name: str) -> Settings:
+    return Settings(project=PROJECT, workspaces=tmp_path / name, store=str(tmp_path / "store"))
+
+
+def aside(settings: Settings) -> Path:
+    return aside_of(settings.workspace("ada") / "data" / "train")
+
+
+def trained(settings: Settings, *steps: int) -> None:
+    """What a training leaves beside its output after these checkpoints: the last two states."""
+    for folder in ("checkpoints", "resume"):
+        (aside(settings) / folder).mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        (aside(settings) / "checkpoints" / f"step-{step:06d}.safetensors").write_text(f"lora {step}")
+        (aside(settings) / "resume" / f"step-{step:06d}.safetensors").write_text(f"state {step}")
+        for old in sorted((aside(settings) / "resume").iterdir())[:-2]:
+            old.unlink()
+        (aside(settings) / "loss.csv").write_text(f"step\n{step}\n")
+
+
+def kept(settings: Settings, *steps: int) -> None:
+    keeper = Keeper(settings, "ada")
+    for step in steps:
+        trained(settings, step)
+        keeper.look()
+
+
+@flow
+def fetched(settings: Settings) -> list[str]:
+    fetch_unfinished(settings, "ada")
+    return sorted(path.relative_to(aside(settings)).as_posix() for path in aside(settings).rglob("*.*"))
+
+
+def test_another_machine_gets_the_last_checkpoint_and_all_before_it(tmp_path: Path, prefect_server: None) -> None:
+    kept(machine(tmp_path, "one"), 50, 100)
+    other = machine(tmp_path, "two")
+
+    assert fetched(other) == [
+        "checkpoints/step-000050.safetensors",
+        "checkpoints/step-000100.safetensors",
+        "loss.csv",
+        "resume/step-000100.safetensors",
+    ]
+    assert (aside(other) / "resume" / "step-000100.safetensors").read_text() == "state 100"
+    assert (aside(other) / "loss.csv").read_text() == "step\n100\n"
+
+
+def test_a_machine_that_is_further_keeps_what_it_has(tmp_path: Path, prefect_server: None) -> None:
+    kept(machine(tmp_path, "one"), 50)
+    other = machine(tmp_path, "two")
+    trained(other, 50, 100)
+    (aside(other) / "loss.csv").write_text("my own")
+
+    fetched(other)
+
+    assert (aside(other) / "loss.csv").read_text() == "my own"
+
+
+def test_what_was_there_before_is_not_sent_again(tmp_path: Path) -> None:
+    settings = machine(tmp_path, "one")
+    trained(settings, 50)
+
+    Keeper(settings, "ada").look()
+
+    assert FolderStore(Path(settings.store)).keys(key_of("ada")) == []
+
+
+def test_a_store_that_is_away_costs_the_copy_and_not_the_training(
+    tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").write_text("no folder")
+
+    @flow
+    def training() -> bool:
+        kept(machine(tmp_path, "one"), 50)
+        return True
+
+    assert training()
+
+
+def test_a_training_that_ended_leaves_no_copy(tmp_path: Path) -> None:
+    settings = machine(tmp_path, "one")
+    kept(settings, 50)
+
+    forget_unfinished(settings, "ada")
+
+    assert FolderStore(Path(settings.store)).keys("subjects/ada") == []
