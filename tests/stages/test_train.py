@@ -64,9 +64,20 @@ def test_it_learns(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
     """The loss on fixed noise of one checkpoint after another falls: the LoRA fits its two pictures."""
     changes = {"steps": 60, "batch": 4, "at_once": 4, "checkpoint_every": 30, "caption_dropout": 0.0}
     _trained(tiny_encoded, tmp_path / "train", tiny_base, **changes)
-    with (tmp_path / "train" / "loss.csv").open() as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    losses = _losses(tmp_path / "train")
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize(("frozen", "near"), [("plain", 1e-5), ("int8", 0.01), ("nf4", 0.05)])
+def test_a_run_in_little_memory_takes_the_course_of_one_in_much(
+    frozen: str, near: float, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    little = {"frozen": frozen, "checkpointing": "full", "offloaded_blocks": 1}
+    _trained(tiny_encoded, tmp_path / "much", tiny_base)
+    _trained(tiny_encoded, tmp_path / "little", tiny_base, memory=little)
+    much, little_losses = (_losses(tmp_path / name) for name in ("much", "little"))
+    assert np.abs(little_losses / much - 1).max() < near
+    assert frozen == "plain" or not np.array_equal(little_losses, much)
 
 
 @pytest.mark.parametrize("preserving", [False, True])
@@ -165,6 +176,11 @@ def test_a_base_that_was_changed_is_refused_before_training(
 ) -> None:
     with pytest.raises(InputError, match="pins sha256:00"):
         _trained(tiny_encoded, tmp_path / "train", tiny_base.model_copy(update={"identity": "sha256:00"}))
+
+
+def _losses(folder: Path) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    with (folder / "loss.csv").open() as file:
+        return np.array([float(row["loss"]) for row in csv.DictReader(file)])
 
 
 def _kill_after_first_state(encoded: Path, out: Path, base: Base, params: TrainParams, folder: Path) -> None:

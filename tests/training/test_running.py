@@ -12,9 +12,9 @@ from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.running import Checkpointing, runner
 
 
-def _model(dropout: float = 0.0, kind: Kind = "plain") -> tuple[Denoiser, Adapters]:
+def _model(dropout: float = 0.0, kind: Kind = "plain", layers: int = 2) -> tuple[Denoiser, Adapters]:
     torch.manual_seed(0)
-    transformer = tiny_transformer()
+    transformer = tiny_transformer(layers=layers)
     inject(
         transformer, ["attention", "feed_forward"], rank=4, dropout=dropout, generator=torch.Generator().manual_seed(1)
     )
@@ -75,8 +75,8 @@ def test_weights_in_few_bits_can_be_compiled(kind: Kind) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_few_graphs_serve_many_shapes_and_no_block_falls_back() -> None:
-    denoiser, adapters = _model()
+def test_few_graphs_serve_many_blocks_and_shapes_and_none_falls_back() -> None:
+    denoiser, adapters = _model(layers=4)
     shapes = [(8, 8, 32), (8, 12, 32), (12, 8, 64), (16, 16, 32), (8, 8, 64)]
     expected = [_step(denoiser, adapters, *shape) for shape in shapes]
     counter = CompileCounterWithBackend("aot_eager")
