@@ -22,6 +22,7 @@ class FolderStore:
     """See `tasks.store.Store`; versions are told apart by the SHA-256 of their content."""
 
     root: Path
+    listing_lag_s: float = 0.0
 
     def put_if_absent(self, key: str, source: Path) -> bool:
         """See Store; the file appears by a hard link from beside its place, which fails where the name is taken."""

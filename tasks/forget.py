@@ -26,8 +26,7 @@ from tasks.workspace import held
 from zimage.errors import InputError
 from zimage.faces.consent import read_consent
 
-LISTINGS = 10  # a store's listing may lag behind what was deleted
-LISTED_AGAIN_AFTER_S = 1.0
+LISTINGS = 10
 ENDS_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.2
 
@@ -118,12 +117,9 @@ def forget(settings: Settings, subject: str, *, cancel: bool = False, this_run: 
     found = find(settings, subject, this_run=this_run)
     if found.runs.working:
         _refuse_or_cancel(found.runs, cancel=cancel)
+    store = open_store(settings.store)
     with _held(found.workspace, cancel=cancel):
-        store = open_store(settings.store)
-        tombstones.begin(store, subject, found.counts())
-        empty(store, subject)
-        if found.workspace.exists():
-            _remove(found.workspace)
+        erase(store, found.workspace, subject, found.counts())
     forget_runs.delete(runs_of(subject, but=this_run), subject)
     left = find(settings, subject, this_run=this_run)
     if not left.is_empty:
@@ -131,8 +127,18 @@ def forget(settings: Settings, subject: str, *, cancel: bool = False, this_run: 
     return tombstones.finish(store, subject)
 
 
+def erase(store: Store, workspace: Path, subject: str, counts: Counts) -> None:
+    """Begin a tombstone, and delete all that the store and this machine have of `subject`."""
+    tombstones.begin(store, subject, counts)
+    empty(store, subject)
+    if workspace.exists():
+        _remove(workspace)
+
+
 def empty(store: Store, subject: str) -> None:
     """Delete every version of everything the store has of `subject`: pointers, then manifests, then the rest.
+
+    It is done when nothing is listed so long after that a listing which lags behind would have caught up.
 
     Raises:
         StoreError: the listing is not empty after many tries.
@@ -142,11 +148,12 @@ def empty(store: Store, subject: str) -> None:
     index = store.read(f"{releases_key(subject)}/{INDEX}")
     for listed in Index.model_validate_json(index.content).releases if index else []:
         store.delete(f"{release_key(subject, listed.name)}/{MANIFEST}")
+    store.delete(below)
     for _ in range(LISTINGS):
-        store.delete(below)
+        time.sleep(store.listing_lag_s)
         if store.inventory(below).is_empty:
             return
-        time.sleep(LISTED_AGAIN_AFTER_S)
+        store.delete(below)
     raise StoreError(f"The store still lists {store.inventory(below)} of the subject; run again.")
 
 

@@ -35,6 +35,7 @@ AT_ONCE = 1000  # the most keys one DeleteObjects request takes (S3 API referenc
 PART_BYTES = 16 * 2**20  # of a file that is sent in parts; S3 takes 5 MiB to 5 GiB, and 10,000 of them
 TRIES = 5  # of reading an answer whose body broke off; requests are tried again by boto3 itself
 LINK_MAX_S = 3600
+LISTING_LAG_S = 1.0  # Amazon's does not lag (since 2020-12), others may
 ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
 TAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
@@ -70,6 +71,7 @@ class S3Store:
     bucket: str
     prefix: str
     part_bytes: int = PART_BYTES
+    listing_lag_s: float = LISTING_LAG_S
 
     @classmethod
     def connect(cls, bucket: str, prefix: str) -> "S3Store":
@@ -200,7 +202,11 @@ class S3Store:
         writer = uuid4().hex
         request = {"Key": self._full(key), "Body": body, "Metadata": {"writer": writer}}
         try:
-            return str(self._ask("put_object", **request, ChecksumSHA256=_text(sha256), **condition)["ETag"])
+            return str(
+                self._ask(
+                    "put_object", **request, ChecksumAlgorithm="SHA256", ChecksumSHA256=_text(sha256), **condition
+                )["ETag"]
+            )
         except (_TakenError, _AbsentError):  # 404 is how If-Match meets a deleted object
             return self._written_by(key, writer)
 

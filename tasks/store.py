@@ -55,6 +55,11 @@ class Inventory:
 class Store(Protocol):
     """What both kinds of store can do."""
 
+    @property
+    def listing_lag_s(self) -> float:
+        """How far a listing may lag behind what was written or deleted; 0 where it never does."""
+        ...
+
     def put_if_absent(self, key: str, source: Path) -> bool:
         """Store a file under `key` and return True; return False, and change nothing, where the key is taken."""
         ...

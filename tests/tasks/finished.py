@@ -12,7 +12,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save
 
-from tasks.settings import PROJECT
 from zimage.identity.rows import PictureRow, write_csv
 
 CONSENT = {
@@ -36,6 +35,18 @@ INSIGHTFACE = DLIB | {
     "embedded": False,
     "licence": "released insightface packs: non-commercial research only; other packs: see their own licence",
 }
+PARAMS = {  # what publishing reads of it
+    "base": {"model": "tiny", "identity": "sha256:00"},
+    "subject": {"trigger": "ohzw", "class_noun": "woman"},
+    "caption": {"vlm": None},
+    "train": {"steps": 800, "rank": 4},
+    "evaluate": {
+        "engine": {"name": "dlib", "pack": None},
+        "second_engine": None,
+        "clip": None,
+        "copy_correlation": 0.95,
+    },
+}
 CHECKPOINT = "step-000400.safetensors"
 STRENGTH = 0.8
 PLANTED = "camera of ada's mother"
@@ -48,8 +59,8 @@ def finished(workspace: Path, verdict: str = "pass", *, seed: int = 0, engine: A
         write(workspace / "data/train" / name, lora(each))
     write(workspace / "data/consent.yaml", yaml.safe_dump(CONSENT | {"pseudonym": workspace.name} | consent).encode())
     write(workspace / "data/photos/IMG_1.jpg", b"a real photo")
-    for name in ("params.yaml", "code.yaml"):
-        write(workspace / name, (PROJECT / name).read_bytes())
+    write(workspace / "params.yaml", yaml.safe_dump(PARAMS).encode())
+    write(workspace / "code.yaml", b"train: sha256:00\n")
     write(workspace / "dvc.lock", b"schema: '2.0'\n")
     evaluate = workspace / "data/evaluate"
     write(evaluate / "report.html", b"<html>with real photos")
@@ -68,7 +79,7 @@ def lora(seed: int) -> bytes:
     """A LoRA of one layer in the portable dialect."""
     generator = np.random.default_rng(seed)
     stem = "diffusion_model.layers.0.attention.to_q"
-    shapes = {f"{stem}.lora_A.weight": (2, 16), f"{stem}.lora_B.weight": (16, 2)}
+    shapes = {f"{stem}.lora_A.weight": (4, 512), f"{stem}.lora_B.weight": (512, 4)}
     content: bytes = save({name: generator.random(shape, dtype=np.float32) for name, shape in shapes.items()})
     return content
 
