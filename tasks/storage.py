@@ -122,6 +122,8 @@ class S3Store:
             with self._told("get"):
                 self.client.download_file(self.bucket, self._full(key), str(part))
             part.rename(target)
+        except _AbsentError:  # deleted since it was looked at
+            raise InputError(f"There is no {key} in {self._address()}.") from None
         finally:
             part.unlink(missing_ok=True)
 

@@ -33,6 +33,7 @@ ACROSS = {
     "tests/test_infra.py",
     "tests/identity/test_truth.py",
     "tests/lora/test_matrix.py",
+    "tests/test_access.py",
     "tests/training/test_parity.py",
 }
 # What a stage reads, by the name its signature gives it.

@@ -215,14 +215,25 @@ def begin_reader(port: int) -> tuple[int, str]:
     path = tempfile.mkstemp()[1]
     pid = os.fork()
     if pid == 0:
-        die_with_parent()
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-        store, chance = store_at(port), random.Random(0)
-        with Path(path).open("a", buffering=1) as file:
-            while True:
-                saw = look(store, chance.choice(SUBJECTS), chance.choice(("staging", "production")))
-                file.write(json.dumps({"saw": saw}) + "\n")
+        try:
+            read_all_the_time(port, Path(path))
+        except BaseException as error:  # noqa: BLE001 - told, and judged by the parent
+            with Path(path).open("a") as file:
+                file.write(json.dumps({"saw": f"broken: the reader crashed: {error!r}"}) + "\n")
+        finally:
+            os._exit(1)
     return pid, path
+
+
+def read_all_the_time(port: int, path: Path) -> None:
+    """Follow pointers and write down what was found, until told to end."""
+    die_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    store, chance = store_at(port), random.Random(0)
+    with path.open("a", buffering=1) as file:
+        while True:
+            saw = look(store, chance.choice(SUBJECTS), chance.choice(("staging", "production")))
+            file.write(json.dumps({"saw": saw}) + "\n")
 
 
 def look(store: S3Store, subject: str, name: Any) -> str:
