@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test format fingerprints install clean
+.PHONY: help demo serve test audit format fingerprints install clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -31,12 +31,21 @@ test: $(VENV)/.installed  ## Run the tests, the linters and the type checker
 	@$(BIN)/mypy
 	@$(BIN)/pytest $(PYTEST)
 
+audit: $(VENV)/.audit  ## Look up known vulnerabilities of the pinned packages, which asks a service for each of them
+	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
 format: $(VENV)/.installed  ## Format the code and correct what the linter can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 fingerprints: $(VENV)/.installed  ## Write code.yaml, which makes stages stale when their code means something else
 	@$(BIN)/python -m zimage fingerprints
+
+# In an environment of its own: what it asks for is none of ours.
+$(VENV)/.audit: $(VENV)/.torch
+	@$(PYTHON) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit==2.10.1
+	@touch $@
 
 install: $(VENV)/.installed  ## Only set up .venv, with the pinned packages
 

@@ -242,6 +242,15 @@ def test_constraints_pin_every_dependency_of_the_project() -> None:
     assert wanted <= {canonical(line.partition("==")[0]) for line in lines if "==" in line}
 
 
+def test_every_package_s_licence_is_told() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["pipeline"], "insightface"]
+    rows = (PROJECT / "infra" / "licences.md").read_text(encoding="utf-8").splitlines()
+
+    told = {canonical(row.split("|")[1].split("(")[0].strip()) for row in rows if row.startswith("| ")}
+    assert {canonical(re.split(r"[\[<>=;]", name)[0]) for name in wanted} <= told
+
+
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
