@@ -1,13 +1,14 @@
 """A leg on a machine of its own: started through its deployment, waited for, started again if its worker is lost."""
 
 import time
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
@@ -37,7 +38,11 @@ def run_leg(leg: str, spec: BaseModel, *, as_part: bool = True) -> dict[str, Out
     """
     run = None
     for attempt in range(LEGS[leg].lost + 1):
-        run = wait_for(start(leg, spec, attempt=attempt, as_part=as_part))
+        try:
+            run = wait_for(start(leg, spec, attempt=attempt, as_part=as_part))
+        except TerminationSignal:
+            cancel_parts_if_cancelled()
+            raise
         assert run.state is not None
         if not run.state.is_crashed():
             break
@@ -101,6 +106,14 @@ def cancel_parts(parent: FlowRun) -> None:
         for run in client.read_flow_runs(flow_run_filter=parts):
             if not (run.state and run.state.is_final()):
                 client.set_flow_run_state(run.id, Cancelling(message="The run it is part of was cancelled."))
+
+
+def cancel_parts_if_cancelled() -> None:
+    """Cancel this run's legs if it is being cancelled; a worker that only stops leaves them to go on."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(UUID(flow_run.id))
+    if run.state and (run.state.is_cancelling() or run.state.is_cancelled()):
+        cancel_parts(run)
 
 
 def _stage(task: TaskRun) -> str:

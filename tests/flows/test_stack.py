@@ -24,19 +24,21 @@ import psutil
 import pytest
 import yaml
 from moto.server import ThreadedMotoServer
+from playwright.sync_api import Page, sync_playwright
 
 from flows.__main__ import LASTING, QUIET
 from flows.stack import automations, started
 from tasks.settings import PROJECT
 from tests.flows.faulty import Fault, Relay
 from zimage.demo import make_demo_photos
+from zimage.folder import aside_of
 from zimage.model.base import Base
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 BUCKET, STORE = "faces", "s3://faces/project"
 FAULTS: tuple[Fault, ...] = ("refuse", "error", "cut", "slow")
-CANCELS_WITHIN_S = 10
+HANGS_AFTER_S = 60  # how long it takes is measured (infra/benchmarks.md), not asserted
 LOST_AFTER_S = 45  # instead of 90: more than the 30 s between two heartbeats
 NUM_PHOTOS = 16
 SMALL = {
@@ -73,7 +75,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(what: str, look: Callable[[], Any], within_s: float = 240.0, every_s: float = 0.3) -> Any:
+def until(what: str, look: Callable[[], Any], within_s: float = 400.0, every_s: float = 0.3) -> Any:
     """The first true thing that `look` returns."""
     begun = time.monotonic()
     while time.monotonic() - begun < within_s:
@@ -365,6 +367,91 @@ def test_a_scan_starts_nothing_where_nothing_changed(story: Story) -> None:
     assert story.api.ended(story.api.run("retrain", {})) == "Completed"
 
     assert story.api.artifact("retrain")["description"] == "2 subjects, 2 of them unchanged"
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    assert BROWSER.exists(), "This test needs Debian's chromium; `apt-get install chromium` and run again."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", OFFLINE])
+        found = browser.new_page(viewport={"width": 1400, "height": 1200})
+        found.set_default_timeout(60_000)
+        yield found
+        browser.close()
+
+
+def picture(page: Page, name: str) -> None:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
+def test_a_release_is_asked_for_and_approved_by_clicking(story: Story, page: Page) -> None:
+    ui = story.api.address.removesuffix("/api")
+    page.goto(f"{ui}/deployments")
+    page.get_by_role("link", name="publish", exact=True).first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
+    page.locator("textarea").first.fill("ada")
+    page.keyboard.press("Tab")  # the form takes a value over when it is left
+    picture(page, "1-form")
+    with page.expect_response("**/create_flow_run"):
+        page.get_by_role("button", name="Submit").click()
+    (run,) = until("the run", lambda: story.api.runs("publish ada"))
+    until("the question", lambda: story.api.state(run["id"])["name"] == "Suspended")
+
+    page.goto(f"{ui}/runs/flow-run/{run['id']}")
+    page.get_by_role("button", name="Resume").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("ada: provisional").wait_for()
+    picture(page, "2-question")
+    assert story.keys("subjects/ada/releases") == []  # nothing before somebody said so
+    choice = dialog.locator("button.p-select-button__control")
+    choice.focus()
+    choice.press("ArrowDown")
+    page.locator(".p-select-option", has_text="publish").click()
+    dialog.get_by_role("button", name="Submit").click()
+
+    assert story.api.ended(run["id"]) == "Completed"
+    page.goto(f"{ui}/runs/flow-run/{run['id']}")
+    page.get_by_text("Completed").first.wait_for()
+    picture(page, "3-released")
+    assert any(key.endswith("/manifest.json") for key in story.keys("subjects/ada/releases"))
+
+
+def test_a_person_sees_what_a_run_did(story: Story, page: Page) -> None:
+    ui = story.api.address.removesuffix("/api")
+    *_, run = story.api.runs("learn bob")
+    page.goto(f"{ui}/runs/flow-run/{run['id']}")
+    page.get_by_text("Artifacts", exact=True).first.click()
+    page.get_by_text("bob-train-progress").first.wait_for()
+    picture(page, "4-artifacts")
+
+
+def test_cancelling_ends_every_process_within_seconds_and_keeps_what_was_learnt(story: Story) -> None:
+    values = ["train.steps=5000"]
+    run = story.api.run("personalize", {"subject": "ada", "placement": "pools", "values": values})
+    index = "subjects/ada/unfinished/index.json"
+    until("a checkpoint", lambda: story.stored(index))
+    (workspace,) = (path.parent.parent for path in story.folder.glob("*/ada/data/.train.part"))
+    assert working_in(workspace)
+
+    story.api.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
+
+    until("the end of all processes", lambda: not working_in(workspace), within_s=HANGS_AFTER_S)
+    assert story.api.ended(run) == "Cancelled"
+    assert until("the leg's end", lambda: story.api.runs("learn ada")[-1]["state"]["type"] == "CANCELLED")
+    assert list(aside_of(workspace / "data" / "train").glob("resume/step-*.safetensors"))
+    assert story.stored(index)
+
+
+def working_in(folder: Path) -> list[psutil.Process]:
+    """All processes whose working directory is a workspace: DVC, and the stage below it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def test_one_command_runs_a_stack_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
