@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 BUCKET, STORE = "faces", "s3://faces/project"
 FAULTS: tuple[Fault, ...] = ("refuse", "error", "cut", "slow")
-HANGS_AFTER_S = 60  # how long it takes is measured (infra/benchmarks.md), not asserted
+HANGS_AFTER_S = 60  # how long it takes is measured (infra/benchmarks.md) and not asserted
 LOST_AFTER_S = 45  # instead of 90: more than the 30 s between two heartbeats
 NUM_PHOTOS = 16
 SMALL = {

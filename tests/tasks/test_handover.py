@@ -1,0 +1,121 @@
+"""Two machines, one store: what one hands over is what the other works with."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prefect import flow
+
+from tasks.handover import State, Taken, hand_over, take, track_inputs
+from tasks.settings import PROJECT, Settings
+from tasks.subject import Choices
+from tasks.workspace import Outcome, bring_up_to_date, is_up_to_date, push
+from zimage.errors import InputError
+
+CHOICES = Choices(preset="tiny", base=None, values={})
+STAGES = {
+    "one": {"cmd": "mkdir data/one && cat data/photos/* > data/one/x", "deps": ["data/photos"], "outs": ["data/one"]},
+    "two": {"cmd": "mkdir data/two && cat data/one/x > data/two/x", "deps": ["data/one"], "outs": ["data/two"]},
+}
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Settings:
+    """A machine, with a project of two stages."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "dvc.yaml").write_text(json.dumps({"stages": STAGES}))
+    (project / "code.yaml").write_text("one: sha256:00\n")
+    (project / ".dvcignore").write_text("")
+    shutil.copy(PROJECT / "params.yaml", project)
+    return Settings(project=project, workspaces=tmp_path / "first", store=str(tmp_path / "store"))
+
+
+def elsewhere(settings: Settings) -> Settings:
+    """Another machine, with nothing but code, settings and store."""
+    return replace(settings, workspaces=settings.workspaces.parent / "second")
+
+
+@flow
+def taken(settings: Settings) -> Taken:
+    return take(settings, "ada")
+
+
+@flow
+def handed(settings: Settings, before: Taken, stage: str) -> State:
+    return hand_over(settings, "ada", before, stages=(stage,), sources={}, choices=CHOICES, run="leg ada")
+
+
+def worked(settings: Settings, stage: str) -> Outcome:
+    return bring_up_to_date(settings.workspace("ada"), stage, on_line=lambda _: None, shared=True)
+
+
+@flow
+def prepared(settings: Settings, photo: str) -> State:
+    """What the first leg does: take photos over, make the first stage, hand over."""
+    before = take(settings, "ada")
+    photos = settings.workspace("ada") / "data" / "photos"
+    photos.mkdir(exist_ok=True)
+    (photos / "1.jpg").write_text(photo)
+    track_inputs(settings.workspace("ada"))
+    worked(settings, "one")
+    push(settings.workspace("ada"), ["data/photos.dvc"], on_line=lambda _: None)
+    return hand_over(settings, "ada", before, stages=("one",), sources={}, choices=CHOICES, run="prepare ada")
+
+
+def test_another_machine_makes_the_next_stage_of_what_it_fetches_and_nothing_more(
+    first: Settings, prefect_server: None
+) -> None:
+    second = elsewhere(first)
+    prepared(first, "face")
+
+    before = taken(second)
+    folder = second.workspace("ada")
+    assert is_up_to_date(folder, "one", shared=True)
+    assert worked(second, "two") is Outcome.RAN
+    state = handed(second, before, "two")
+
+    assert (folder / "data" / "two" / "x").read_text() == "face"
+    assert not (folder / "data" / "photos").exists()
+    assert state.version == 2
+    assert taken(first).state == state
+
+
+def test_what_an_older_state_left_here_is_not_taken_for_a_change(first: Settings, prefect_server: None) -> None:
+    """With the old photos and results in place DVC would go back to them, and call it up to date."""
+    second = elsewhere(first)
+    prepared(first, "old")
+    prepared(second, "new")
+
+    taken(first)
+
+    assert worked(first, "two") is Outcome.RAN
+    assert (first.workspace("ada") / "data" / "two" / "x").read_text() == "new"
+
+
+def test_of_two_that_began_with_the_same_state_the_second_is_refused(first: Settings, prefect_server: None) -> None:
+    second = elsewhere(first)
+    prepared(first, "face")
+    before = taken(second)
+    prepared(first, "another")
+    worked(second, "two")
+
+    with pytest.raises(InputError, match="The state of ada was changed by somebody else while this ran; run again"):
+        handed(second, before, "two")
+
+
+def test_handing_over_what_did_not_change_writes_nothing(first: Settings, prefect_server: None) -> None:
+    state = prepared(first, "face")
+
+    assert handed(first, taken(first), "one") == state
+
+
+def test_the_demo_stays_where_it_is(first: Settings, prefect_server: None) -> None:
+    @flow
+    def demo() -> None:
+        take(first, "demo")
+
+    with pytest.raises(InputError, match="The demo is no subject of the store"):
+        demo()
