@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +17,12 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import TaskRun
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
 from flows.__main__ import main
+from tasks.publish import publish as publish_task
 from tasks.settings import PROJECT
+from tasks.storage import FolderStore
 from tasks.workspace import Outcome, bring_up_to_date
 from zimage.demo import make_demo_photos
 from zimage.folder import aside_of
@@ -41,6 +46,21 @@ SMALL = {
     "evaluate.sweep.strengths": [1.0],
     "evaluate.resampling.resamples": 200,
 }
+
+
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN")
+PLANTED = "planted-by-the-test"
+XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta exif:GPSLatitude='29,33.6N' dc:creator='" + PLANTED.encode() + b"'/>"
+# 29 degrees, 33 minutes, 36 seconds north, as the demo's photos have it: rationals in either byte order.
+PLACE = [struct.pack(f"{order}6I", 29, 1, 33, 1, 36, 1) for order in "<>"]
+
+
+def planted(jpeg: bytes) -> bytes:
+    """Return a JPEG, which has a place in its Exif data, with a packet of XMP and a comment that tell more."""
+    assert any(place in jpeg for place in PLACE)
+    segments = ((0xE1, XMP), (0xFE, PLANTED.encode()))
+    new = b"".join(struct.pack(">BBH", 0xFF, kind, len(said) + 2) + said for kind, said in segments)
+    return jpeg[:2] + new + jpeg[2:]
 
 
 @dataclass(frozen=True)
@@ -75,6 +95,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZIMAGE_WORKSPACES", str(folder / "workspaces"))
         patch.setenv("ZIMAGE_STORE", str(folder / "store"))
+        for name in SECRETS:
+            patch.setenv(name, f"{PLANTED}-{name}")
         yield folder
 
 
@@ -84,6 +106,8 @@ def ada(places: Path, prefect_server: None, tiny_base: Base) -> Ada:
     make_demo_photos(photos, seed=1)
     for superfluous in sorted(photos.glob("IMG_1*.jpg"))[NUM_PHOTOS:]:
         superfluous.unlink()
+    for photo in photos.glob("IMG_1*.jpg"):
+        photo.write_bytes(planted(photo.read_bytes()))
     values = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
     consent = PROJECT / "data" / "consent.yaml"
     given = ["--photos", str(photos), "--consent", str(consent), "--base", tiny_base.model, *values]
@@ -152,6 +176,35 @@ def test_progress_and_numbers_are_artifacts(ada: Ada) -> None:
     numbers = {row["number"]: row["value"] for row in json.loads(found["ada-evaluate"].data)}
     assert numbers["verdict"] == "fail"
     assert "ada-train" in found
+
+
+def test_no_secret_and_no_place_is_in_anything_that_a_run_leaves(ada: Ada, places: Path, tmp_path: Path) -> None:
+    metrics = ada.workspace / "data" / "evaluate" / "metrics.json"
+    passed = tmp_path / "ada"
+    shutil.copytree(ada.workspace, passed)
+    (passed / metrics.relative_to(ada.workspace)).write_text(metrics.read_text().replace('"fail"', '"pass"'))
+    consent = passed / "data" / "consent.yaml"
+    agreed = yaml.safe_load(consent.read_text())
+    agreed |= {"scope": ["training", "evaluation", "publication"], "may_publish": True}
+    consent.write_text(yaml.safe_dump(agreed))
+    release = publish_task.fn(passed, "ada", FolderStore(tmp_path / "store"))
+    database = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2])
+
+    left = [path for path in ada.workspace.rglob("*") if path.is_file()]
+    given = [path for path in left if path.is_relative_to(ada.workspace / "data" / "photos")]
+    files = [*(set(left) - set(given)), *database.parent.glob(f"{database.name}*")]
+    files += [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    told = {path: found for path in files if (found := tells(path.read_bytes()))}
+
+    assert all(tells(path.read_bytes()) for path in given if path.name.startswith("IMG_1"))
+    assert release.is_new and len(files) > 100
+    assert told == {}
+    assert tells((ada.first.out + ada.first.err + ada.second.out + ada.second.err).encode()) == []
+
+
+def tells(content: bytes) -> list[bytes]:
+    """Return what of the planted secrets and places some content holds."""
+    return [each for each in (PLANTED.encode(), *PLACE, b"29,33.6N") if each in content]
 
 
 def test_only_the_stages_behind_a_change_run_again(ada: Ada) -> None:

@@ -1,7 +1,7 @@
 """Publishes, promotions, rollbacks and forgettings, many at once, on a store that fails, with SIGKILL in between.
 
 Each operation is a process of its own that does what the flows do; a reader looks on through a port without faults.
-python -m tests.tasks.campaign OPERATIONS SEED     prints what was done, what was broken, and every promise not kept
+python -m tests.tasks.campaign OPERATIONS SEED [SECONDS]     prints what was done and broken, and promises not kept
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from zimage.parent import die_with_parent
 
 BUCKET, PREFIX = "faces", "project"
 SUBJECTS = [f"s-{number}" for number in range(8)]
-KINDS = {"publish": 42, "promote": 38, "rollback": 12, "forget": 8}
+KINDS = {"publish": 36, "promote": 44, "rollback": 12, "forget": 8}
 HOLDING = {"publish", "forget"}
 AT_ONCE = 6
 KILLED_SHARE = 0.25
@@ -42,6 +42,7 @@ KILLED_WITHIN_S = 2.0
 CROWDED_SHARE = 0.1  # of operations that need a workspace which may be held
 FAULT_SHARE = 0.06
 TRIES = 40
+LOOKS_EVERY_S = 0.1
 OK, REFUSED, FAILED = 0, 3, 4
 
 
@@ -60,8 +61,9 @@ class Operation:
 
 @dataclass
 class Course:
-    """What was done, and what was found."""
+    """What was done, and what was found; after `until` nothing more is begun."""
 
+    until: float
     outcomes: Counter[str] = field(default_factory=Counter)
     broken_promises: list[str] = field(default_factory=list)
     published: dict[str, set[str]] = field(default_factory=lambda: {subject: set() for subject in SUBJECTS})
@@ -73,9 +75,9 @@ def store_at(port: int) -> S3Store:
     return replace(S3Store.connect(BUCKET, PREFIX), part_bytes=12_000, listing_lag_s=0.5)
 
 
-def run(operations: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Return what a campaign came to."""
-    environment = {**os.environ, "S3_UPLOAD_PART_MIN_SIZE": "256"}
+def run(operations: int, seed: int, folder: Path, *, most_s: float = 1e9) -> dict[str, Any]:
+    """Return what a campaign came to; after `most_s` it begins no more operations."""
+    environment = {**os.environ, "S3_UPLOAD_PART_MIN_SIZE": "256", "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": "1000000"}
     command = [sys.executable, "-m", "tests.tasks.faults", str(FAULT_SHARE), str(seed)]
     server = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True)
     with server:
@@ -84,7 +86,8 @@ def run(operations: int, seed: int, folder: Path) -> dict[str, Any]:
         clean = store_at(ports["clean"])
         clean.client.create_bucket(Bucket=BUCKET)
         clean.client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
-        course, started = Course(), time.monotonic()
+        started = time.monotonic()
+        course = Course(until=started + most_s)
         reader, seen = begin_reader(ports["clean"])
         work(course, operations, random.Random(seed), folder, ports["faulty"])
         os.kill(reader, signal.SIGTERM)
@@ -97,7 +100,7 @@ def run(operations: int, seed: int, folder: Path) -> dict[str, Any]:
             faults = json.loads(answer.read())
         server.kill()
     return {
-        "operations": operations,
+        "operations": sum(count for what, count in course.outcomes.items() if " at the end" not in what),
         "seconds": round(time.monotonic() - started),
         "outcomes": dict(sorted(course.outcomes.items())),
         "faults": faults,
@@ -111,6 +114,7 @@ def work(course: Course, operations: int, chance: random.Random, folder: Path, p
     going: list[Operation] = []
     left = operations
     while left or going:
+        left = left if time.monotonic() < course.until else 0
         while left and len(going) < AT_ONCE:
             kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
             subject = chosen(kind, going, chance)
@@ -234,6 +238,7 @@ def read_all_the_time(port: int, path: Path) -> None:
         while True:
             saw = look(store, chance.choice(SUBJECTS), chance.choice(("staging", "production")))
             file.write(json.dumps({"saw": saw}) + "\n")
+            time.sleep(LOOKS_EVERY_S)
 
 
 def look(store: S3Store, subject: str, name: Any) -> str:
@@ -306,4 +311,5 @@ def _hash(subject: str) -> str:
 if __name__ == "__main__":
     os.environ.update(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1")
     with tempfile.TemporaryDirectory() as place:
-        print(json.dumps(run(int(sys.argv[1]), int(sys.argv[2]), Path(place)), indent=2))
+        limit = float(sys.argv[3]) if len(sys.argv) > 3 else 1e9
+        print(json.dumps(run(int(sys.argv[1]), int(sys.argv[2]), Path(place), most_s=limit), indent=2))

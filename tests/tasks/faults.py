@@ -60,7 +60,7 @@ class Faults:
     def _before(self, fault: str, environ: Environ, start: Start) -> Iterable[bytes]:
         """Fail without having done anything."""
         body = _body(environ)
-        if fault in {"reset in mid-upload", "bits flipped in upload"} and not body:
+        if fault in {"reset in mid-upload", "bits flipped in upload"} and environ["REQUEST_METHOD"] != "PUT":
             return self._answered(environ, body, start)
         self.counts[fault] += 1
         match fault:
