@@ -15,7 +15,10 @@ CHUNK = 65536
 
 
 class Relay:
-    """Passes bytes on between clients and `target`, or does what `fault` says; counts the connections it spoilt."""
+    """Passes bytes on between clients and `target`, or does what `fault` says; counts the connections it spoilt.
+
+    Refused ones never reach it, so nobody can count them: nothing listens on the port while `fault` is `refuse`.
+    """
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
@@ -29,6 +32,7 @@ class Relay:
     def fail(self, fault: Fault) -> None:
         """Behave like this from the next connection on."""
         if fault == "refuse" and self.fault != "refuse":
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes up who waits for a client
             self._listener.close()
         if fault != "refuse" and self.fault == "refuse":
             self._listener = self._listening(self.port)
