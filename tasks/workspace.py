@@ -139,8 +139,10 @@ def bring_up_to_date(
 
 
 def connect(folder: Path, remote: str, endpoint: str) -> None:
-    """Let DVC share the workspace through `remote`, a folder or `s3://bucket/prefix`."""
-    url = f"    url = {remote}\n" + (f"    endpointurl = {endpoint}\n" if endpoint and "://" in remote else "")
+    """Let DVC share the workspace through `remote`, a folder or `s3://bucket/prefix`; it hashes all that arrives."""
+    url = f"    url = {remote}\n    verify = true\n" + (
+        f"    endpointurl = {endpoint}\n" if endpoint and "://" in remote else ""
+    )
     write_changed(folder / ".dvc" / "config.local", f"[core]\n    remote = store\n['remote \"store\"']\n{url}")
 
 

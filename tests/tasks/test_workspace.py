@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,14 @@ from tasks.workspace import (
     Outcome,
     StageFailedError,
     bring_up_to_date,
+    connect,
     held,
     is_up_to_date,
     make,
     outcome,
+    pull,
+    push,
+    track,
     write_changed,
 )
 from zimage.errors import InputError
@@ -238,3 +243,20 @@ def test_a_file_that_is_right_is_not_written_again(tmp_path: Path) -> None:
 
     write_changed(path, "two")
     assert path.read_text() == "two"
+
+
+def test_what_was_damaged_in_the_remote_is_refused_on_arrival(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path)
+    connect(workspace, str(tmp_path / "remote"), "")
+    track(workspace, ["data/a"])
+    push(workspace, ["data/a.dvc"], on_line=lambda _: None)
+    (stored,) = (path for path in (tmp_path / "remote").rglob("*") if path.is_file())
+    stored.chmod(0o644)
+    stored.write_text("damaged")
+    (workspace / "data" / "a").unlink()
+    shutil.rmtree(workspace / ".dvc" / "cache")
+
+    with pytest.raises(StageFailedError):
+        pull(workspace, ["data/a.dvc"], on_line=lambda _: None)
+
+    assert not (workspace / "data" / "a").exists()
