@@ -206,7 +206,7 @@ def worker(pool: str, name: str, folder: Path) -> "contextlib.AbstractContextMan
 
 def processes_below(pid: int) -> list[psutil.Process]:
     top = psutil.Process(pid)
-    return [*top.children(recursive=True), top]
+    return [top, *top.children(recursive=True)]  # the worker first: it must not see the rest die
 
 
 def kill(pid: int) -> None:
