@@ -19,6 +19,7 @@ from tasks.settings import DEMO, Settings
 from tasks.sources import Source
 from tasks.storage import ConflictError, Store, open_store
 from tasks.subject import Choices, params_of, write_choices
+from tasks.tombstones import refuse_while_forgetting
 from zimage.errors import InputError
 from zimage.folder import write_whole
 from zimage.section import Section
@@ -86,11 +87,13 @@ def take(settings: Settings, subject: str) -> Taken:
     Nothing is fetched yet. What lies here of another state is removed: DVC would take it for a change.
 
     Raises:
-        InputError: the demo, which stays where it is.
+        InputError: the demo, which stays where it is; or the subject is being forgotten.
     """
     if subject == DEMO:
         raise InputError("The demo is no subject of the store; run it with `make demo` or `--placement local`.")
-    taken = read_state(open_store(settings.store), subject)
+    store = open_store(settings.store)
+    refuse_while_forgetting(store, subject)
+    taken = read_state(store, subject)
     folder = settings.workspace(subject)
     dvc.make(folder, settings.project)
     dvc.connect(folder, settings.remote(subject), settings.endpoint)
@@ -122,9 +125,9 @@ def hand_over(
         run: The run's name, for people.
 
     Raises:
-        InputError: somebody else changed the state in between.
+        InputError: somebody else changed the state in between, or the subject is being forgotten.
     """
-    folder = settings.workspace(subject)
+    store, folder = open_store(settings.store), settings.workspace(subject)
     before = taken.state
     state = State(
         version=before.version + 1 if before else 1,
@@ -136,10 +139,11 @@ def hand_over(
     )
     if before is not None and _same(state, before):
         return before
+    refuse_while_forgetting(store, subject)
     tracked = [f"data/{name}.dvc" for name in _inputs(folder) if sources]
     dvc.push(folder, [*_locked(state.lock, stages), *tracked], on_line=told)
     try:
-        open_store(settings.store).swap(state_key(subject), state.model_dump_json(indent=2).encode(), taken.tag)
+        store.swap(state_key(subject), state.model_dump_json(indent=2).encode(), taken.tag)
     except ConflictError:
         raise InputError(
             f"The state of {subject} was changed by somebody else while this ran; run again: what was finished is kept."

@@ -96,7 +96,7 @@ class S3Store:
     def holds(self, key: str, source: Path) -> bool:
         """See Store; by the server's own checksum where it has one of the kind we send, else by fetching."""
         found = self._head(key)
-        if found is None or found["ContentLength"] != source.stat().st_size:
+        if found is None or self._length(found, key) != source.stat().st_size:
             return False
         expected = _checksums(source, self.part_bytes)
         if found.get("ChecksumSHA256") in expected:
@@ -113,10 +113,9 @@ class S3Store:
         found = self._head(key)
         if found is None:
             raise InputError(f"There is no {key} in {self._address()}.")
-        if found["ContentLength"] > max_bytes:
-            raise InputError(
-                f"{key} in {self._address()} has {found['ContentLength']} bytes, more than {max_bytes}; not fetched."
-            )
+        length = self._length(found, key)
+        if length > max_bytes:
+            raise InputError(f"{key} in {self._address()} has {length} bytes, more than {max_bytes}; not fetched.")
         part = target.with_name(f".{target.name}.part")
         try:
             with self._told("get"):
@@ -135,7 +134,7 @@ class S3Store:
                 answer = self._ask("get_object", Key=self._full(key))
             except _AbsentError:
                 return None
-            if answer["ContentLength"] > MAX_SMALL_BYTES:
+            if self._length(answer, key) > MAX_SMALL_BYTES:
                 raise InputError(
                     f"{key} in {self._address()} is larger than {MAX_SMALL_BYTES} bytes; it is none of ours."
                 )
@@ -292,6 +291,12 @@ class S3Store:
         except _AbsentError:
             return None
         return found
+
+    def _length(self, answer: dict[str, Any], key: str) -> int:
+        """Return the size an answer tells; one that was cut off before it tells none."""
+        if "ContentLength" not in answer:
+            raise StoreError(f"{self._address()} answered for {key} without its size; run again.")
+        return int(answer["ContentLength"])
 
     def _fetched_sha256(self, key: str) -> str:
         def once() -> str:

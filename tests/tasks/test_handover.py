@@ -10,7 +10,9 @@ from prefect import flow
 
 from tasks.handover import State, Taken, hand_over, take, track_inputs
 from tasks.settings import PROJECT, Settings
+from tasks.storage import open_store
 from tasks.subject import Choices
+from tasks.tombstones import Counts, begin, finish
 from tasks.workspace import Outcome, bring_up_to_date, is_up_to_date, push
 from zimage.errors import InputError
 
@@ -119,3 +121,22 @@ def test_the_demo_stays_where_it_is(first: Settings, prefect_server: None) -> No
 
     with pytest.raises(InputError, match="The demo is no subject of the store"):
         demo()
+
+
+def test_a_subject_that_is_being_forgotten_is_neither_taken_nor_handed_over(
+    first: Settings, prefect_server: None
+) -> None:
+    store = open_store(first.store)
+    nothing = Counts()
+    prepared(first, "face")
+    before = taken(first)
+    worked(first, "two")
+    begin(store, "ada", nothing)
+
+    with pytest.raises(InputError, match="is being forgotten"):
+        taken(first)
+    with pytest.raises(InputError, match="is being forgotten"):
+        handed(first, before, "two")
+
+    finish(store, "ada")
+    assert handed(first, before, "two").version == 2
