@@ -11,6 +11,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from tasks.policy import LEASE_S, LEASE_WAIT_S, LEGS
+from tasks.shown import SERVER_ERRORS
 from zimage.errors import InputError
 
 FIRST_TRY_S = 1.0
@@ -29,14 +30,25 @@ def leased(subject: str, *, wait_s: float = LEASE_WAIT_S) -> Iterator[None]:
     name = f"subject-{subject}"
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(name, 1)
-    with ExitStack() as stack:
-        if not _acquired(stack, name, FIRST_TRY_S):
-            get_run_logger().info("Waiting: %s is being worked on by %s", subject, _holders(subject))
-            if not _acquired(stack, name, wait_s):
-                raise InputError(
-                    f"{subject} is still being worked on by {_holders(subject)}; wait for it to end, or cancel it."
-                )
+    stack = ExitStack()
+    if not _acquired(stack, name, FIRST_TRY_S):
+        get_run_logger().info("Waiting: %s is being worked on by %s", subject, _holders(subject))
+        if not _acquired(stack, name, wait_s):
+            raise InputError(
+                f"{subject} is still being worked on by {_holders(subject)}; wait for it to end, or cancel it."
+            )
+    try:
         yield
+    finally:
+        _let_go(stack, subject)
+
+
+def _let_go(stack: ExitStack, subject: str) -> None:
+    """Give the subject back; a server that is away cannot take it, which must not undo the work that was done."""
+    try:
+        stack.close()
+    except SERVER_ERRORS as error:
+        get_run_logger().warning("%s is held for up to %d s more, as the server is away: %s", subject, LEASE_S, error)
 
 
 def _acquired(stack: ExitStack, name: str, timeout_s: float) -> bool:
