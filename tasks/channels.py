@@ -10,11 +10,9 @@ from typing import Literal
 from uuid import uuid4
 
 from tasks.release import MANIFEST, Manifest, Part, manifest_of, releases
-from tasks.store import ConflictError, Store, StoreError
+from tasks.store import Store, changed
 from tasks.tombstones import refuse_while_forgetting
 from zimage.errors import InputError
-
-TRIES = 20
 
 Name = Literal["staging", "production"]
 
@@ -96,24 +94,20 @@ def standing(history: Sequence[Move]) -> list[str]:
 
 def _moved(store: Store, subject: str, name: Name, decide: Callable[[Sequence[Move]], Move | None]) -> Move:
     """Return the move that was made; `decide` says which, or None if the last one is right already."""
-    key, tried = channel_key(subject, name), ""
-    for _ in range(TRIES):
-        found = store.read(key)
-        history = Channel.model_validate_json(found.content).history if found else []
-        done = [move for move in history if move.id == tried]
-        if done:
-            return done[0]
-        move = decide(history)
+    tried = ""
+
+    def moved(channel: Channel) -> Channel:
+        nonlocal tried
+        if any(move.id == tried for move in channel.history):  # it was made, and only the answer was lost
+            return channel
+        move = decide(channel.history)
         if move is None:
-            return history[-1]
+            return channel
         tried = move.id
-        try:
-            pointer = Channel(history=[*history, move])
-            store.swap(key, pointer.model_dump_json(indent=2).encode(), found.tag if found else None)
-        except ConflictError:
-            continue
-        return move
-    raise StoreError(f"{key} was changed by others {TRIES} times in a row; run again.")
+        return Channel(history=[*channel.history, move])
+
+    history = changed(store, channel_key(subject, name), Channel(history=[]), moved).history
+    return next((move for move in history if move.id == tried), history[-1])
 
 
 def _release(store: Store, subject: str, name: str) -> Manifest:

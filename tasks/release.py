@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.store import ConflictError, Store, StoreError
+from tasks.store import Store, changed
 from zimage.errors import InputError
 
 MANIFEST = "manifest.json"
 INDEX = "index.json"
 RELEASE_NAME = r"^[1-9][0-9]{0,8}-[0-9a-f]{8}$"
-TRIES = 20  # of giving out a number while others do
 
 Verdict = Literal["pass", "provisional", "fail"]
 Use = Literal["non-commercial", "commercial"]
@@ -113,21 +112,16 @@ def numbered(store: Store, subject: str, content: str) -> str:
     Raises:
         StoreError: others wrote the index each time.
     """
-    key = f"{releases_key(subject)}/{INDEX}"
-    for _ in range(TRIES):
-        found = store.read(key)
-        begun = Index.model_validate_json(found.content).releases if found else []
-        for listed in begun:
-            if listed.content == content:
-                return listed.name
-        name = f"{int(begun[-1].name.split('-')[0]) + 1 if begun else 1}-{content[:8]}"
-        index = Index(releases=[*begun, Listed(name=name, content=content)])
-        try:
-            store.swap(key, index.model_dump_json(indent=2).encode(), found.tag if found else None)
-        except ConflictError:
-            continue
-        return name
-    raise StoreError(f"{key} was changed by others {TRIES} times in a row; run again.")
+
+    def listed(index: Index) -> Index:
+        begun = index.releases
+        if any(each.content == content for each in begun):
+            return index
+        number = int(begun[-1].name.split("-")[0]) + 1 if begun else 1
+        return Index(releases=[*begun, Listed(name=f"{number}-{content[:8]}", content=content)])
+
+    index = changed(store, f"{releases_key(subject)}/{INDEX}", Index(releases=[]), listed)
+    return next(each.name for each in index.releases if each.content == content)
 
 
 def manifest_of(store: Store, subject: str, name: str) -> Manifest | None:

@@ -3,15 +3,21 @@
 Keys are relative, with `/` between their parts. No part begins with a dot: such names are a store's own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from pydantic import BaseModel
 
 from zimage.errors import InputError
 
 MAX_SMALL_BYTES = 64 * 2**20  # of what is read into memory: states, pointers, manifests
 MAX_FILE_BYTES = 64 * 2**30  # of what is fetched to disk; the largest LoRA has some GB
 MAX_KEY_BYTES = 900  # S3 takes 1024 with the prefix
+TRIES = 20  # of a change that others are first with
+
+Document = TypeVar("Document", bound=BaseModel)
 
 
 class ConflictError(RuntimeError):
@@ -115,6 +121,32 @@ class Store(Protocol):
     def link(self, key: str, *, seconds: int) -> str:
         """Return an address that opens this one object for a short while."""
         ...
+
+
+def changed(store: Store, key: str, fresh: Document, change: Callable[[Document], Document]) -> Document:
+    """Return the document at `key` as `change` left it, written by compare-and-swap; not written if it left it so.
+
+    Args:
+        store: Where it is.
+        key: Of a small JSON object.
+        fresh: The document where the key is free.
+        change: Gets the document as it stands, and is asked again whenever somebody else wrote in between.
+
+    Raises:
+        StoreError: somebody else did each time.
+    """
+    for _ in range(TRIES):
+        found = store.read(key)
+        before = type(fresh).model_validate_json(found.content) if found else fresh
+        after = change(before)
+        if found and after == before:
+            return before
+        try:
+            store.swap(key, after.model_dump_json(indent=2).encode(), found.tag if found else None)
+        except ConflictError:
+            continue
+        return after
+    raise StoreError(f"{key} was changed by others {TRIES} times in a row; run again.")
 
 
 def checked_key(key: str) -> str:

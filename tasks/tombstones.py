@@ -5,10 +5,8 @@ import hashlib
 from collections.abc import Callable
 
 from tasks.release import Part
-from tasks.store import ConflictError, Store, StoreError
+from tasks.store import Store, changed
 from zimage.errors import InputError
-
-TRIES = 20
 
 
 class Counts(Part):
@@ -80,19 +78,8 @@ def refuse_while_forgetting(store: Store, subject: str) -> None:
 
 
 def _change(store: Store, subject: str, change: Callable[[Tombstone], Tombstone]) -> Tombstone:
-    key, fresh = key_of(subject), Tombstone(subject_sha256=_hash(subject), forgotten=[])
-    for _ in range(TRIES):
-        found = store.read(key)
-        before = Tombstone.model_validate_json(found.content) if found else fresh
-        after = change(before)
-        if found and after == before:
-            return before
-        try:
-            store.swap(key, after.model_dump_json(indent=2).encode(), found.tag if found else None)
-        except ConflictError:
-            continue
-        return after
-    raise StoreError(f"{key} was changed by others {TRIES} times in a row; run again.")
+    fresh = Tombstone(subject_sha256=_hash(subject), forgotten=[])
+    return changed(store, key_of(subject), fresh, change)
 
 
 def _is_open(tombstone: Tombstone) -> bool:
