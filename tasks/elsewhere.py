@@ -3,18 +3,17 @@
 import time
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, TerminationSignal
+from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 from pydantic import BaseModel
 
-from tasks.policy import LEGS, SERVER_AWAY_S
+from tasks.policy import LEGS, SERVER_AWAY_S, SERVER_ERRORS
 from tasks.stage import NAMES
 from tasks.workspace import Outcome, StageFailedError
 from zimage.errors import InputError
@@ -82,7 +81,7 @@ def wait_for(run: FlowRun) -> FlowRun:
         try:
             with get_client(sync_client=True) as client:
                 run = client.read_flow_run(run.id)
-        except (httpx.TransportError, PrefectHTTPStatusError):
+        except SERVER_ERRORS:
             if time.monotonic() - seen > SERVER_AWAY_S:
                 raise
         else:

@@ -10,8 +10,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from tasks.policy import LEASE_S, LEASE_WAIT_S, LEGS
-from tasks.shown import SERVER_ERRORS
+from tasks.policy import LEASE_S, LEASE_WAIT_S, LEGS, SERVER_ERRORS
 from zimage.errors import InputError
 
 FIRST_TRY_S = 1.0

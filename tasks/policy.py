@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
 
+import httpx
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.tasks import Task
 
 from tasks.workspace import Outcome
@@ -69,6 +71,7 @@ LOST_AFTER_S = 90  # three heartbeats
 LEASE_S = 60  # the least that Prefect takes; renewed at three quarters of it
 LEASE_WAIT_S = 600  # for a subject that somebody else works on
 SERVER_AWAY_S = 600
+SERVER_ERRORS = (httpx.TransportError, PrefectHTTPStatusError)  # it is away, or starts anew
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -23,9 +22,9 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.events import emit_event
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
+from tasks.policy import SERVER_ERRORS
 from tasks.scan import Finding
 from tasks.settings import Settings
 from tasks.storage import open_store
@@ -40,7 +39,6 @@ INK = (
     ".raw{fill:none;stroke:#bbb}.smooth{fill:none;stroke:#2a6}</style>"
 )
 SHOWN_EVERY_S = 2.0  # an update of an artifact takes about 10 ms of the server
-SERVER_ERRORS = (httpx.TransportError, PrefectHTTPStatusError)
 
 
 @dataclass(frozen=True)
