@@ -140,7 +140,7 @@ def hand_over(
     if before is not None and _same(state, before):
         return before
     refuse_while_forgetting(store, subject)
-    tracked = [f"data/{name}.dvc" for name in _inputs(folder) if sources]
+    tracked = [f"data/{name}.dvc" for name in state.inputs if sources]
     dvc.push(folder, [*_locked(state.lock, stages), *tracked], on_line=told)
     try:
         store.swap(state_key(subject), state.model_dump_json(indent=2).encode(), taken.tag)

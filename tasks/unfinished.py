@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect.logging import get_run_logger
 
 from tasks.settings import Settings
-from tasks.storage import ConflictError, Store, open_store, store_errors
+from tasks.storage import ConflictError, open_store, store_errors
 from zimage.folder import aside_of
 from zimage.section import Section
 
@@ -83,20 +83,14 @@ def fetch_unfinished(settings: Settings, subject: str) -> None:
     if _last(aside) >= kept.last:
         return
     for name, sha256 in kept.files.items():
-        _fetch(store, f"{key_of(subject)}/{sha256}", aside / name)
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        store.get(f"{key_of(subject)}/{sha256}", aside / name)
     get_run_logger().info("An unfinished training was fetched: %s", kept.last)
 
 
 def forget_unfinished(settings: Settings, subject: str) -> None:
     """Remove the copy; the training has ended."""
     open_store(settings.store).delete(key_of(subject))
-
-
-def _fetch(store: Store, key: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.fetched")
-    store.get(key, aside)
-    aside.rename(target)
 
 
 def _last(aside: Path) -> str:
