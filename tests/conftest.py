@@ -60,16 +60,21 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def album(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Album]":
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment whose S3 is `s3_server`."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+@pytest.fixture
+def album(s3: None) -> "Iterator[Album]":
     """An empty bucket but for what belongs to somebody else."""
     import boto3
 
     from tests.album import Album
 
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     client = boto3.client("s3")
     client.create_bucket(Bucket="album")
     client.put_object(Bucket="album", Key="adam/not-hers.jpg", Body=b"adam")
