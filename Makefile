@@ -62,6 +62,6 @@ $(VENV)/.torch: constraints.txt
 
 # insightface without what it asks for: its opencv-python and our opencv-python-headless own the same files.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	@$(PIP) --editable '.[pipeline,dev]'
+	@$(PIP) --editable '.[pipeline,sign,dev]'
 	@$(PIP) --no-deps "$$(grep '^insightface==' constraints.txt)"
 	@touch $@

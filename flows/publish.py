@@ -54,6 +54,7 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
             open_store(settings.store),
             accept_provisional=spec.accept_provisional,
             use=spec.use,
+            signing=settings.signing,
         )
     if release.notice:
         get_run_logger().warning("%s", release.notice)

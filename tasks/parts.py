@@ -9,6 +9,7 @@ import yaml
 from tasks.card import Told, card
 from tasks.licences import licences_of, without_place
 from tasks.release import Agreed, Use, described
+from tasks.samples import FOLDER as SAMPLES
 from tasks.samples import write_samples
 from zimage.captions.template import subject as called
 from zimage.errors import InputError
@@ -43,12 +44,12 @@ def gathered(workspace: Path, folder: Path, subject: str, *, use: Use, consent: 
     parts[CARD] = _made(folder / CARD, card(told).encode())
     for file in release_files(lora):
         parts[file.name] = _made(folder / file.name, file.content)
-    (folder / "samples").mkdir()
+    (folder / SAMPLES).mkdir()
     correlation = params["evaluate"]["copy_correlation"]
     samples = write_samples(
-        workspace / EVALUATE, folder / "samples", chosen=metrics["chosen"], copy_correlation=correlation
+        workspace / EVALUATE, folder / SAMPLES, chosen=metrics["chosen"], copy_correlation=correlation
     )
-    return parts | {f"samples/{path.name}": path for path in samples}
+    return parts | {f"{SAMPLES}/{path.name}": path for path in samples}
 
 
 def how_used(workspace: Path, subject: str) -> ComfyUse:

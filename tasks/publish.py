@@ -17,6 +17,7 @@ from tasks.card import engines
 from tasks.licences import check_use, licences_of
 from tasks.parts import agreed, gathered, how_used, metrics_of, params_of, raw_params
 from tasks.policy import may_pass
+from tasks.provenance import check_signing, kept_key, signed_pictures, signer_of
 from tasks.release import (
     MANIFEST,
     Manifest,
@@ -28,7 +29,8 @@ from tasks.release import (
     numbered,
     release_key,
 )
-from tasks.settings import PROJECT
+from tasks.samples import is_sample
+from tasks.settings import PROJECT, Signing
 from tasks.store import ConflictError, Store, StoreError
 from tasks.tombstones import refuse_while_forgetting
 from zimage.errors import InputError
@@ -74,27 +76,40 @@ def publish(
     *,
     accept_provisional: bool = False,
     use: Use = "non-commercial",
+    signing: Signing | None = None,
 ) -> Release:
     """Return the release of what `workspace` holds, made unless the same content is one already.
 
     Files come first and the manifest last, all under a name that holds the content's hash: what an interrupted attempt
     left is completed by the next one, and a release with a manifest never changes. Every file is checked in the store
-    after it was sent.
+    after it was sent. Signed pictures count as the unsigned ones and who signs, since no two signatures are equal.
 
     Raises:
-        InputError: the verdict, the consent or a licence forbids it, or the workspace is not finished.
+        InputError: the verdict, the consent or a licence forbids it, the workspace is not finished, or pictures are to
+            be signed and cannot be.
     """
     verdict = gate(workspace, accept_provisional=accept_provisional, use=use)
+    if signing:
+        check_signing(signing)
     refuse_while_forgetting(store, subject)
     consent = read_consent(workspace / "data" / "consent.yaml")
     with tempfile.TemporaryDirectory() as temporary:
         sources = gathered(workspace, Path(temporary), subject, use=use, consent=consent)
-        files = [described(name, path) for name, path in sorted(sources.items())]
-        name = numbered(store, subject, content_hash(files))
-        key = release_key(subject, name)
-        damaged = [file.name for file in files if _put(store, f"{key}/{file.name}", sources[file.name])]
+        unsigned = [described(name, path) for name, path in sources.items()]
+        name = numbered(store, subject, content_hash([*unsigned, *signer_of(signing)]))
+        key, finished, kept = release_key(subject, name), manifest_of(store, subject, name), {}
+        if signing:
+            pictures = {each: path for each, path in sources.items() if is_sample(each)}
+            signed = signed_pictures(
+                store, subject, name, pictures, finished, signing=signing, folder=Path(temporary) / "signed"
+            )
+            sources |= signed
+            kept = {kept_key(subject, name, each): path for each, path in signed.items()}
+        files = [described(each, path) for each, path in sorted(sources.items())]
+        stored = kept | {f"{key}/{each}": path for each, path in sources.items()}
+        damaged = [each.removeprefix(f"{key}/") for each, path in stored.items() if _put(store, each, path)]
         notice = " ".join(filter(None, [ends_soon(consent), _mended(damaged)])) or None
-        if manifest_of(store, subject, name) is not None:
+        if finished:
             return Release(name, key, is_new=False, notice=notice)
         manifest = Manifest(
             subject=subject, release=name, verdict=verdict, use=use, consent=agreed(consent), files=files,

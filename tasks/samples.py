@@ -9,6 +9,7 @@ from typing import Any
 from zimage.folder import write_whole
 
 COUNT = 4
+FOLDER = "samples"  # in a release
 # What IPTC calls a picture made by a trained model (cv.iptc.org/newscodes/digitalsourcetype), in an XMP packet.
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -41,6 +42,11 @@ def write_samples(evaluate: Path, folder: Path, *, chosen: Mapping[str, Any], co
         write_whole(path, marked(evaluate / row["file"]))
         written.append(path)
     return written
+
+
+def is_sample(name: str) -> bool:
+    """Return whether a file of a release is one of these pictures."""
+    return name.startswith(f"{FOLDER}/")
 
 
 def marked(picture: Path) -> bytes:

@@ -9,6 +9,23 @@ DEMO = "demo"
 
 
 @dataclass(frozen=True)
+class Signing:
+    """What a release's pictures are signed with; the files are read when something is signed, and not before.
+
+    Args:
+        certificates: The signer's certificate, then those that vouch for it, in PEM (ZIMAGE_C2PA_CERTIFICATES).
+        key: Its private key, in PEM: PKCS #8 without a passphrase (ZIMAGE_C2PA_KEY).
+        algorithm: As C2PA names it, such as es256 or ps256 (ZIMAGE_C2PA_ALGORITHM).
+        timestamps: Address of a time-stamp authority, "" for none (ZIMAGE_C2PA_TIMESTAMPS).
+    """
+
+    certificates: Path | None
+    key: Path | None
+    algorithm: str = "es256"
+    timestamps: str = ""
+
+
+@dataclass(frozen=True)
 class Settings:
     """Places that differ from machine to machine.
 
@@ -17,12 +34,14 @@ class Settings:
         workspaces: Folder with one workspace per subject (ZIMAGE_WORKSPACES).
         store: Folder or `s3://bucket/prefix` for what outlives a workspace (ZIMAGE_STORE).
         endpoint: Address of a server that speaks S3, "" for Amazon's (AWS_ENDPOINT_URL_S3, as boto3 reads it).
+        signing: What pictures are signed with; None where that is not configured.
     """
 
     project: Path
     workspaces: Path
     store: str
     endpoint: str = ""
+    signing: Signing | None = None
 
     def workspace(self, subject: str) -> Path:
         """Return the workspace folder of `subject`; the demo's is the project itself."""
@@ -50,4 +69,17 @@ def from_environment() -> Settings:
         workspaces=Path(os.environ.get("ZIMAGE_WORKSPACES", PROJECT / "workspaces")).absolute(),
         store=os.environ.get("ZIMAGE_STORE", str(PROJECT / "store")),
         endpoint=os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", "")),
+        signing=_signing(),
+    )
+
+
+def _signing() -> Signing | None:
+    certificates, key = os.environ.get("ZIMAGE_C2PA_CERTIFICATES"), os.environ.get("ZIMAGE_C2PA_KEY")
+    if not certificates and not key:
+        return None
+    return Signing(
+        certificates=Path(certificates).absolute() if certificates else None,
+        key=Path(key).absolute() if key else None,
+        algorithm=os.environ.get("ZIMAGE_C2PA_ALGORITHM", "es256"),
+        timestamps=os.environ.get("ZIMAGE_C2PA_TIMESTAMPS", ""),
     )
