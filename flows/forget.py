@@ -11,7 +11,8 @@ from prefect.runtime import flow_run as this_run
 from flows.spec import ForgetSpec
 from tasks.forget import find
 from tasks.forget import forget as forget_subject
-from tasks.forget_runs import delete_run
+from tasks.forget_runs import FORGET, delete_run
+from tasks.lease import is_shared
 from tasks.settings import from_environment
 from tasks.tombstones import Tombstone
 
@@ -36,13 +37,13 @@ def delete_itself(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
 
 
 # Its name and its log name nobody.
-@flow(name="forget", flow_run_name="forget", on_completion=[delete_itself])
+@flow(name=FORGET, flow_run_name=FORGET, on_completion=[delete_itself])
 def forget(spec: ForgetSpec) -> Listing:
     """Return what there is of the subject, or was."""
     settings = from_environment()
     lines = find(settings, spec.subject, this_run=this_run.id).lines()
     if not spec.delete:
         return Listing(lines, None)
-    tombstone = forget_subject(settings, spec.subject, cancel=spec.cancel, this_run=this_run.id)
+    tombstone = forget_subject(settings, spec.subject, shared=is_shared(), cancel=spec.cancel, this_run=this_run.id)
     get_run_logger().info("Forgotten: %s", tombstone.forgotten[-1].counts)
     return Listing(lines, tombstone)

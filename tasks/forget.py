@@ -17,6 +17,8 @@ from uuid import UUID
 from tasks import forget_runs, tombstones
 from tasks.channels import channel
 from tasks.forget_runs import Runs, runs_of
+from tasks.lease import leased
+from tasks.policy import LEASE_S
 from tasks.release import INDEX, MANIFEST, Index, release_key, releases_key
 from tasks.settings import DEMO, Settings
 from tasks.storage import open_store
@@ -29,6 +31,7 @@ from zimage.faces.consent import read_consent
 LISTINGS = 10
 ENDS_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.2
+LEASE_ENDS_WITHIN_S = 2.0 * LEASE_S  # of a holder that was lost or cancelled
 
 
 @dataclass(frozen=True)
@@ -107,24 +110,41 @@ def find(settings: Settings, subject: str, *, this_run: UUID | str | None = None
     )
 
 
-def forget(settings: Settings, subject: str, *, cancel: bool = False, this_run: UUID | str | None = None) -> Tombstone:
+def forget(
+    settings: Settings,
+    subject: str,
+    *,
+    shared: bool,
+    cancel: bool = False,
+    this_run: UUID | str | None = None,
+) -> Tombstone:
     """Delete all there is of `subject` and return what remains, a tombstone.
 
+    Args:
+        settings: Where things are.
+        subject: Whom to forget.
+        shared: Other machines may work on the subject: its lease is taken, so that none of them does meanwhile. A lost
+            holder's ends by itself and is waited for.
+        cancel: End who works on the subject first.
+        this_run: The run that asks.
+
     Raises:
-        InputError: a run holds the subject and must not be cancelled.
+        InputError: a run holds the subject and must not be cancelled, or did not end although it was.
         StoreError: something is left all the same, or the store did not answer; run again.
     """
     found = find(settings, subject, this_run=this_run)
     if found.runs.working:
         _refuse_or_cancel(found.runs, cancel=cancel)
     store = open_store(settings.store)
-    with _held(found.workspace, cancel=cancel):
-        erase(store, found.workspace, subject, found.counts())
-    forget_runs.delete(runs_of(subject, but=this_run), subject)
-    left = find(settings, subject, this_run=this_run)
-    if not left.is_empty:
-        raise StoreError("Something is left; run again. Left are:\n" + "\n".join(left.lines()))
-    return tombstones.finish(store, subject)
+    alone = leased(subject, wait_s=LEASE_ENDS_WITHIN_S) if shared else contextlib.nullcontext()
+    with alone:
+        with _held(found.workspace, cancel=cancel):
+            erase(store, found.workspace, subject, found.counts())
+        forget_runs.delete(runs_of(subject, but=this_run), subject)
+        left = find(settings, subject, this_run=this_run)
+        if not left.is_empty:
+            raise StoreError("Something is left; run again. Left are:\n" + "\n".join(left.lines()))
+        return tombstones.finish(store, subject)
 
 
 def erase(store: Store, workspace: Path, subject: str, counts: Counts) -> None:

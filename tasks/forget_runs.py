@@ -1,6 +1,7 @@
 """What Prefect knows of a subject: runs, their logs and artifacts, found by what runs were asked, not by names."""
 
 import datetime
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from prefect.states import Cancelled, Cancelling
 
 Asked = TypeVar("Asked")
 
+FORGET = "forget"  # the name of runs that forget, which names nobody
 PAGE = 200
 WORKS = frozenset({StateType.RUNNING, StateType.PENDING, StateType.CANCELLING})
 LOGS_COME_WITHIN_S = 5.0  # of a run's end: they are sent every 2 s (PREFECT_LOGGING_TO_API_BATCH_INTERVAL)
@@ -43,8 +45,13 @@ class Runs:
 
     @property
     def working(self) -> list[FlowRun]:
-        """Return the runs that are under way."""
-        return [run for run in self.runs if run.state_type in WORKS]
+        """Return the runs that are under way; not another forgetting, which has the subject's lease or was lost."""
+        return [run for run in self.runs if run.state_type in WORKS and run.name != FORGET]
+
+
+def limit_of(subject: str) -> str:
+    """Return the name of the subject's concurrency limit; events tell it for as long as a server keeps them."""
+    return f"subject-{hashlib.sha256(subject.encode()).hexdigest()[:16]}"
 
 
 def runs_of(subject: str, *, but: UUID | str | None = None) -> Runs:
@@ -54,7 +61,7 @@ def runs_of(subject: str, *, but: UUID | str | None = None) -> Runs:
         runs = [run for run in everything if _is_about(run, subject) and str(run.id) != str(but)]
         ids = {run.id for run in runs}
         artifacts = {one.id for one in _artifacts(client, list(ids)) if one.id is not None}
-        shared = [run.id for run in everything if run.id not in ids and not _subject_of(run)]
+        shared = [run.id for run in everything if run.id not in ids and not subject_of(run)]
         artifacts |= {one.id for one in _artifacts(client, shared) if one.id is not None and _has_line(one, subject)}
     return Runs(runs, sorted(artifacts))
 
@@ -75,7 +82,7 @@ def delete(found: Runs, subject: str) -> None:
             _unless_gone(client.delete_artifact, artifact)
         for run in found.runs:
             _unless_gone(client.delete_flow_run, run.id)
-        _unless_gone(client.delete_global_concurrency_limit_by_name, f"subject-{subject}")
+        _unless_gone(client.delete_global_concurrency_limit_by_name, limit_of(subject))
         _wait_for_logs(client, [run.id for run in found.runs])
 
 
@@ -92,13 +99,14 @@ def _all_runs(client: SyncPrefectClient) -> Iterator[FlowRun]:
         offset += len(page)
 
 
-def _subject_of(run: FlowRun) -> str:
+def subject_of(run: FlowRun) -> str:
+    """Return whom a run was asked for; "" where that is nobody or everybody."""
     spec = run.parameters.get("spec")
     return str(spec.get("subject", "")) if isinstance(spec, dict) else ""
 
 
 def _is_about(run: FlowRun, subject: str) -> bool:
-    return _subject_of(run) == subject or f"subject:{subject}" in run.tags
+    return subject_of(run) == subject or f"subject:{subject}" in run.tags
 
 
 def _artifacts(client: SyncPrefectClient, runs: list[UUID]) -> Iterator[Artifact]:

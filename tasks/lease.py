@@ -6,14 +6,23 @@ from contextlib import ExitStack, contextmanager
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder, StateType
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
 
+from tasks.forget_runs import FORGET, limit_of, subject_of
 from tasks.policy import LEASE_S, LEASE_WAIT_S, LEGS, SERVER_ERRORS
 from zimage.errors import InputError
 
 FIRST_TRY_S = 1.0
+
+
+def is_shared() -> bool:
+    """Return whether a server was configured: others may use it too, and it outlives this run."""
+    return bool(PREFECT_API_URL.value())
 
 
 @contextmanager
@@ -24,9 +33,9 @@ def leased(subject: str, *, wait_s: float = LEASE_WAIT_S) -> Iterator[None]:
     state is only written if nobody else has written it.
 
     Raises:
-        InputError: it was still held after `wait_s`, and by whom.
+        InputError: it was still held after `wait_s`, and by whom; or it was forgotten while this waited.
     """
-    name = f"subject-{subject}"
+    name = limit_of(subject)
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(name, 1)
     stack = ExitStack()
@@ -64,14 +73,33 @@ def _acquired(stack: ExitStack, name: str, timeout_s: float) -> bool:
         stack.enter_context(lease)
     except TimeoutError:
         return False
+    except ConcurrencySlotAcquisitionError:
+        if _exists(name):
+            raise
+        raise InputError(
+            "The subject was forgotten while this run waited for it; start it again if it is new."
+        ) from None
+    return True
+
+
+def _exists(name: str) -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            return False
     return True
 
 
 def _holders(subject: str) -> str:
-    """Return the running legs of the subject, as the UI names them; a lost one may be none of them any more."""
-    names = FlowRunFilterName(any_=[f"{leg} {subject}" for leg in LEGS])
-    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+    """Return the running legs and forgettings of the subject, as the UI names them; a lost one may not be there."""
+    names = FlowRunFilterName(any_=[FORGET, *(f"{leg} {subject}" for leg in LEGS)])
+    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING]))
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=names, state=running))
-    others = [f"`{each.name}` (run {each.id})" for each in found if str(each.id) != str(flow_run.id)]
+    others = [
+        f"`{each.name}` (run {each.id})"
+        for each in found
+        if str(each.id) != str(flow_run.id) and (each.name != FORGET or subject_of(each) == subject)
+    ]
     return ", ".join(others) or f"a run that was lost and will be given up within {LEASE_S} s"

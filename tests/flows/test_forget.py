@@ -4,6 +4,8 @@ import contextlib
 import json
 import re
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from prefect.states import Running
 
@@ -21,9 +24,10 @@ from flows.promote import promote
 from flows.publish import publish
 from flows.spec import ForgetSpec, LearnSpec, PromoteSpec, PublishSpec
 from tasks.forget_runs import delete, runs_of
+from tasks.lease import leased
 from tasks.publish import publish as publish_task
 from tasks.storage import FolderStore
-from tests.tasks.finished import finished
+from tests.tasks.finished import finished, write
 from zimage.errors import InputError
 
 ADA = "ada-of-the-test"
@@ -104,6 +108,8 @@ def test_nothing_of_the_person_is_left_anywhere_and_everything_of_others(ada: Pa
     # Events are the server's own diary: no interface deletes them, and they go by themselves (infra/retention.md).
     assert tables_naming(ADA) <= {"events", "event_resources"}
 
+    with get_client(sync_client=True) as client:  # one that was killed is not in the way
+        client.create_flow_run(forget, parameters={"spec": {"subject": ADA}}, name="forget", state=Running())
     again = forget(ForgetSpec(subject=ADA, delete=True))
 
     assert again.lines[0].startswith("workspace  0 files")
@@ -130,6 +136,34 @@ def test_a_run_that_is_at_work_on_the_person_has_to_be_cancelled_first(ada: Path
 
     assert not ada.exists()
     assert run.id not in {each.id for each in runs_of(ADA).runs}
+
+
+@flow(name="learn", flow_run_name="learn {spec.subject}")
+def learn_elsewhere(spec: LearnSpec, store: Path, holds: threading.Event) -> None:
+    """A leg on another machine: it ends some time after it was cancelled, and stores something up to its end."""
+    with leased(spec.subject):
+        holds.set()
+        with get_client(sync_client=True) as client:
+            while not client.read_flow_run(flow_run.id).state.is_cancelling():
+                time.sleep(0.1)
+        for number in range(10):
+            time.sleep(0.1)
+            write(store / "subjects" / spec.subject / "dvc" / str(number), b"a face")
+
+
+def test_a_leg_on_another_machine_has_ended_before_anything_is_deleted(places: Path) -> None:
+    store, holds = places / "store", threading.Event()
+    leg = threading.Thread(target=learn_elsewhere, args=(LearnSpec(subject="eve"), store, holds))
+    leg.start()
+    assert holds.wait(timeout=60)
+    with pytest.raises(InputError, match=r"`learn eve` is at work on this subject; .* or cancel it with --cancel"):
+        forget(ForgetSpec(subject="eve", delete=True))
+
+    listing = forget(ForgetSpec(subject="eve", delete=True, cancel=True))
+
+    leg.join(timeout=60)
+    assert listing.tombstone is not None
+    assert [path for path in (store / "subjects").rglob("*") if path.is_file()] == []
 
 
 def test_from_the_shell_it_lists_and_then_deletes(ada: Path, capsys: pytest.CaptureFixture[str]) -> None:

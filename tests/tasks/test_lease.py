@@ -2,7 +2,9 @@ import threading
 
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
 
+from tasks.forget_runs import limit_of
 from tasks.lease import leased
 from zimage.errors import InputError
 
@@ -39,6 +41,15 @@ def test_who_comes_second_goes_on_when_the_first_has_ended(held: threading.Event
     threading.Timer(2.0, held.set).start()
 
     assert publish("ada", 60.0) == "done"
+
+
+def test_who_waits_while_the_subject_is_forgotten_is_told_so(held: threading.Event) -> None:
+    with get_client(sync_client=True) as client:
+        threading.Timer(3.0, client.delete_global_concurrency_limit_by_name, [limit_of("ada")]).start()
+
+        with pytest.raises(InputError, match=r"The subject was forgotten while this run waited for it; start it again"):
+            publish("ada", 60.0)
+    held.set()
 
 
 def test_another_subject_is_not_in_the_way(held: threading.Event) -> None:
