@@ -21,6 +21,7 @@ import httpx
 import psutil
 import yaml
 
+from tasks.pages import served
 from tasks.policy import LEGS
 from tasks.settings import PROJECT, Settings, inherited
 from zimage.errors import InputError
@@ -41,11 +42,11 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
 
     Args:
         settings: Where workspaces and store are; the workers get it through their environment.
-        port: Of the server.
+        port: Of the server; pages of a store in a folder are served at the next one.
         notify: Address of a webhook that gets notifications, or "".
 
     Raises:
-        InputError: the port is taken, or a part did not start or ended by itself.
+        InputError: the port, or the next one, for pages, is taken, or a part did not start or ended by itself.
     """
     if _answers(port):
         raise InputError(f"Port {port} is taken; stop what uses it, or choose another with --port.")
@@ -55,9 +56,11 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
         parts = {"server": stack.enter_context(started(command, logs / "server.log"))}
         _wait_for_server(parts["server"], port, logs)
         deploy(notify=notify)
+        pages = _served(stack, settings, port + 1)
         for name, command, environment in _workers():
-            parts[name] = stack.enter_context(started(command, logs / f"{name}.log", environment))
-        _tell(settings, port, list(parts))
+            told = {**environment, **({"ZIMAGE_PAGES": pages} if pages else {})}
+            parts[name] = stack.enter_context(started(command, logs / f"{name}.log", told))
+        _tell(settings, port, list(parts), pages)
         _wait_for_end(parts, logs)
 
 
@@ -132,6 +135,13 @@ def end(pid: int) -> None:
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _served(stack: ExitStack, settings: Settings, port: int) -> str:
+    """Serve the pages of a store in a folder until the stack ends, and return where; "" for a bucket, which does it."""
+    if settings.pages or "://" in settings.store:
+        return settings.pages
+    return stack.enter_context(served(Path(settings.store).expanduser().absolute(), port))
 
 
 def _workers() -> Iterator[tuple[str, list[str], dict[str, str]]]:
@@ -223,9 +233,10 @@ def _answers(port: int) -> bool:
         return probe.connect_ex((HOST, port)) == 0
 
 
-def _tell(settings: Settings, port: int, parts: list[str]) -> None:
+def _tell(settings: Settings, port: int, parts: list[str], pages: str) -> None:
     lines = [
         f"UI       http://{HOST}:{port}",
+        *([f"pages    {pages} (links to them are in the UI)"] if pages else []),
         f"running  {', '.join(parts)}",
         f"store    {settings.store}",
         f"subjects {settings.workspaces}",

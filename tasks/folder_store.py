@@ -5,12 +5,14 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from tasks.pages import LINK_MAX_S, SECRET, secret_of, signed
 from tasks.store import MAX_FILE_BYTES, MAX_SMALL_BYTES, ConflictError, Inventory, Stored, checked_key
 from zimage.errors import InputError
 
@@ -19,10 +21,17 @@ LOCKS = ".locks"  # a fixed number of them, so that none tells of a key that is 
 
 @dataclass(frozen=True)
 class FolderStore:
-    """See `tasks.store.Store`; versions are told apart by the SHA-256 of their content."""
+    """See `tasks.store.Store`; versions are told apart by the SHA-256 of their content.
+
+    Args:
+        root: The folder.
+        pages: The address at which `tasks.pages` serves it, if it does.
+    """
 
     root: Path
+    pages: str = ""
     listing_lag_s: float = 0.0
+    link_max_s: int = LINK_MAX_S
 
     def put_if_absent(self, key: str, source: Path) -> bool:
         """See Store; the file appears by a hard link from beside its place, which fails where the name is taken."""
@@ -126,15 +135,18 @@ class FolderStore:
         return sum(not _is_hidden(key) for key in keys)
 
     def link(self, key: str, *, seconds: int) -> str:
-        """See Store; a file's address holds for as long as the file is there."""
-        return self._path(key).as_uri()
+        """See Store; where nobody serves pages, the file's address, which holds while the file is there."""
+        path, secret = self._path(key), secret_of(self.root)
+        if not self.pages or secret is None:
+            return path.as_uri()
+        return signed(self.pages, key, secret, expires=int(time.time()) + seconds)
 
     def _keys(self, below: str) -> Iterator[str]:
         """Yield the key `below` if it is one, and all files below it, those that are being written included."""
         top = self._path(below) if below else self.root
         for path in [top, *top.rglob("*")]:
             key = path.relative_to(self.root).as_posix()
-            if path.is_file() and not key.startswith(f"{LOCKS}/"):
+            if path.is_file() and not key.startswith((f"{LOCKS}/", SECRET)):
                 yield key
 
     def _path(self, key: str) -> Path:

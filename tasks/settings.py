@@ -34,6 +34,8 @@ class Settings:
         workspaces: Folder with one workspace per subject (ZIMAGE_WORKSPACES).
         store: Folder or `s3://bucket/prefix` for what outlives a workspace (ZIMAGE_STORE).
         endpoint: Address of a server that speaks S3, "" for Amazon's (AWS_ENDPOINT_URL_S3, as boto3 reads it).
+        pages: Where a browser reaches pages of the store (ZIMAGE_PAGES): the page server of `make serve` for a folder,
+            an endpoint for S3; "" where pages of a folder are opened as files, and S3 has one endpoint for all.
         signing: What pictures are signed with; None where that is not configured.
     """
 
@@ -41,11 +43,16 @@ class Settings:
     workspaces: Path
     store: str
     endpoint: str = ""
+    pages: str = ""
     signing: Signing | None = None
 
     def workspace(self, subject: str) -> Path:
         """Return the workspace folder of `subject`; the demo's is the project itself."""
         return self.project if subject == DEMO else self.workspaces / subject
+
+    def subject(self, workspace: Path) -> str:
+        """Return whose a workspace is."""
+        return DEMO if workspace == self.project else workspace.name
 
     @property
     def logs(self) -> Path:
@@ -69,6 +76,7 @@ def from_environment() -> Settings:
         workspaces=Path(os.environ.get("ZIMAGE_WORKSPACES", PROJECT / "workspaces")).absolute(),
         store=os.environ.get("ZIMAGE_STORE", str(PROJECT / "store")),
         endpoint=os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", "")),
+        pages=os.environ.get("ZIMAGE_PAGES", ""),
         signing=_signing(),
     )
 

@@ -32,12 +32,12 @@ from zimage.identity.charts import curve
 from zimage.summary import summary
 
 PAGES = {"detect": "contact_sheet.html", "evaluate": "report.html"}
-LINK_S = 3600  # the longest that a store signs
 SVG = 'xmlns="http://www.w3.org/2000/svg" width="640"'
 INK = (
     "<style>svg{background:#fff;font:11px sans-serif}text{fill:#333}"
     ".raw{fill:none;stroke:#bbb}.smooth{fill:none;stroke:#2a6}</style>"
 )
+UNITS = {"steps_per_s": "steps/s", "peak_gb": "GB"}
 SHOWN_EVERY_S = 2.0  # an update of an artifact takes about 10 ms of the server
 
 
@@ -54,27 +54,42 @@ class Offer:
     content: str
 
 
+def artifact_key(subject: str, name: str) -> str:
+    """Return the key of a subject's artifact; Prefect takes no underscores in it, which a pseudonym may have."""
+    plain = subject.replace("_", "-")
+    told_apart = "" if plain == subject else f"-{hashlib.sha256(subject.encode()).hexdigest()[:4]}"
+    return f"{plain}{told_apart}-{name.replace('_', '-')}"
+
+
+def in_store(settings: Settings, *, shared: bool) -> bool:
+    """Return whether pages go into the store: where work is shared, and where a browser can open them from there."""
+    return shared or bool(settings.pages)
+
+
 class Bar:
     """A progress artifact that is made with the first step and updated at most every few seconds."""
 
     def __init__(self, subject: str, stage: str) -> None:
-        self._key = f"{subject}-{stage}-progress"
+        self._key = artifact_key(subject, f"{stage}-progress")
         self._artifact: UUID | None = None
         self._last = float("-inf")
+        self._known: dict[str, Any] = {}
 
     def update(self, event: dict[str, Any]) -> None:
         """Show one progress event of the stage: its share as a bar, its numbers as text.
 
         A server that is away, or starts anew, costs this picture of it and never the stage.
         """
+        if event["name"] != self._known.get("name"):
+            self._known = {}
+        self._known |= event  # the last event of a piece of work has no numbers of its own
         now = time.monotonic()
         if now - self._last < SHOWN_EVERY_S and event["done"] < event["total"]:
             return
         self._last = now
         share = 100.0 * event["done"] / max(event["total"], 1)
-        text = ", ".join(f"{key} {value}" for key, value in event.items())
         try:
-            self._show(share, text)
+            self._show(share, _text(self._known))
         except SERVER_ERRORS as error:
             get_run_logger().warning("The progress could not be shown: %s", error)
 
@@ -85,62 +100,90 @@ class Bar:
             update_progress_artifact(artifact_id=self._artifact, progress=share, description=text)
 
 
+def _text(event: Mapping[str, Any]) -> str:
+    """Return an event as a person reads it: `train 200 of 1000, loss 0.012, 3.2 steps/s, 2.1 GB, 5 min left`."""
+    told = [f"{event['name']} {event['done']} of {event['total']}" if event["total"] else f"{event['done']} done"]
+    told += [
+        f"{value:.3g} {UNITS[key]}" if key in UNITS else f"{key} {value:.3g}"
+        for key, value in event.items()
+        if isinstance(value, float)
+    ]
+    if "left_s" in event and event["done"] < event["total"]:
+        told.append(f"{_duration(event['left_s'])} left")
+    return ", ".join(told)
+
+
+def _duration(seconds: int) -> str:
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
+
+
 def show_results(settings: Settings, workspace: Path, stage: str, *, shared: bool) -> None:
     """Show what a stage that ran has found: its numbers, its page, its curve, what became of each photo."""
-    _show_numbers(workspace, stage)
+    subject = settings.subject(workspace)
+    _show_numbers(subject, workspace, stage)
     if stage in PAGES:
         show_page(settings, workspace, stage, shared=shared)
     if stage == "detect":
-        _show_decisions(workspace)
+        _show_decisions(subject, workspace)
     if stage == "train":
-        _show_loss(workspace)
+        _show_loss(subject, workspace)
 
 
 def show_page(settings: Settings, workspace: Path, stage: str, *, shared: bool) -> str:
-    """Show a link to a stage's page and return it: to the file, or, where work is shared, to a copy in the store.
+    """Show a link to a stage's page and return it: to the file, or to a copy in the store (see `in_store`).
 
-    The copy lies below the subject's prefix and goes with it. A link into a bucket holds for an hour; to be asked for
-    approval makes a new one.
+    The copy lies below the subject's prefix and goes with it. A link holds for as long as the store signs; to be asked
+    for approval makes a new one.
     """
-    page = workspace / "data" / stage / PAGES[stage]
-    address = _stored(settings, workspace.name, page) if shared else page.resolve().as_uri()
+    subject, page = settings.subject(workspace), workspace / "data" / stage / PAGES[stage]
+    address = _stored(settings, subject, page) if in_store(settings, shared=shared) else page.resolve().as_uri()
     title = page.stem.replace("_", " ")
-    key = f"{workspace.name}-{page.stem.replace('_', '-')}"
-    create_link_artifact(address, link_text=f"{title} of {workspace.name}", key=key, description=f"The {title}")
+    key = artifact_key(subject, page.stem)
+    create_link_artifact(address, link_text=f"{title} of {subject}".capitalize(), key=key, description=f"The {title}")
     return address
 
 
 def _stored(settings: Settings, subject: str, page: Path) -> str:
-    store = open_store(settings.store)
+    store = open_store(settings.store, pages=settings.pages)
     sha256 = hashlib.sha256(page.read_bytes()).hexdigest()
     key = f"subjects/{subject}/pages/{sha256[:16]}/{page.name}"
     store.put_if_absent(key, page)
-    return store.link(key, seconds=LINK_S)
+    return store.link(key, seconds=store.link_max_s)
 
 
-def _show_decisions(workspace: Path) -> None:
+def _show_decisions(subject: str, workspace: Path) -> None:
     """Show what became of each photo and why; photos are told by their hash."""
     rows = (workspace / "data" / "detect" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(row) for row in rows]
     shown = [{key: row.get(key, "") for key in ("photo", "decision", "reason")} for row in found]
-    create_table_artifact(shown, key=f"{workspace.name}-photos", description="What became of each photo, and why")
+    key = artifact_key(subject, "photos")
+    create_table_artifact(shown, key=key, description="What became of each photo, and why")
 
 
-def _show_loss(workspace: Path) -> None:
+def _show_loss(subject: str, workspace: Path) -> None:
     with (workspace / "data" / "train" / "loss.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     drawn = curve([float(row["step"]) for row in rows], [float(row["loss"]) for row in rows], "steps")
     picture = base64.b64encode(drawn.replace("<svg ", f"<svg {SVG} ", 1).replace(">", f">{INK}", 1).encode()).decode()
     text = f"![training loss](data:image/svg+xml;base64,{picture})"
-    create_markdown_artifact(text, key=f"{workspace.name}-loss", description="Training loss")
+    create_markdown_artifact(text, key=artifact_key(subject, "loss"), description="Training loss")
 
 
-def _show_numbers(workspace: Path, stage: str) -> None:
+def _show_numbers(subject: str, workspace: Path, stage: str) -> None:
     metrics = workspace / "data" / stage / "metrics.json"
     if metrics.is_file():
         found = json.loads(metrics.read_text(encoding="utf-8"))
-        rows = [{"number": key, "value": value} for key, value in found.items() if not isinstance(value, dict | list)]
-        create_table_artifact(rows, key=f"{workspace.name}-{stage}", description=f"Numbers of {stage}")
+        rows = [{"number": key, "value": _short(value)} for key, value in found.items() if _is_plain(value)]
+        create_table_artifact(rows, key=artifact_key(subject, stage), description=f"Numbers of {stage}")
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, dict | list)
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def warn_of_verdict(workspace: Path) -> None:
@@ -176,7 +219,8 @@ def show_offer(settings: Settings, workspace: Path, *, shared: bool) -> Offer:
     verdict, *figures, _report, _lora = summary(workspace)
     metrics = json.loads((workspace / "data" / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
     listed = "".join(f"\n- {figure.strip()}" for figure in figures)
-    text = f"**{workspace.name}: {verdict.removeprefix('verdict').strip()}**\n{listed}\n\n"
+    subject = settings.subject(workspace)
+    text = f"**{subject}: {verdict.removeprefix('verdict').strip()}**\n{listed}\n\n"
     text += f"[The report]({show_page(settings, workspace, 'evaluate', shared=shared)})\n"
-    create_markdown_artifact(text, key=f"{workspace.name}-offer", description="What waits for a decision")
+    create_markdown_artifact(text, key=artifact_key(subject, "offer"), description="What waits for a decision")
     return Offer(text, metrics["chosen"]["sha256"][:16])

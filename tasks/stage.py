@@ -6,10 +6,11 @@ from typing import Any
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from tasks.course import Course
 from tasks.log import told
 from tasks.scan import why
 from tasks.settings import from_environment
-from tasks.shown import Bar, show_results
+from tasks.shown import Bar, in_store, show_results
 from tasks.unfinished import STAGE as TRAIN
 from tasks.unfinished import Keeper
 from tasks.workspace import Outcome, bring_up_to_date
@@ -33,11 +34,15 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
     if known:
         told(f"Stage '{stage}' didn't change, nothing to do")
         return Completed(name=NAMES[Outcome.UNCHANGED], data=Outcome.UNCHANGED)
-    bar, settings = Bar(workspace.name, stage), from_environment()
+    settings = from_environment()
+    bar = Bar(settings.subject(workspace), stage)
     keeper = Keeper(settings, workspace.name) if shared and stage == TRAIN else None
+    course = Course(settings, workspace) if in_store(settings, shared=shared) and stage == TRAIN else None
 
     def follow(event: dict[str, Any]) -> None:
         bar.update(event)
+        if course is not None:
+            course.look()
         if keeper is not None:
             keeper.look()
 
@@ -45,6 +50,8 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
     outcome = bring_up_to_date(workspace, stage, on_line=told, on_progress=follow, shared=shared)
     if outcome is Outcome.UNCHANGED:
         return Completed(name=NAMES[outcome], message=f"{stage}: nothing it reads changed", data=outcome)
+    if course is not None:
+        course.end()
     show_results(settings, workspace, stage, shared=shared)
     because = reason or "what it reads changed"
     return Completed(name=NAMES[outcome], message=f"{stage}: {outcome}, because {because}", data=outcome)

@@ -44,18 +44,30 @@ FORBIDDEN = frozenset({"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId",
 Answer = TypeVar("Answer")
 
 
-def open_store(address: str) -> Store:
+def open_store(address: str, *, pages: str = "") -> Store:
     """Return the store at a folder or at `s3://bucket/prefix`; endpoint and keys of S3 are boto3's own settings.
+
+    Args:
+        address: Of the store.
+        pages: Where a browser finds it: the server of a folder's pages, or an endpoint other than the one used here.
 
     Raises:
         InputError: the address is neither.
     """
     parts = urlsplit(address)
     if parts.scheme == "s3" and parts.netloc:
-        return S3Store.connect(parts.netloc, parts.path.strip("/"))
+        return S3Store.connect(parts.netloc, parts.path.strip("/"), pages=pages)
     if "://" in address:
         raise InputError(f"{address} is no store; give a folder or s3://bucket/prefix (ZIMAGE_STORE).")
-    return FolderStore(Path(address).expanduser().absolute())
+    return FolderStore(Path(address).expanduser().absolute(), pages=pages)
+
+
+def _client(endpoint: str = "") -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(retries={"mode": "standard", "max_attempts": TRIES}, signature_version="s3v4")
+    return boto3.client("s3", config=config, endpoint_url=endpoint or None)
 
 
 def store_errors() -> tuple[type[Exception], ...]:
@@ -65,22 +77,30 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 @dataclass(frozen=True)
 class S3Store:
-    """A store under a prefix of a bucket; conditional requests decide who was first, the server checks SHA-256."""
+    """A store under a prefix of a bucket; conditional requests decide who was first, the server checks SHA-256.
+
+    Args:
+        client: Of boto3.
+        bucket: Its name.
+        prefix: Below which the store lies.
+        pages: The endpoint that links lead to, where it is another for browsers than for `client`.
+        part_bytes: Of a file that is sent in parts.
+        listing_lag_s: See Store.
+        link_max_s: See Store.
+    """
 
     client: Any
     bucket: str
     prefix: str
+    pages: str = ""
     part_bytes: int = PART_BYTES
     listing_lag_s: float = LISTING_LAG_S
+    link_max_s: int = LINK_MAX_S
 
     @classmethod
-    def connect(cls, bucket: str, prefix: str) -> "S3Store":
+    def connect(cls, bucket: str, prefix: str, *, pages: str = "") -> "S3Store":
         """Return the store; nothing is asked of the server yet."""
-        import boto3
-        from botocore.config import Config
-
-        config = Config(retries={"mode": "standard", "max_attempts": TRIES}, signature_version="s3v4")
-        return cls(boto3.client("s3", config=config), bucket, prefix)
+        return cls(_client(), bucket, prefix, pages)
 
     def put_if_absent(self, key: str, source: Path) -> bool:
         """See Store; `If-None-Match: *`. Large files go in parts, and go on where an earlier attempt stopped."""
@@ -187,10 +207,15 @@ class S3Store:
 
     def link(self, key: str, *, seconds: int) -> str:
         """See Store; signed, so that it holds for one object and this long only."""
-        if not 0 < seconds <= LINK_MAX_S:
-            raise InputError(f"A link may hold for up to {LINK_MAX_S} s, not for {seconds}; make a new one instead.")
-        where = {"Bucket": self.bucket, "Key": self._full(key)}
-        return str(self.client.generate_presigned_url("get_object", Params=where, ExpiresIn=seconds))
+        if not 0 < seconds <= self.link_max_s:
+            raise InputError(
+                f"A link may hold for up to {self.link_max_s} s, not for {seconds}; make a new one instead."
+            )
+        asked = {"Bucket": self.bucket, "Key": self._full(key)}
+        if key.endswith(".html"):
+            asked["ResponseContentType"] = "text/html; charset=utf-8"  # else a browser would save it
+        client = _client(self.pages) if self.pages else self.client
+        return str(client.generate_presigned_url("get_object", Params=asked, ExpiresIn=seconds))
 
     def _put(self, key: str, body: IO[bytes] | bytes, sha256: bytes, **condition: str) -> str:
         """Put an object and return its tag.

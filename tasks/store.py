@@ -66,6 +66,11 @@ class Store(Protocol):
         """How far a listing may lag behind what was written or deleted; 0 where it never does."""
         ...
 
+    @property
+    def link_max_s(self) -> int:
+        """For how long a link may hold."""
+        ...
+
     def put_if_absent(self, key: str, source: Path) -> bool:
         """Store a file under `key` and return True; return False, and change nothing, where the key is taken."""
         ...

@@ -39,11 +39,11 @@ class Keeper:
         self._store = open_store(settings.store)
         self._key = key_of(subject)
         self._aside = aside_of(settings.workspace(subject) / "data" / STAGE)
-        self._last = _last(self._aside)
+        self._last = last_checkpoint(self._aside)
 
     def look(self) -> None:
         """Keep what is there, if there is a new checkpoint; a store that is away costs this copy and nothing else."""
-        last = _last(self._aside)
+        last = last_checkpoint(self._aside)
         if last in (self._last, ""):
             return
         self._last = last
@@ -80,7 +80,7 @@ def fetch_unfinished(settings: Settings, subject: str) -> None:
     if found is None:
         return
     kept = Kept.model_validate_json(found.content)
-    if _last(aside) >= kept.last:
+    if last_checkpoint(aside) >= kept.last:
         return
     for name, sha256 in kept.files.items():
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +93,6 @@ def forget_unfinished(settings: Settings, subject: str) -> None:
     open_store(settings.store).delete(key_of(subject))
 
 
-def _last(aside: Path) -> str:
-    """Return the name of the last checkpoint; names sort as their steps do."""
+def last_checkpoint(aside: Path) -> str:
+    """Return the name of the last checkpoint of a training, or ""; names sort as their steps do."""
     return max((path.name for path in aside.glob(RESUME)), default="")

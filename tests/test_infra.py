@@ -96,7 +96,7 @@ def test_a_container_is_of_a_version_and_waits_for_what_there_is(name: str) -> N
 def test_only_this_machine_can_reach_the_server_and_it_asks_for_a_password() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
 
-    assert ports == ["127.0.0.1:4200:4200"]
+    assert sorted(ports) == ["127.0.0.1:4200:4200", "127.0.0.1:8333:8333"]
     assert "${PREFECT_AUTH:?" in SERVICES["server"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"]
 
 

@@ -311,9 +311,21 @@ def test_a_link_opens_one_object_without_keys_and_for_a_short_while(bucket: S3St
 
     with urllib.request.urlopen(address) as answer:
         assert answer.read() == b"weights"
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"  # so that a browser shows it
     assert "X-Amz-Expires=60" in address
     with pytest.raises(InputError, match="A link may hold for up to 3600 s, not for 86400"):
         bucket.link("ada/report.html", seconds=86400)
+
+
+def test_a_link_leads_where_a_browser_finds_the_bucket(bucket: S3Store, s3_server: str, source: Path) -> None:
+    bucket.put_if_absent("ada/report.html", source)
+    elsewhere = s3_server.replace("127.0.0.1", "localhost")
+
+    address = replace(bucket, pages=elsewhere).link("ada/report.html", seconds=60)
+
+    assert address.startswith(f"{elsewhere}/")
+    with urllib.request.urlopen(address) as answer:
+        assert answer.read() == b"weights"
 
 
 def test_missing_keys_of_s3_are_a_sentence(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""A training while it lasts, for a person: a page in the store with the loss and all sample pictures so far.
+
+The pictures are of a person: Prefect's database gets nothing but a link to the page, which goes with the subject.
+"""
+
+import hashlib
+import tempfile
+import time
+from pathlib import Path
+from uuid import UUID
+
+import yaml
+from prefect.artifacts import create_link_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.logging import get_run_logger
+from prefect.runtime import task_run
+
+from tasks.policy import SERVER_ERRORS
+from tasks.settings import Settings
+from tasks.shown import artifact_key
+from tasks.storage import open_store, store_errors
+from tasks.unfinished import last_checkpoint
+from zimage.folder import aside_of
+from zimage.model.rows import TextRow
+from zimage.records import read_rows
+from zimage.training.course import Seen, course, seen
+
+NAME = "training.html"
+
+
+class Course:
+    """The page of one training, made with its first checkpoint and made again with each that follows.
+
+    Its address in the store stays, so that an open page finds what is new; the link is renewed before it expires.
+
+    Args:
+        settings: Where things are.
+        workspace: The subject's.
+    """
+
+    def __init__(self, settings: Settings, workspace: Path) -> None:
+        self._store = open_store(settings.store, pages=settings.pages)
+        self._subject, self._workspace = settings.subject(workspace), workspace
+        run = hashlib.sha256(f"{task_run.id}".encode()).hexdigest()
+        self._key = f"subjects/{self._subject}/pages/{run[:16]}/{NAME}"
+        self._artifact: UUID | None = None
+        self._last, self._linked = "", time.monotonic()
+
+    def look(self) -> None:
+        """Show what is new since the last look, if there is a new checkpoint."""
+        aside = aside_of(self._workspace / "data" / "train")
+        last = last_checkpoint(aside)
+        if last != self._last:
+            self._last = last
+            self._show(aside, working=True)
+        elif self._artifact and time.monotonic() - self._linked > self._store.link_max_s / 2:
+            self._show(aside, working=True)
+
+    def end(self) -> None:
+        """Show the training as it ended."""
+        self._show(self._workspace / "data" / "train", working=False)
+
+    def _show(self, folder: Path, *, working: bool) -> None:
+        """Write the page and tell of it; a store or a server that is away costs this picture of it and nothing else."""
+        away: tuple[type[Exception], ...] = (*store_errors(), *SERVER_ERRORS)
+        try:
+            found = seen(folder)
+            self._write(found, working=working)
+            self._tell(found, working=working)
+        except away as error:
+            get_run_logger().warning("The course of the training could not be shown: %s", error)
+
+    def _write(self, found: Seen, *, working: bool) -> None:
+        params = yaml.safe_load((self._workspace / "params.yaml").read_text(encoding="utf-8"))["train"]
+        texts = self._workspace / "data" / "encode" / "texts.jsonl"
+        prompts = [row.prompt for row in read_rows(texts, TextRow) if row.sample] if texts.is_file() else []
+        page = course(
+            found,
+            prompts,
+            title=f"Training of {self._subject}",
+            total=params["steps"],
+            pictured=params["samples"] is not None,
+            working=working,
+        )
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / NAME
+            path.write_text(page, encoding="utf-8")
+            if not self._store.put_if_absent(self._key, path):
+                self._store.mend(self._key, path)
+
+    def _tell(self, found: Seen, *, working: bool) -> None:
+        address = self._store.link(self._key, seconds=self._store.link_max_s)
+        steps = len({step for step, _ in found.pictures})
+        pictures = f"; {len(found.pictures)} pictures of {steps} checkpoints" if steps else ""
+        loss = "" if found.loss is None else f", loss {found.loss:.4g}"
+        text = f"step {found.done}{loss}{pictures}{'' if working else '; it has ended'}"
+        self._linked = time.monotonic()
+        called = f"Loss and sample pictures of {self._subject}"
+        if self._artifact is None:
+            key = artifact_key(self._subject, "training")
+            self._artifact = create_link_artifact(address, link_text=called, key=key, description=text)  # type: ignore[assignment]
+            return
+        with get_client(sync_client=True) as client:
+            update = ArtifactUpdate(data=f"[{called}]({address})", description=text)
+            client.update_artifact(self._artifact, update)

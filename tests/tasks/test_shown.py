@@ -1,0 +1,54 @@
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.objects import Artifact
+
+from tasks.shown import Bar, artifact_key
+
+TRAIN = {"name": "train", "done": 0, "total": 1000}
+
+
+@flow
+def shown(subject: str, stage: str, events: list[dict[str, Any]]) -> None:
+    bar = Bar(subject, stage)
+    for event in events:
+        bar.update(event)
+
+
+def artifact(key: str) -> Artifact:
+    with get_client(sync_client=True) as client:
+        (found,) = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+    assert isinstance(found.id, UUID)
+    return found
+
+
+def test_a_bar_tells_step_loss_speed_and_time_left(prefect_server: None) -> None:
+    shown("eve", "train", [TRAIN | {"done": 200, "loss": 0.123456, "steps_per_s": 3.2168, "left_s": 249}])
+
+    found = artifact("eve-train-progress")
+    assert found.data == 20.0
+    assert found.description == "train 200 of 1000, loss 0.123, 3.22 steps/s, 4 min left"
+
+
+def test_a_bar_that_is_full_keeps_the_last_numbers(prefect_server: None) -> None:
+    shown("ann", "train", [TRAIN | {"done": 990, "loss": 0.5, "left_s": 3700}, TRAIN | {"done": 1000}])
+
+    assert artifact("ann-train-progress").description == "train 1000 of 1000, loss 0.5"
+
+
+def test_a_bar_of_work_nobody_can_count_tells_what_is_done(prefect_server: None) -> None:
+    shown("joe", "ingest", [{"name": "ingest", "done": 57, "total": 0}])
+
+    assert artifact("joe-ingest-progress").description == "57 done"
+
+
+@pytest.mark.parametrize("one", ["ada_b", "ada-b", "a_da-b"])
+def test_every_pseudonym_has_keys_that_prefect_takes(one: str, prefect_server: None) -> None:
+    shown(one, "train", [TRAIN])
+
+    artifact(artifact_key(one, "train-progress"))
+    assert len({artifact_key(subject, "loss") for subject in ("ada_b", "ada-b", "a_da-b")}) == 3
