@@ -1,9 +1,13 @@
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from zimage import doctor
 from zimage.doctor import Finding, as_lines, examine
+from zimage.model import device
 
 PROJECT = Path(__file__).parent.parent
 CLOSED = "http://127.0.0.1:9/api"  # discard; nothing listens there
@@ -41,6 +45,28 @@ def test_a_base_model_that_is_not_there_is_told(workspace: Path) -> None:
 
     assert found.state == "missing"
     assert "There is no folder /nowhere/base" in found.remedy
+
+
+def test_what_stages_need_of_a_gpu_is_told_where_there_is_none_too(workspace: Path) -> None:
+    found = finding(workspace, "GPU memory")
+
+    assert re.fullmatch(r"about [\d.]+ GB to encode, [\d.]+ GB to train, [\d.]+ GB to evaluate", found.found)
+    path = workspace / "params.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("crops:", "crop:"), encoding="utf-8")
+    assert "lacks detect.crops" in finding(workspace, "GPU memory").remedy
+
+
+@pytest.mark.parametrize(("gpu_gb", "state"), [(8.0, "present"), (1.0, "missing")])
+def test_whether_a_gpu_has_what_stages_need_is_told(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, gpu_gb: float, state: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "at_hand_gb", lambda _: gpu_gb)
+
+    found = doctor._gpu_memory(workspace / "params.yaml")
+
+    assert found.state == state and found.found.endswith(f"of {gpu_gb} GB")
+    assert found.remedy == "" or found.remedy.startswith("too much to train: choose a preset for a smaller card")
 
 
 def test_a_face_pack_that_is_not_there_is_told(workspace: Path) -> None:

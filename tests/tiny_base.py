@@ -39,6 +39,13 @@ def write_tiny_base(folder: Path, *, seed: int = 0, shift: float = 3.0) -> Base:
     return Base(model=str(folder), identity=identify(str(folder)))
 
 
+def whole_pipeline(base: Base) -> ZImagePipeline:
+    """Diffusers' own pipeline with its text encoder, in float32: what ours are compared with."""
+    pipeline = ZImagePipeline.from_pretrained(base.model, dtype=torch.float32, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def tiny_transformer(*, layers: int = 2) -> ZImageTransformer2DModel:
     """A random transformer of which every part counts: norms differ from one, pad tokens from zero."""
     transformer = ZImageTransformer2DModel(

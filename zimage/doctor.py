@@ -22,9 +22,10 @@ State = Literal["present", "without", "missing"]
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "safetensors", "dlib-bin", "face_recognition_models")
 PIPELINE = ("dvc", "prefect", "boto3")
-REAL_WEIGHTS_GB = 24  # the least GPU memory for which a preset of the real weights exists
+REAL_WEIGHTS_GB = 8  # the least GPU memory for which a preset of the real weights exists
 LITTLE_DISK_GB = 5
 ANSWERS_WITHIN_S = 2.0
+CAPTION_TOKENS = 64  # of a caption, padded
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def examine(params_file: Path, *, prefect_api_url: str | None) -> list[Finding]:
         partial(_disk, workspace),
         _gpu,
         partial(_base_model, params_file),
+        partial(_gpu_memory, params_file),
         partial(_face_engine, params_file),
         partial(_prefect_api, prefect_api_url),
         partial(_dvc_remote, workspace),
@@ -122,6 +124,56 @@ def _base_model(params_file: Path) -> Finding:
         return Finding("base model", "present", f"{base.model} in {resolve(base)}")
     except InputError as error:
         return Finding("base model", "missing", "not usable", str(error))
+
+
+def _gpu_memory(params_file: Path) -> Finding:
+    """Say about how much each stage needs of a GPU, and whether this machine's has it; all of it is computed."""
+    import torch
+
+    from zimage.model.device import at_hand_gb
+    from zimage.model.footprint import USED_SHARE
+
+    try:
+        gpu_gb = at_hand_gb(torch.device("cuda")) if torch.cuda.is_available() else 0.0
+        needs = _needs_gb(params_file, gpu_gb * USED_SHARE)
+    except InputError as error:
+        return Finding("GPU memory", "without", "not computed", str(error))
+    found = "about " + ", ".join(f"{need:.1f} GB to {stage}" for stage, need in needs.items())
+    if not gpu_gb:
+        return Finding("GPU memory", "without", found, "where a GPU is; a CPU computes in the machine's memory")
+    large = [stage for stage, need in needs.items() if need > gpu_gb * USED_SHARE]
+    if not large:
+        return Finding("GPU memory", "present", f"{found}, of {gpu_gb:.1f} GB")
+    remedy = f"too much to {' and '.join(large)}: choose a preset for a smaller card, or end what else runs on it"
+    return Finding("GPU memory", "missing", f"{found}, of {gpu_gb:.1f} GB", remedy)
+
+
+def _needs_gb(params_file: Path, planned_gb: float) -> dict[str, float]:
+    """Return what encode, train and evaluate need; where there is much (`planned_gb`), evaluate makes use of it."""
+    from zimage.model.base import Base, resolve
+    from zimage.model.footprint import encoding_gb, fit, footprint_of
+    from zimage.model.sequence import Bucket, sequence_length
+    from zimage.section import read_params, read_section
+    from zimage.training.memory import Preset, lora_gb, needed_gb, sizes_of
+    from zimage.training.params import TrainParams
+
+    folder = resolve(read_section(params_file, "base", Base))
+    params = read_section(params_file, "train", TrainParams)
+    try:
+        crop_px = int(read_params(params_file)["detect"]["crops"]["side_px"])
+        sampling = read_params(params_file)["evaluate"]["sampling"]
+        side_px, guided = int(sampling["side_px"]), float(sampling["guidance_scale"]) > 0
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{params_file} lacks detect.crops or evaluate.sampling; see the project's own.") from None
+    sizes, weights = sizes_of(folder), footprint_of(folder)
+    tokens = sequence_length(Bucket(crop_px // 8, crop_px // 8, CAPTION_TOKENS))
+    return {
+        "encode": encoding_gb(weights, [(crop_px, crop_px)]),
+        "train": needed_gb(sizes, Preset(params.memory, params.at_once), params.rank, tokens),
+        "evaluate": fit(
+            weights, side_px, guided=guided, adapters_gb=lora_gb(sizes, params.rank), planned_gb=planned_gb
+        ).need_gb,
+    }
 
 
 def _face_engine(params_file: Path) -> Finding:

@@ -25,7 +25,9 @@ from zimage.identity.album import Request, Sampling
 from zimage.identity.judge import Search, Seen
 from zimage.identity.studio import Studio
 from zimage.identity.suite import read_suite, with_subject
-from zimage.model.base import TINY, Base, identify, open_pipeline
+from zimage.model.base import TINY, Base, identify, open_pipeline, open_text_encoder, resolve
+from zimage.model.footprint import usual_batch
+from zimage.model.text import embed
 
 PICTURES = 32
 SUBJECT = Subject(trigger="ohzw", class_noun="woman")
@@ -34,12 +36,16 @@ SUBJECT = Subject(trigger="ohzw", class_noun="woman")
 def main(model: str) -> None:
     """Print a line for each part of the work."""
     sampling = Sampling(side_px=128, steps=16, guidance_scale=0.0)
-    with timed("open the pipeline, in all", 1):
-        pipeline = open_pipeline(Base(model=model, identity=identify(model)), device="cpu", dtype=torch.float32)
+    folder = resolve(Base(model=model, identity=identify(model)))
     texts = [with_subject(prompt, SUBJECT) for prompt in read_suite("demo")]
-    studio = Studio(pipeline, sampling)
+    with timed("open the text encoder", 1):
+        tokenizer, encoder = open_text_encoder(folder, dtype=torch.float32)
     with timed("read a prompt", len(texts)):
-        studio.read(texts)
+        states = embed(tokenizer, encoder, texts, torch.device("cpu"))
+    with timed("open the pipeline", 1):
+        pipeline = open_pipeline(folder, device="cpu", dtype=torch.float32)
+    at_once = usual_batch(sampling.side_px, guided=False, device="cpu")
+    studio = Studio(pipeline, dict(zip(texts, states, strict=True)), sampling, at_once)
     requests = [Request(str(number), texts[number % 20], number, None, 0.0) for number in range(PICTURES)]
     with timed(f"sample a picture, {sampling.steps} steps, and decode it", PICTURES):
         list(studio.pictures(requests))

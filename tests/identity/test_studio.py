@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from tests.identity.tiny_lora import write_tiny_lora
+from tests.live_bytes import Crossings
+from tests.tiny_base import TEXT_WIDTH, whole_pipeline
 from zimage.errors import InputError
 from zimage.identity.album import Request, Sampling
-from zimage.identity.studio import Studio
+from zimage.identity.studio import Studio, open_studio
 from zimage.model.base import Base, open_pipeline
+from zimage.model.footprint import footprint_of
+from zimage.model.text import embed
 
 SAMPLING = Sampling(side_px=64, steps=3, guidance_scale=0.0)
 NEAR, FAR = "a photo of a woman, near", "a photo of a woman, far away, at the end of a very long road with many trees"
@@ -17,13 +21,13 @@ NEAR, FAR = "a photo of a woman, near", "a photo of a woman, far away, at the en
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_base: Base) -> Any:
-    return open_pipeline(tiny_base, device="cpu", dtype=torch.float32)
+    return whole_pipeline(tiny_base)
 
 
 def studio(pipeline: Any, sampling: Sampling = SAMPLING) -> Studio:
-    made = Studio(pipeline, sampling)
-    made.read([NEAR, FAR])
-    return made
+    prompts = [NEAR, FAR, ""]
+    states = embed(pipeline.tokenizer, pipeline.text_encoder, prompts, torch.device("cpu"))
+    return Studio(pipeline, dict(zip(prompts, states, strict=True)), sampling, at_once=4)
 
 
 def asked(text: str = NEAR, seed: int = 0, lora: Path | None = None, strength: float = 0.0) -> Request:
@@ -79,16 +83,45 @@ def test_loras_are_worn_one_at_a_time_and_taken_off_afterwards(pipeline: Any, tm
     assert not any("lora" in name for name, _ in pipeline.transformer.named_parameters())
 
 
-def test_each_prompt_is_encoded_once(pipeline: Any) -> None:
-    seen: list[int] = []
-    hook = pipeline.text_encoder.register_forward_hook(lambda *_: seen.append(1))
-    try:
-        made = Studio(pipeline, SAMPLING)
-        made.read([NEAR, FAR, NEAR])
-        list(made.pictures([asked(text, seed) for text in (NEAR, FAR) for seed in range(3)]))
-    finally:
-        hook.remove()
-    assert len(seen) == 2
+def test_travelling_blocks_change_no_bit_of_a_picture_with_and_without_loras(
+    pipeline: Any, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (write_tiny_lora(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
+    worn = [(first, 0.5), (first, 1.0), (second, 1.0)]
+    requests = [asked(), asked(FAR), *(asked(lora=lora, strength=strength) for lora, strength in worn)]
+    guided = Sampling(64, 3, 2.5)
+    expected = shoot(pipeline, *requests, sampling=guided)
+    travelling = open_pipeline(Path(tiny_base.model), device="cpu", dtype=torch.float32, travelling=True)
+    travelling.tokenizer, travelling.text_encoder = pipeline.tokenizer, pipeline.text_encoder
+    crossings = Crossings(monkeypatch)
+    for found, wanted in zip(shoot(travelling, *requests, sampling=guided), expected, strict=True):
+        assert np.array_equal(found, wanted)
+    assert crossings.count > 0
+    assert np.array_equal(shoot(travelling, asked(), sampling=guided)[0], expected[0])
+
+
+def test_of_travelling_blocks_one_is_there_at_a_time(
+    pipeline: Any, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a second one crosses meanwhile: that is what streams are for."""
+    travelling = open_pipeline(Path(tiny_base.model), device="cpu", dtype=torch.bfloat16, travelling=True)
+    crossings = Crossings(monkeypatch)
+    states = torch.ones(7, TEXT_WIDTH, dtype=torch.bfloat16)
+    list(Studio(travelling, {NEAR: states}, SAMPLING, at_once=1).pictures([asked()]))
+    weights = footprint_of(Path(tiny_base.model))
+    outside_gb = weights.transformer_gb - weights.blocks_gb
+    assert weights.block_gb < crossings.most / 1e9 <= outside_gb + weights.block_gb + 1e-9
+
+
+def test_a_studio_has_read_all_its_prompts_and_draws_what_the_whole_pipeline_draws(
+    pipeline: Any, tiny_base: Base
+) -> None:
+    guided = Sampling(64, 3, 2.5)
+    opened = open_studio(tiny_base, guided, [NEAR, FAR, NEAR], adapters_gb=0.0)
+    requests = [asked(NEAR), asked(FAR)]
+    found = dict(opened.pictures(requests))
+    for request, wanted in zip(requests, shoot(pipeline, *requests, sampling=guided), strict=True):
+        assert np.abs(found[request].astype(int) - wanted).max() <= 1
 
 
 def test_a_lora_for_another_width_is_refused_with_the_remedy(pipeline: Any, tmp_path: Path) -> None:

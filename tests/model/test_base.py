@@ -8,6 +8,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from tests.tiny_base import TEXT_WIDTH
 from zimage.errors import InputError
 from zimage.model.base import Base, identify, open_pipeline, open_scheduler, resolve
 
@@ -93,9 +94,10 @@ def test_a_hub_id_pinned_by_a_folder_hash_is_refused() -> None:
 
 
 def test_the_pipeline_samples_and_keeps_its_autoencoder_in_float32(tiny_base: Base) -> None:
-    pipeline = open_pipeline(tiny_base, device="cpu", dtype=torch.bfloat16)
+    pipeline = open_pipeline(Path(tiny_base.model), device="cpu", dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
-    image = pipeline("a photo", height=32, width=48, num_inference_steps=1, guidance_scale=0.0).images[0]
+    options = {"height": 32, "width": 48, "num_inference_steps": 1, "guidance_scale": 0.0}
+    image = pipeline(prompt_embeds=[torch.ones(7, TEXT_WIDTH, dtype=torch.bfloat16)], **options).images[0]
     assert image.size == (48, 32)
     assert (pipeline.vae.dtype, pipeline.transformer.dtype) == (torch.float32, torch.bfloat16)
 

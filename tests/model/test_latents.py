@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zimage.model.base import Base, open_pipeline, open_vae
+from tests.tiny_base import whole_pipeline
+from zimage.model.base import Base, open_vae
 from zimage.model.latents import decode, image_of, pixels_of, posterior
 
 
@@ -30,8 +31,7 @@ def test_the_posterior_is_shifted_and_scaled_as_the_pipeline_undoes_it(tiny_base
 
 
 def test_decoded_latents_are_the_pipelines_picture(tiny_base: Base) -> None:
-    pipeline = open_pipeline(tiny_base, device="cpu", dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = whole_pipeline(tiny_base)
     latents = torch.randn((1, 16, 4, 4), generator=torch.Generator().manual_seed(0))
     options = {"height": 32, "width": 32, "num_inference_steps": 1, "guidance_scale": 0.0, "latents": latents}
     after = pipeline("ada", output_type="latent", **options).images

@@ -8,12 +8,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.tiny_base import whole_pipeline
 from tests.training.crops import SUBJECT, write_detect_and_caption
 from zimage.errors import InputError
-from zimage.model.base import Base, identify_files, open_pipeline
+from zimage.faces.rows import CropRow
+from zimage.model import device
+from zimage.model.base import Base, identify_files
 from zimage.model.rows import ItemRow, TextRow
 from zimage.records import read_rows
-from zimage.stages.encode import EncodeParams, encode
+from zimage.stages.encode import EncodeParams, _out_of_memory_explained, encode
 from zimage.training.pictures import ClassPictures
 
 PARAMS = EncodeParams(mirror=False, class_pictures=None, sample_prompts=["a photo of {subject}"])
@@ -36,7 +39,7 @@ def test_every_training_crop_becomes_latents_and_no_held_out_one(tiny_base: Base
 def test_captions_are_embedded_as_the_pipeline_embeds_them(tiny_base: Base, tmp_path: Path) -> None:
     items, texts = _encoded(tmp_path, tiny_base)
     by_key = {text.text: text for text in texts}
-    pipeline = open_pipeline(tiny_base, device="cpu", dtype=torch.float32)
+    pipeline = whole_pipeline(tiny_base)
     (expected,), _ = pipeline.encode_prompt("a photo of ohzw woman, turned left", do_classifier_free_guidance=False)
     key = items[0].texts[0]
     assert by_key[key].prompt == "a photo of ohzw woman, turned left"
@@ -106,3 +109,16 @@ def test_a_crop_without_a_caption_is_refused_by_name(tiny_base: Base, tmp_path: 
     (caption / "captions.jsonl").write_text("")
     with pytest.raises(InputError, match=r"no caption for train/aa-full\.png"):
         encode(detect, caption, tmp_path / "encode", params=PARAMS, base=tiny_base, subject=SUBJECT)
+
+
+def test_out_of_memory_names_the_crops_that_fit(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detect, _ = write_detect_and_caption(tmp_path)
+    crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
+    monkeypatch.setattr(device, "at_hand_gb", lambda _: 0.004)
+    with (
+        pytest.raises(InputError, match=r"too small to encode 64 x 64 px.*set detect\.crops\.side_px to 32"),
+        _out_of_memory_explained(Path(tiny_base.model), crops),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from tests.faces.tiny_pack import write_pack
@@ -22,9 +23,10 @@ from zimage.identity.album import Album, Sampling
 from zimage.identity.clip import ClipParams
 from zimage.identity.suite import halves, read_suite
 from zimage.identity.trial import Asked, asked_of_base, asked_of_lora
+from zimage.model import device
 from zimage.model.base import Base
 from zimage.records import read_rows, write_rows
-from zimage.stages.evaluate import EvaluateParams, evaluate
+from zimage.stages.evaluate import EvaluateParams, _out_of_memory_explained, evaluate
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 ADA = Subject(trigger="ohzw", class_noun="woman")
@@ -309,3 +311,12 @@ def test_without_a_held_out_photo_nothing_is_scored(
 def test_the_demos_params_are_valid() -> None:
     section = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))["evaluate"]
     assert EvaluateParams.model_validate(section).gate.same_person_rate_min is not None
+
+
+def test_out_of_memory_names_the_pictures_that_fit(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "at_hand_gb", lambda _: 0.1)
+    with (
+        pytest.raises(InputError, match=r"pictures of 256 x 256 px.*set evaluate\.sampling\.side_px to 160"),
+        _out_of_memory_explained(tiny_base, Sampling(256, 28, 3.0), loras_gb=0.0),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")

@@ -18,11 +18,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from tests.tiny_base import whole_pipeline
 from tests.training.crops import SUBJECT
 from tests.training.recipe import recipe
 from zimage.errors import InputError
 from zimage.folder import aside_of
-from zimage.model.base import Base, open_pipeline
+from zimage.model.base import Base
 from zimage.model.latents import image_of
 from zimage.stages.train import _out_of_memory_explained, train
 from zimage.training.params import TrainParams
@@ -111,8 +112,7 @@ def test_the_pipeline_loads_every_key_and_draws_the_trainers_own_pictures(
     samples = {"steps": 3, "guidance_scale": 1.5, "seed": 5}
     targets = ["attention", "feed_forward", "image_embedder", "final_layer"]
     lora = _trained(tiny_encoded, tmp_path / "train", tiny_base, samples=samples, targets=targets)
-    pipeline = open_pipeline(tiny_base, device="cpu", dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = whole_pipeline(tiny_base)
     pipeline.load_lora_weights(str(tmp_path / "train" / "lora.safetensors"))
     loaded = {name for name, _ in pipeline.transformer.named_parameters() if ".lora_" in name}
     assert len(loaded) == len(lora) == 2 * (2 * 7 + 2)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from zimage.errors import InputError
 from zimage.identity.album import Request, Sampling
+from zimage.model.base import Base, open_pipeline, open_text_encoder, resolve
+from zimage.model.device import device_and_dtype, release
+from zimage.model.footprint import USED_SHARE, Fit, fit, footprint_of, usual_batch
 from zimage.model.text import embed
 
 logger = logging.getLogger(__name__)
@@ -19,38 +22,26 @@ logger = logging.getLogger(__name__)
 # Captions are padded to multiples of this (huggingface/diffusers@v0.42.1: transformer_z_image.py, SEQ_MULTI_OF);
 # pictures whose captions pad to the same length make a batch without an attention mask.
 CAPTION_MULTIPLE = 32
-# Image tokens in flight: on a CPU more does not pay, and 16 k fill a GPU (four pictures of 1024 px).
-TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 16384}
-PX_PER_TOKEN = 16  # eight by the autoencoder, two by the transformer's patches
+LATENT_PX = 8
 
 
 class Studio:
     """A pipeline that wears one LoRA after another.
 
     Args:
-        pipeline: diffusers' ZImagePipeline, on its device.
+        pipeline: diffusers' ZImagePipeline, which needs no text encoder.
+        texts: What it reads of each prompt, on its device; of the empty one too where guidance is wanted.
         sampling: Size, steps and guidance of every picture.
+        at_once: Pictures in a batch.
     """
 
-    def __init__(self, pipeline: Any, sampling: Sampling) -> None:
-        self._pipeline, self._sampling = pipeline, sampling
-        self._embeddings: dict[str, torch.Tensor] = {}
+    def __init__(self, pipeline: Any, texts: Mapping[str, torch.Tensor], sampling: Sampling, at_once: int) -> None:
+        self._pipeline, self._embeddings, self._sampling, self._at_once = pipeline, texts, sampling, at_once
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()
 
-    def read(self, texts: Sequence[str]) -> None:
-        """Encode all prompts, each once; the text encoder is not needed after that and leaves the GPU."""
-        wanted = list(dict.fromkeys([*texts, ""] if self._sampling.guidance_scale > 0 else texts))
-        embeddings = embed(self._pipeline.tokenizer, self._pipeline.text_encoder, wanted)
-        self._embeddings |= dict(zip(wanted, embeddings, strict=True))  # (T, D) each
-        if self._pipeline.device.type == "cuda":
-            self._pipeline.text_encoder.to("cpu")
-            torch.cuda.empty_cache()
-
     def pictures(self, requests: Sequence[Request]) -> Iterator[tuple[Request, NDArray[np.uint8]]]:
         """Yield each request with its picture (H, W, 3), batch by batch, one LoRA after the other.
-
-        The prompts must have been read.
 
         Raises:
             InputError: a LoRA does not fit the base model.
@@ -75,10 +66,9 @@ class Studio:
         by_length: dict[int, list[Request]] = defaultdict(list)
         for request in requests:
             by_length[-(-len(self._embeddings[request.text]) // CAPTION_MULTIPLE)].append(request)
-        size = self._batch_size()
         for _, alike in sorted(by_length.items()):
-            for start in range(0, len(alike), size):
-                batch = alike[start : start + size]
+            for start in range(0, len(alike), self._at_once):
+                batch = alike[start : start + self._at_once]
                 yield from zip(batch, self._sample(batch), strict=True)
 
     def _sample(self, batch: Sequence[Request]) -> NDArray[np.uint8]:
@@ -97,16 +87,45 @@ class Studio:
 
     def _noise(self, request: Request) -> torch.Tensor:
         """Return the request's noise, made on the CPU so that every device begins with the same."""
-        side = 2 * self._sampling.side_px // PX_PER_TOKEN
+        side = self._sampling.side_px // LATENT_PX
         generator = torch.Generator("cpu").manual_seed(request.noise_seed)
         return torch.randn((self._pipeline.transformer.in_channels, side, side), generator=generator)
 
-    def _batch_size(self) -> int:
-        tokens = (self._sampling.side_px // PX_PER_TOKEN) ** 2 * (2 if self._sampling.guidance_scale > 0 else 1)
-        return max(1, TOKENS_AT_ONCE.get(self._pipeline.device.type, 1024) // tokens)
-
 
 ADAPTER = "judged"
+
+
+def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapters_gb: float) -> Studio:
+    """Return a studio with all prompts read: in bfloat16 on a GPU where there is one, whatever its size.
+
+    The text encoder is gone before the transformer comes, whose blocks stay on the GPU where they fit beside a picture,
+    and travel to it one by one where they do not. That changes no picture.
+
+    Args:
+        base: The model.
+        sampling: Size, steps and guidance of every picture.
+        texts: Of all pictures that will be asked for.
+        adapters_gb: What the largest LoRA takes.
+    """
+    folder = resolve(base)
+    device, dtype = device_and_dtype()
+    guided = sampling.guidance_scale > 0
+    wanted = list(dict.fromkeys([*texts, ""] if guided else texts))
+    tokenizer, encoder = open_text_encoder(folder, dtype=dtype)
+    embeddings = dict(zip(wanted, embed(tokenizer, encoder, wanted, device), strict=True))  # (T, D) each
+    del encoder
+    release(device)
+    if device.type == "cuda":
+        found = footprint_of(folder)
+        free_gb = torch.cuda.mem_get_info(device)[0] / 1e9
+        planned_gb = free_gb * USED_SHARE
+        chosen = fit(found, sampling.side_px, guided=guided, adapters_gb=adapters_gb, planned_gb=planned_gb)
+        blocks = "travel" if chosen.travelling else "stay"
+        logger.info("%.1f GB free: blocks %s, %d at once, %.1f GB", free_gb, blocks, chosen.at_once, chosen.need_gb)
+    else:
+        chosen = Fit(False, usual_batch(sampling.side_px, guided=guided, device=device.type), 0.0)
+    pipeline = open_pipeline(folder, device=device, dtype=dtype, travelling=chosen.travelling)
+    return Studio(pipeline, embeddings, sampling, chosen.at_once)
 
 
 def wear(pipeline: Any, lora: Path) -> None:

@@ -108,31 +108,52 @@ def check_layout(folder: Path) -> None:
         raise InputError(f"{folder} lacks {', '.join(absent)}, but {wanted}; copy the model again, whole.")
 
 
-def open_pipeline(base: Base, *, device: "torch.device | str", dtype: "torch.dtype") -> "ZImagePipeline":
-    """Return diffusers' own pipeline of `base`, ready to sample; the autoencoder stays in float32.
+def open_pipeline(
+    folder: Path, *, device: "torch.device | str", dtype: "torch.dtype", travelling: bool = False
+) -> "ZImagePipeline":
+    """Return diffusers' own pipeline of a resolved base, to sample from texts that are embedded already.
 
-    Raises:
-        InputError: see `resolve`.
+    Args:
+        folder: Of the base.
+        device: Where it computes.
+        dtype: Of the transformer; the autoencoder stays in float32.
+        travelling: The transformer's blocks wait in the machine's memory, and each comes to the device when its turn is
+            near. That costs time and changes no picture.
     """
     import torch
     from diffusers import ZImagePipeline
 
     dtypes = {"default": dtype, "vae": torch.float32}
     pipeline = ZImagePipeline.from_pretrained(
-        resolve(base), dtype=dtypes, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=True
+        folder, text_encoder=None, tokenizer=None, dtype=dtypes, local_files_only=True, use_safetensors=True
     )
-    return pipeline.to(device)
+    if not travelling:
+        return pipeline.to(device)
+    let_travel(pipeline.transformer, torch.device(device))
+    pipeline.vae.to(device)
+    return pipeline
 
 
-def open_text_encoder(
-    folder: Path, *, device: "torch.device | str", dtype: "torch.dtype"
-) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
-    """Return the tokenizer and the text encoder (frozen, in evaluation mode) of a resolved base."""
+def let_travel(transformer: "ZImageTransformer2DModel", device: "torch.device") -> None:
+    """Keep a transformer in the machine's memory; each block crosses to the device while the one before it computes."""
+    transformer.enable_group_offload(
+        onload_device=device,
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        use_stream=device.type == "cuda",
+    )
+
+
+def open_text_encoder(folder: Path, *, dtype: "torch.dtype") -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+    """Return the tokenizer and the text encoder (frozen, in evaluation mode) of a resolved base.
+
+    It lies in the machine's memory; `zimage.model.text.embed` takes it to a device layer by layer.
+    """
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder = AutoModel.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True)
-    return tokenizer, encoder.to(device).eval().requires_grad_(False)
+    return tokenizer, encoder.eval().requires_grad_(False)
 
 
 def open_vae(folder: Path, *, device: "torch.device | str") -> "AutoencoderKL":

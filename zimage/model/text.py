@@ -1,11 +1,14 @@
 """Prompts as Z-Image reads them: the states of a causal language model, one row a token."""
 
+import copy
 import logging
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from zimage.progress import tracked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,17 +36,32 @@ def token_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
 
 
 @torch.no_grad()
-def embed(tokenizer: "PreTrainedTokenizerBase", encoder: "PreTrainedModel", prompts: Iterable[str]) -> list[Tensor]:
-    """Return (tokens, width) for each prompt, equal to what ZImagePipeline keeps of its padded batch.
+def embed(
+    tokenizer: "PreTrainedTokenizerBase", encoder: "PreTrainedModel", prompts: Sequence[str], device: torch.device
+) -> list[Tensor]:
+    """Return (tokens, width) for each prompt, on the device, equal to what ZImagePipeline keeps of its padded batch.
 
     Each prompt is read alone and unpadded: the encoder is causal and its pads stand to the right, so no kept token
     ever sees one. That is an eighth of the work for a prompt of 64 tokens.
+
+    All prompts pass a layer before any passes the next. So each layer crosses to the device once, and two at most are
+    there at a time instead of 8 GB; what is computed is the same to the last bit. The table of all tokens and the
+    layer that nothing is read of never cross.
     """
-    return [_embed(encoder, token_ids(tokenizer, prompt)) for prompt in prompts]
+    whole: Any = encoder
+    states = [whole.embed_tokens(torch.tensor([token_ids(tokenizer, prompt)])).to(device) for prompt in prompts]
+    frame = _frame(whole, device)
+    layers = whole.layers[: HIDDEN_STATE + 1]
+    for layer in tracked(layers, "text encoder", len(layers)):
+        frame.layers = torch.nn.ModuleList([copy.deepcopy(layer).to(device)])
+        states = [frame(inputs_embeds=state, use_cache=False).last_hidden_state for state in states]
+    return [state[0] for state in states]
 
 
-def _embed(encoder: "PreTrainedModel", ids: list[int]) -> Tensor:
-    tokens = torch.tensor([ids], device=encoder.device)
-    output = encoder(input_ids=tokens, output_hidden_states=True, use_cache=False)
-    states: Tensor = output.hidden_states[HIDDEN_STATE][0]
-    return states
+def _frame(encoder: Any, device: torch.device) -> Any:
+    """Return an encoder that turns states into those after whatever layers are put into it, without a last norm."""
+    with torch.device("meta"):
+        frame = type(encoder)(encoder.config)
+    frame.rotary_emb = copy.deepcopy(encoder.rotary_emb).to(device)
+    frame.norm = torch.nn.Identity()
+    return frame.eval()

@@ -1,7 +1,8 @@
 """Turns crops and captions into what the transformer reads, once, so that training needs neither of their encoders."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
     pictures = crop_pictures(detect, crops, captions, mirror=params.mirror)
     if params.class_pictures is not None:
         pictures += class_pictures(params.class_pictures, _sizes(crops), subject)
-    with made_aside(out) as aside:
+    with _out_of_memory_explained(folder, crops), made_aside(out) as aside:
         texts = _write_texts(aside, folder, pictures, params, subject)
         items = _write_latents(aside, folder, pictures, texts, subject)
         write_rows(aside / "items.jsonl", items)
@@ -78,17 +79,17 @@ def _write_texts(
     captions = [text for picture in pictures for text in picture.captions]
     prompts = dict.fromkeys(["", *captions, *(without_trigger(text, subject) for text in captions), *samples])
     device, dtype = device_and_dtype()
-    tokenizer, encoder = open_text_encoder(base, device=device, dtype=dtype)
+    tokenizer, encoder = open_text_encoder(base, dtype=dtype)
+    found = embed(tokenizer, encoder, list(prompts), device)
     rows: dict[str, TextRow] = {}
     tensors: dict[str, Tensor] = {}
-    for number, prompt in enumerate(tracked(prompts, "texts", len(prompts))):
-        (states,) = embed(tokenizer, encoder, [prompt])
+    for number, (prompt, states) in enumerate(zip(prompts, found, strict=True)):
         key = f"{number:04d}"
         rows[prompt] = TextRow(text=key, prompt=prompt, tokens=len(states), sample=prompt in samples)
         tensors[key] = states.cpu().contiguous()
     write_tensors(aside / "texts.safetensors", tensors, {})
     write_rows(aside / "texts.jsonl", rows.values())
-    del encoder
+    del encoder, found, states
     release(device)
     return rows
 
@@ -130,6 +131,21 @@ def _write_latents(
     write_tensors(aside / "latents.safetensors", latents, {})
     write_tensors(aside / "masks.safetensors", masks, {})
     return items
+
+
+@contextmanager
+def _out_of_memory_explained(base: Path, crops: Iterable[CropRow]) -> Iterator[None]:
+    """Say, where the GPU's memory is too small, which crops it could encode."""
+    import torch
+
+    from zimage.model.device import at_hand_gb, device_and_dtype
+    from zimage.model.footprint import footprint_of, too_small_to_encode
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        largest = max(_sizes(crops), key=lambda size: size[0] * size[1])
+        raise too_small_to_encode(footprint_of(base), largest, at_hand_gb(device_and_dtype()[0])) from None
 
 
 def _check(crops: Sequence[CropRow], captions: dict[str, list[str]], detect: Path, caption: Path) -> None:

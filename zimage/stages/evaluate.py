@@ -1,7 +1,8 @@
 """Asks the LoRA for pictures, scores them against photos it never saw, and says whether they hold."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +29,7 @@ from zimage.identity.results import Findings, write_results
 from zimage.identity.rows import PictureRow
 from zimage.identity.suite import Prompt, read_suite, with_subject, without_trigger
 from zimage.identity.trial import Trial
-from zimage.model.base import Base, open_pipeline
+from zimage.model.base import Base, resolve
 from zimage.records import read_rows
 from zimage.section import Section
 
@@ -85,8 +86,15 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
     candidates = candidates_of(train, params.sweep.checkpoints)
     reals = reals_of(detect, read_rows(detect / "crops.jsonl", CropRow))
     sampling = Sampling(**params.sampling.model_dump())
-    gallery = Gallery(Album(cache_of(out), base.identity, sampling), lambda: _studio(base, sampling, prompts, subject))
-    with made_aside(out) as folder, Search(_engines(params)) as search:
+    loras_gb = max(path.stat().st_size for path in candidates) / 1e9
+    gallery = Gallery(
+        Album(cache_of(out), base.identity, sampling), lambda: _studio(base, sampling, prompts, subject, loras_gb)
+    )
+    with (
+        _out_of_memory_explained(base, sampling, loras_gb),
+        made_aside(out) as folder,
+        Search(_engines(params)) as search,
+    ):
         trial = Trial(gallery, _judge(params, reals, search), search, folder)
         contest = Contest(trial, prompts, subject, params.seeds, params.sweep, params.resampling)
         outcome = contest.run(candidates)
@@ -126,18 +134,33 @@ def _judge(params: EvaluateParams, reals: Reals, search: Search) -> Judge:
     return Judge(targets[0], targets[1] if len(targets) > 1 else None, reals.originals(), clip)
 
 
-def _studio(base: Base, sampling: Sampling, prompts: Sequence[Prompt], subject: Subject) -> "Studio":
-    """Return a studio with all prompts read; on a GPU in bfloat16 where there is one."""
+def _studio(base: Base, sampling: Sampling, prompts: Sequence[Prompt], subject: Subject, loras_gb: float) -> "Studio":
+    """Return a studio with all prompts read, those of the class too."""
+    from zimage.identity.studio import open_studio
+
+    texts = [with_subject(prompt, subject) for prompt in prompts]
+    texts += [without_trigger(prompt, subject.class_noun) for prompt in prompts]
+    return open_studio(base, sampling, texts, adapters_gb=loras_gb)
+
+
+@contextmanager
+def _out_of_memory_explained(base: Base, sampling: Sampling, loras_gb: float) -> Iterator[None]:
+    """Say, where the GPU's memory is too small, which pictures it could make."""
     import torch
 
-    from zimage.identity.studio import Studio
+    from zimage.model.device import at_hand_gb, device_and_dtype
+    from zimage.model.footprint import footprint_of, too_small_to_sample
 
-    on_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    studio = Studio(open_pipeline(base, device="cuda" if on_gpu else "cpu", dtype=dtype), sampling)
-    texts = [with_subject(prompt, subject) for prompt in prompts]
-    studio.read(texts + [without_trigger(prompt, subject.class_noun) for prompt in prompts])
-    return studio
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise too_small_to_sample(
+            footprint_of(resolve(base)),
+            sampling.side_px,
+            guided=sampling.guidance_scale > 0,
+            adapters_gb=loras_gb,
+            at_hand_gb=at_hand_gb(device_and_dtype()[0]),
+        ) from None
 
 
 def _findings(

@@ -165,9 +165,14 @@ def weights_gb(sizes: Sizes, memory: MemoryParams) -> float:
 
 
 def adapters_gb(sizes: Sizes, rank: int) -> float:
-    """Return what adapters of attention and feed-forward take: values, gradients, two moments and the average."""
+    """Return what adapters take while they learn: values, gradients, two moments and the average."""
+    return 5 * lora_gb(sizes, rank)
+
+
+def lora_gb(sizes: Sizes, rank: int) -> float:
+    """Return what the values of adapters of attention and feed-forward take, in float32."""
     D, F = sizes.width, sizes.feed_forward
-    return 5 * 4 * rank * sizes.layers * (11 * D + 3 * F) / 1e9
+    return 4 * rank * sizes.layers * (11 * D + 3 * F) / 1e9
 
 
 def needed_gb(sizes: Sizes, preset: Preset, rank: int, tokens: int) -> float:
