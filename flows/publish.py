@@ -17,7 +17,8 @@ from tasks.handover import take
 from tasks.leg import working_on
 from tasks.log import told
 from tasks.publish import Release
-from tasks.settings import from_environment
+from tasks.repair import fetching, made_by
+from tasks.settings import Settings, from_environment
 from tasks.shown import show_offer
 from tasks.storage import open_store
 from tasks.workspace import pull
@@ -44,8 +45,8 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
     shared = spec.placement == "pools"
     with working_on(workspace, shared=shared):
         if shared:
-            take(settings, spec.subject)
-            pull(workspace, ["train", "evaluate", "data/consent.yaml.dvc"], on_line=told)
+            take(settings, spec.subject, only_reads=True)
+            _fetch(settings, spec.subject)
         if spec.approval and (refused := _refused(spec, workspace)):
             return refused
         release = publishing.publish(
@@ -59,6 +60,16 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
     if release.notice:
         get_run_logger().warning("%s", release.notice)
     return release
+
+
+def _fetch(settings: Settings, subject: str) -> None:
+    workspace, stages = settings.workspace(subject), ("train", "evaluate")
+    fetching(
+        settings,
+        subject,
+        lambda: pull(workspace, [*stages, "data/consent.yaml.dvc"], on_line=told),
+        wants=[*made_by(workspace, stages), "data/consent.yaml"],
+    )
 
 
 def _refused(spec: PublishSpec, workspace: Path) -> State[Any] | None:

@@ -123,6 +123,10 @@ class FolderStore:
             objects += not _is_hidden(key)
         return Inventory(objects=objects, versions=objects, uploads=uploads, bytes=size)
 
+    def earlier(self, key: str, target: Path) -> Iterator[None]:
+        """See Store; a folder keeps none."""
+        yield from ()
+
     def delete(self, below: str) -> int:
         """See Store; what was left half written goes too, and folders that became empty."""
         keys = list(self._keys(below))

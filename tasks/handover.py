@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tasks import workspace as dvc
 from tasks.log import told
 from tasks.policy import store_task
+from tasks.repair import mend_noted
 from tasks.settings import DEMO, Settings
 from tasks.sources import Source
 from tasks.storage import ConflictError, Store, open_store
@@ -81,10 +82,11 @@ def read_state(store: Store, subject: str) -> Taken:
 
 
 @store_task("take")
-def take(settings: Settings, subject: str) -> Taken:
+def take(settings: Settings, subject: str, *, only_reads: bool = False) -> Taken:
     """Return the subject's state, with this machine's workspace made to agree with it.
 
-    Nothing is fetched yet. What lies here of another state is removed: DVC would take it for a change.
+    Nothing is fetched yet. What lies here of another state is removed: DVC would take it for a change. What another
+    machine found lost is sent anew from here, or its stage will be run again, except by a leg that `only_reads`.
 
     Raises:
         InputError: the demo, which stays where it is; or the subject is being forgotten.
@@ -99,6 +101,8 @@ def take(settings: Settings, subject: str) -> Taken:
     dvc.connect(folder, settings.remote(subject), settings.endpoint)
     if taken.state is not None:
         _agree(folder, settings.project, taken.state)
+        if not only_reads:
+            mend_noted(settings, subject, remake=True)
     return taken
 
 
@@ -137,8 +141,10 @@ def hand_over(
         inputs=_inputs(folder),
         lock=_lock(folder),
     )
-    if before is not None and _same(state, before):
-        return before
+    if before is not None:
+        mend_noted(settings, subject)
+        if _same(state, before):
+            return before
     refuse_while_forgetting(store, subject)
     tracked = [f"data/{name}.dvc" for name in state.inputs if sources]
     dvc.push(folder, [*_locked(state.lock, stages), *tracked], on_line=told)

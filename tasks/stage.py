@@ -8,6 +8,7 @@ from prefect.states import Completed
 
 from tasks.course import Course
 from tasks.log import told
+from tasks.repair import fetching, read_by
 from tasks.scan import why
 from tasks.settings import from_environment
 from tasks.shown import Bar, in_store, show_results
@@ -47,7 +48,11 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
             keeper.look()
 
     reason = why(workspace, stage)
-    outcome = bring_up_to_date(workspace, stage, on_line=told, on_progress=follow, shared=shared)
+
+    def ask() -> Outcome:
+        return bring_up_to_date(workspace, stage, on_line=told, on_progress=follow, shared=shared)
+
+    outcome = fetching(settings, workspace.name, ask, wants=read_by(workspace, stage)) if shared else ask()
     if outcome is Outcome.UNCHANGED:
         return Completed(name=NAMES[outcome], message=f"{stage}: nothing it reads changed", data=outcome)
     if course is not None:

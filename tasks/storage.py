@@ -193,6 +193,15 @@ class S3Store:
             bytes=sum(entry.get("Size", 0) for entry in versions),
         )
 
+    def earlier(self, key: str, target: Path) -> Iterator[None]:
+        """See Store."""
+        for version in self._versions(key):
+            if version["Key"] == self._full(key) and "Size" in version and not version["IsLatest"]:
+                with self._told("get"):
+                    wanted = {"VersionId": version["VersionId"]}
+                    self.client.download_file(self.bucket, self._full(key), str(target), ExtraArgs=wanted)
+                yield
+
     def delete(self, below: str) -> int:
         """See Store; delete markers and unfinished uploads go too."""
         for upload in self._uploads(below):

@@ -3,7 +3,7 @@
 Keys are relative, with `/` between their parts. No part begins with a dot: such names are a store's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -117,6 +117,10 @@ class Store(Protocol):
 
     def inventory(self, below: str) -> Inventory:
         """Return what lies at `below` and below it, deleted versions included."""
+        ...
+
+    def earlier(self, key: str, target: Path) -> Iterator[None]:
+        """Write each version of the object but the latest to `target`, the newest first; where versions are kept."""
         ...
 
     def delete(self, below: str) -> int:

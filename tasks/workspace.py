@@ -41,6 +41,7 @@ STOPS_WITHIN_S = 10.0
 SHARED = ["--pull", "--allow-missing"]
 UP_TO_DATE = "Data and pipelines are up to date."
 FULL = "No space left on device"
+NOT_FETCHED = r"Checkout failed for|failed to download|object \S+ is corrupted"  # of DVC 3.67
 
 
 class Outcome(StrEnum):
@@ -53,6 +54,10 @@ class Outcome(StrEnum):
 
 class StageFailedError(RuntimeError):
     """A stage or DVC failed for a reason that is not the user's; the log above has the traceback."""
+
+
+class FetchFailedError(StageFailedError):
+    """DVC did not get something whole from the remote."""
 
 
 def make(folder: Path, project: Path) -> None:
@@ -269,6 +274,8 @@ def _failure(sentence: str | None, errors: list[str], folder: Path) -> Exception
         return InputError(f"The disk of {folder} is full; free some space and run again: what was finished is kept.")
     if re.search(r"Unable to acquire lock", said):
         return InputError(f"{folder} is being worked on by another `dvc`; wait for it to end, or stop it.")
+    if re.search(NOT_FETCHED, said):
+        return FetchFailedError(said)
     return StageFailedError(said)
 
 

@@ -13,6 +13,7 @@ OBJECTS = "arn:aws:s3:::BUCKET/PREFIX/"
 ADA = "subjects/ada"
 PLACES = {
     "photos": f"{ADA}/dvc/files/md5/00/11",
+    "lost": f"{ADA}/dvc/lost.json",
     "state": f"{ADA}/state.json",
     "unfinished": f"{ADA}/unfinished/index.json",
     "lora": f"{ADA}/releases/1-0a1b2c3d/ada.safetensors",
@@ -21,21 +22,26 @@ PLACES = {
     "tombstone": "tombstones/00.json",
 }
 MAY = {
-    "cpu-agent": {"s3:GetObject": {"photos", "state", "tombstone"}, "s3:PutObject": {"photos", "state"}},
+    "cpu-agent": {
+        "s3:GetObject": {"photos", "lost", "state", "lora", "index", "tombstone"},
+        "s3:GetObjectVersion": {"photos", "lost"},
+        "s3:PutObject": {"photos", "lost", "state"},
+    },
     "gpu-agent": {
-        "s3:GetObject": {"photos", "state", "unfinished", "tombstone"},
-        "s3:PutObject": {"photos", "state", "unfinished"},
+        "s3:GetObject": {"photos", "lost", "state", "unfinished", "lora", "index", "tombstone"},
+        "s3:GetObjectVersion": {"photos", "lost"},
+        "s3:PutObject": {"photos", "lost", "state", "unfinished"},
         "s3:DeleteObjectVersion": {"unfinished"},
     },
     "publisher": {
-        "s3:GetObject": {"photos", "state", "lora", "index", "channel", "tombstone"},
-        "s3:PutObject": {"lora", "index", "channel"},
+        "s3:GetObject": {"photos", "lost", "state", "lora", "index", "channel", "tombstone"},
+        "s3:PutObject": {"lost", "lora", "index", "channel"},
     },
     "reader": {"s3:GetObject": {"lora", "index", "channel"}},
     "eraser": {
         "s3:GetObject": {"index", "channel", "tombstone"},
         "s3:PutObject": {"tombstone"},
-        "s3:DeleteObjectVersion": {"photos", "state", "unfinished", "lora", "index", "channel"},
+        "s3:DeleteObjectVersion": {"photos", "lost", "state", "unfinished", "lora", "index", "channel"},
     },
 }
 
@@ -58,7 +64,7 @@ def allows(role: str, action: str, key: str) -> bool:
 
 
 @pytest.mark.parametrize("role", MAY)
-@pytest.mark.parametrize("action", ["s3:GetObject", "s3:PutObject", "s3:DeleteObjectVersion"])
+@pytest.mark.parametrize("action", ["s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "s3:DeleteObjectVersion"])
 def test_a_role_may_do_what_its_flows_need_and_nothing_else(role: str, action: str) -> None:
     assert {place for place, key in PLACES.items() if allows(role, action, key)} == MAY[role].get(action, set())
 
