@@ -1,6 +1,8 @@
-"""Two processes on gloo make the LoRA that one makes, within float error."""
+"""Two processes on gloo make the LoRA that one makes, within float error, and go on where they were killed."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.training.crops import SUBJECT
+from tests.training.pair import run_pair
 from tests.training.recipe import recipe
 from zimage.errors import InputError
 from zimage.model.base import Base
@@ -21,16 +24,40 @@ from zimage.training.world import World
 ROOT = Path(__file__).parents[2]
 
 
+PARAMS = recipe(batch=4, at_once=4, steps=5, dropout=0.1)  # a state is kept after every second step
+
+
+@pytest.fixture(scope="module")
+def two(tiny_base: Base, tiny_encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes under torchrun make without interruption."""
+    folder = tmp_path_factory.mktemp("two")
+    _run_two(tiny_encoded, folder / "train", tiny_base, PARAMS, folder)
+    return folder / "train"
+
+
 def test_two_processes_give_the_lora_of_one_for_the_same_global_batch(
-    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+    two: Path, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
-    params = recipe(batch=4, at_once=4, steps=4)
-    train(tiny_encoded, tmp_path / "one", params=params, base=tiny_base, subject=SUBJECT)
-    _run_two(tiny_encoded, tmp_path / "two", tiny_base, params, tmp_path)
-    one, two = (load_file(tmp_path / name / "lora.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys()
+    alike = PARAMS.model_copy(update={"at_once": 2})  # dropout's chance belongs to samples computed together
+    train(tiny_encoded, tmp_path / "one", params=alike, base=tiny_base, subject=SUBJECT)
+    one, both = (load_file(folder / "lora.safetensors") for folder in (tmp_path / "one", two))
+    assert one.keys() == both.keys()
     for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(both[name], one[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("killed", [{1}, {0, 1}])
+def test_two_processes_of_which_any_is_killed_go_on_to_the_lora_of_two_never_interrupted(
+    killed: set[int], two: Path, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "train"
+    codes = run_pair(tiny_encoded, out, PARAMS, tiny_base, killed=killed)
+    assert {rank for rank, code in enumerate(codes) if code == -signal.SIGKILL} == killed
+    assert 0 not in codes and not out.exists()
+    assert run_pair(tiny_encoded, out, PARAMS, tiny_base) == [0, 0]
+    assert json.loads((out / "metrics.json").read_text())["resumed_after"] == 2
+    for name in ("lora.safetensors", "loss.csv", "checkpoints/step-000004.safetensors"):
+        assert (out / name).read_bytes() == (two / name).read_bytes()
 
 
 def test_a_batch_is_split_without_gap_or_overlap() -> None:

@@ -48,11 +48,13 @@ def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: 
     world = World()
     folder = resolve(base)
     dataset = identify_files(encode.glob("*.*"), encode)
-    run = run_identity(params.model_dump_json(), dataset, base.identity, subject.trigger, fingerprint(__name__))
+    code = fingerprint(__name__)
+    run = run_identity(params.model_dump_json(), dataset, base.identity, subject.trigger, code)
     with _out_of_memory_explained(encode, folder, params):
         prepared = prepare(encode, folder, params, world)
         if world.leads:
-            _lead(out, prepared, params, base=folder, run=run, metadata=_metadata(params, base, subject, dataset))
+            metadata = _metadata(params, base, subject, dataset=dataset, code=code)
+            _lead(out, prepared, params, base=folder, run=run, metadata=metadata)
         else:
             _follow(out, prepared, params, run=run)
     world.close()
@@ -131,7 +133,7 @@ def _ignored(_: object) -> None:
     """Take what only the leading process writes down."""
 
 
-def _metadata(params: TrainParams, base: Base, subject: Subject, dataset: str) -> dict[str, str]:
+def _metadata(params: TrainParams, base: Base, subject: Subject, *, dataset: str, code: str) -> dict[str, str]:
     from zimage.lora.portable import metadata_of
 
     return metadata_of(
@@ -143,7 +145,7 @@ def _metadata(params: TrainParams, base: Base, subject: Subject, dataset: str) -
             "steps": str(params.steps),
             "rank": str(params.rank),
             "targets": " ".join(params.targets),
-            "code": fingerprint(__name__),
+            "code": code,
         },
     )
 

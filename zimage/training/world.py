@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from zimage.errors import InputError
+from zimage.parent import die_with_parent
 
 
 class World:
@@ -17,6 +18,7 @@ class World:
     def __init__(self) -> None:
         self.rank, self.size = 0, 1
         if dist.is_torchelastic_launched():
+            die_with_parent()  # a killed torchrun must not leave processes that go on writing
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
             if torch.cuda.is_available():

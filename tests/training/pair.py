@@ -1,0 +1,66 @@
+"""Two processes that share a run, forked from one that has everything imported: torchrun without its start-up."""
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+# What a run imports late is imported here once, by the process that the two are forked from.
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel  # noqa: F401
+
+import zimage.training.keeping
+import zimage.training.preparation  # noqa: F401
+from tests.training.crops import SUBJECT
+from zimage.model.base import Base
+from zimage.stages.train import train
+from zimage.training.loop import Loop
+from zimage.training.params import TrainParams
+
+KILL_AT = 3  # steps done
+WAIT_S = 300
+
+
+def run_pair(encoded: Path, out: Path, params: TrainParams, base: Base, *, killed: Collection[int] = ()) -> list[int]:
+    """Return the exit codes of two processes that train together.
+
+    Args:
+        encoded: The folder of the encode stage.
+        out: Of the train stage.
+        params: Of the run.
+        base: Of the run.
+        killed: Ranks that are killed, without mercy, before their fourth step.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    pair = [
+        context.Process(target=_work, args=(rank, port, rank in killed, encoded, out, params, base)) for rank in (0, 1)
+    ]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(WAIT_S)
+        assert process.exitcode is not None, "a process waits for one that is gone"
+    return [int(process.exitcode or 0) for process in pair]
+
+
+def _work(rank: int, port: int, killed: bool, encoded: Path, out: Path, params: TrainParams, base: Base) -> None:  # noqa: PLR0917
+    """Be one of two, told so as torchrun tells it."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in told.items()}, TORCHELASTIC_RUN_ID="pair")
+    torch.set_num_threads(1)
+    if killed:
+        step = Loop.step
+
+        def fatal(loop: Loop, number: int) -> torch.Tensor:
+            if number == KILL_AT:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(loop, number)
+
+        Loop.step = fatal  # type: ignore[method-assign]
+    train(encoded, out, params=params, base=base, subject=SUBJECT)
