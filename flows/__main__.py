@@ -4,15 +4,17 @@ import argparse
 import importlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from flows import spec
+from flows.temporary import TemporaryServer
+from tasks.dvc import at_hand
 from tasks.settings import PROJECT, from_environment
 from zimage.errors import InputError
 from zimage.summary import summary
@@ -30,15 +32,14 @@ STACK = {
     "deploy": "Apply pools, deployments and automations to the configured server.",
 }
 FLAGS = {"values": "--set"}
+STAGED = ("personalize", "prepare", "learn")  # flows that bring stages up to date
 ALONE = {"publish": "pass"}  # what an option means that is given without a value
 USER_ERROR = 2
-ITS_LAST_WORDS = "Stopping temporary server"
-# Nothing is told to anybody, and a server that starts on a busy machine is waited for.
+# Nothing is told to anybody.
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
 
 
@@ -100,31 +101,25 @@ def _stack(name: str, *, notify: str, port: int = PORT) -> int:
 
 def _run(name: str, asked: BaseModel) -> Any:
     """Return what the flow returns, run on the configured server or on one of its own."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    server = None if "PREFECT_API_URL" in os.environ else TemporaryServer()
+    with at_hand() if name in STAGED else nullcontext():
+        from prefect.settings import (
+            PREFECT_API_URL,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+            PREFECT_UI_URL,
+            temporary_settings,
+        )
 
-    logging.setLogRecordFactory(_without_traceback_of_refusals)
-    flow = getattr(importlib.import_module(f"flows.{name}"), name)
-    if PREFECT_API_URL.value():
-        return flow(asked)
-    _start_server()
-    # Heartbeats tell a server that outlives this process of its death; joining their thread takes a second per flow.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return flow(asked)
-
-
-def _start_server() -> None:
-    """Start Prefect's temporary server, deaf to Ctrl-C: a terminal sends that to all, and the server has to go last.
-
-    It goes when this process exits, after the last log lines were sent to it; the last line on the terminal is ours.
-    """
-    from prefect.server.api.server import SubprocessASGIServer
-
-    logging.getLogger("prefect").addFilter(lambda record: not record.getMessage().startswith(ITS_LAST_WORDS))
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # a child begins with its parent's mask
-    try:
-        SubprocessASGIServer().start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        logging.setLogRecordFactory(_without_traceback_of_refusals)
+        flow = getattr(importlib.import_module(f"flows.{name}"), name)
+        if server is None or PREFECT_API_URL.value():  # a profile may name one
+            return flow(asked)
+        server.wait()
+        # It has no UI to point to. Heartbeats tell a server that outlives this process of its death, and joining their
+        # thread takes a second per flow.
+        own = {PREFECT_API_URL: server.api, PREFECT_UI_URL: "", PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+        with temporary_settings(own):
+            return flow(asked)
 
 
 def _without_traceback_of_refusals(*arguments: Any, **options: Any) -> logging.LogRecord:

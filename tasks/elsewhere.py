@@ -13,9 +13,10 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelling
 from pydantic import BaseModel
 
+from tasks.dvc import StageFailedError
 from tasks.policy import LEGS, SERVER_AWAY_S, SERVER_ERRORS
 from tasks.stage import NAMES
-from tasks.workspace import Outcome, StageFailedError
+from tasks.workspace import Outcome
 from zimage.errors import InputError
 from zimage.signatures import STAGES
 

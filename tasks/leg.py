@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tasks.dvc import at_hand
 from tasks.handover import State
 from tasks.lease import leased
 from tasks.policy import StageTask
@@ -19,12 +20,13 @@ def working_on(workspace: Path, *, shared: bool) -> Iterator[None]:
     Raises:
         InputError: somebody else holds it.
     """
-    if not shared:
-        with held(workspace):
+    with at_hand():
+        if not shared:
+            with held(workspace):
+                yield
+            return
+        with leased(workspace.name), held(workspace):
             yield
-        return
-    with leased(workspace.name), held(workspace):
-        yield
 
 
 def up_to_date(

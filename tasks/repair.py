@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 import yaml
 
+from tasks.dvc import FetchFailedError
 from tasks.log import told
 from tasks.release import INDEX, MANIFEST, Index, Manifest, Part, release_key, releases_key
 from tasks.settings import Settings
 from tasks.storage import Store, open_store
 from tasks.store import changed
-from tasks.workspace import FetchFailedError, write_changed
+from tasks.workspace import write_changed
 from zimage.errors import InputError
 
 DIR = ".dir"  # ends the name of a folder's listing

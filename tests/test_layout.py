@@ -189,8 +189,8 @@ def test_only_the_command_line_reads_the_environment() -> None:
 def test_tasks_and_flows_take_settings_from_one_place() -> None:
     reading = {relative(path) for path in sources("tasks", "flows") if uses(path, "os.environ", "os.getenv")}
 
-    # workspace hands its own environment on to its child; the shell command switches telemetry off.
-    assert reading == {"tasks/settings.py", "tasks/workspace.py", "flows/__main__.py"}
+    # A fork of the fork server takes over an environment; the shell command switches telemetry off.
+    assert reading == {"tasks/settings.py", "tasks/forkserver.py", "flows/__main__.py"}
 
 
 def test_only_the_doctor_opens_a_connection() -> None:
@@ -199,12 +199,12 @@ def test_only_the_doctor_opens_a_connection() -> None:
     assert importing <= {"zimage/doctor.py", HANDS_ON}
 
 
-def test_only_the_workspace_calls_dvc() -> None:
+def test_only_the_fork_server_calls_dvc() -> None:
     calling = {
         relative(path) for path in sources(*PACKAGES) if re.search(r"dvc\.cli|[\"']dvc[\"']", path.read_text("utf-8"))
     }
 
-    assert calling == {"tasks/workspace.py", "zimage/doctor.py"}  # the doctor asks for its version only
+    assert calling == {"tasks/forkserver.py", "zimage/doctor.py"}  # the doctor asks for its version only
 
 
 def test_stages_read_no_unsafe_formats() -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from prefect import flow
 
+from tasks.dvc import FetchFailedError
 from tasks.handover import State, hand_over, take, track_inputs
 from tasks.log import told
 from tasks.publish import publish
@@ -20,7 +21,7 @@ from tasks.settings import PROJECT, Settings
 from tasks.sources import Source
 from tasks.storage import S3Store, Store, open_store
 from tasks.subject import Choices
-from tasks.workspace import FetchFailedError, Outcome, bring_up_to_date
+from tasks.workspace import Outcome, bring_up_to_date
 from tests.tasks.finished import finished, write
 from zimage.errors import InputError
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tasks.dvc import StageFailedError
 from tasks.settings import PROJECT
 from tasks.workspace import (
     Outcome,
-    StageFailedError,
     bring_up_to_date,
     connect,
     held,

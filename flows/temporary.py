@@ -1,0 +1,116 @@
+"""A Prefect server for one run, where none is configured: on this machine only, and gone when the run's process is.
+
+`python -m flows.temporary FD` serves on a socket that listens already. It is started before Prefect is imported by who
+wants it, so that the two, of some seconds each, load side by side.
+"""
+
+import atexit
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+import time
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from types import FrameType
+from typing import Any
+
+from tasks.settings import PROJECT, inherited
+from zimage.parent import die_with_parent
+
+HOST = "127.0.0.1"
+STARTS_WITHIN_S = 120.0
+ENDS_WITHIN_S = 5.0
+LOOK_EVERY_S = 0.05
+KEEP_ALIVE_S = 3600  # a connection that is closed while idle costs its client two seconds
+RETRY_AFTER_S = b"0.1"
+# As Prefect starts its own: no UI, and only the services that a single run needs.
+ALONE = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+
+
+class TemporaryServer:
+    """The server's process, from its start on.
+
+    Args:
+        api: The address for `PREFECT_API_URL`; it answers once `wait` has returned.
+    """
+
+    def __init__(self) -> None:
+        with socket.create_server((HOST, 0)) as listening:
+            self._port = listening.getsockname()[1]
+            self.api = f"http://{HOST}:{self._port}/api"
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flows.temporary", str(listening.fileno())],
+                cwd=PROJECT,
+                env=inherited() | ALONE,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[listening.fileno()],
+                start_new_session=True,  # a terminal sends Ctrl-C to all, and the server has to go last
+            )
+        # Registered before Prefect registers its own, so that it is called after those: the last log lines are sent.
+        atexit.register(self.end)
+
+    def wait(self) -> None:
+        """Return once it answers.
+
+        Raises:
+            RuntimeError: it ended, or did not answer for long; what it said stands above.
+        """
+        until = time.monotonic() + STARTS_WITHIN_S
+        while time.monotonic() < until and self._process.poll() is None:
+            asking = HTTPConnection(HOST, self._port, timeout=STARTS_WITHIN_S)
+            with contextlib.suppress(HTTPException, OSError), contextlib.closing(asking):
+                asking.request("GET", "/api/health")
+                if asking.getresponse().status == HTTPStatus.OK:
+                    return
+            time.sleep(LOOK_EVERY_S)
+        raise RuntimeError("Prefect's server did not start; what it said stands above.")
+
+    def end(self) -> None:
+        """End it."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def serve(descriptor: int) -> None:
+    """Serve on the socket of this descriptor until told to end, or until the parent ends."""
+    die_with_parent()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    class Server(uvicorn.Server):
+        """Says nothing of what it breaks off once it was told to end."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            logging.disable()
+            super().handle_exit(sig, frame)
+
+    app = _asking_back_soon(create_app())
+    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_keep_alive=KEEP_ALIVE_S)
+    Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def _asking_back_soon(app: Any) -> Any:
+    """Return the ASGI app with a `Retry-After` in its answers that ask for another try.
+
+    Two writers of SQLite that meet are such a case, several times in a run; a client that is told nothing waits 2 s.
+    """
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        async def sending(message: Any) -> None:
+            if message.get("status") == HTTPStatus.SERVICE_UNAVAILABLE:
+                message = {**message, "headers": [*message["headers"], (b"retry-after", RETRY_AFTER_S)]}
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return wrapped
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))
