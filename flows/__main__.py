@@ -157,7 +157,8 @@ def _released(release: Any) -> list[str]:
         return []
     state = "new" if release.is_new else "had been published before"
     notice = [f"note     {release.notice}"] if release.notice else []
-    return [f"release  {release.key} in {from_environment().store} ({state})", *notice]
+    hub = [f"hub      {release.hub}, with the tag {release.name}"] if release.hub else []
+    return [f"release  {release.key} in {from_environment().store} ({state})", *hub, *notice]
 
 
 def _listed(listing: Any) -> list[str]:

@@ -1,5 +1,6 @@
 """A finished workspace in, a release out; with `approval`, once a person has said so."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import Field
 from flows.spec import PublishSpec
 from tasks import publish as publishing
 from tasks.handover import take
+from tasks.hub import publish_to_hub
 from tasks.leg import working_on
 from tasks.log import told
 from tasks.publish import Release
@@ -49,14 +51,18 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
             _fetch(settings, spec.subject)
         if spec.approval and (refused := _refused(spec, workspace)):
             return refused
+        store = open_store(settings.store)
         release = publishing.publish(
             workspace,
             spec.subject,
-            open_store(settings.store),
+            store,
             accept_provisional=spec.accept_provisional,
             use=spec.use,
             signing=settings.signing,
         )
+        if spec.hub_repository:
+            on_hub = publish_to_hub(settings, store, spec.subject, release.name, spec.hub_repository)
+            release = replace(release, hub=on_hub.repository)
     if release.notice:
         get_run_logger().warning("%s", release.notice)
     return release

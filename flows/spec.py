@@ -56,6 +56,12 @@ class PublishSpec(PlacedSpec):
 
     accept_provisional: bool = Field(False, title="Also provisional", description="Too few photos for a sure verdict.")
     use: Use = Field("non-commercial", title="Use", description="What for; licences of models may contradict it.")
+    hub_repository: str = Field(
+        "",
+        title="On the hub too",
+        pattern=r"^([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})?$",
+        description="owner/name on the Hugging Face Hub, of this person only; made private if it is not there.",
+    )
     approval: bool = Field(False, title="Ask first", description="Wait for a person who sees verdict and report.")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 
 from tasks.licences import shown_base
 from tasks.release import Agreed, Use
@@ -64,7 +65,9 @@ def card(told: Told) -> str:
     """Return the card; equal facts give equal text."""
     environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False)
     metrics, train = told.metrics, told.params["train"]
+    front = yaml.safe_dump(meta(told), sort_keys=False, allow_unicode=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        meta=front,
         subject=told.subject,
         use=told.use,
         consent=told.consent,
@@ -86,6 +89,21 @@ def card(told: Told) -> str:
         suite=Path(metrics["suite"]).name,
         licences=told.licences,
     )
+
+
+def meta(told: Told) -> dict[str, Any]:
+    """Return what the hub reads of a card; a base that is no model there is told in the text only."""
+    base = told.params["base"]
+    is_on_hub = str(base["identity"]).startswith("hub:")
+    return {
+        "license": "other",
+        "license_name": "as-agreed-with-the-person",
+        **({"base_model": base["model"], "base_model_relation": "adapter"} if is_on_hub else {}),
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "instance_prompt": told.lora.prompt,
+        "tags": ["lora", "z-image", "text-to-image", "diffusers", "template:sd-lora"],
+    }
 
 
 def figures(metrics: Mapping[str, Any]) -> list[Figure]:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from tasks import forget_runs, tombstones
+from tasks import forget_runs, hub, hub_index, tombstones
 from tasks.channels import channel
 from tasks.forget_runs import Runs, runs_of
+from tasks.hub_index import HubRecord
 from tasks.lease import leased
 from tasks.policy import LEASE_S
 from tasks.release import INDEX, MANIFEST, Index, release_key, releases_key
@@ -46,6 +47,7 @@ class Found:
         pointers: What the channels point to.
         runs: What Prefect knows.
         consent_ends: The last day of the consent, if there is one.
+        repositories: Which have releases on the hub.
     """
 
     workspace: Path
@@ -55,6 +57,7 @@ class Found:
     pointers: dict[str, str]
     runs: Runs
     consent_ends: str
+    repositories: list[HubRecord]
 
     @property
     def is_empty(self) -> bool:
@@ -71,6 +74,7 @@ class Found:
             bytes=self.stored.bytes + self.file_bytes,
             runs=len(self.runs.runs),
             artifacts=len(self.runs.artifacts),
+            repositories=len(self.repositories),
         )
 
     def lines(self) -> list[str]:
@@ -82,6 +86,7 @@ class Found:
             f"store      {stored.objects} objects in {stored.versions} versions, {stored.uploads} unfinished uploads, "
             f"{_mb(stored.bytes)}",
             f"channels   {pointing or 'none'}",
+            *hub_index.lines(self.repositories),
             f"Prefect    {len(runs.runs)} runs with their logs, {len(runs.artifacts)} artifacts",
             f"consent    {self.consent_ends or 'none here'}",
         ]
@@ -107,6 +112,7 @@ def find(settings: Settings, subject: str, *, this_run: UUID | str | None = None
         pointers={name: found.release for name, found in pointers.items() if found},
         runs=runs_of(subject, but=this_run),
         consent_ends=f"until {read_consent(consent).expires}" if consent.is_file() else "",
+        repositories=hub_index.found(store, subject),
     )
 
 
@@ -129,7 +135,8 @@ def forget(
         this_run: The run that asks.
 
     Raises:
-        InputError: a run holds the subject and must not be cancelled, or did not end although it was.
+        InputError: a run holds the subject and must not be cancelled, or did not end although it was; or something is
+            left on the hub that a person has to delete.
         StoreError: something is left all the same, or the store did not answer; run again.
     """
     found = find(settings, subject, this_run=this_run)
@@ -139,6 +146,8 @@ def forget(
     alone = leased(subject, wait_s=LEASE_ENDS_WITHIN_S) if shared else contextlib.nullcontext()
     with alone:
         with _held(found.workspace, cancel=cancel):
+            tombstones.begin(store, subject, found.counts())
+            hub.delete(settings, store, subject)  # while the store still says what there is
             erase(store, found.workspace, subject, found.counts())
         forget_runs.delete(runs_of(subject, but=this_run), subject)
         left = find(settings, subject, this_run=this_run)

@@ -1,5 +1,6 @@
 """Publishing: what a subject's workspace holds becomes a release that never changes, or is refused with the reason."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import subprocess
@@ -51,12 +52,14 @@ class Release:
         key: The folder-like key in the store.
         is_new: False where the same content had been published before.
         notice: What the person who published should know, such as that the consent ends soon.
+        hub: Where it is on the Hugging Face Hub, if it was put there.
     """
 
     name: str
     key: str
     is_new: bool
     notice: str | None = None
+    hub: str | None = None
 
 
 @task(
@@ -203,10 +206,15 @@ def _origin(workspace: Path, subject: str) -> dict[str, Any]:
         "code": _yaml(workspace / "code.yaml"),
         "code_commit": _commit(),
         "dvc_lock": _yaml(workspace / "dvc.lock"),
-        "packages": {
-            found.name: found.version for found in importlib.metadata.distributions() if found.name in PACKAGES
-        },
+        "packages": dict(_versions()),
     }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    """Yield the packages that are installed, with their versions."""
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield name, importlib.metadata.version(name)
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Settings:
         pages: Where a browser reaches pages of the store (ZIMAGE_PAGES): the page server of `make serve` for a folder,
             an endpoint for S3; "" where pages of a folder are opened as files, and S3 has one endpoint for all.
         signing: What pictures are signed with; None where that is not configured.
+        hub: Address of the Hugging Face Hub, "" for huggingface.co (HF_ENDPOINT, as huggingface_hub reads it).
     """
 
     project: Path
@@ -45,6 +46,7 @@ class Settings:
     endpoint: str = ""
     pages: str = ""
     signing: Signing | None = None
+    hub: str = ""
 
     def workspace(self, subject: str) -> Path:
         """Return the workspace folder of `subject`; the demo's is the project itself."""
@@ -78,7 +80,13 @@ def from_environment() -> Settings:
         endpoint=os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", "")),
         pages=os.environ.get("ZIMAGE_PAGES", ""),
         signing=_signing(),
+        hub=os.environ.get("HF_ENDPOINT", "").rstrip("/"),
     )
+
+
+def hub_token() -> str:
+    """Return the token for the hub, "" where the environment has none; kept out of Settings, which may be shown."""
+    return os.environ.get("HF_TOKEN", "")
 
 
 def _signing() -> Signing | None:

@@ -19,6 +19,8 @@ class Counts(Part):
     bytes: int = 0
     runs: int = 0
     artifacts: int = 0
+    repositories: int = 0
+    """On the hub."""
 
 
 class Forgotten(Part):

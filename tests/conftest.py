@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.album import Album
+    from tests.tasks.hub_server import Hub
     from zimage.model.base import Base
 
 
@@ -82,3 +83,26 @@ def album(s3: None) -> "Iterator[Album]":
     for found in client.list_objects_v2(Bucket="album").get("Contents", []):
         client.delete_object(Bucket="album", Key=found["Key"])
     client.delete_bucket(Bucket="album")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> "Iterator[Hub]":
+    """A stand-in for the Hugging Face Hub, with the token of somebody who may write there in the environment."""
+    import threading
+
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    from tests.tasks.hub_server import TOKEN, Hub
+
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(_http.time, "sleep", lambda _: None)  # huggingface_hub tries five times, and waits
+        yield server
+        server.shutdown()
+        thread.join()
+        _http.close_session()

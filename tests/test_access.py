@@ -19,6 +19,7 @@ PLACES = {
     "lora": f"{ADA}/releases/1-0a1b2c3d/ada.safetensors",
     "index": f"{ADA}/releases/index.json",
     "channel": f"{ADA}/channels/production.json",
+    "hub": f"{ADA}/hub.json",
     "tombstone": "tombstones/00.json",
 }
 MAY = {
@@ -34,14 +35,14 @@ MAY = {
         "s3:DeleteObjectVersion": {"unfinished"},
     },
     "publisher": {
-        "s3:GetObject": {"photos", "lost", "state", "lora", "index", "channel", "tombstone"},
-        "s3:PutObject": {"lost", "lora", "index", "channel"},
+        "s3:GetObject": {"photos", "lost", "state", "lora", "index", "channel", "hub", "tombstone"},
+        "s3:PutObject": {"lost", "lora", "index", "channel", "hub"},
     },
     "reader": {"s3:GetObject": {"lora", "index", "channel"}},
     "eraser": {
-        "s3:GetObject": {"index", "channel", "tombstone"},
+        "s3:GetObject": {"index", "channel", "hub", "tombstone"},
         "s3:PutObject": {"tombstone"},
-        "s3:DeleteObjectVersion": {"photos", "lost", "state", "unfinished", "lora", "index", "channel"},
+        "s3:DeleteObjectVersion": {"photos", "lost", "state", "unfinished", "lora", "index", "channel", "hub"},
     },
 }
 

@@ -28,6 +28,7 @@ from tasks.lease import leased
 from tasks.publish import publish as publish_task
 from tasks.storage import FolderStore
 from tests.tasks.finished import finished, write
+from tests.tasks.hub_server import Hub
 from zimage.errors import InputError
 
 ADA = "ada-of-the-test"
@@ -172,6 +173,25 @@ def test_from_the_shell_it_lists_and_then_deletes(ada: Path, capsys: pytest.Capt
     assert main(["forget", "--subject", ADA, "--delete"]) == 0
     assert capsys.readouterr().out.startswith("Deleted, and a second listing was empty:\nworkspace  ")
     assert not ada.exists()
+
+
+# huggingface_hub sends files to httpx2 in a manner that httpx2 does not like any more.
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_from_the_shell_a_release_goes_to_the_hub_and_forgetting_takes_it_off(
+    places: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished(places / "workspaces" / ADA)
+    assert main(["publish", "--subject", ADA, "--hub-repository", "lab/ada"]) == 0
+    assert re.search(r"^hub      lab/ada, with the tag 1-[0-9a-f]{8}$", capsys.readouterr().out, re.MULTILINE)
+    assert len(hub.repos["lab/ada"].tags) == 1
+
+    assert main(["forget", "--subject", ADA]) == 0
+    assert "hub        lab/ada, made by publishing: is deleted" in capsys.readouterr().out
+    assert "lab/ada" in hub.repos
+    assert main(["forget", "--subject", ADA, "--delete"]) == 0
+
+    assert hub.repos == {}
+    assert "lab/ada" not in "".join(path.read_text("latin-1") for path in places.rglob("*.json"))
 
 
 def test_the_demo_is_nobody(places: Path) -> None:

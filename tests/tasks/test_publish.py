@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from tasks.publish import gate
@@ -96,13 +97,29 @@ def test_the_card_tells_base_licences_consent_and_scores_with_intervals(workspac
 
     _, front, text = (folder / "README.md").read_text().split("---\n", maxsplit=2)
     meta = yaml.safe_load(front)
-    assert meta["library_name"] == "diffusers" and meta["base_model"] == "tiny" and "lora" in meta["tags"]
+    assert meta["library_name"] == "diffusers" and "lora" in meta["tags"]
+    assert "base_model" not in meta  # the packaged base is no model of the hub
     assert "| base model tiny | Apache-2.0 |" in text
     assert "| face engine dlib-resnet-v1/55533b28 | CC0-1.0 (weights), BSL-1.0 (dlib) |" in text
     assert "to: training, evaluation, publication, until 2999-12-31" in text
     assert "of all pictures | 97.9% | 87.2% to 99.7% | 48 |" in text
     assert "by CLIP" not in text  # which was not measured
     assert "PROVISIONAL" not in text
+
+
+@pytest.mark.parametrize("trigger", ["ohzw", "ohzw: #1 'of' \"all\""])
+def test_the_hub_can_read_the_card_whatever_the_words_are(workspace: Path, store: FolderStore, trigger: str) -> None:
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    params["base"] = {"model": "Tongyi-MAI/Z-Image", "identity": "hub:0123"}
+    params["subject"]["trigger"] = trigger
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+
+    folder, _ = published(workspace, store)
+
+    data = ModelCard((folder / "README.md").read_text(), ignore_metadata_errors=False).data
+    assert (data.license, data.base_model, data.pipeline_tag) == ("other", "Tongyi-MAI/Z-Image", "text-to-image")
+    assert data["instance_prompt"] == f"a photo of {trigger} woman"
+    assert data["base_model_relation"] == "adapter"
 
 
 def test_pictures_say_that_they_were_generated_and_nothing_else(workspace: Path, store: FolderStore) -> None:
