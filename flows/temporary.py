@@ -23,7 +23,6 @@ HOST = "127.0.0.1"
 STARTS_WITHIN_S = 120.0
 ENDS_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.05
-KEEP_ALIVE_S = 3600  # a connection that is closed while idle costs its client two seconds
 RETRY_AFTER_S = b"0.1"
 # As Prefect starts its own: no UI, and only the services that a single run needs.
 ALONE = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
@@ -91,7 +90,7 @@ def serve(descriptor: int) -> None:
             super().handle_exit(sig, frame)
 
     app = _asking_back_soon(create_app())
-    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_keep_alive=KEEP_ALIVE_S)
+    config = uvicorn.Config(app, log_level="error", lifespan="on")
     Server(config).run(sockets=[socket.socket(fileno=descriptor)])
 
 

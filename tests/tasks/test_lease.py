@@ -1,8 +1,10 @@
 import threading
+from contextlib import ExitStack
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tasks.forget_runs import limit_of
 from tasks.lease import leased
@@ -19,6 +21,16 @@ def learn(subject: str, holds: threading.Event, lets_go: threading.Event) -> Non
 @flow(name="publish", flow_run_name="publish {subject}")
 def publish(subject: str, wait_s: float) -> str:
     with leased(subject, wait_s=wait_s):
+        return "done"
+
+
+@flow(name="prepare", flow_run_name="prepare {subject}")
+def prepare(subject: str, away: ExitStack) -> str:
+    """Work whose server goes away before it has ended, and comes back with the end of `away`."""
+    nobody = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with away:
+        with leased(subject):
+            away.enter_context(temporary_settings(nobody))
         return "done"
 
 
@@ -55,3 +67,11 @@ def test_who_waits_while_the_subject_is_forgotten_is_told_so(held: threading.Eve
 def test_another_subject_is_not_in_the_way(held: threading.Event) -> None:
     assert publish("bob", 1.0) == "done"
     held.set()
+
+
+def test_work_stands_when_the_server_is_away_as_the_lease_ends(
+    prefect_server: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert prepare("eve", ExitStack()) == "done"
+
+    assert "eve is held for up to 60 s more, as the server is away: " in caplog.text
