@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks.train            on a GPU the released size with random weights; on a CPU the demo's size
 python -m tests.benchmarks.train --steps 9  more turns for each variant; medians are shown
+python -m tests.benchmarks.train --px 512   one size instead of all three, which take a quarter of an hour on a GPU
 
 On a CPU all variants take their steps in turn in one process, so a busy machine slows all of them alike, and the
 processor time stands beside the wall time: what else runs there lengthens the latter more. Captions have the demo's
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from zimage.model.base import TINY, Base, identify, open_vae, resolve
 from zimage.model.denoiser import Denoiser
-from zimage.model.device import keep_freed_memory, sent
+from zimage.model.device import keep_freed_memory, release, sent
 from zimage.model.frozen import Kind
 from zimage.model.sequence import Bucket, padded, sequence_length
 from zimage.training.adapters import Adapters, inject, module_names
@@ -94,12 +95,15 @@ def main() -> None:
     """Measure what this machine can and print one table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=5)
-    turns = parser.parse_args().steps
+    parser.add_argument("--px", type=int, nargs="+", default=[512, 768, 1024])
+    asked = parser.parse_args()
+    turns = asked.steps
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {_machine()}")
     if torch.cuda.is_available():
-        print("| size | variant | ms a step | TFLOP/s | share of the bound | peak GB | loss against plain |")
+        print(f"TFLOP/s of bfloat16 to be had: {GPU_PEAK_TFLOPS:.0f}; 8-bit variants may have more than all of it")
+        print("| size | variant | ms a step | TFLOP/s | share of it | peak GB | loss against plain |")
         print("|---|---|---|---|---|---|---|")
-        for side_px in (512, 768, 1024):
+        for side_px in asked.px:
             _gpu_rows(released(side_px), turns)
     else:
         keep_freed_memory(torch.device("cpu"))
@@ -127,12 +131,17 @@ def _cpu_rows(size: Size, turns: int) -> None:
 
 
 def _gpu_rows(size: Size, turns: int) -> None:
-    """One variant after the other: two models of the released size would not fit beside each other."""
+    """One variant after the other, for two models of the released size need not fit beside each other."""
     plain_loss = 0.0
     for name, make in _gpu_variants(size):
-        torch.cuda.empty_cache()
+        torch.compiler.reset()  # its code holds on to the blocks of the variant before
+        release(_device())
         torch.cuda.reset_peak_memory_stats()
-        (times,) = timed(size, {name: make()}, turns).values()
+        try:
+            (times,) = timed(size, {name: make()}, turns).values()
+        except RuntimeError as error:  # too little memory, or a kernel that this GPU lacks: the others are still wanted
+            print(f"| {size.name} | {name} | failed: {str(error).splitlines()[0]} |", flush=True)
+            continue
         plain_loss = plain_loss or (times.loss if name.startswith("ours") else 0.0)
         rate = flops(size, kept="full" not in name) / times.wall_s / 1e12
         peak = torch.cuda.max_memory_allocated() / 1e9
@@ -163,6 +172,9 @@ def _gpu_variants(size: Size) -> Iterator[tuple[str, Callable[[], Step]]]:
                 size, dtype=torch.bfloat16, kind=k, checkpointing=c, compiled=f, away=a
             ),
         )
+    for compiled in (False, True):
+        name = f"ours, plain, checkpointing none{', compiled' if compiled else ''}, CUDA graph"
+        yield name, lambda f=compiled: our_step(size, dtype=torch.bfloat16, compiled=f, captured=True)  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -203,8 +215,19 @@ def our_step(
     checkpointing: Checkpointing = "none",
     compiled: bool = False,
     away: int = 0,
+    captured: bool = False,
 ) -> Step:
-    """Return a step of this project's trainer: captions refined before, adapters in one vector."""
+    """Return a step of this project's trainer: captions refined before, adapters in one vector.
+
+    Args:
+        size: Of model and batch.
+        dtype: Of the products.
+        kind: How the large weights are kept.
+        checkpointing: What is computed again on the way back.
+        compiled: Fuse each block.
+        away: Blocks that wait in the machine's memory.
+        captured: Forward and back are one CUDA graph, which training does not have (infra/benchmarks.md says why).
+    """
     device = _device()
     transformer = _random(size, torch.float32 if device.type == "cpu" else dtype)
     inject(transformer, size.targets, rank=size.rank, dropout=0.0, generator=torch.Generator())
@@ -218,16 +241,44 @@ def our_step(
     denoiser.run = runner(checkpointing, compiled=compiled)
     clean, chance, turn = _latents(size).to(device), torch.Generator().manual_seed(2), cycle(contexts)
 
-    def step() -> Tensor:
-        noise, sigma = (sent(drawn, device) for drawn in _drawn(size, chance))
+    def there_and_back(noise: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         adapters.gradient.zero_()
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
-        loss = (denoiser.velocity(noisy, sigma, next(turn)) - (noise - clean)).square().mean()
+        loss = (denoiser.velocity(noisy, sigma, context) - (noise - clean)).square().mean()
         loss.backward()
-        optimiser.step(1.0, 0)
         return loss.detach()
 
+    passes = _captured(there_and_back, [*_drawn(size, torch.Generator()), contexts[0]]) if captured else there_and_back
+
+    def step() -> Tensor:
+        noise, sigma = (sent(drawn, device) for drawn in _drawn(size, chance))
+        loss = passes(noise, sigma, next(turn))
+        optimiser.step(1.0, 0)
+        return loss
+
     return step
+
+
+def _captured(passes: Callable[..., Tensor], examples: list[Tensor]) -> Callable[..., Tensor]:
+    """Return what replays one CUDA graph of `passes` for inputs of the examples' shapes."""
+    fixed = [example.to(_device(), copy=True) for example in examples]
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # kernels are chosen, tables made and blocks compiled before anything is recorded
+            passes(*fixed)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = passes(*fixed)
+
+    def replay(*inputs: Tensor) -> Tensor:
+        for place, given in zip(fixed, inputs, strict=True):
+            place.copy_(given, non_blocking=True)
+        graph.replay()
+        return result.clone()
+
+    return replay
 
 
 def plain_step(size: Size, dtype: torch.dtype, *, vae: AutoencoderKL | None = None) -> Step:
@@ -296,12 +347,16 @@ def _random(size: Size, dtype: torch.dtype) -> ZImageTransformer2DModel:
 
 @cache
 def _weights(config: tuple[tuple[str, Any], ...], dtype: torch.dtype) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    """Return random weights on the CPU, norms about one; a GPU draws six billion much faster."""
+    generator = torch.Generator(_device()).manual_seed(0)
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in ZImageTransformer2DModel(**dict(config)).state_dict().items()}
-    return {
-        name: torch.empty(shape, dtype=dtype).normal_(std=0.02, generator=generator) for name, shape in shapes.items()
-    }
+    found = {}
+    for name, shape in shapes.items():
+        mean = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0
+        weight = torch.empty(shape, dtype=dtype, device=generator.device)
+        found[name] = weight.normal_(mean, 0.02, generator=generator).cpu()
+    return found
 
 
 def _latents(size: Size) -> Tensor:
