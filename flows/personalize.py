@@ -38,7 +38,7 @@ def _cancel_parts(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
 @flow(name="personalize", flow_run_name="personalize {spec.subject}", on_cancellation=[_cancel_parts])
 def personalize(spec: PersonalizeSpec) -> Personalized:
     """Return what became of each stage and, if publishing was asked for, the release."""
-    prepared = PrepareSpec(**spec.model_dump(exclude={"publish"}))
+    prepared = PrepareSpec(**spec.model_dump(exclude={"publish", "hub_repository"}))
     learned = LearnSpec(subject=spec.subject, placement=spec.placement)
     if spec.placement == "pools":
         outcomes = run_leg("prepare", prepared) | run_leg("learn", learned)
@@ -56,6 +56,7 @@ def _published(spec: PersonalizeSpec, outcomes: dict[str, Outcome]) -> Personali
         placement=spec.placement,
         accept_provisional=ask or spec.publish == "provisional",
         approval=ask,
+        hub_repository=spec.hub_repository,
     )
     try:
         if ask:  # the person may take days; this run does not wait

@@ -12,6 +12,15 @@ Subject = Annotated[
         description="A pseudonym, never a real name; `demo` is the demonstration.",
     ),
 ]
+HubRepository = Annotated[
+    str,
+    Field(
+        title="On the hub too",
+        pattern=r"^([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})?$",
+        description="A release goes to owner/name on the Hugging Face Hub too, a repository of this person only; made, "
+        "private, if it is not there.",
+    ),
+]
 Preset = Literal["", "tiny", "8gb", "16gb", "24gb", "80gb", "turbo-8gb", "turbo-16gb", "turbo-24gb", "turbo-80gb"]
 Publish = Literal["never", "ask", "pass", "provisional"]
 Placement = Literal["local", "pools"]
@@ -56,12 +65,7 @@ class PublishSpec(PlacedSpec):
 
     accept_provisional: bool = Field(False, title="Also provisional", description="Too few photos for a sure verdict.")
     use: Use = Field("non-commercial", title="Use", description="What for; licences of models may contradict it.")
-    hub_repository: str = Field(
-        "",
-        title="On the hub too",
-        pattern=r"^([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})?$",
-        description="owner/name on the Hugging Face Hub, of this person only; made private if it is not there.",
-    )
+    hub_repository: HubRepository = ""
     approval: bool = Field(False, title="Ask first", description="Wait for a person who sees verdict and report.")
 
 
@@ -81,6 +85,7 @@ class PersonalizeSpec(PrepareSpec):
     publish: Publish = Field(
         "never", title="Publish", description="never; ask a person; if it passed; also if provisional."
     )
+    hub_repository: HubRepository = ""
 
 
 class PromoteSpec(SubjectSpec):

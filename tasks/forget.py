@@ -147,7 +147,11 @@ def forget(
     with alone:
         with _held(found.workspace, cancel=cancel):
             tombstones.begin(store, subject, found.counts())
-            hub.delete(settings, store, subject)  # while the store still says what there is
+            try:
+                hub.delete(settings, store, subject)  # while the store still says what there is
+            except (InputError, StoreError):
+                erase_but_names(store, found.workspace, subject)
+                raise
             erase(store, found.workspace, subject, found.counts())
         forget_runs.delete(runs_of(subject, but=this_run), subject)
         left = find(settings, subject, this_run=this_run)
@@ -164,6 +168,19 @@ def erase(store: Store, workspace: Path, subject: str, counts: Counts) -> None:
         _remove(workspace)
 
 
+def erase_but_names(store: Store, workspace: Path, subject: str) -> None:
+    """Delete all but the names of releases and repositories, by which what is left on the hub is found again."""
+    _unpublish(store, subject)
+    below, releases, kept = _prefix(subject), releases_key(subject), hub_index.index_key(subject)
+    for key in (f"{releases}/{name}" for name in store.names(releases) if name != INDEX):
+        store.delete(key)
+    for key in (f"{below}/{name}" for name in store.names(below)):
+        if key not in {releases, kept}:
+            store.delete(key)
+    if workspace.exists():
+        _remove(workspace)
+
+
 def empty(store: Store, subject: str) -> None:
     """Delete every version of everything the store has of `subject`: pointers, then manifests, then the rest.
 
@@ -173,10 +190,7 @@ def empty(store: Store, subject: str) -> None:
         StoreError: the listing is not empty after many tries.
     """
     below = _prefix(subject)
-    store.delete(f"{below}/channels")
-    index = store.read(f"{releases_key(subject)}/{INDEX}")
-    for listed in Index.model_validate_json(index.content).releases if index else []:
-        store.delete(f"{release_key(subject, listed.name)}/{MANIFEST}")
+    _unpublish(store, subject)
     store.delete(below)
     for _ in range(LISTINGS):
         time.sleep(store.listing_lag_s)
@@ -184,6 +198,14 @@ def empty(store: Store, subject: str) -> None:
             return
         store.delete(below)
     raise StoreError(f"The store still lists {store.inventory(below)} of the subject; run again.")
+
+
+def _unpublish(store: Store, subject: str) -> None:
+    """Delete what makes releases: pointers to them, then their manifests."""
+    store.delete(f"{_prefix(subject)}/channels")
+    index = store.read(f"{releases_key(subject)}/{INDEX}")
+    for listed in Index.model_validate_json(index.content).releases if index else []:
+        store.delete(f"{release_key(subject, listed.name)}/{MANIFEST}")
 
 
 def _prefix(subject: str) -> str:

@@ -188,6 +188,14 @@ def test_from_the_shell_a_release_goes_to_the_hub_and_forgetting_takes_it_off(
     assert main(["forget", "--subject", ADA]) == 0
     assert "hub        lab/ada, made by publishing: is deleted" in capsys.readouterr().out
     assert "lab/ada" in hub.repos
+    hub.faults["info"] = 403
+    assert main(["forget", "--subject", ADA, "--delete"]) == 2
+    assert "forbids this token to write lab/ada" in capsys.readouterr().err
+    assert not (places / "workspaces" / ADA).exists()  # all else is gone meanwhile, but for what tells of the hub
+    assert FolderStore(places / "store").keys(f"subjects/{ADA}") == [
+        f"subjects/{ADA}/{name}" for name in ("hub.json", "releases/index.json")
+    ]
+    hub.faults.clear()
     assert main(["forget", "--subject", ADA, "--delete"]) == 0
 
     assert hub.repos == {}
