@@ -32,7 +32,8 @@ test: $(VENV)/.installed  ## Run the tests, the linters and the type checker
 	@$(BIN)/pytest $(PYTEST)
 
 audit: $(VENV)/.audit  ## Look up known vulnerabilities of the pinned packages, which asks a service for each of them
-	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+		--format json 2>$(VENV)/audit.log | $(PYTHON) .ci/audit.py $(VENV)/audit.log
 
 format: $(VENV)/.installed  ## Format the code and correct what the linter can
 	@$(BIN)/ruff check --fix .
@@ -42,7 +43,7 @@ fingerprints: $(VENV)/.installed  ## Write code.yaml, which makes stages stale w
 	@$(BIN)/python -m zimage fingerprints
 
 # In an environment of its own: what it asks for is none of ours.
-$(VENV)/.audit: $(VENV)/.torch
+$(VENV)/.audit:
 	@$(PYTHON) -m venv $(VENV)/audit
 	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit==2.10.1
 	@touch $@
