@@ -46,7 +46,7 @@ QUIET = {
 # Of a server that lasts, and of its workers. Leases in files outlive a restart of the server, those in memory do not.
 LASTING = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P7D",
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P1D",  # they tell pseudonyms, and nobody can delete them
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # tasks/policy.py, HEARTBEAT_S
     "PREFECT_WORKER_QUERY_SECONDS": "2",
 }

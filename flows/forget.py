@@ -7,12 +7,13 @@ from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as this_run
+from prefect.settings import PREFECT_API_URL
 
 from flows.spec import ForgetSpec
+from flows.temporary import TemporaryServer
 from tasks.forget import find
 from tasks.forget import forget as forget_subject
 from tasks.forget_runs import FORGET, delete_run
-from tasks.lease import is_shared
 from tasks.settings import from_environment
 from tasks.tombstones import Tombstone
 
@@ -44,6 +45,7 @@ def forget(spec: ForgetSpec) -> Listing:
     lines = find(settings, spec.subject, this_run=this_run.id).lines()
     if not spec.delete:
         return Listing(lines, None)
-    tombstone = forget_subject(settings, spec.subject, shared=is_shared(), cancel=spec.cancel, this_run=this_run.id)
+    shared = PREFECT_API_URL.value() not in TemporaryServer.apis  # others know that server, and its leases last
+    tombstone = forget_subject(settings, spec.subject, shared=shared, cancel=spec.cancel, this_run=this_run.id)
     get_run_logger().info("Forgotten: %s", tombstone.forgotten[-1].counts)
     return Listing(lines, tombstone)

@@ -14,7 +14,7 @@ import time
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from tasks.settings import PROJECT, inherited
 from zimage.parent import die_with_parent
@@ -24,8 +24,14 @@ STARTS_WITHIN_S = 120.0
 ENDS_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.05
 RETRY_AFTER_S = b"0.1"
-# As Prefect starts its own: no UI, and only the services that a single run needs.
-ALONE = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+# As Prefect starts its own: no UI, and only the services that a single run needs. Nobody reads its events later, which
+# tell pseudonyms and cannot be deleted: it keeps none.
+ALONE = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+}
 
 
 class TemporaryServer:
@@ -35,10 +41,14 @@ class TemporaryServer:
         api: The address for `PREFECT_API_URL`; it answers once `wait` has returned.
     """
 
+    apis: ClassVar[list[str]] = []
+    """Of all that this process has started."""
+
     def __init__(self) -> None:
         with socket.create_server((HOST, 0)) as listening:
             self._port = listening.getsockname()[1]
             self.api = f"http://{HOST}:{self._port}/api"
+            self.apis.append(self.api)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.temporary", str(listening.fileno())],
                 cwd=PROJECT,

@@ -88,6 +88,7 @@ class Found:
             f"channels   {pointing or 'none'}",
             *hub_index.lines(self.repositories),
             f"Prefect    {len(runs.runs)} runs with their logs, {len(runs.artifacts)} artifacts",
+            f"events     {_diary(runs)}",
             f"consent    {self.consent_ends or 'none here'}",
         ]
 
@@ -259,6 +260,12 @@ def _sizes(folder: Path) -> Iterator[int]:
         with contextlib.suppress(FileNotFoundError):
             if path.is_symlink() or path.is_file():
                 yield path.lstat().st_size
+
+
+def _diary(runs: Runs) -> str:
+    if runs.told_until is None:
+        return "none of Prefect's tells a run's name"
+    return f"Prefect's tell names of runs until {runs.told_until:%Y-%m-%d %H:%M} UTC; nobody can delete them sooner"
 
 
 def _mb(size: int) -> str:

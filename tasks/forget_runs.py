@@ -17,8 +17,10 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import Artifact, FlowRun, State, StateType
+from prefect.events.filters import EventAnyResourceFilter, EventFilter
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling
+from pydantic import TypeAdapter
 
 Asked = TypeVar("Asked")
 
@@ -28,6 +30,7 @@ WORKS = frozenset({StateType.RUNNING, StateType.PENDING, StateType.CANCELLING})
 LOGS_COME_WITHIN_S = 5.0  # of a run's end: they are sent every 2 s (PREFECT_LOGGING_TO_API_BATCH_INTERVAL)
 LOGS_GO_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.2
+VACUUMED_WITHIN = datetime.timedelta(hours=1)  # PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS, of a server that runs
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,12 @@ class Runs:
         runs: Flow runs, by id; their task runs and logs go with them.
         working: Those that are under way.
         artifacts: Artifacts of the runs, and tables of other runs with a line about the subject.
+        told_until: When the last of the server's events about the runs is dropped; None if there are none.
     """
 
     runs: list[FlowRun]
     artifacts: list[UUID]
+    told_until: datetime.datetime | None
 
     @property
     def working(self) -> list[FlowRun]:
@@ -63,7 +68,7 @@ def runs_of(subject: str, *, but: UUID | str | None = None) -> Runs:
         artifacts = {one.id for one in _artifacts(client, list(ids)) if one.id is not None}
         shared = [run.id for run in everything if run.id not in ids and not subject_of(run)]
         artifacts |= {one.id for one in _artifacts(client, shared) if one.id is not None and _has_line(one, subject)}
-    return Runs(runs, sorted(artifacts))
+        return Runs(runs, sorted(artifacts), _told_until(client, list(ids)))
 
 
 def cancel(runs: list[FlowRun]) -> None:
@@ -116,6 +121,19 @@ def _artifacts(client: SyncPrefectClient, runs: list[UUID]) -> Iterator[Artifact
         while page := client.read_artifacts(artifact_filter=of, limit=PAGE, offset=offset):
             yield from page
             offset += len(page)
+
+
+def _told_until(client: SyncPrefectClient, runs: list[UUID]) -> datetime.datetime | None:
+    """Return when the server will have dropped the last of its events about these runs."""
+    newest = []
+    for start in range(0, len(runs), PAGE):
+        about = EventAnyResourceFilter(id=[f"prefect.flow-run.{run}" for run in runs[start : start + PAGE]])
+        newest += client.read_events(EventFilter(any_resource=about), limit=1).events
+    if not newest:
+        return None
+    settings = client.request("GET", "/admin/settings").json()
+    kept = TypeAdapter(datetime.timedelta).validate_python(settings["server"]["events"]["retention_period"])
+    return max(event.occurred for event in newest) + kept + VACUUMED_WITHIN
 
 
 def _has_line(artifact: Artifact, subject: str) -> bool:

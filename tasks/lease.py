@@ -11,18 +11,12 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL
 
 from tasks.forget_runs import FORGET, limit_of, subject_of
 from tasks.policy import LEASE_S, LEASE_WAIT_S, LEGS, SERVER_ERRORS
 from zimage.errors import InputError
 
 FIRST_TRY_S = 1.0
-
-
-def is_shared() -> bool:
-    """Return whether a server was configured: others may use it too, and it outlives this run."""
-    return bool(PREFECT_API_URL.value())
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Forgetting a person on a real server, with what real runs leave."""
 
 import contextlib
+import datetime
 import json
 import re
 import sqlite3
@@ -89,6 +90,10 @@ def test_by_default_it_only_lists(ada: Path, places: Path) -> None:
     assert "channels   production at 2-" in told
     assert "Prefect    3 runs with their logs, 1 artifacts" in told
     assert "consent    until 2999-12-31" in told
+    until = re.search(r"events     Prefect's tell names of runs until ([-0-9]+ [:0-9]+) UTC; nobody can", told)
+    assert until is not None  # seven days if nobody chose, and the hour between two sweeps
+    kept = datetime.datetime.fromisoformat(until[1]) - datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+    assert datetime.timedelta(days=7) < kept < datetime.timedelta(days=7, hours=1)
 
 
 def test_nothing_of_the_person_is_left_anywhere_and_everything_of_others(ada: Path, places: Path) -> None:
