@@ -1,5 +1,6 @@
 """Two processes that share a run, forked from one that has everything imported: torchrun without its start-up."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,7 @@ from zimage.stages.train import train
 from zimage.training.loop import Loop
 from zimage.training.params import TrainParams
 
+PR_GET_PDEATHSIG = 2  # linux/prctl.h
 KILL_AT = 3  # steps done
 WAIT_S = 300
 
@@ -64,3 +66,6 @@ def _work(rank: int, port: int, killed: bool, encoded: Path, out: Path, params: 
 
         Loop.step = fatal  # type: ignore[method-assign]
     train(encoded, out, params=params, base=base, subject=SUBJECT)
+    when_parent_dies = ctypes.c_int()
+    ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(when_parent_dies))
+    assert when_parent_dies.value == signal.SIGTERM, "a killed torchrun would leave it behind"
