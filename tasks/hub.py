@@ -14,7 +14,7 @@ from typing import Any
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import task
 
-from tasks.hub_index import HubRecord, Origin, found, note
+from tasks.hub_index import HubRecord, Origin, found, note, take_back
 from tasks.hub_repository import Repository, differing, hash_of, is_file
 from tasks.policy import STORE_RETRY_AFTER_S, may_pass
 from tasks.release import INDEX, MANIFEST, Index, Manifest, fetch, release_key, releases, releases_key
@@ -118,29 +118,29 @@ def _claimed(store: Store, subject: str, repository: Repository, endpoint: str) 
         InputError: it holds something that is no release of this subject.
     """
 
-    def noted(origin: Origin) -> None:
-        note(store, subject, HubRecord(name=repository.name, endpoint=endpoint, origin=origin))
+    def record(origin: Origin) -> HubRecord:
+        return HubRecord(name=repository.name, endpoint=endpoint, origin=origin)
 
+    known = {(each.name, each.endpoint): each for each in found(store, subject)}.get((repository.name, endpoint))
     head = repository.head()
     if head is None:
-        noted("making")
+        note(store, subject, record("making"))
         try:
-            noted("made" if repository.create() else "found")
+            known = record("made" if repository.create() else "found")
         except InputError:  # it was certainly not made
-            noted("found")
+            take_back(store, subject, record("making"), known)
             raise
+        note(store, subject, known)
         head = repository.head()
         if head is None:
             raise StoreError(f"{repository.name} was made, and the hub does not show it yet; run again.")
-    else:
-        known = [each for each in found(store, subject) if (each.name, each.endpoint) == (repository.name, endpoint)]
-        noted(_origin(known[0], repository, head) if known else "found")
     there = repository.files(head)
     if there and not _is_ours(store, subject, there.get(MANIFEST)):
         raise InputError(
             f"{repository.name} holds what is no release of this subject ({', '.join(sorted(there)[:3])}); name a "
             "repository that is empty or not there yet."
         )
+    note(store, subject, record(_origin(known, repository, head) if known else "found"))
     return head
 
 

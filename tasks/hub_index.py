@@ -44,9 +44,16 @@ def lines(records: list[HubRecord]) -> list[str]:
 
 def note(store: Store, subject: str, record: HubRecord) -> None:
     """Write down what is known of a repository, in the place of what was known before."""
+    changed(store, index_key(subject), HubIndex(repositories=[]), lambda index: _with(index, record, record))
 
-    def noted(index: HubIndex) -> HubIndex:
-        others = [each for each in index.repositories if (each.name, each.endpoint) != (record.name, record.endpoint)]
-        return index if record in index.repositories else HubIndex(repositories=[*others, record])
 
-    changed(store, index_key(subject), HubIndex(repositories=[]), noted)
+def take_back(store: Store, subject: str, record: HubRecord, before: HubRecord | None) -> None:
+    """Write down what was known of a repository before `record`; nothing, if that was nothing."""
+    changed(store, index_key(subject), HubIndex(repositories=[]), lambda index: _with(index, record, before))
+
+
+def _with(index: HubIndex, place: HubRecord, record: HubRecord | None) -> HubIndex:
+    if record in index.repositories:
+        return index
+    others = [each for each in index.repositories if (each.name, each.endpoint) != (place.name, place.endpoint)]
+    return HubIndex(repositories=[*others, record] if record else others)

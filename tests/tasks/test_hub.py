@@ -176,6 +176,7 @@ def test_who_may_not_is_told_in_one_sentence_without_the_token(
 
     assert token not in str(refused.value) and refused.value.__suppress_context__
     assert lab.hub.repos == {}
+    assert found(lab.store, "ada") == []  # forgetting has nothing to look for there
 
 
 def test_a_file_that_the_hub_does_not_take_is_told(lab: Lab) -> None:
@@ -224,6 +225,16 @@ def test_a_repository_with_something_else_in_it_is_left_alone(lab: Lab) -> None:
     with pytest.raises(InputError, match=r"lab/ada holds what is no release of this subject \(model.safetensors\)"):
         lab.publish()
     assert lab.titles() == ["a model of mine"]
+    assert found(lab.store, "ada") == []
+
+
+def test_a_repository_that_somebody_else_makes_at_the_same_time_is_theirs(lab: Lab) -> None:
+    lab.hub.faults["create"] = lambda: lab.hub.push(NAME, "a model of mine", {"model.safetensors": b"mine"}) and None
+
+    with pytest.raises(InputError, match="holds what is no release of this subject"):
+        lab.publish()
+    assert lab.titles() == ["a model of mine"]
+    assert [each.origin for each in found(lab.store, "ada")] == ["found"]
 
 
 def test_a_repository_of_another_subject_is_left_alone(lab: Lab) -> None:
