@@ -10,7 +10,7 @@ from flows.learn import learn
 from flows.prepare import prepare
 from flows.publish import publish
 from flows.spec import LearnSpec, PersonalizeSpec, PrepareSpec, PublishSpec
-from tasks.elsewhere import cancel_parts, run_leg, start
+from tasks.elsewhere import cancel_parts, refuse_if_lost_too_often, run_leg, start
 from tasks.publish import Release
 from tasks.workspace import Outcome
 from zimage.errors import InputError
@@ -38,6 +38,7 @@ def _cancel_parts(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
 @flow(name="personalize", flow_run_name="personalize {spec.subject}", on_cancellation=[_cancel_parts])
 def personalize(spec: PersonalizeSpec) -> Personalized:
     """Return what became of each stage and, if publishing was asked for, the release."""
+    refuse_if_lost_too_often()
     prepared = PrepareSpec(**spec.model_dump(exclude={"publish", "hub_repository"}))
     learned = LearnSpec(subject=spec.subject, placement=spec.placement)
     if spec.placement == "pools":

@@ -9,7 +9,7 @@ Subject = Annotated[
     Field(
         title="Person",
         pattern=r"^[a-z0-9][a-z0-9_-]{1,40}$",
-        description="A pseudonym, never a real name; `demo` is the demonstration.",
+        description="A pseudonym of small letters, digits, - and _, never a real name; `demo` is the demonstration.",
     ),
 ]
 HubRepository = Annotated[
@@ -41,19 +41,33 @@ class PlacedSpec(SubjectSpec):
     placement: Placement = Field(
         "local",
         title="Where",
-        description="local: where this run is; pools: each leg on a worker of its own, through the store.",
+        description="local: all on the machine that takes this run; pools: each leg on a worker of its kind.",
     )
 
 
 class PrepareSpec(PlacedSpec):
-    """Photos in, training and held-out crops out. What is left empty stays as it was chosen before."""
+    """Photos in, training and held-out crops out. The first time give photos and consent; what is left empty stays."""
 
-    photos: str = Field("", title="Photos", description="A folder, a zip or tar archive, or s3://bucket/prefix.")
+    photos: str = Field(
+        "",
+        title="Photos",
+        description="A folder, a zip or tar archive, or s3://bucket/prefix, as the worker sees it.",
+    )
     consent: str = Field("", title="Consent", description="The file that says what the person agreed to.")
     overrides: str = Field("", title="Decisions", description="A folder: decisions.yaml, captions/PHOTO.txt.")
-    base: str = Field("", title="Base model", description="A folder in diffusers' layout, or a hub id in the cache.")
-    preset: Preset = Field("", title="Preset", description="Values that suit a base model and a GPU.")
-    values: list[str] = Field([], title="Own values", description="SECTION.KEY=VALUE, such as train.steps=800.")
+    base: str = Field(
+        "",
+        title="Base model",
+        description="A folder in diffusers' layout, or a hub id in the worker's cache.",
+    )
+    preset: Preset = Field(
+        "",
+        title="Preset",
+        description="Values for a base and a GPU's memory; turbo-… for the distilled Turbo.",
+    )
+    values: list[str] = Field(
+        [], title="Own values", description="SECTION.KEY=VALUE as in params.yaml, such as train.steps=800."
+    )
 
 
 class LearnSpec(PlacedSpec):
@@ -63,8 +77,14 @@ class LearnSpec(PlacedSpec):
 class PublishSpec(PlacedSpec):
     """A finished workspace in, a release out."""
 
-    accept_provisional: bool = Field(False, title="Also provisional", description="Too few photos for a sure verdict.")
-    use: Use = Field("non-commercial", title="Use", description="What for; licences of models may contradict it.")
+    accept_provisional: bool = Field(
+        False,
+        title="Also provisional",
+        description="Publish a provisional verdict too: too few photos, or an engine that only screens.",
+    )
+    use: Use = Field(
+        "non-commercial", title="Use", description="What the release is for; licences of models may forbid it."
+    )
     hub_repository: HubRepository = ""
     approval: bool = Field(False, title="Ask first", description="Wait for a person who sees verdict and report.")
 
@@ -75,15 +95,19 @@ class RetrainSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     only_look: bool = Field(False, title="Only look", description="Start nothing; the table says what would be.")
     publish: Publish = Field(
-        "never", title="Publish", description="never; ask a person; if it passed; also if provisional."
+        "never",
+        title="Publish",
+        description="never; ask: a person decides; pass: if the verdict is; provisional: also if it is that.",
     )
 
 
 class PersonalizeSpec(PrepareSpec):
-    """Photos in; the LoRA, its score, the report and, if asked for, a release out."""
+    """Photos in; LoRA, score, report and a release out. The first time give photos and consent; what is empty stays."""
 
     publish: Publish = Field(
-        "never", title="Publish", description="never; ask a person; if it passed; also if provisional."
+        "never",
+        title="Publish",
+        description="never; ask: a person decides; pass: if the verdict is; provisional: also if it is that.",
     )
     hub_repository: HubRepository = ""
 
@@ -91,7 +115,9 @@ class PersonalizeSpec(PrepareSpec):
 class PromoteSpec(SubjectSpec):
     """A release into a channel, or back to the one before."""
 
-    channel: Channel = Field("staging", title="Channel", description="staging, or production, which needs a pass.")
+    channel: Channel = Field(
+        "staging", title="Channel", description="staging, or production, which needs the verdict pass."
+    )
     release: str = Field(
         "",
         title="Release",
@@ -99,7 +125,9 @@ class PromoteSpec(SubjectSpec):
         description="Such as 3-0a1b2c3d; else the newest.",
     )
     back: bool = Field(False, title="Roll back", description="To the release that the channel pointed to before.")
-    accept_provisional: bool = Field(False, title="Also provisional", description="Into production without a pass.")
+    accept_provisional: bool = Field(
+        False, title="Also provisional", description="Into production although the verdict is provisional."
+    )
 
 
 class ForgetSpec(SubjectSpec):

@@ -45,6 +45,7 @@ class Course:
         run = hashlib.sha256(f"{task_run.id}".encode()).hexdigest()
         self._key = f"subjects/{self._subject}/pages/{run[:16]}/{NAME}"
         self._artifact: UUID | None = None
+        self._pictures: dict[tuple[int, int], str] = {}
         self._last, self._linked = "", time.monotonic()
 
     def look(self) -> None:
@@ -65,7 +66,8 @@ class Course:
         """Write the page and tell of it; a store or a server that is away costs this picture of it and nothing else."""
         away: tuple[type[Exception], ...] = (*store_errors(), *SERVER_ERRORS)
         try:
-            found = seen(folder)
+            found = seen(folder, self._pictures)
+            self._pictures = found.pictures
             self._write(found, working=working)
             self._tell(found, working=working)
         except away as error:

@@ -14,7 +14,7 @@ from prefect.states import Cancelling
 from pydantic import BaseModel
 
 from tasks.dvc import StageFailedError
-from tasks.policy import LEGS, SERVER_AWAY_S, SERVER_ERRORS
+from tasks.policy import LEGS, PARENT_LOST, SERVER_AWAY_S, SERVER_ERRORS
 from tasks.stage import NAMES
 from tasks.workspace import Outcome
 from zimage.errors import InputError
@@ -54,6 +54,16 @@ def run_leg(leg: str, spec: BaseModel, *, as_part: bool = True) -> dict[str, Out
     if REFUSAL in said:
         raise InputError(said.partition(REFUSAL)[2])
     raise StageFailedError(f"`{run.name}` ended as {run.state.name}: {said}")
+
+
+def refuse_if_lost_too_often() -> None:
+    """Let a run that was lost with its worker again and again end (infra/automations.yaml, zimage-go-on).
+
+    Raises:
+        StageFailedError: it was.
+    """
+    if flow_run.run_count > PARENT_LOST + 1:
+        raise StageFailedError(f"This run was lost with its worker {flow_run.run_count - 1} times; it is given up.")
 
 
 def start(leg: str, spec: BaseModel, *, attempt: int | str = 0, as_part: bool = True) -> FlowRun:

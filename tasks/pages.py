@@ -34,8 +34,10 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 UNKNOWN = "There is no such page: the link is not whole, or the person was forgotten."
-EXPIRED = "This link has expired. Start `personalize` for this person again: what is up to date is not made again, and \
-its links are new."
+EXPIRED = (
+    "This link has expired. Start `personalize`, or `publish`, for this person again: nothing that is up to date is \
+made again, and the links are new."
+)
 
 
 def secret_of(root: Path) -> bytes | None:

@@ -4,7 +4,9 @@ photos, gate, settings  InputError: never tried again, they do not change by wai
 a stage                 as often as its policy says; what DVC has finished is kept, training goes on from a checkpoint
 the store               STORE_RETRY_AFTER_S
 a lost worker           noticed by missed heartbeats (LOST_AFTER_S, infra/automations.yaml); its leg is started again
-                        elsewhere, as often as its leg says, once its lease has run out (LEASE_S)
+                        elsewhere, as often as its leg says, once its lease has run out (LEASE_S). A `personalize`
+                        in pools goes on as the same run, PARENT_LOST times: its legs went on meanwhile, and it finds
+                        them by the keys it started them with. A leg that a person started alone is only told of
 the server away         waited for, SERVER_AWAY_S
 """
 
@@ -66,6 +68,7 @@ class LegPolicy:
 
 
 LEGS = {"prepare": LegPolicy("cpu", lost=2), "learn": LegPolicy("gpu", lost=3), "publish": LegPolicy("cpu", lost=2)}
+PARENT_LOST = 3  # how often a `personalize` goes on after its worker was lost
 HEARTBEAT_S = 30  # the least that Prefect takes
 LOST_AFTER_S = 90  # three heartbeats
 LEASE_S = 60  # the least that Prefect takes; renewed at three quarters of it

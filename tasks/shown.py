@@ -5,6 +5,7 @@ No picture of a person goes into Prefect's database: it knows no subjects, so no
 
 import base64
 import csv
+import datetime
 import hashlib
 import json
 import time
@@ -133,23 +134,33 @@ def show_results(settings: Settings, workspace: Path, stage: str, *, shared: boo
 def show_page(settings: Settings, workspace: Path, stage: str, *, shared: bool) -> str:
     """Show a link to a stage's page and return it: to the file, or to a copy in the store (see `in_store`).
 
-    The copy lies below the subject's prefix and goes with it. A link holds for as long as the store signs; to be asked
-    for approval makes a new one.
+    The copy lies below the subject's prefix and goes with it.
     """
     subject, page = settings.subject(workspace), workspace / "data" / stage / PAGES[stage]
-    address = _stored(settings, subject, page) if in_store(settings, shared=shared) else page.resolve().as_uri()
     title = page.stem.replace("_", " ")
-    key = artifact_key(subject, page.stem)
-    create_link_artifact(address, link_text=f"{title} of {subject}".capitalize(), key=key, description=f"The {title}")
+    address, until = page.resolve().as_uri(), ""
+    if in_store(settings, shared=shared):
+        address, until = _stored(settings, subject, page)
+    called, key = f"{title} of {subject}".capitalize(), artifact_key(subject, page.stem)
+    create_link_artifact(address, link_text=called, key=key, description=f"The {title}{until}")
     return address
 
 
-def _stored(settings: Settings, subject: str, page: Path) -> str:
+def show_page_again(settings: Settings, workspace: Path, stage: str, *, shared: bool) -> None:
+    """Show a new link to the page of a stage that was not run, where the page is here: the last may have expired."""
+    has_page = stage in PAGES and (workspace / "data" / stage / PAGES[stage]).is_file()
+    if has_page and in_store(settings, shared=shared):
+        show_page(settings, workspace, stage, shared=shared)
+
+
+def _stored(settings: Settings, subject: str, page: Path) -> tuple[str, str]:
+    """Put a page into the store; return the link to it, and until when it opens it, for a person."""
     store = open_store(settings.store, pages=settings.pages)
     sha256 = hashlib.sha256(page.read_bytes()).hexdigest()
     key = f"subjects/{subject}/pages/{sha256[:16]}/{page.name}"
     store.put_if_absent(key, page)
-    return store.link(key, seconds=store.link_max_s)
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=store.link_max_s)
+    return store.link(key, seconds=store.link_max_s), f"; the link opens it until {until:%Y-%m-%d %H:%M} UTC"
 
 
 def _show_decisions(subject: str, workspace: Path) -> None:

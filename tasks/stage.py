@@ -11,7 +11,7 @@ from tasks.log import told
 from tasks.repair import fetching, read_by
 from tasks.scan import why
 from tasks.settings import from_environment
-from tasks.shown import Bar, in_store, show_results
+from tasks.shown import Bar, in_store, show_page_again, show_results
 from tasks.unfinished import STAGE as TRAIN
 from tasks.unfinished import Keeper
 from tasks.workspace import Outcome, bring_up_to_date
@@ -32,10 +32,11 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
         InputError: the stage refused its input.
         StageFailedError: it failed otherwise.
     """
+    settings = from_environment()
     if known:
         told(f"Stage '{stage}' didn't change, nothing to do")
+        show_page_again(settings, workspace, stage, shared=shared)
         return Completed(name=NAMES[Outcome.UNCHANGED], data=Outcome.UNCHANGED)
-    settings = from_environment()
     bar = Bar(settings.subject(workspace), stage)
     keeper = Keeper(settings, workspace.name) if shared and stage == TRAIN else None
     course = Course(settings, workspace) if in_store(settings, shared=shared) and stage == TRAIN else None
@@ -54,6 +55,7 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
 
     outcome = fetching(settings, workspace.name, ask, wants=read_by(workspace, stage)) if shared else ask()
     if outcome is Outcome.UNCHANGED:
+        show_page_again(settings, workspace, stage, shared=shared)
         return Completed(name=NAMES[outcome], message=f"{stage}: nothing it reads changed", data=outcome)
     if course is not None:
         course.end()

@@ -1,5 +1,6 @@
 """What is declared in infra/ is what the code has, and is as safe as it says."""
 
+import fnmatch
 import importlib
 import json
 import re
@@ -72,6 +73,16 @@ def test_an_automation_is_one_that_prefect_reads(declared: dict[str, Any]) -> No
             action["block_document_id"] = "00000000-0000-0000-0000-000000000000"
 
     AutomationCore.model_validate(declared)
+
+
+def test_a_parent_that_was_given_up_is_one_that_goes_on() -> None:
+    lost, onward = (
+        next(each for each in yaml_of("automations.yaml") if each["name"] == name)
+        for name in ("zimage-lost-worker", "zimage-go-on")
+    )
+
+    said = onward["trigger"]["match"]["prefect.state-message"]
+    assert any(fnmatch.fnmatchcase(lost["actions"][0]["message"], pattern) for pattern in said)
 
 
 def test_a_worker_counts_as_lost_when_the_policy_says_so() -> None:

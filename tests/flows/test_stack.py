@@ -5,6 +5,7 @@ skipped, and the summary says so; `.ci/run` installs one.
 """
 
 import contextlib
+import datetime
 import http.server
 import json
 import os
@@ -42,16 +43,17 @@ BUCKET, STORE = "faces", "s3://faces/project"
 FAULTS: tuple[Fault, ...] = ("refuse", "error", "cut", "slow")
 HANGS_AFTER_S = 60  # how long it takes is measured (infra/benchmarks.md) and not asserted
 LOST_AFTER_S = 45  # instead of 90: more than the 30 s between two heartbeats
-NUM_PHOTOS = 16
+NUM_PHOTOS, NUM_CHECKPOINTS, EVERY = 16, 6, 50
 SMALL = {
     "ingest.min_photos": 6,
     "detect.split.min_train": 4,
     "detect.crops.side_px": 64,
-    "train.steps": 300,
+    "train.steps": NUM_CHECKPOINTS * EVERY,
     "train.batch": 2,
     "train.at_once": 2,
     "train.rank": 2,
-    "train.checkpoint_every": 50,
+    "train.checkpoint_every": EVERY,
+    "train.samples": {"steps": 1, "guidance_scale": 0.0, "seed": 0},
     "train.schedule.warmup_steps": 1,
     "evaluate.sampling.side_px": 64,
     "evaluate.sampling.steps": 2,
@@ -66,7 +68,7 @@ SMALL = {
     "evaluate.gate.copy_rate_max": None,
     "evaluate.gate.nearest_share_max": None,
 }
-PICTURES = PROJECT / ".pytest_cache" / "ui"  # what a person sees, for whoever runs this
+PICTURES = Path(os.environ.get("CI_ARTIFACTS", PROJECT / "build")) / "ui"  # what a person sees, for whoever runs this
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
@@ -113,8 +115,8 @@ class Api:
         found: dict[str, Any] = self.get(f"/flow_runs/{run}")["state"]
         return found
 
-    def ended(self, run: str, within_s: float = 300.0) -> str:
-        final = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+    def ended(self, run: str, within_s: float = 300.0, *, goes_on: bool = False) -> str:
+        final = {"COMPLETED", "FAILED", "CANCELLED"} | (set() if goes_on else {"CRASHED"})
         until(f"the end of run {run}", lambda: self.state(run)["type"] in final, within_s)
         return str(self.state(run)["name"])
 
@@ -124,9 +126,19 @@ class Api:
         )
         return found
 
+    def states(self, run: str) -> list[str]:
+        found = self.get(f"/flow_run_states/?flow_run_id={run}")
+        return [each["name"] for each in sorted(found, key=lambda each: each["timestamp"])]
+
     def artifact(self, key: str) -> dict[str, Any]:
         found: dict[str, Any] = self.get(f"/artifacts/{key}/latest")
         return found
+
+    def place(self, key: str) -> str:
+        """Where the UI shows the newest artifact of a key."""
+        asked = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
+        (found,) = self.post("/artifacts/filter", asked)
+        return f"{self.address.removesuffix('/api')}/artifacts/artifact/{found['id']}"
 
 
 @dataclass
@@ -271,31 +283,36 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
         until("the store knows ada", lambda: told.stored("subjects/ada/state.json"))
         spoiling = threading.Thread(target=spoil, args=(relay, FAULTS))
         spoiling.start()
-        checkpoint = "subjects/bob/unfinished/index.json"
-        until(
-            "bob's first checkpoint in the store",
-            lambda: told.stored(checkpoint),
-            every_s=0.05,
-        )
+        until("bob's first checkpoint in the store", lambda: last_kept(told, "bob"), every_s=0.05)
         (aside,) = folder.glob("*/bob/data/.train.part")
         lost = aside.relative_to(folder).parts[0]
         kill(workers[lost].pid)
+        kill(workers["cpu"].pid)  # both parents go with it
+        stack.enter_context(worker("cpu", "spare", folder))
         told.facts["lost"] = lost
+        first = last_kept(told, "bob")
+        until("bob's training goes on", lambda: last_kept(told, "bob") > first)
 
         running.close()  # the server goes too, in the middle of it all
         running.enter_context(started(server, folder / "server.log"))
-        told.facts["ends"] = {subject: api.ended(run) for subject, run in runs.items()}
+        told.facts["ends"] = {subject: api.ended(run, goes_on=True) for subject, run in runs.items()}
         spoiling.join()
         yield told
 
 
+def last_kept(story: Story, subject: str) -> str:
+    """The last checkpoint of a training that has not ended."""
+    return str(json.loads(story.stored(f"subjects/{subject}/unfinished/index.json") or b"{}").get("last", ""))
+
+
 def asked(folder: Path, base: Base) -> dict[str, Any]:
-    """A spec with everything but the subject: few photos, few steps, a gate without rules, a consent for all."""
+    """A spec with everything but the subject: few photos, few steps, a gate without rules, a consent that soon ends."""
     make_demo_photos(folder / "photos", seed=1)
     for superfluous in sorted((folder / "photos").glob("IMG_1*.jpg"))[NUM_PHOTOS:]:
         superfluous.unlink()
     consent = yaml.safe_load((PROJECT / "data" / "consent.yaml").read_text())
-    consent |= {"may_publish": True, "scope": ["training", "evaluation", "publication"]}
+    until = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=20)
+    consent |= {"may_publish": True, "scope": ["training", "evaluation", "publication"], "expires": until}
     (folder / "consent.yaml").write_text(yaml.safe_dump(consent))
     return {
         "placement": "pools",
@@ -344,6 +361,17 @@ def test_a_lost_worker_s_training_ends_elsewhere_with_the_same_lora(story: Story
     assert story.lora("bob") == story.lora("ada")
 
 
+def test_a_lost_parent_goes_on_as_the_same_run_and_starts_no_leg_twice(story: Story) -> None:
+    for subject, learnt in (("ada", 1), ("bob", 2)):
+        (run,) = story.api.runs(f"personalize {subject}")
+        states = story.api.states(run["id"])
+
+        assert states.count("Crashed") == states.count("AwaitingRetry") == 1
+        assert (states[-1], run["run_count"]) == ("Completed", 2)
+        assert len(story.api.runs(f"prepare {subject}")) == 1
+        assert len(story.api.runs(f"learn {subject}")) == learnt
+
+
 def test_what_was_kept_of_an_unfinished_training_is_gone_when_it_ends(story: Story) -> None:
     assert [key for subject in ("ada", "bob") for key in story.keys(f"subjects/{subject}/unfinished")] == []
 
@@ -353,12 +381,35 @@ def test_a_store_that_fails_in_every_way_is_waited_for(story: Story) -> None:
     assert set(story.facts["ends"].values()) == {"Completed"}
 
 
+def told_of(story: Story, title: str) -> str:
+    """The text of the notification that a webhook got under a title."""
+    found = until(f"a notification `{title}`", lambda: [each for each in story.notified if each["title"] == title], 60)
+    return str(found[0]["text"])
+
+
 def test_a_leg_that_is_too_early_says_so_and_a_webhook_is_told(story: Story) -> None:
     run = story.api.run("learn", {"subject": "eve", "placement": "pools"})
 
     assert story.api.ended(run) == "Failed"
-    assert "eve is not prepared for this code and these settings" in story.api.state(run)["message"]
-    until("the notification", lambda: any("learn eve: Failed" in each["title"] for each in story.notified), 60)
+    said = "eve is not prepared for this code and these settings"
+    assert said in story.api.state(run)["message"]
+    assert said in told_of(story, "learn eve: Failed")
+
+
+def test_a_webhook_is_told_of_lost_runs(story: Story) -> None:
+    assert "Its worker was lost, no heartbeat came" in told_of(story, "learn bob: Crashed")
+    assert "Its worker was lost, no heartbeat came" in told_of(story, "personalize ada: Crashed")
+
+
+def test_a_webhook_is_told_of_a_gate_that_failed(story: Story) -> None:
+    evaluated = story.folder / "joe" / "data" / "evaluate"
+    evaluated.mkdir(parents=True)
+    (evaluated / "metrics.json").write_text(json.dumps({"verdict": "fail", "why": "too few faces are found"}))
+    warn = "import pathlib as p, sys, tasks.shown as shown; shown.warn_of_verdict(p.Path(sys.argv[1]))"
+
+    subprocess.run([sys.executable, "-c", warn, str(evaluated.parents[1])], cwd=PROJECT, check=True)
+
+    assert told_of(story, "joe: the verdict is fail").endswith("too few faces are found")
 
 
 def test_the_ui_shows_progress_and_numbers(story: Story) -> None:
@@ -367,10 +418,13 @@ def test_the_ui_shows_progress_and_numbers(story: Story) -> None:
     assert numbers["verdict"] == "provisional"
 
 
-def test_a_scan_starts_nothing_where_nothing_changed(story: Story) -> None:
+def test_a_scan_starts_nothing_where_nothing_changed_and_warns_of_consents_that_end(story: Story) -> None:
     assert story.api.ended(story.api.run("retrain", {})) == "Completed"
 
     assert story.api.artifact("retrain")["description"] == "2 subjects, 2 of them unchanged"
+    ends = yaml.safe_load((story.folder / "consent.yaml").read_text())["expires"]
+    for subject in ("ada", "bob"):
+        assert "It will have to be renewed." in told_of(story, f"{subject}: consent until {ends}")
 
 
 @pytest.fixture
@@ -424,13 +478,30 @@ def test_a_release_is_asked_for_and_approved_by_clicking(story: Story, page: Pag
     assert any(key.endswith("/manifest.json") for key in story.keys("subjects/ada/releases"))
 
 
-def test_a_person_sees_what_a_run_did(story: Story, page: Page) -> None:
+def test_a_person_sees_what_a_run_did_and_opens_its_pages(story: Story, page: Page) -> None:
     ui = story.api.address.removesuffix("/api")
     *_, run = story.api.runs("learn bob")
     page.goto(f"{ui}/runs/flow-run/{run['id']}")
     page.get_by_text("Artifacts", exact=True).first.click()
     page.get_by_text("bob-train-progress").first.wait_for()
     picture(page, "4-artifacts")
+    page.goto(story.api.place("bob-loss"))
+    loss = page.locator("img[alt='training loss']")
+    until("the curve", lambda: loss.evaluate("image => image.complete && image.naturalWidth"))
+    picture(page, "5-loss")
+    for key, name, heading in (
+        ("bob-training", "6-training", "Training of bob"),
+        ("bob-report", "7-report", "look like the person"),
+        ("bob-contact-sheet", "8-contact-sheet", "Contact sheet"),
+    ):
+        page.goto(story.api.place(key))
+        with page.expect_popup() as opened:
+            page.locator("a[target=_blank]", has_text="of bob").click()
+        opened.value.get_by_role("heading", level=1, name=heading).wait_for()
+        until("its pictures", lambda: opened.value.locator("img").first.evaluate("image => image.naturalWidth"))
+        picture(opened.value, name)
+        if name == "6-training":
+            assert opened.value.locator("tbody img").count() == NUM_CHECKPOINTS
 
 
 def test_cancelling_ends_every_process_within_seconds_and_keeps_what_was_learnt(story: Story) -> None:

@@ -54,7 +54,7 @@ def test_a_link_that_has_expired_says_what_to_do(store: FolderStore) -> None:
     status, said = asked(store.link(KEY, seconds=-1))
 
     assert status == 410
-    assert "This link has expired. Start `personalize` for this person again" in said
+    assert "This link has expired. Start `personalize`, or `publish`, for this person again" in said
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -7,7 +8,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
 
-from tasks.shown import Bar, artifact_key
+from tasks.settings import PROJECT, Settings
+from tasks.shown import Bar, artifact_key, show_page_again
 
 TRAIN = {"name": "train", "done": 0, "total": 1000}
 
@@ -44,6 +46,25 @@ def test_a_bar_of_work_nobody_can_count_tells_what_is_done(prefect_server: None)
     shown("joe", "ingest", [{"name": "ingest", "done": 57, "total": 0}])
 
     assert artifact("joe-ingest-progress").description == "57 done"
+
+
+def test_a_page_of_a_stage_that_was_not_run_gets_a_new_link(tmp_path: Path, prefect_server: None) -> None:
+    settings = Settings(PROJECT, tmp_path / "workspaces", str(tmp_path / "store"), pages="http://127.0.0.1:1")
+    page = settings.workspace("kim") / "data" / "evaluate" / "report.html"
+
+    @flow
+    def again() -> None:
+        for stage in ("train", "evaluate"):
+            show_page_again(settings, settings.workspace("kim"), stage, shared=True)
+
+    again()
+    page.parent.mkdir(parents=True)
+    page.write_text("<p>report")
+    again()
+
+    found = artifact("kim-report")
+    assert str(found.data).startswith("[Report of kim](file:///")  # nobody serves this store
+    assert "; the link opens it until 20" in str(found.description)
 
 
 @pytest.mark.parametrize("one", ["ada_b", "ada-b", "a_da-b"])

@@ -40,6 +40,10 @@ def test_pictures_stand_by_step_and_prompt_the_newest_first(folder: Path) -> Non
     assert "ohzw &amp; &lt;others&gt;" in text
 
 
+def test_a_picture_that_was_seen_is_not_read_again(folder: Path) -> None:
+    assert seen(folder, {(2, 0): "data:seen"}).pictures[2, 0] == "data:seen"
+
+
 def test_a_page_needs_nothing_but_itself(folder: Path) -> None:
     text = page(folder)
 

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -22,23 +23,30 @@ class Seen:
     Args:
         done: Steps that were written down.
         loss: Their mean loss at the end, weighted towards the last ones; None before the first.
-        pictures: Sample pictures by step and prompt.
+        pictures: Sample pictures by step and prompt, as data URIs.
         steps: The number of each step in `losses`.
         losses: Of each step.
     """
 
     done: int
     loss: float | None
-    pictures: dict[tuple[int, int], Path]
+    pictures: dict[tuple[int, int], str]
     steps: list[float]
     losses: list[float]
 
 
-def seen(folder: Path) -> Seen:
-    """Return what there is to see in the folder of a training, whether it has ended or not."""
-    rows = _rows(folder / "loss.csv")
+def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> Seen:
+    """Return what there is to see in the folder of a training, whether it has ended or not.
+
+    Args:
+        folder: Of the training.
+        before: The pictures that were seen before, which are not read again.
+    """
+    rows, known = _rows(folder / "loss.csv"), before or {}
     matches = [(SAMPLE.fullmatch(path.name), path) for path in (folder / "samples").glob("*.png")]
-    pictures = {(int(match[1]), int(match[2])): path for match, path in matches if match}
+    places = {(int(match[1]), int(match[2])): path for match, path in matches if match}
+    found = {place: known.get(place) or _data_uri(path) for place, path in places.items()}
+    pictures = {place: picture for place, picture in found.items() if picture}
     steps, losses = ([float(row[name]) for row in rows] for name in ("step", "loss"))
     loss = float(rows[-1][SMOOTH]) if rows else None
     return Seen(int(steps[-1]) if steps else 0, loss, pictures, steps, losses)
@@ -60,7 +68,7 @@ def course(seen: Seen, prompts: list[str], *, title: str, total: int, pictured: 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("course.html.jinja").read_text(encoding="utf-8"))
     rows = [
-        (step, [_data_uri(seen.pictures.get((step, number))) for number in range(len(prompts))])
+        (step, [seen.pictures.get((step, number), "") for number in range(len(prompts))])
         for step in sorted({step for step, _ in seen.pictures}, reverse=True)
     ]
     return template.render(
@@ -83,12 +91,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if None not in row.values()]  # the last line may be half written
 
 
-def _data_uri(path: Path | None) -> str:
-    """Return a picture, made smaller where it is large, for a page; "" where there is none, or it is half written."""
+def _data_uri(path: Path) -> str:
+    """Return a picture, made smaller where it is large, for a page; "" where it is half written."""
     from PIL import Image
 
-    if path is None:
-        return ""
     try:
         with Image.open(path) as image:
             small = image.convert("RGB")
