@@ -1,8 +1,10 @@
 """The whole pipeline on real photos, with real stages, a real server and a model too small to learn much."""
 
+import base64
 import contextlib
 import io
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -14,6 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
+from PIL.ExifTags import TAGS
+from PIL.PngImagePlugin import PngInfo
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import TaskRun
@@ -198,13 +203,43 @@ def test_no_secret_and_no_place_is_in_anything_that_a_run_leaves(ada: Ada, place
 
     assert all(tells(path.read_bytes()) for path in given if path.name.startswith("IMG_1"))
     assert release.is_new and len(files) > 100
+    kinds = {"dvc.lock", "params.yaml", "subject.yaml", "report.html", "lora.safetensors", "scores.csv", database.name}
+    assert kinds <= {path.name for path in files}
+    assert b"ada-train-progress" in database.read_bytes() + b"".join(
+        path.read_bytes() for path in files if path.name.startswith(f"{database.name}-wal")
+    )
     assert told == {}
     assert tells((ada.first.out + ada.first.err + ada.second.out + ada.second.err).encode()) == []
 
 
 def tells(content: bytes) -> list[bytes]:
     """Return what of the planted secrets and places some content holds."""
-    return [each for each in (PLANTED.encode(), *PLACE, b"29,33.6N") if each in content]
+    said = (PLANTED.encode(), *PLACE, b"29,33.6N", b"GPSLatitude", b"GPSInfo")
+    return [each for each in said if any(each in one for one in unpacked(content))]
+
+
+def unpacked(content: bytes) -> Iterator[bytes]:
+    """Yield some content, and what lies in it packed: pictures in a page, and what pictures say of themselves."""
+    yield content
+    for packed in re.findall(rb"base64,((?:[A-Za-z0-9+/]{4})+[A-Za-z0-9+/=]{0,4})", content):
+        yield from unpacked(base64.b64decode(packed))
+    if content.startswith((b"\x89PNG", b"\xff\xd8")):
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()  # a PNG may say something after its pixels, and may have packed it
+            exif = {TAGS.get(tag, tag): value for tag, value in picture.getexif().items()}
+            yield repr((picture.info, exif)).encode()
+
+
+def test_what_is_packed_is_found_too() -> None:
+    """A search that cannot find is no search."""
+    said, packed = PngInfo(), io.BytesIO()
+    said.add_text("Comment", PLANTED, zip=True)
+    Image.new("RGB", (8, 8)).save(packed, "png", pnginfo=said)
+    page = b'<img src="data:image/png;base64,' + base64.b64encode(packed.getvalue()) + b'">'
+
+    assert PLANTED.encode() not in packed.getvalue() + page
+    assert tells(packed.getvalue()) == tells(page) == [PLANTED.encode()]
+    assert tells(b'<img src="data:image/png;base64,' + base64.b64encode(PLACE[0]) + b'">') == [PLACE[0]]
 
 
 def test_only_the_stages_behind_a_change_run_again(ada: Ada) -> None:
