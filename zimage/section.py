@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zimage.errors import InputError
+from zimage.plain_yaml import load_plain
 
 MAX_PARAMS_BYTES = 1_000_000
 
@@ -37,7 +38,7 @@ def read_params(path: Path) -> dict[str, Any]:
             f"{path} is larger than {MAX_PARAMS_BYTES} bytes; it should hold a few hundred lines of settings."
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_plain(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it and run again."

@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field
 
 from zimage.errors import InputError
+from zimage.plain_yaml import load_plain
 from zimage.section import Section, checked
 
 Purpose = Literal["training", "evaluation", "publication"]
@@ -49,7 +50,7 @@ def read_consent(path: Path) -> Consent:
     if path.stat().st_size > MAX_CONSENT_BYTES:
         raise InputError(f"{path} is larger than {MAX_CONSENT_BYTES} bytes; a consent file has a dozen lines.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_plain(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(
             f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it and run again."

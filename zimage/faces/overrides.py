@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from zimage.errors import InputError
+from zimage.plain_yaml import load_plain
 
 Choice = Literal["keep", "reject", "holdout"]
 
@@ -37,8 +38,8 @@ def read_overrides(folder: Path) -> dict[str, Override]:
     if path.stat().st_size > MAX_BYTES:
         raise InputError(f"{path} is larger than {MAX_BYTES} bytes; it should hold a line for each decision.")
     try:
-        # BaseLoader leaves all values text: a hash of digits only would else be a number, and lose leading zeros.
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        # As text: a hash of digits only would else be a number, and lose leading zeros.
+        content = load_plain(path.read_text(encoding="utf-8"), as_text=True)
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(
             f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it and run again."

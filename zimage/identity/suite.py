@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from zimage.captions.subject import Subject
 from zimage.captions.template import ClassNoun, Language
 from zimage.captions.template import subject as named
 from zimage.errors import InputError
+from zimage.plain_yaml import load_plain
 from zimage.section import Section, checked
 
 Kind = Literal["likeness", "leak_class", "leak_other", "leak_two"]
@@ -52,7 +51,7 @@ def read_suite(name: str) -> list[Prompt]:
     if not path.is_file():
         packaged = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
         raise InputError(f"There is no prompt suite `{name}`; name one of {packaged} or a YAML file in evaluate.suite.")
-    prompts = checked(yaml.safe_load(path.read_text(encoding="utf-8")), Suite, str(path)).prompts
+    prompts = checked(load_plain(path.read_text(encoding="utf-8")), Suite, str(path)).prompts
     twice = [name for name, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
     if twice:
         raise InputError(f"{path}: the id {twice[0]} stands at two prompts; give each its own.")

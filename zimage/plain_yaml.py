@@ -1,0 +1,46 @@
+"""YAML that strangers wrote: plain values only, without what lets a small file become a huge one."""
+
+from typing import Any
+
+import yaml
+from yaml.composer import Composer
+
+MAX_DEPTH = 50
+
+
+def load_plain(text: str, *, as_text: bool = False) -> Any:
+    """Return what a YAML text holds; with `as_text` all values are texts, as they stand there.
+
+    Raises:
+        yaml.YAMLError: it is none, names a class, uses an alias (a few of which are enough to fill the memory), or is
+            nested deeper than `MAX_DEPTH`.
+    """
+    try:
+        return (_Texts if as_text else _Values)(text).get_single_data()
+    except ValueError as error:  # a number of more digits than Python reads, or a day that is none
+        raise yaml.YAMLError(str(error)) from None
+
+
+class _Bounded(Composer):
+    """The part of a loader that puts together what was read, with bounds."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[attr-defined]
+            raise yaml.YAMLError("aliases such as *name are not read; write the value out")
+        if self._depth == MAX_DEPTH:
+            raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+class _Values(_Bounded, yaml.SafeLoader):
+    """Numbers, days and truths are read as such."""
+
+
+class _Texts(_Bounded, yaml.BaseLoader):
+    """Nothing is read as anything but text."""
