@@ -3,6 +3,7 @@
 import http.server
 import io
 import json
+import re
 import shutil
 import struct
 import sys
@@ -81,7 +82,7 @@ def test_a_reader_finds_who_signed_that_a_model_made_it_and_of_which_release(
         assert made["digitalSourceType"] == MADE_BY_A_MODEL
         assert made["softwareAgent"]["name"] == "zimage"
         assert made["parameters"] == {RELEASE: release.name}
-        assert "ada" not in json.dumps(claimed)
+        assert not re.search(r"\bada\b", json.dumps(claimed))  # as a word: random ids may spell it
 
 
 def test_a_changed_pixel_is_noticed(workspace: Path, store: FolderStore, signing: Signing, who: Signer) -> None:
