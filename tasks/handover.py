@@ -7,7 +7,7 @@ import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -25,7 +25,8 @@ from zimage.errors import InputError
 from zimage.folder import write_whole
 from zimage.section import Section
 
-INPUTS = ("photos", "consent.yaml", "overrides")  # what no stage makes, in `data/`
+Input = Literal["photos", "consent.yaml", "overrides"]
+INPUTS: tuple[Input, ...] = get_args(Input)  # what no stage makes, in `data/`
 
 
 class State(Section):
@@ -39,7 +40,7 @@ class State(Section):
     """What was chosen for the subject."""
     sources: dict[str, Source]
     """Where photos, consent and overrides come from, and what they looked like when they were last taken over."""
-    inputs: dict[str, str]
+    inputs: dict[Input, str]
     """DVC's description of each input, by its name in `data/`."""
     lock: str
     """The content of `dvc.lock`."""
@@ -187,7 +188,8 @@ def _agree(folder: Path, project: Path, state: State) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    """Remove what is here; what a link leads to is not."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -198,7 +200,7 @@ def _same(state: State, other: State) -> bool:
     return state.model_dump(exclude=passing) == other.model_dump(exclude=passing)
 
 
-def _inputs(folder: Path) -> dict[str, str]:
+def _inputs(folder: Path) -> dict[Input, str]:
     paths = {name: folder / "data" / f"{name}.dvc" for name in INPUTS}
     return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
 

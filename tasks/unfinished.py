@@ -5,12 +5,15 @@ they belong to the run that finds them, the stage itself decides by their run's 
 """
 
 import hashlib
-from pathlib import Path
+import shutil
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 from prefect.logging import get_run_logger
 
 from tasks.settings import Settings
 from tasks.storage import ConflictError, open_store, store_errors
+from zimage.errors import InputError
 from zimage.folder import aside_of
 from zimage.section import Section
 
@@ -73,7 +76,13 @@ class Keeper:
 
 
 def fetch_unfinished(settings: Settings, subject: str) -> None:
-    """Put an unfinished training of another machine where the stage looks for its own, if that is not there."""
+    """Put an unfinished training of another machine where the stage looks for its own, if that is not there.
+
+    One that was damaged in the store is left there: the stage begins anew.
+
+    Raises:
+        InputError: it names files outside the stage's folder.
+    """
     aside = aside_of(settings.workspace(subject) / "data" / STAGE)
     store = open_store(settings.store)
     found = store.read(f"{key_of(subject)}/index.json")
@@ -82,9 +91,19 @@ def fetch_unfinished(settings: Settings, subject: str) -> None:
     kept = Kept.model_validate_json(found.content)
     if last_checkpoint(aside) >= kept.last:
         return
-    for name, sha256 in kept.files.items():
-        (aside / name).parent.mkdir(parents=True, exist_ok=True)
-        store.get(f"{key_of(subject)}/{sha256}", aside / name)
+    if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in kept.files):
+        raise InputError(f"{key_of(subject)}/index.json names files outside its folder; it is none of ours: delete it.")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=aside.parent, prefix=".fetched.") as temporary:
+        fetched = Path(temporary)
+        for sha256 in set(kept.files.values()):
+            store.get(f"{key_of(subject)}/{sha256}", fetched / sha256)
+            if hashlib.sha256((fetched / sha256).read_bytes()).hexdigest() != sha256:
+                get_run_logger().warning("An unfinished training was damaged in the store, and is not gone on with.")
+                return
+        for name, sha256 in kept.files.items():
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(fetched / sha256, aside / name)
     get_run_logger().info("An unfinished training was fetched: %s", kept.last)
 
 

@@ -89,10 +89,14 @@ def test_what_an_older_state_left_here_is_not_taken_for_a_change(first: Settings
     """With the old photos and results in place DVC would go back to them, and call it up to date."""
     second = elsewhere(first)
     prepared(first, "old")
+    one, kept = first.workspace("ada") / "data" / "one", first.workspaces / "kept"
+    one.rename(kept)  # a person has put it elsewhere, for its size, and linked it
+    one.symlink_to(kept)
     prepared(second, "new")
 
     taken(first)
 
+    assert (kept / "x").read_text() == "old"
     assert worked(first, "two") is Outcome.RAN
     assert (first.workspace("ada") / "data" / "two" / "x").read_text() == "new"
 

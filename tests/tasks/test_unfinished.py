@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from prefect import flow
 from tasks.settings import PROJECT, Settings
 from tasks.storage import FolderStore
 from tasks.unfinished import Keeper, fetch_unfinished, forget_unfinished, key_of
+from zimage.errors import InputError
 from zimage.folder import aside_of
 
 
@@ -54,6 +56,25 @@ def test_another_machine_gets_the_last_checkpoint_and_all_before_it(tmp_path: Pa
     ]
     assert (aside(other) / "resume" / "step-000100.safetensors").read_text() == "state 100"
     assert (aside(other) / "loss.csv").read_text() == "step\n100\n"
+
+
+def test_what_was_damaged_in_the_store_is_not_gone_on_with(tmp_path: Path, prefect_server: None) -> None:
+    kept(machine(tmp_path, "one"), 50)
+    stored = tmp_path / "store" / key_of("ada") / hashlib.sha256(b"state 50").hexdigest()
+    assert stored.read_text() == "state 50"
+    stored.write_text("state 51")
+
+    assert fetched(machine(tmp_path, "two")) == []
+
+
+@pytest.mark.parametrize("name", ["../../planted.txt", "/tmp/planted.txt", "resume/../../../planted.txt"])
+def test_what_would_lie_elsewhere_is_not_fetched(tmp_path: Path, prefect_server: None, name: str) -> None:
+    kept(machine(tmp_path, "one"), 50)
+    index = tmp_path / "store" / key_of("ada") / "index.json"
+    index.write_text(index.read_text().replace("loss.csv", name))
+
+    with pytest.raises(InputError, match=r"subjects/ada/unfinished/index\.json names files outside its folder"):
+        fetched(machine(tmp_path, "two"))
 
 
 def test_a_machine_that_is_further_keeps_what_it_has(tmp_path: Path, prefect_server: None) -> None:
