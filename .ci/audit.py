@@ -18,7 +18,7 @@ def said(report: str, log: str) -> tuple[str, int]:
         packages: list[dict[str, Any]] = json.loads(report)["dependencies"]
     except ValueError:
         why = (log.strip().splitlines() or ["it said nothing"])[-1]
-        return f"NOTHING WAS AUDITED: pip-audit could not ask its service, https://pypi.org: {why[:300]}", 2
+        return f"NOTHING WAS AUDITED: pip-audit could not ask PyPI: {why[:300]}", 2
     unknown = [each["name"] for each in packages if "skip_reason" in each]
     known = [
         f"{each['name']} {each['version']}: {found['id']}, mended in {', '.join(found['fix_versions']) or 'no version'}"
@@ -26,7 +26,7 @@ def said(report: str, log: str) -> tuple[str, int]:
         for found in each.get("vulns", [])
     ]
     if len(unknown) == len(packages):
-        return f"NOTHING WAS AUDITED: what answered for https://pypi.org knows none of {len(packages)} packages.", 2
+        return f"NOTHING WAS AUDITED: what answered for PyPI knows none of {len(packages)} packages.", 2
     told = [f"{len(packages) - len(unknown)} of {len(packages)} packages were looked up.", *known]
     if unknown:
         told.append(

@@ -31,7 +31,7 @@ def audited(tmp_path: Path, report: str, log: str = "") -> tuple[str, int]:
         (
             [UNKNOWN],
             2,
-            "NOTHING WAS AUDITED: what answered for https://pypi.org knows none of 1 packages.\n",
+            "NOTHING WAS AUDITED: what answered for PyPI knows none of 1 packages.\n",
         ),
     ],
 )
@@ -49,6 +49,6 @@ def test_a_service_that_is_not_reached_is_one_sentence_and_no_success(tmp_path: 
 
     assert ended == 2
     assert told == (
-        "NOTHING WAS AUDITED: pip-audit could not ask its service, https://pypi.org: "
+        "NOTHING WAS AUDITED: pip-audit could not ask PyPI: "
         "requests.exceptions.ProxyError: Unable to connect to proxy\n"
     )

@@ -25,6 +25,7 @@ AGAIN = 5
 
 def run(folder: Path, workspaces: Path, *command: str) -> float:
     """Run a command of this environment in `folder` and return its seconds of wall time."""
+    workspaces.mkdir(parents=True, exist_ok=True)  # Prefect makes its home, and no folder above it
     environment = {
         **os.environ,
         "PYTHONPATH": str(PROJECT),
