@@ -101,7 +101,7 @@ def _stack(name: str, *, notify: str, port: int = PORT) -> int:
 
 def _run(name: str, asked: BaseModel) -> Any:
     """Return what the flow returns, run on the configured server or on one of its own."""
-    server = None if "PREFECT_API_URL" in os.environ else TemporaryServer()
+    server = None if "PREFECT_API_URL" in os.environ else TemporaryServer.of_process()
     with at_hand() if name in STAGED else nullcontext():
         from prefect.settings import (
             PREFECT_API_URL,

@@ -45,7 +45,8 @@ def forget(spec: ForgetSpec) -> Listing:
     lines = find(settings, spec.subject, this_run=this_run.id).lines()
     if not spec.delete:
         return Listing(lines, None)
-    shared = PREFECT_API_URL.value() not in (None, *TemporaryServer.apis)  # others know it, and its leases last
+    api = PREFECT_API_URL.value()
+    shared = bool(api) and not TemporaryServer.is_at(api)  # others know it, and its leases last
     tombstone = forget_subject(settings, spec.subject, shared=shared, cancel=spec.cancel, this_run=this_run.id)
     get_run_logger().info("Forgotten: %s", tombstone.forgotten[-1].counts)
     return Listing(lines, tombstone)

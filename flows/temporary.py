@@ -41,14 +41,24 @@ class TemporaryServer:
         api: The address for `PREFECT_API_URL`; it answers once `wait` has returned.
     """
 
-    apis: ClassVar[list[str]] = []
-    """Of all that this process has started."""
+    _of_process: ClassVar["TemporaryServer | None"] = None
+
+    @classmethod
+    def of_process(cls) -> "TemporaryServer":
+        """Return the one of this process: started now, unless it runs already."""
+        if cls._of_process is None or cls._of_process._process.poll() is not None:
+            cls._of_process = cls()
+        return cls._of_process
+
+    @classmethod
+    def is_at(cls, api: str | None) -> bool:
+        """Return whether an address is that of this process's server."""
+        return cls._of_process is not None and cls._of_process.api == api
 
     def __init__(self) -> None:
         with socket.create_server((HOST, 0)) as listening:
             self._port = listening.getsockname()[1]
             self.api = f"http://{HOST}:{self._port}/api"
-            self.apis.append(self.api)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.temporary", str(listening.fileno())],
                 cwd=PROJECT,

@@ -30,7 +30,7 @@ from moto.server import ThreadedMotoServer
 from playwright.sync_api import Page, sync_playwright
 
 from flows.__main__ import LASTING, QUIET
-from flows.stack import automations, started
+from flows.stack import automations, end, started
 from tasks.settings import PROJECT
 from tests.flows.faulty import Fault, Relay
 from zimage.demo import make_demo_photos
@@ -541,16 +541,19 @@ def test_one_command_runs_a_stack_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
     }
     command = [sys.executable, "-m", "flows", "serve", "--port", str(port)]
     with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True) as serving:
-        assert serving.stdout is not None
-        assert serving.stdout.readline() == f"UI       http://127.0.0.1:{port}\n"
-        api = Api(f"http://127.0.0.1:{port}/api")
-        deployed = {each["name"] for each in api.post("/deployments/filter", {})}
-        for pool in ("cpu", "gpu"):
-            until(f"the worker of {pool}", lambda: api.post(f"/work_pools/{pool}/workers/filter", {}))  # noqa: B023
-        below = processes_below(serving.pid)
-        sockets = [each for process in below for each in process.net_connections()]
-        serving.send_signal(signal.SIGINT)
-        serving.wait(timeout=60)
+        try:
+            assert serving.stdout is not None
+            assert serving.stdout.readline() == f"UI       http://127.0.0.1:{port}\n"
+            api = Api(f"http://127.0.0.1:{port}/api")
+            deployed = {each["name"] for each in api.post("/deployments/filter", {})}
+            for pool in ("cpu", "gpu"):
+                until(f"the worker of {pool}", lambda: api.post(f"/work_pools/{pool}/workers/filter", {}))  # noqa: B023
+            below = processes_below(serving.pid)
+            sockets = [each for process in below for each in process.net_connections()]
+            serving.send_signal(signal.SIGINT)
+            serving.wait(timeout=60)
+        finally:
+            end(serving.pid)  # or a failure above would wait for it for ever
 
     assert deployed >= {"personalize", "prepare", "learn", "publish", "retrain"}
     assert {each.laddr.ip for each in sockets if each.status == "LISTEN"} == {"127.0.0.1"}
