@@ -103,11 +103,27 @@ def _moved(store: Store, subject: str, name: Name, decide: Callable[[Sequence[Mo
         move = decide(channel.history)
         if move is None:
             return channel
+        refuse_while_forgetting(store, subject)
+        _release(store, subject, move.release)
         tried = move.id
         return Channel(history=[*channel.history, move])
 
     history = changed(store, channel_key(subject, name), Channel(history=[]), moved).history
-    return next((move for move in history if move.id == tried), history[-1])
+    made = next((move for move in history if move.id == tried), history[-1])
+    _take_back_if_forgotten(store, subject, name)
+    return made
+
+
+def _take_back_if_forgotten(store: Store, subject: str, name: Name) -> None:
+    """Pass unless all was forgotten between the last look and the move, by somebody who had looked at pointers before.
+
+    Raises:
+        InputError: it was; the pointer is gone.
+    """
+    now = channel(store, subject, name)
+    if now is not None and manifest_of(store, subject, now.release) is None:
+        store.delete(channel_key(subject, name))
+        raise InputError("This subject was forgotten meanwhile; publish again first, if it is new.")
 
 
 def _release(store: Store, subject: str, name: str) -> Manifest:

@@ -150,3 +150,18 @@ def test_nothing_is_published_or_promoted_while_a_subject_is_being_forgotten(
 
     finish(store, "ada")
     assert promote(store, "ada", "staging").release == names[2]
+
+
+class ForgottenJustBefore(FolderStore):
+    """A store in which all of a subject is forgotten between the last look of who promotes and the move."""
+
+    def swap(self, key: str, content: bytes, tag: str | None) -> str:
+        self.delete("subjects/ada")
+        return super().swap(key, content, tag)
+
+
+def test_a_pointer_that_comes_after_the_forgetting_is_taken_back(store: FolderStore, names: list[str]) -> None:
+    with pytest.raises(InputError, match="This subject was forgotten meanwhile; publish again first"):
+        promote(ForgottenJustBefore(store.root), "ada", "production")
+
+    assert store.keys("subjects/ada") == []
