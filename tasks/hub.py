@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import task
-
 from tasks.hub_index import HubRecord, Origin, found, note, take_back
 from tasks.hub_repository import Repository, differing, hash_of, is_file
-from tasks.policy import STORE_RETRY_AFTER_S, may_pass
+from tasks.policy import store_task
 from tasks.release import INDEX, MANIFEST, Index, Manifest, fetch, release_key, releases, releases_key
 from tasks.settings import Settings, hub_token
 from tasks.store import Store, StoreError
@@ -41,16 +38,7 @@ class Uploaded:
     is_new: bool
 
 
-@task(
-    name="publish to the hub",
-    task_run_name="publish {subject} to the hub",
-    tags=["cpu"],
-    retries=len(STORE_RETRY_AFTER_S),
-    retry_delay_seconds=STORE_RETRY_AFTER_S,
-    retry_condition_fn=may_pass,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@store_task("publish to the hub", run_name="publish {subject} to the hub", tag="cpu")
 def publish_to_hub(settings: Settings, store: Store, subject: str, release: str, name: str) -> Uploaded:
     """Put a release that is in the store into the repository `name`, in one commit, and tag it with its name.
 

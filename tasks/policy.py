@@ -10,7 +10,7 @@ a lost worker           noticed by missed heartbeats (LOST_AFTER_S, infra/automa
 the server away         waited for, SERVER_AWAY_S
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -99,17 +99,19 @@ def stage_task(function: Callable[P, State[Outcome]]) -> StageTask[P]:
     )
 
 
-def store_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Return a decorator that makes a function a Prefect task which waits for a store that is away."""
+def store_task(
+    name: str, *, run_name: str = "", tag: str = "store", retry_after_s: Sequence[float] = STORE_RETRY_AFTER_S
+) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Return a decorator that makes a function a Prefect task which waits for a store, or the hub, that is away."""
 
     def decorated(function: Callable[P, R]) -> Task[P, R]:
         return Task(
             function,
             name=name,
-            task_run_name=f"{name} {{subject}}",
-            tags={"store"},
-            retries=len(STORE_RETRY_AFTER_S),
-            retry_delay_seconds=STORE_RETRY_AFTER_S,
+            task_run_name=run_name or f"{name} {{subject}}",
+            tags={tag},
+            retries=len(retry_after_s),
+            retry_delay_seconds=list(retry_after_s),
             retry_condition_fn=may_pass,
             cache_policy=NO_CACHE,
             persist_result=False,

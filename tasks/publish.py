@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import task
 
 from tasks.card import engines
 from tasks.licences import check_use, licences_of
 from tasks.parts import agreed, gathered, how_used, metrics_of, params_of, raw_params
-from tasks.policy import may_pass
+from tasks.policy import store_task
 from tasks.provenance import check_signing, kept_key, signed_pictures, signer_of
 from tasks.release import (
     MANIFEST,
@@ -62,16 +60,7 @@ class Release:
     hub: str | None = None
 
 
-@task(
-    name="publish",
-    task_run_name="publish {subject}",
-    tags=["cpu"],
-    retries=len(RETRY_AFTER_S),
-    retry_delay_seconds=RETRY_AFTER_S,
-    retry_condition_fn=may_pass,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@store_task("publish", tag="cpu", retry_after_s=RETRY_AFTER_S)
 def publish(
     workspace: Path,
     subject: str,
