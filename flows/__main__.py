@@ -17,6 +17,7 @@ from flows.temporary import TemporaryServer
 from tasks.dvc import at_hand
 from tasks.settings import PROJECT, from_environment
 from zimage.errors import InputError
+from zimage.garbage import collect_rarely
 from zimage.summary import summary
 
 SPECS: dict[str, type[spec.SubjectSpec]] = {
@@ -102,6 +103,7 @@ def _stack(name: str, *, notify: str, port: int = PORT) -> int:
 def _run(name: str, asked: BaseModel) -> Any:
     """Return what the flow returns, run on the configured server or on one of its own."""
     server = None if "PREFECT_API_URL" in os.environ else TemporaryServer.of_process()
+    collect_rarely()
     with at_hand() if name in STAGED else nullcontext():
         from prefect.settings import (
             PREFECT_API_URL,
@@ -114,6 +116,8 @@ def _run(name: str, asked: BaseModel) -> Any:
         flow = getattr(importlib.import_module(f"flows.{name}"), name)
         if server is None or PREFECT_API_URL.value():  # a profile may name one
             return flow(asked)
+        import fastapi  # noqa: F401 - Prefect wants it for a flow's first parameters; now, the server is still loading
+
         server.wait()
         # It has no UI to point to. Heartbeats tell a server that outlives this process of its death, and joining their
         # thread takes a second per flow.

@@ -21,6 +21,7 @@ import httpx
 import psutil
 import yaml
 
+from flows.database import provide_configured
 from tasks.pages import served
 from tasks.policy import LEGS
 from tasks.settings import PROJECT, Settings, inherited
@@ -53,6 +54,7 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
     logs = settings.logs
     with ExitStack() as stack:
         command = ["server", "start", "--host", HOST, "--port", str(port)]
+        provide_configured()
         parts = {"server": stack.enter_context(started(command, logs / "server.log"))}
         _wait_for_server(parts["server"], port, logs)
         deploy(notify=notify)

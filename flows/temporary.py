@@ -16,7 +16,9 @@ from http.client import HTTPConnection, HTTPException
 from types import FrameType
 from typing import Any, ClassVar
 
+from flows.database import provide_configured
 from tasks.settings import PROJECT, inherited
+from zimage.garbage import collect_rarely
 from zimage.parent import die_with_parent
 
 HOST = "127.0.0.1"
@@ -24,9 +26,12 @@ STARTS_WITHIN_S = 120.0
 ENDS_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.05
 RETRY_AFTER_S = b"0.1"
-# As Prefect starts its own: no UI, and only the services that a single run needs. Nobody reads its events later, which
-# tell pseudonyms and cannot be deleted: it keeps none.
+# As Prefect starts its own: no UI, and only the services that a single run needs; a run uses no blocks, whose kinds
+# Prefect would write down first. Nobody reads its events later, which tell pseudonyms and cannot be deleted: it keeps
+# none. Nothing is told to anybody.
 ALONE = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "0",
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
@@ -99,6 +104,7 @@ class TemporaryServer:
 def serve(descriptor: int) -> None:
     """Serve on the socket of this descriptor until told to end, or until the parent ends."""
     die_with_parent()
+    collect_rarely()
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -109,6 +115,7 @@ def serve(descriptor: int) -> None:
             logging.disable()
             super().handle_exit(sig, frame)
 
+    provide_configured()
     app = _asking_back_soon(create_app())
     config = uvicorn.Config(app, log_level="error", lifespan="on")
     Server(config).run(sockets=[socket.socket(fileno=descriptor)])

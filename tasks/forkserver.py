@@ -5,6 +5,7 @@ goes to its stdout; a line `ENDED` with the exit code follows. It ends with its 
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 import psutil
 
+from zimage.garbage import collect_rarely
 from zimage.parent import die_with_parent
 
 ENDED = "\0ended "
@@ -64,8 +66,10 @@ class Command:
 
 def serve() -> None:
     """Run commands until stdin ends."""
+    collect_rarely()
     for name in LOADED:
         importlib.import_module(name)
+    gc.freeze()  # so that no child copies pages of it by looking for garbage there
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who waits for the command decides
     signal.signal(signal.SIGTERM, end_below)
     read, write = os.pipe()

@@ -22,6 +22,7 @@ from typing import Any
 
 from zimage import migrate
 from zimage.errors import InputError
+from zimage.garbage import collect_rarely
 from zimage.lora import commands as lora
 from zimage.signatures import STAGES, Signature, signature
 
@@ -205,6 +206,7 @@ def _parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
 
 def _begin(followed: str | None) -> None:
     """Set up what a whole process has once: log lines, offline libraries, SIGTERM like Ctrl-C, a follower."""
+    collect_rarely()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("zimage").setLevel(logging.INFO)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}

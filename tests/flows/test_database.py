@@ -1,0 +1,91 @@
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows.database import empty, make_empty, provide
+from flows.temporary import TemporaryServer
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("empty") / "share" / "empty.db"
+    make_empty(target)
+    return target
+
+
+def content(path: Path) -> dict[str, int]:
+    """The tables of a database, and how many rows each has."""
+    with contextlib.closing(sqlite3.connect(path)) as opened:
+        names = [name for (name,) in opened.execute("select name from sqlite_master where type = 'table'")]
+        return {name: opened.execute(f'select count(*) from "{name}"').fetchone()[0] for name in names}
+
+
+def test_it_has_prefects_tables_and_nothing_in_them(made: Path) -> None:
+    found = content(made)
+
+    assert {"flow_run", "task_run", "artifact", "events", "alembic_version"} <= set(found)
+    assert {name for name, rows in found.items() if rows} == {"alembic_version"}
+    assert [path.name for path in made.parent.iterdir()] == ["empty.db"]
+
+
+def test_a_new_home_gets_a_copy(made: Path, tmp_path: Path) -> None:
+    target = tmp_path / "home" / "prefect.db"
+    provide(f"sqlite+aiosqlite:///{target}", made)
+
+    assert target.read_bytes() == made.read_bytes()
+    assert [path.name for path in target.parent.iterdir()] == ["prefect.db"]
+
+
+def test_a_database_that_is_there_stays_as_it_is(made: Path, tmp_path: Path) -> None:
+    target = tmp_path / "prefect.db"
+    target.write_bytes(b"somebody's runs")
+    provide(f"sqlite+aiosqlite:///{target}", made)
+
+    assert target.read_bytes() == b"somebody's runs"
+
+
+@pytest.mark.parametrize(
+    "address", ["postgresql+asyncpg://prefect:secret@db:5432/prefect", "sqlite+aiosqlite:///:memory:"]
+)
+def test_a_database_that_is_no_file_is_left_to_prefect(
+    made: Path, address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    provide(address, made)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_empty_one_nothing_is_done(tmp_path: Path) -> None:
+    provide(f"sqlite+aiosqlite:///{tmp_path / 'home' / 'prefect.db'}", tmp_path / "was never made.db")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prefects_server_takes_the_copy_for_its_own(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "prefect.db"
+    address = f"sqlite+aiosqlite:///{target}"
+    provide(address, made)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", address)
+    server = TemporaryServer()
+    server.wait()
+    made_flow = httpx.post(f"{server.api}/flows/", json={"name": "personalize"})
+    server.end()
+
+    assert made_flow.status_code == 201
+    found = content(target)
+    assert found["flow"] == 1
+    assert list(found) == list(content(made))
+    assert found["alembic_version"] == 1
+
+
+def test_its_name_tells_the_version_that_made_it() -> None:
+    from prefect import __version__
+
+    assert empty().name == f"prefect-{__version__}.db"
