@@ -36,6 +36,7 @@ ACROSS = {
     "tests/test_access.py",
     "tests/test_audit.py",
     "tests/training/test_parity.py",
+    "tests/training/test_on_a_gpu.py",
 }
 # What a stage reads, by the name its signature gives it.
 PLACES = {"photos": "data/photos", "consent": "data/consent.yaml", "overrides": "data/overrides"}

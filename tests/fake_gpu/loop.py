@@ -1,0 +1,60 @@
+"""Makes a run ready and takes its steps as a machine with a GPU would, on one without contents.
+
+python -m tests.fake_gpu.loop BASE ENCODED
+    the folders of a base model and of what encode made; prints one line for each form of a run that went through
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.fake_gpu.device import GPU, fake_gpu  # isort: skip - before torch
+
+import torch
+
+from tests.training.recipe import recipe
+from zimage.training.params import TrainParams
+from zimage.training.preparation import prepare
+from zimage.training.watch import Readings
+from zimage.training.world import World
+
+STEPS = 3
+PRESERVATION = {"weight": 1.0, "every": 2, "batch": 2, "pictures": "crops", "target": "base"}
+# How weights are kept, what is computed again, blocks that travel, and what else differs from tests/training/recipe.py.
+FORMS: list[tuple[str, str, int, dict[str, Any]]] = [
+    ("plain", "none", 0, {}),
+    ("plain", "full", 2, {"preservation": PRESERVATION}),
+    ("int8", "full", 0, {"dropout": 0.1, "at_once": 1}),
+    ("fp8", "none", 0, {"targets": ["attention", "context_refiner", "time_embedder", "final_layer"]}),
+    ("fp8", "full", 2, {"latents": "mean", "face_weight": 1.0}),
+    ("nf4", "full", 2, {"preservation": PRESERVATION, "dropout": 0.1}),
+]
+
+
+def taken(base: Path, encoded: Path, params: TrainParams) -> None:
+    """Take some steps; whatever is made of adapters and numbers has to be on the GPU."""
+    with fake_gpu():
+        world = World()
+        prepared = prepare(encoded, base, params, world)
+        readings = Readings(GPU, STEPS + 1)
+        for number in range(STEPS):
+            numbers = prepared.loop.step(number)
+            assert (numbers.device, numbers.shape, numbers.dtype) == (GPU, (2,), torch.float32)
+            assert readings.put(number, numbers) == []
+        tensors = prepared.loop.optimiser.tensors()
+        assert {tensor.device for name, tensor in tensors.items() if not name.startswith("step.")} == {GPU}
+        prepared.loop.optimiser.restore({name: tensor.to("cpu") for name, tensor in tensors.items()})
+        prepared.loop.step(STEPS)
+        world.close()
+
+
+def main(base: Path, encoded: Path) -> None:
+    """Take steps in each form."""
+    for kind, checkpointing, away, changes in FORMS:
+        memory = {"frozen": kind, "checkpointing": checkpointing, "offloaded_blocks": away}
+        taken(base, encoded, recipe(precision="bfloat16", memory=memory, **changes))
+        print(kind, checkpointing, away, *changes)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
