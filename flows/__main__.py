@@ -31,6 +31,7 @@ SPECS: dict[str, type[spec.SubjectSpec]] = {
 STACK = {
     "serve": "Run a Prefect server, a worker for each pool, and all deployments, until Ctrl-C.",
     "deploy": "Apply pools, deployments and automations to the configured server.",
+    "work": "Take runs of a pool of the configured server and do them on this machine, until Ctrl-C.",
 }
 FLAGS = {"values": "--set"}
 STAGED = ("personalize", "prepare", "learn")  # flows that bring stages up to date
@@ -43,12 +44,12 @@ QUIET = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
 }
 
-
+HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 # Of a server that lasts, and of its workers. Leases in files outlive a restart of the server, those in memory do not.
 LASTING = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P1D",  # they tell pseudonyms, and nobody can delete them
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # tasks/policy.py, HEARTBEAT_S
+    HEARTBEAT: "30",  # tasks/policy.py, HEARTBEAT_S
     "PREFECT_WORKER_QUERY_SECONDS": "2",
 }
 PORT = 4200
@@ -78,13 +79,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return USER_ERROR if refusal else 0
 
 
-def _stack(name: str, *, notify: str, port: int = PORT) -> int:
-    """Run the stack, or apply what is declared for it; return the exit code."""
+def _stack(name: str, **given: Any) -> int:
+    """Run the stack or a worker of one, or apply what is declared for it; return the exit code."""
     for key, value in LASTING.items():
         os.environ.setdefault(key, value)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    return _work(**given) if name == "work" else _served(name, **given)
+
+
+def _work(pool: str, limit: int | None) -> int:
+    """Become a worker of the configured server; return the exit code where none is configured."""
+    if "PREFECT_API_URL" not in os.environ:
+        print("flows: No server is configured; set PREFECT_API_URL, such as http://HOST:4200/api.", file=sys.stderr)
+        return USER_ERROR
+    limited = [] if limit is None else ["--limit", str(limit)]
+    command = ["-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", *limited]
+    os.execv(sys.executable, [sys.executable, *command])  # its signals reach it with nothing between
+
+
+def _served(name: str, *, notify: str, port: int = PORT) -> int:
+    """Run the stack, or apply what is declared for it; return the exit code."""
     if name == "serve":
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     from flows.stack import deploy, serve
 
     try:
@@ -102,6 +118,7 @@ def _stack(name: str, *, notify: str, port: int = PORT) -> int:
 
 def _run(name: str, asked: BaseModel) -> Any:
     """Return what the flow returns, run on the configured server or on one of its own."""
+    os.environ.setdefault(HEARTBEAT, LASTING[HEARTBEAT])  # of a server that lasts, which takes silence for a death
     server = None if "PREFECT_API_URL" in os.environ else TemporaryServer.of_process()
     collect_rarely()
     with at_hand() if name in STAGED else nullcontext():
@@ -191,6 +208,10 @@ def _parser() -> argparse.ArgumentParser:
             _add_option(command, field, info)
     for name, about in STACK.items():
         command = commands.add_parser(name, help=about, description=about)
+        if name == "work":
+            command.add_argument("pool", choices=["cpu", "gpu"], help="whose runs it takes")
+            command.add_argument("--limit", type=int, metavar="RUNS", help="at a time; 1 for a GPU")
+            continue
         address = os.environ.get("ZIMAGE_NOTIFY", "")
         command.add_argument("--notify", default=address, metavar="URL", help="a webhook that gets notifications")
         if name == "serve":

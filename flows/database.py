@@ -56,13 +56,19 @@ def provide(address: str, source: Path) -> None:
 
     url = make_url(address)
     target = Path(url.database or "")
-    if url.get_backend_name() != "sqlite" or not target.is_absolute() or target.exists() or not source.is_file():
+    if url.get_backend_name() != "sqlite" or not target.is_absolute() or not source.is_file() or _is_used(target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary, contextlib.suppress(FileExistsError):
+    # Unless another server was quicker, or the file system knows no second names; then Prefect makes its own.
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary, contextlib.suppress(OSError):
         copied = Path(temporary) / target.name
         shutil.copyfile(source, copied)
-        os.link(copied, target)  # unless another server was quicker
+        os.link(copied, target)
+
+
+def _is_used(target: Path) -> bool:
+    """Return whether there is a database, or the log of a deleted one, which SQLite would write into a new one."""
+    return any(target.with_name(f"{target.name}{ending}").exists() for ending in ("", "-wal", "-shm", "-journal"))
 
 
 if __name__ == "__main__":

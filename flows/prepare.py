@@ -55,5 +55,5 @@ def _set_up(settings: Settings, spec: PrepareSpec, addresses: dict[str, str]) ->
         overrides=addresses["overrides"],
         base=spec.base,
         preset=spec.preset,
-        values=parsed(spec.values),
+        values=parsed(spec.chosen()),
     )

@@ -65,9 +65,20 @@ class PrepareSpec(PlacedSpec):
         title="Preset",
         description="Values for a base and a GPU's memory; turbo-… for the distilled Turbo.",
     )
+    steps: int = Field(
+        0, title="Training steps", ge=0, le=50_000, description="Of the optimiser; 0 leaves what was chosen before."
+    )
+    rank: int = Field(
+        0, title="Rank of the LoRA", ge=0, le=256, description="Of every adapter; 0 leaves what was chosen before."
+    )
     values: list[str] = Field(
         [], title="Own values", description="SECTION.KEY=VALUE as in params.yaml, such as train.steps=800."
     )
+
+    def chosen(self) -> list[str]:
+        """Return all values that were chosen here, as `values` has them."""
+        named = {"train.steps": self.steps, "train.rank": self.rank}
+        return [*(f"{key}={value}" for key, value in named.items() if value), *self.values]
 
 
 class LearnSpec(PlacedSpec):

@@ -47,6 +47,13 @@ def test_a_database_that_is_there_stays_as_it_is(made: Path, tmp_path: Path) -> 
     assert target.read_bytes() == b"somebody's runs"
 
 
+def test_the_log_of_a_deleted_database_is_never_played_into_a_copy(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "prefect.db-wal").write_bytes(b"what somebody deleted")
+    provide(f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}", made)
+
+    assert not (tmp_path / "prefect.db").exists()
+
+
 @pytest.mark.parametrize(
     "address", ["postgresql+asyncpg://prefect:secret@db:5432/prefect", "sqlite+aiosqlite:///:memory:"]
 )

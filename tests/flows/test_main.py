@@ -2,9 +2,11 @@ import argparse
 import contextlib
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +14,7 @@ import pytest
 
 from flows.__main__ import SPECS, _parser, main
 from flows.spec import PersonalizeSpec
+from tasks.policy import HEARTBEAT_S
 from zimage.demo import make_demo_photos
 from zimage.folder import aside_of
 
@@ -56,6 +59,37 @@ def test_a_bad_pseudonym_ends_with_one_sentence(capsys: pytest.CaptureFixture[st
 
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("flows: --subject '../ada': String should match pattern")
+
+
+def test_a_worker_needs_nothing_but_the_servers_address(tmp_path: Path) -> None:
+    """Else its runs tell of themselves too seldom, and are given up while they work (infra/automations.yaml)."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "PYTHON"))}
+        environment = {
+            **kept,
+            "PREFECT_HOME": str(tmp_path),
+            "PREFECT_API_URL": f"http://127.0.0.1:{nobody.getsockname()[1]}/api",
+        }
+        command = [sys.executable, "-m", "flows", "work", "gpu", "--limit", "1"]
+        with subprocess.Popen(command, cwd=PROJECT, env=environment) as worker:
+            process, until = psutil.Process(worker.pid), time.monotonic() + 30
+            while "prefect" not in process.cmdline() and time.monotonic() < until:
+                time.sleep(0.05)
+            words, known = process.cmdline(), process.environ()
+            worker.kill()
+
+    assert words[2:] == ["prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--limit", "1"]
+    assert int(known["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) == HEARTBEAT_S
+    assert known["PYTHONPATH"] == str(PROJECT)  # deployments name `flows…`, which no installed package has
+
+
+def test_a_worker_without_a_server_is_told_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+    assert main(["work", "cpu"]) == 2
+    assert "set PREFECT_API_URL" in capsys.readouterr().err
 
 
 def test_help_starts_no_server_and_imports_no_scheduler() -> None:

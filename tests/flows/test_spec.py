@@ -1,7 +1,9 @@
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from flows.spec import PersonalizeSpec, PrepareSpec, PublishSpec
+from flows.__main__ import SPECS
+from flows.spec import PersonalizeSpec, PrepareSpec, PublishSpec, RetrainSpec
+from zimage.params import parsed
 
 
 @pytest.mark.parametrize("subject", ["ada", "s-4f1c", "a1_b", "demo"])
@@ -31,7 +33,22 @@ def test_nothing_is_published_unless_it_is_asked_for() -> None:
     assert PersonalizeSpec(subject="ada").publish == "never"
 
 
-def test_every_field_tells_a_form_what_it_is() -> None:
-    for name, field in PersonalizeSpec.model_fields.items():
+@pytest.mark.parametrize("kind", [*SPECS.values(), RetrainSpec])
+def test_every_field_tells_a_form_what_it_is(kind: type[BaseModel]) -> None:
+    for name, field in kind.model_fields.items():
         assert field.title, name
         assert field.description, name
+
+
+@pytest.mark.parametrize(("field", "value"), [("steps", -1), ("steps", 50_001), ("rank", 257)])
+def test_a_number_outside_its_range_is_refused(field: str, value: int) -> None:
+    with pytest.raises(ValidationError, match=r"should be (greater|less) than or equal to"):
+        PrepareSpec.model_validate({"subject": "ada", field: value})
+
+
+def test_named_values_join_the_own_ones_which_win() -> None:
+    spec = PersonalizeSpec(subject="ada", steps=800, values=["train.rank=8"])
+
+    assert spec.chosen() == ["train.steps=800", "train.rank=8"]
+    assert parsed(PersonalizeSpec(subject="ada", rank=4, values=["train.rank=8"]).chosen()) == {"train.rank": 8}
+    assert PersonalizeSpec(subject="ada").chosen() == []
