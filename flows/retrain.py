@@ -2,6 +2,8 @@
 
 import datetime
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun
@@ -9,7 +11,7 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
 from flows.spec import PersonalizeSpec, RetrainSpec
-from tasks.elsewhere import start
+from tasks.elsewhere import at_work, start
 from tasks.scan import Finding, read_project, scan, subjects
 from tasks.settings import from_environment
 from tasks.shown import show_scan
@@ -20,20 +22,32 @@ WARN_BEFORE = datetime.timedelta(days=30)
 
 @flow(name="retrain", flow_run_name="retrain")
 def retrain(spec: RetrainSpec) -> dict[str, int]:
-    """Return how many subjects are unchanged, changed and stopped; the table tells the reason of each."""
+    """Return how many subjects are unchanged, changed and stopped; the table tells the reason of each.
+
+    Where a `personalize` has not ended yet, no other is started: it would wait for the subject, and be given up.
+    """
     settings = from_environment()
     store = open_store(settings.store)
     project = read_project(settings.project)
     today = datetime.datetime.now(datetime.UTC).date()
     found = [scan(settings, store, project, subject, today) for subject in subjects(store)]
-    findings = [each for each in found if each is not None]
+    working = at_work("personalize")
+    findings = [_with_work(each, working) for each in found if each is not None]
     for finding in findings:
-        if finding.verdict != "unchanged":
+        if finding.reason:
             get_run_logger().info("%s is %s: %s", finding.subject, finding.verdict, finding.reason)
         _warn(finding, today)
-    runs = {each.subject: _start(each, spec) for each in findings if each.verdict == "changed" and not spec.only_look}
+    changed = [each for each in findings if each.verdict == "changed" and each.subject not in working]
+    runs = {} if spec.only_look else {each.subject: _start(each, spec) for each in changed}
     show_scan(findings, {subject: run.name for subject, run in runs.items()})
     return dict(Counter(each.verdict for each in findings))
+
+
+def _with_work(finding: Finding, working: Mapping[str, str]) -> Finding:
+    """Return a finding whose reason says that a changed subject is at work already, if it is."""
+    if finding.verdict != "changed" or finding.subject not in working:
+        return finding
+    return replace(finding, reason=f"{finding.reason}; `{working[finding.subject]}` is at work on it already")
 
 
 def _start(finding: Finding, spec: RetrainSpec) -> FlowRun:

@@ -1,11 +1,21 @@
 """A leg on a machine of its own: started through its deployment, waited for, started again if its worker is lost."""
 
+import datetime
 import time
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
-from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType, TaskRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.logging import get_run_logger
@@ -14,6 +24,7 @@ from prefect.states import Cancelling
 from pydantic import BaseModel
 
 from tasks.dvc import StageFailedError
+from tasks.forget_runs import PAGE, subject_of
 from tasks.policy import LEGS, PARENT_LOST, SERVER_AWAY_S, SERVER_ERRORS
 from tasks.stage import NAMES
 from tasks.workspace import Outcome
@@ -82,6 +93,24 @@ def start(leg: str, spec: BaseModel, *, attempt: int | str = 0, as_part: bool = 
         )
     except ObjectNotFound:
         raise InputError(f"This Prefect server has no deployment `{leg}/{leg}`; `make serve` makes them.") from None
+
+
+def at_work(flow: str) -> dict[str, str]:
+    """Return the name of a run of `flow` for each subject that has one which was to start by now and has not ended.
+
+    Waiting for a worker, for a retry or for a person is being at work. What a schedule has planned for later is not.
+    """
+    others = [each for each in StateType if each not in TERMINAL_STATES]
+    due = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=others)),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.datetime.now(datetime.UTC)),
+    )
+    of = FlowFilter(name=FlowFilterName(any_=[flow]))
+    found: list[FlowRun] = []
+    with get_client(sync_client=True) as client:
+        while page := client.read_flow_runs(flow_filter=of, flow_run_filter=due, limit=PAGE, offset=len(found)):
+            found += page
+    return {subject_of(run): run.name for run in found}
 
 
 def wait_for(run: FlowRun) -> FlowRun:

@@ -22,6 +22,7 @@ from tasks.storage import ConflictError, Store, open_store
 from tasks.subject import Choices, params_of, write_choices
 from tasks.tombstones import refuse_while_forgetting
 from zimage.errors import InputError
+from zimage.faces.consent import Consent, read_consent
 from zimage.folder import write_whole
 from zimage.section import Section
 
@@ -44,6 +45,8 @@ class State(Section):
     """DVC's description of each input, by its name in `data/`."""
     lock: str
     """The content of `dvc.lock`."""
+    consent: Consent | None = None
+    """What the person agreed to, for machines that cannot see the file; None in states that are older than this."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ def hand_over(
         run: The run's name, for people.
 
     Raises:
-        InputError: somebody else changed the state in between, or the subject is being forgotten.
+        InputError: somebody else changed the state in between, the subject is being forgotten, or its consent cannot
+            be read.
     """
     store, folder = open_store(settings.store), settings.workspace(subject)
     before = taken.state
@@ -141,6 +145,7 @@ def hand_over(
         sources=sources or (before.sources if before else {}),
         inputs=_inputs(folder),
         lock=_lock(folder),
+        consent=_consent(folder, before),
     )
     if before is not None:
         mend_noted(settings, subject)
@@ -203,6 +208,14 @@ def _same(state: State, other: State) -> bool:
 def _inputs(folder: Path) -> dict[Input, str]:
     paths = {name: folder / "data" / f"{name}.dvc" for name in INPUTS}
     return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
+
+
+def _consent(folder: Path, before: State | None) -> Consent | None:
+    """Return the consent that is here; where it was not fetched, it is the one that was handed over."""
+    path = folder / "data" / "consent.yaml"
+    if path.is_file():
+        return read_consent(path)
+    return before.consent if before else None
 
 
 def _lock(folder: Path) -> str:

@@ -6,21 +6,23 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import yaml
 
 from tasks.handover import State, read_state
 from tasks.settings import Settings
-from tasks.sources import look
+from tasks.sources import content, look
 from tasks.storage import Store
 from tasks.subject import Choices, presets
 from zimage.errors import InputError
-from zimage.faces.consent import Consent, read_consent, require
+from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, read_consent, require
 from zimage.signatures import STAGES
 
 Verdict = Literal["unchanged", "changed", "stopped"]
 SHOWN = 4  # reasons of one kind that are spelt out
+NOT_KNOWN = "its consent cannot be seen from here, and no leg has handed over its last day"
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Finding:
     Args:
         subject: Whose it is.
         verdict: Whether it has to be run again; `stopped` where it must not be.
-        reason: Why, in words; empty where it is unchanged.
-        consent_until: The last day of the consent, where it could be read.
+        reason: Why, in words, and what could not be looked at; empty where it is unchanged and all was looked at.
+        consent_until: The last day of the consent, where it is known.
     """
 
     subject: str
@@ -82,29 +84,50 @@ def scan(settings: Settings, store: Store, project: Project, subject: str, today
         state = read_state(store, subject).state
         if state is None:
             return None
-        consent = _consent(settings, subject, state)
+        looks = look(state.sources["consent"].address) if "consent" in state.sources else ""
+        consent = _consent(state, looks, settings.workspace(subject))
         until = consent.expires if consent else None
         if consent:
             require(consent, "training", today)
-        reasons = [*_inputs(state), *_results(state, project)]
+        reasons = [*_inputs(state, looks), *_results(state, project)]
     except InputError as error:
         return Finding(subject, "stopped", str(error), until)
-    return Finding(subject, "changed" if reasons else "unchanged", "; ".join(reasons), until)
+    told = reasons if consent else [*reasons, NOT_KNOWN]
+    return Finding(subject, "changed" if reasons else "unchanged", "; ".join(told), until)
 
 
-def _consent(settings: Settings, subject: str, state: State) -> Consent | None:
-    """Return the consent as it is now: at its source, or as the workspace on this machine has it."""
-    sources = [state.sources["consent"].address] if "consent" in state.sources else []
-    for place in [*sources, str(settings.workspace(subject) / "data" / "consent.yaml")]:
-        if Path(place).is_file():
-            return read_consent(Path(place))
-    return None
+def _consent(state: State, looks: str, workspace: Path) -> Consent | None:
+    """Return the consent as it is now, or None where it is not known.
+
+    One that looks at its source as it did, or cannot be seen there, is the one that was handed over; older states have
+    none, and then the workspace on this machine may.
+    """
+    if looks and not (state.consent and looks == state.sources["consent"].seen):
+        return _read(state.sources["consent"].address)
+    if state.consent:
+        return state.consent
+    here = workspace / "data" / "consent.yaml"
+    return read_consent(here) if here.is_file() else None
 
 
-def _inputs(state: State) -> Iterator[str]:
+def _read(address: str) -> Consent | None:
+    """Return the consent at an address; None if it has just gone."""
+    found = content(address, max_bytes=MAX_CONSENT_BYTES)
+    if found is None:
+        return None
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "consent.yaml"
+        path.write_bytes(found)
+        try:
+            return read_consent(path)
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), address)) from None
+
+
+def _inputs(state: State, consent_looks: str) -> Iterator[str]:
     """Yield what looks different where it comes from; what cannot be seen from here counts as it was."""
     for name, source in state.sources.items():
-        now = look(source.address)
+        now = consent_looks if name == "consent" else look(source.address)
         if now and now != source.seen:
             yield f"{name} at {source.address} changed"
 

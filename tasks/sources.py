@@ -1,10 +1,13 @@
 """Where a subject's photos, consent and overrides come from, and whether they look as they did."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from tasks.bucket import Bucket
+from tasks.bucket import Bucket, Listed
 from tasks.photos import MOST_FILES
+from zimage.errors import InputError
 from zimage.section import Section
 
 
@@ -12,7 +15,7 @@ class Source(Section):
     """A place from which an input is taken over."""
 
     address: str
-    """A file, a folder, or s3://bucket/prefix."""
+    """A file, a folder, s3://bucket/prefix, or s3://bucket/key of one object."""
     seen: str
     """A hash of what it looked like: names, sizes and times of its files; "" where it is not to be seen from here."""
 
@@ -28,13 +31,67 @@ def look(address: str) -> str:
     """Return a hash of names, sizes and times of all files at `address`, without opening one; "" if nothing is there.
 
     A bucket is listed by keys and ETags.
+
+    Raises:
+        InputError: the bucket cannot be listed, or holds too much there.
     """
     lines = _objects(address) if address.startswith("s3://") else _files(Path(address))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
 
 
+def content(address: str, *, max_bytes: int) -> bytes | None:
+    """Return what the one file or object at `address` holds; None if none is to be seen from here.
+
+    Raises:
+        InputError: it is larger than `max_bytes`, or it cannot be read as it was stored.
+    """
+    if address.startswith("s3://"):
+        return _fetched(address, max_bytes)
+    path = Path(address).expanduser()
+    if not path.is_file():
+        return None
+    _refuse_larger(address, path.stat().st_size, max_bytes)
+    return path.read_bytes()
+
+
+def _fetched(address: str, max_bytes: int) -> bytes | None:
+    bucket = Bucket.at(address)
+    bucket.listed(MOST_FILES)  # says in one sentence what is wrong with the bucket, if something is
+    one = _one(bucket)
+    if one is None:
+        return None
+    _refuse_larger(address, one.size_bytes, max_bytes)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "content"
+        _above(bucket).fetch(one, path)
+        return path.read_bytes()
+
+
+def _refuse_larger(address: str, size_bytes: int, max_bytes: int) -> None:
+    if size_bytes > max_bytes:
+        raise InputError(f"{address} has {size_bytes} bytes, more than {max_bytes}; check that it is the right file.")
+
+
 def _objects(address: str) -> list[str]:
-    return [f"{each.key} {each.etag}" for each in Bucket.at(address).listed(MOST_FILES)]
+    bucket = Bucket.at(address)
+    found = bucket.listed(MOST_FILES)
+    one = None if found else _one(bucket)
+    return [f"{each.key} {each.etag}" for each in (found or filter(None, [one]))]
+
+
+def _one(bucket: Bucket) -> Listed | None:
+    """Return the object whose key is the whole prefix; of all keys that begin with it, it is listed first (S3 API)."""
+    store = bucket.store
+    answer = store.client.list_objects_v2(Bucket=store.bucket, Prefix=store.prefix, MaxKeys=1)
+    for entry in answer.get("Contents", []):
+        if entry["Key"] == store.prefix:
+            return Listed(entry["Key"].rpartition("/")[2], entry["Size"], entry["ETag"])
+    return None
+
+
+def _above(bucket: Bucket) -> Bucket:
+    """Return the prefix in which the object lies."""
+    return Bucket(replace(bucket.store, prefix=bucket.store.prefix.rpartition("/")[0]))
 
 
 def _files(path: Path) -> list[str]:

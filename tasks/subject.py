@@ -7,8 +7,10 @@ import yaml
 
 from tasks.photos import bring_photos
 from tasks.settings import DEMO, Settings
+from tasks.sources import content
 from tasks.workspace import is_tracked, make, write_changed
 from zimage.errors import InputError
+from zimage.faces.consent import MAX_CONSENT_BYTES
 from zimage.folder import write_whole
 from zimage.model.base import TINY, Base, identify
 from zimage.params import with_values
@@ -65,7 +67,7 @@ def set_up(
         settings: Where the project and the workspaces are.
         subject: Whose it is; `demo` is the project itself, which is left as it is.
         photos: A folder, an archive or `s3://bucket/prefix`.
-        consent: A consent file.
+        consent: A consent file, or `s3://bucket/key` of one.
         overrides: A folder with a person's decisions on photos and captions.
         base: A folder or a hub id; it is identified anew whenever it is given.
         preset: A name in presets.yaml.
@@ -140,11 +142,13 @@ def _pinned(base: str) -> Base:
 
 def _bring_consent(consent: str, target: Path, subject: str) -> None:
     if consent:
-        source = Path(consent).expanduser()
-        if not source.is_file():
-            raise InputError(f"There is no consent file {consent}.")
-        if not target.is_file() or target.read_bytes() != source.read_bytes():
-            write_whole(target, source.read_bytes())
+        found = content(consent, max_bytes=MAX_CONSENT_BYTES)
+        if found is None:
+            raise InputError(
+                f"There is no consent file {consent}; name a file, or s3://bucket/key, that this machine can read."
+            )
+        if not target.is_file() or target.read_bytes() != found:
+            write_whole(target, found)
     elif not target.is_file() and not is_tracked(target):
         raise InputError(f"{subject} has no consent yet; give its file with --consent.")
 

@@ -33,6 +33,7 @@ from zimage.model.sequence import Bucket, padded, sequence_length
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import OptimiserParams, Target
+from zimage.training.recorded import Recorded, Recorder
 from zimage.training.running import Checkpointing, runner
 
 OPTIMISER = OptimiserParams(
@@ -226,7 +227,7 @@ def our_step(
         checkpointing: What is computed again on the way back.
         compiled: Fuse each block.
         away: Blocks that wait in the machine's memory.
-        captured: Forward and back are one CUDA graph, which training does not have (infra/benchmarks.md says why).
+        captured: Forward and back are one CUDA graph (`train.memory.graphs`).
     """
     device = _device()
     transformer = _random(size, torch.float32 if device.type == "cpu" else dtype)
@@ -242,43 +243,22 @@ def our_step(
     clean, chance, turn = _latents(size).to(device), torch.Generator().manual_seed(2), cycle(contexts)
 
     def there_and_back(noise: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        adapters.gradient.zero_()
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
         loss = (denoiser.velocity(noisy, sigma, context) - (noise - clean)).square().mean()
         loss.backward()
         return loss.detach()
 
-    passes = _captured(there_and_back, [*_drawn(size, torch.Generator()), contexts[0]]) if captured else there_and_back
+    recorder = Recorder(device) if captured else None
+    passes = Recorded(there_and_back, adapters.gradient, recorder) if recorder else there_and_back
 
     def step() -> Tensor:
         noise, sigma = (sent(drawn, device) for drawn in _drawn(size, chance))
+        adapters.gradient.zero_()
         loss = passes(noise, sigma, next(turn))
         optimiser.step(1.0, 0)
         return loss
 
     return step
-
-
-def _captured(passes: Callable[..., Tensor], examples: list[Tensor]) -> Callable[..., Tensor]:
-    """Return what replays one CUDA graph of `passes` for inputs of the examples' shapes."""
-    fixed = [example.to(_device(), copy=True) for example in examples]
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):  # kernels are chosen, tables made and blocks compiled before anything is recorded
-            passes(*fixed)
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = passes(*fixed)
-
-    def replay(*inputs: Tensor) -> Tensor:
-        for place, given in zip(fixed, inputs, strict=True):
-            place.copy_(given, non_blocking=True)
-        graph.replay()
-        return result.clone()
-
-    return replay
 
 
 def plain_step(size: Size, dtype: torch.dtype, *, vae: AutoencoderKL | None = None) -> Step:

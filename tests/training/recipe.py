@@ -28,7 +28,7 @@ PARAMS: dict[str, Any] = {
     "latents": "sample",
     "preservation": None,
     "training_adapter": None,
-    "memory": {"frozen": "plain", "checkpointing": "none", "offloaded_blocks": 0, "compile": False},
+    "memory": {"frozen": "plain", "checkpointing": "none", "offloaded_blocks": 0, "compile": False, "graphs": False},
     "checkpoint_every": 2,
     "samples": None,
     "stored": "float32",

@@ -42,6 +42,7 @@ def _memory(**changes: Any) -> MemoryParams:
     [
         ({"checkpointing": "selective"}, r"needs the compiler; set train\.memory\.compile to true"),
         ({"offloaded_blocks": 2, "compile": True}, r"come and go; set train\.memory\.compile to false"),
+        ({"offloaded_blocks": 2, "graphs": True}, r"cannot record the coming and going of train\.memory\.offloaded_"),
         ({"offloaded_blocks": 31}, r"is 31, but the base has 30 main blocks"),
     ],
 )

@@ -12,6 +12,7 @@ from zimage.training.objective import Objective
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import PreservationParams, ScheduleParams
 from zimage.training.plan import Step
+from zimage.training.recorded import Passes
 from zimage.training.schedule import rate_factor
 from zimage.training.watch import Reading, Readings
 from zimage.training.world import World
@@ -25,6 +26,7 @@ class Loop:
 
     Args:
         objective: The loss.
+        passes: Forward and back: the objective's own, or recorded (see `Recorded`).
         adapters: What is trained.
         optimiser: How it follows its gradients.
         schedule: The course of the learning rate.
@@ -36,6 +38,7 @@ class Loop:
     """
 
     objective: Objective
+    passes: Passes
     adapters: Adapters
     optimiser: Optimiser
     schedule: ScheduleParams
@@ -80,9 +83,7 @@ class Loop:
         for rows in self.world.rows(len(step.items), self.at_once):
             if self.adapters.drop_inputs:  # the only chance that torch draws where it is needed
                 torch.manual_seed(seed_of(self.objective.seed, "dropout", number, rows.start))
-            loss = self.objective.loss(step, chance, rows)
-            loss.backward()
-            total += loss.detach()
+            total += self.passes(*self.objective.inputs(step, chance, rows))
         if self.preservation is not None and number % self.preservation.every == 0:
             self._backward_preserving(number // self.preservation.every, self.preservation)
         return total

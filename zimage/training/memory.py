@@ -38,6 +38,7 @@ class Preset:
 
 def _preset(frozen: str, checkpointing: str, *, away: int = 0, compiled: bool, at_once: int = 1) -> Preset:
     values = {"frozen": frozen, "checkpointing": checkpointing, "offloaded_blocks": away, "compile": compiled}
+    values["graphs"] = False
     return Preset(MemoryParams.model_validate(values), at_once)
 
 
@@ -92,6 +93,10 @@ def check(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
             "train.memory.offloaded_blocks needs blocks that are not compiled, for their weights come and go; "
             "set train.memory.compile to false, or offloaded_blocks to 0."
         )
+    if memory.graphs and (hindrance := _hindrance_of_graphs(params)):
+        raise InputError(
+            f"train.memory.graphs cannot record {hindrance}; set that otherwise, or train.memory.graphs to false."
+        )
     if memory.offloaded_blocks > sizes.layers:
         raise InputError(
             f"train.memory.offloaded_blocks is {memory.offloaded_blocks}, but the base has {sizes.layers} main blocks; "
@@ -107,6 +112,16 @@ def check(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
             f"train.memory.frozen is `fp8`, but {torch.cuda.get_device_name(device)} has no units for it; "
             "set it to `int8`."
         )
+
+
+def _hindrance_of_graphs(params: TrainParams) -> str | None:
+    """Return what would be frozen as it was when a CUDA graph was recorded, or cannot be recorded at all."""
+    if params.dropout > 0:
+        return "the chance of train.dropout"
+    if params.memory.offloaded_blocks:
+        return "the coming and going of train.memory.offloaded_blocks"
+    before_context = {"context_refiner", "caption_embedder"} & set(params.targets)
+    return f"captions that train.targets ({', '.join(sorted(before_context))}) change" if before_context else None
 
 
 def checkpointing_of(

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,24 +46,36 @@ class Objective:
         shape = (len(step.items), channels, step.bucket.height, step.bucket.width)
         return draw(self.seed, number, shape, self.sigma, sampler_shift=self.sampler_shift, name=name)
 
-    def loss(self, step: Step, chance: Draw, rows: slice) -> Tensor:
-        """Return these rows' share in the step's loss: the shares of all rows add up to the mean over samples."""
+    def inputs(self, step: Step, chance: Draw, rows: slice) -> tuple[Any, ...]:
+        """Return what `there_and_back` reads of these rows of a step."""
         part = step.part(rows)
         clean, noise, sigma = self._parts(part, chance, rows)
-        velocity = self._velocity(part, clean, noise, sigma)
-        errors = squared_error(velocity, noise - clean, self.dataset.places(part))
-        return (errors * sigma_weights(self.loss_weight, sigma)).sum() / len(step.items)
+        context = self.dataset.context(part, self.denoiser)
+        return clean, noise, sigma, context, self.dataset.places(part), len(step.items)
+
+    def there_and_back(  # noqa: PLR0917
+        self, clean: Tensor, noise: Tensor, sigma: Tensor, context: Tensor, places: Tensor | None, samples: int
+    ) -> Tensor:
+        """Return some rows' share in a step's loss, and add its gradients to the adapters'.
+
+        The shares of all rows add up to the mean over the step's samples.
+        """
+        errors = squared_error(self._velocity(clean, noise, sigma, context), noise - clean, places)
+        loss = (errors * sigma_weights(self.loss_weight, sigma)).sum() / samples
+        loss.backward()
+        return loss.detach()
 
     def preservation(self, step: Step, chance: Draw, rows: slice, params: PreservationParams) -> Tensor:
         """Return these rows' share in the loss that keeps the class as it was, weight included."""
         part = step.part(rows)
         clean, noise, sigma = self._parts(part, chance, rows)
+        context = self.dataset.context(part, self.denoiser)
         if params.target == "picture":
             target = noise - clean
         else:
             with torch.no_grad(), self.denoiser.without_adapters():
-                target = self._velocity(part, clean, noise, sigma)
-        errors = squared_error(self._velocity(part, clean, noise, sigma), target, None)
+                target = self._velocity(clean, noise, sigma, context)
+        errors = squared_error(self._velocity(clean, noise, sigma, context), target, None)
         return params.weight * (errors * sigma_weights(self.loss_weight, sigma)).sum() / len(step.items)
 
     def _parts(self, part: Step, chance: Draw, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,6 +85,6 @@ class Objective:
         clean = self.dataset.latents(part, spread)
         return clean, sent(chance.noise[rows], device), sent(chance.sigma[rows], device)
 
-    def _velocity(self, part: Step, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    def _velocity(self, clean: Tensor, noise: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
-        return self.denoiser.velocity(noisy, sigma, self.dataset.context(part, self.denoiser))
+        return self.denoiser.velocity(noisy, sigma, context)

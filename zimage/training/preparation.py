@@ -21,6 +21,7 @@ from zimage.training.objective import Objective
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import PreservationParams, TrainParams
 from zimage.training.plan import Step, plan
+from zimage.training.recorded import Passes, Recorded, Recorder
 from zimage.training.running import runner
 from zimage.training.world import World
 
@@ -93,8 +94,12 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
         latents=params.latents,
         seed=params.seed,
     )
+    passes: Passes = objective.there_and_back
+    if params.memory.graphs and device.type == "cuda":
+        passes = Recorded(passes, adapters.gradient, Recorder(device))
     loop = Loop(
         objective,
+        passes,
         adapters,
         Optimiser(adapters, params.optimiser),
         params.schedule,
