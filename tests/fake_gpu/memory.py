@@ -21,7 +21,6 @@ from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.memory import (
     PRESETS,
     USED_SHARE,
-    WORKSPACE_GB,
     Preset,
     Sizes,
     activations_gb,
@@ -114,11 +113,12 @@ def counted_gb(setting: Setting) -> float:
 
 
 def setting_of(name: str, side_px: int) -> Setting:
-    """Return a preset at this size, with everything kept where its card has room for it."""
+    """Return a preset at this size, with everything kept where `auto` finds room for it on its card."""
     preset = PRESETS[name]
-    asked = preset.memory.checkpointing
     kept = Setting(preset, side_px, RANKS.get(name, 32), "none")
-    fits = asked == "auto" and kept.computed_gb + WORKSPACE_GB < float(name.removesuffix("gb")) * USED_SHARE
+    activations = activations_gb(kept.sizes, kept.tokens, "none")
+    free_gb = float(name.removesuffix("gb")) - (kept.computed_gb - activations)
+    fits = preset.memory.checkpointing == "auto" and activations < free_gb * USED_SHARE
     return kept if fits else Setting(preset, side_px, kept.rank, "full")
 
 

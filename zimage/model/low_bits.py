@@ -150,16 +150,27 @@ def _int8_back(dy: Tensor, q: Tensor, scale: Tensor) -> Tensor:
     return _int8_product(dy.float() * scale.t(), q).to(dy.dtype)
 
 
-def _fp8_product(x: Tensor, q: Tensor, column_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return x (M, J) @ q (J, P) * column_scale (1, P); q must lie column by column."""
+def _fp8_product(x: Tensor, q: Tensor, column_scale: Tensor, *, forward: bool) -> Tensor:
+    """Return x (M, J) @ q (J, P) * column_scale (1, P) in bfloat16; q must lie column by column.
+
+    On the way forward sums are kept as the units have them; on the way back they are carried over into float32 now and
+    then, which takes longer: as pytorch/ao trains by default (torchao/float8/config.py).
+    """
     scale = _row_scale(x, FP8_MAX)
-    return torch._scaled_mm((x.float() / scale).to(FP8), q, scale_a=scale, scale_b=column_scale, out_dtype=dtype)
+    return torch._scaled_mm(
+        (x.float() / scale).to(FP8),
+        q,
+        scale_a=scale,
+        scale_b=column_scale,
+        out_dtype=torch.bfloat16,
+        use_fast_accum=forward,
+    )
 
 
 def _fp8_back(dy: Tensor, q: Tensor, scale: Tensor) -> Tensor:
     columns = q.t().contiguous().t()  # the units read the second factor column by column only
     ones = torch.ones((1, q.shape[1]), device=q.device)
-    return _fp8_product(dy.float() * scale.t(), columns, ones, torch.bfloat16).to(dy.dtype)
+    return _fp8_product(dy.float() * scale.t(), columns, ones, forward=False).to(dy.dtype)
 
 
 def _nf4_written_out(
@@ -184,7 +195,7 @@ class _Fp8Product(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(q, scale)
-        return _fp8_product(x, q.t(), scale.t(), torch.bfloat16).to(x.dtype)
+        return _fp8_product(x, q.t(), scale.t(), forward=True).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
