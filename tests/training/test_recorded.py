@@ -15,7 +15,7 @@ from zimage.model.base import Base
 from zimage.training.loop import Loop
 from zimage.training.memory import Sizes, check
 from zimage.training.preparation import prepare
-from zimage.training.recorded import Recorded
+from zimage.training.recorded import Record, Recorded
 from zimage.training.world import World
 
 
@@ -29,6 +29,10 @@ def frozen(passes: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """As a graph of passes that made a number of a tensor: it stays what it was when it was recorded."""
     before = passes()
     return lambda: before
+
+
+def unrecordable(_: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    raise RuntimeError("operation not permitted when stream is capturing")
 
 
 def losses(loop: Loop) -> tuple[list[float], Tensor]:
@@ -52,17 +56,24 @@ def test_repeated_passes_give_the_run_of_plain_ones(loop_of: Callable[[], Loop])
     assert len(passes._made) == len({step.bucket for step in plain.planned}) * 2
 
 
-def test_what_repeats_the_numbers_of_its_recording_is_not_used(
-    loop_of: Callable[[], Loop], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (frozen, "a CUDA graph gave another loss or other gradients than the plain way"),
+        (unrecordable, "could not be recorded, and is not used: operation not permitted"),
+    ],
+)
+def test_what_repeats_the_numbers_of_its_recording_or_cannot_be_recorded_is_not_used(
+    loop_of: Callable[[], Loop], record: Record, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain, recorded = loop_of(), loop_of()
-    passes = Recorded(recorded.objective.there_and_back, recorded.adapters.gradient, frozen)
+    passes = Recorded(recorded.objective.there_and_back, recorded.adapters.gradient, record)
 
     with caplog.at_level(logging.WARNING):
         expected, found = losses(plain), losses(replace(recorded, passes=passes))
     assert found[0] == expected[0]
     assert torch.equal(found[1], expected[1])
-    assert "a CUDA graph gave another loss or other gradients than the plain way" in caplog.text
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize(

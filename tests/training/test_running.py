@@ -1,14 +1,22 @@
 """Compiled and checkpointed blocks: the same step."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch.fx import GraphModule, Node
 
 from tests.tiny_base import TEXT_WIDTH, tiny_transformer
 from zimage.model.denoiser import Denoiser
 from zimage.model.frozen import Kind
 from zimage.training.adapters import Adapters, inject, module_names
+from zimage.training.memory import Sizes, activations_gb
 from zimage.training.running import Checkpointing, runner
 
 
@@ -59,6 +67,37 @@ def test_compiled_blocks_give_the_same_step(checkpointing: Checkpointing) -> Non
     found = _step(denoiser, adapters)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own doing
+@pytest.mark.parametrize("kind", ["plain", "int8"])
+def test_selective_checkpointing_keeps_what_is_counted(kind: Kind) -> None:
+    """By the partition that inductor makes: what comes out of the way forward beside the stream."""
+    denoiser, adapters = _model(kind=kind, layers=2)
+    kept: list[int] = []
+    samples, tokens = 2, 2 * (16 * 16 + 32)
+
+    def forward(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        (outputs,) = next(node for node in graph.graph.nodes if node.op == "output").args
+        values = [node.meta["val"] for node in outputs[1:] if isinstance(node, Node) and node.op != "placeholder"]
+        alike = [value for value in values if value.shape[0] in {samples, tokens}]  # the others are turned weights
+        kept.append(sum(value.nbytes for value in alike))
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=forward,
+        bw_compiler=lambda graph, _: make_boxed_func(graph.forward),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    denoiser.run = runner("selective", compiled=True, backend=backend)
+    _step(denoiser, adapters, height=32, width=32)
+    frozen = denoiser.layers[0].w2.frozen.shape
+    sizes = Sizes(width=frozen[0], layers=1, refiners=0)
+    stream = tokens * sizes.width * 4  # goes in, and is kept as it is
+    expected = activations_gb(sizes, tokens, "selective") * 1e9 * 2 - stream  # in float32
+    assert sizes.feed_forward == frozen[1]
+    assert max(kept) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -7,6 +7,7 @@ and larger products than one peft layer after the other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ class Projection:
     def _product(self, x: Tensor) -> Tensor:
         lora = self.lora
         if lora is None or not self.adapted:
-            return self.frozen.times(x)
+            y = self.frozen.times(x)
+            return torch.cat([y], dim=-1) if torch.compiler.is_compiling() else y  # ends as `_formula` does
         if torch.compiler.is_compiling() or lora.dropout > 0:
             return self._formula(x, lora)
         operation = _Merged if self._merges(x.shape[0]) else _Beside
@@ -83,15 +85,24 @@ class Projection:
         return self.frozen.weight.dtype != torch.bfloat16 and rows * (N + K) >= N * K
 
     def _formula(self, x: Tensor, lora: Lora) -> Tensor:
-        """Return the product by autograd alone, as peft computes it: for the compiler, and for dropout."""
+        """Return the product by autograd alone, as peft computes it: for the compiler, and for dropout.
+
+        It ends in joining outputs side by side, by which selective checkpointing knows it (zimage/training/running.py).
+        """
         y = self.frozen.times(x)
         changes, done = [], 0
-        for A, B, rows in lora.parts():
-            dropped = functional.dropout(x, lora.dropout, torch.is_grad_enabled()) if lora.dropout > 0 else x
-            change = functional.linear(functional.linear(dropped, A.to(x.dtype)), B.to(x.dtype)) * lora.scale
-            changes += [y[:, done : rows.start], y[:, rows] + change]
+        for (_, B, rows), inner in zip(lora.parts(), self._inner(x, lora), strict=True):
+            changed = torch.addmm(y[:, rows], inner, B.to(x.dtype).t(), alpha=lora.scale)
+            changes += [y[:, done : rows.start], changed]
             done = rows.stop
         return torch.cat([*changes, y[:, done:]], dim=-1)
+
+    def _inner(self, x: Tensor, lora: Lora) -> list[Tensor]:
+        """Return each adapter's inner states (M, rank); without dropout they are one product."""
+        if lora.dropout == 0:
+            return list(functional.linear(x, lora.down.to(x.dtype)).split(lora.rank, dim=1))
+        drop = partial(functional.dropout, p=lora.dropout, training=torch.is_grad_enabled())
+        return [functional.linear(drop(x), A.to(x.dtype)) for A, _, _ in lora.parts()]
 
 
 def projection_of(layers: Sequence[nn.Module], keep: Keep) -> Projection:

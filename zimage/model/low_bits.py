@@ -147,7 +147,9 @@ def _int8_product(x: Tensor, q: Tensor) -> Tensor:
 
 
 def _int8_back(dy: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-    return _int8_product(dy.float() * scale.t(), q).to(dy.dtype)
+    # A GPU reads the second factor column by column in half the time, and lets it lie so in less.
+    columns = q.t().contiguous().t() if q.is_cuda else q
+    return _int8_product(dy.float() * scale.t(), columns).to(dy.dtype)
 
 
 def _fp8_product(x: Tensor, q: Tensor, column_scale: Tensor, *, forward: bool) -> Tensor:
@@ -176,8 +178,10 @@ def _fp8_back(dy: Tensor, q: Tensor, scale: Tensor) -> Tensor:
 def _nf4_written_out(
     pairs: Tensor, scale: Tensor, levels: Tensor, shape: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
-    places = torch.stack([pairs >> 4, pairs & 15], dim=-1).int()
-    return (levels[places].reshape(-1, NF4_BLOCK) * scale).to(dtype).reshape(shape)
+    """Return the weight; both levels of a byte are looked up at once, by numbers of 32 bits, which take less memory."""
+    both = torch.cartesian_prod(levels, levels)  # (256, 2)
+    found = functional.embedding(pairs.int(), both).reshape(-1, NF4_BLOCK)
+    return found.mul_(scale).to(dtype).reshape(shape)
 
 
 class _Int8Product(Function):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zimage.lora.portable import save_portable
 from zimage.model.base import open_vae
+from zimage.model.denoiser import plainly
 from zimage.model.device import peak_memory_gb, sent
 from zimage.model.latents import decode, image_of
 from zimage.model.sampling import sample
@@ -140,13 +141,16 @@ class Keeper:
 
     @contextmanager
     def _wearing_what_is_saved(self) -> Iterator[None]:
-        values = self._prepared.adapters.values
-        trained = values.clone()
+        """Let the model be what is saved; its blocks run plainly, for compiled ones would be compiled anew for it."""
+        values, denoiser = self._prepared.adapters.values, self._prepared.denoiser
+        trained, run = values.clone(), denoiser.run
         values.copy_(self._prepared.loop.optimiser.result.to(DTYPES[self._params.stored]))
+        denoiser.run = plainly
         try:
             yield
         finally:
             values.copy_(trained)
+            denoiser.run = run
 
     def _rate(self, step: int) -> float:
         factor = rate_factor(step, self._params.steps, self._params.schedule)

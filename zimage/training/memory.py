@@ -112,6 +112,8 @@ def check(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
             f"train.memory.frozen is `fp8`, but {torch.cuda.get_device_name(device)} has no units for it; "
             "set it to `int8`."
         )
+    if device.type == "cuda" and memory.frozen in {"fp8", "int8"} and not memory.compile:
+        logger.warning("8-bit weights are no faster than bfloat16 without train.memory.compile, only smaller")
 
 
 def _hindrance_of_graphs(params: TrainParams) -> str | None:
@@ -139,7 +141,8 @@ def checkpointing_of(
         return params.memory.checkpointing
     if device.type != "cuda":
         return "none"
-    free_gb = torch.cuda.mem_get_info(device)[0] / 1e9
+    # What a graph keeps lies in memory of its own, beside that of what is not recorded: other shapes, preservation.
+    free_gb = torch.cuda.mem_get_info(device)[0] / 1e9 / (2 if params.memory.graphs else 1)
     return least_checkpointing(params.memory, sizes, params.at_once * _most_tokens(buckets), free_gb)
 
 

@@ -27,6 +27,8 @@ TOLERANCE = 0.02
 class Recorded:
     """Passes that are recorded when a shape is met first, and repeated from then on; plain where that fails.
 
+    Too little memory is no such failure: it is raised, and who is told of it sets train.memory.graphs to false.
+
     Args:
         passes: Forward and back, which read nothing but their arguments and the adapters, and draw no chance.
         gradient: The adapters', to which passes add.
@@ -48,9 +50,16 @@ class Recorded:
         """Return what repeats the passes for inputs like these, or the passes themselves where it differs from them."""
         before = self._gradient.clone()
         wanted = self._outcome(self._passes, inputs)
-        repeated = self._repeating(inputs)
-        found = self._outcome(repeated, inputs)
-        self._gradient.copy_(before)
+        try:
+            repeated = self._repeating(inputs)
+            found = self._outcome(repeated, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            logger.warning("a CUDA graph could not be recorded, and is not used: %s", error)
+            return self._passes
+        finally:
+            self._gradient.copy_(before)
         differences = [float((a - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True)]
         if all(difference <= TOLERANCE for difference in differences):  # false for what is no number
             logger.info("recorded a CUDA graph; loss and gradients differ by %.1e and %.1e from plain", *differences)

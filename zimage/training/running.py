@@ -6,7 +6,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from zimage.model.blocks import Block
 from zimage.model.denoiser import RunBlock, plainly
@@ -14,11 +19,7 @@ from zimage.model.denoiser import RunBlock, plainly
 Checkpointing = Literal["none", "selective", "full"]
 
 # What takes long and is kept; norms, gates and rotations between these are computed again in passing.
-KEPT_OPERATIONS = [
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten._int_mm.default,
-    torch.ops.aten._scaled_mm.default,
+ATTENTION = [
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
@@ -29,6 +30,18 @@ KEPT_OPERATIONS = [
 FEW_SHAPES = 4
 # Beyond torch's own limit of 8, blocks would silently run uncompiled, or fail where they are checkpointed.
 MOST_GRAPHS = 1000
+
+
+def _policy(_: SelectiveCheckpointContext, operation: Any, *operands: Any, **_options: Any) -> CheckpointPolicy:
+    """Return what becomes of an operation's result.
+
+    Of a projection its end is kept, which joins outputs side by side (`Projection`), and no product: the compiler keeps
+    all that is to be kept, also what only leads to something else that is, and each of a frozen weight's product, its
+    integers and its sum with the LoRA is as large. What nobody needs on the way back is not computed again either.
+    """
+    ends_projection = operation is torch.ops.aten.cat.default and operands[0][0].ndim == 2
+    kept = ends_projection or operation in ATTENTION
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def runner(
@@ -51,7 +64,7 @@ def runner(
     """
     again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": chance}
     if checkpointing == "selective":
-        again["context_fn"] = partial(create_selective_checkpoint_contexts, KEPT_OPERATIONS)
+        again["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
 
     def checkpointed(block: Block, x: Tensor, condition: Tensor | None, table: Tensor, keep: int | None) -> Tensor:
         if not (torch.is_grad_enabled() and (x.requires_grad or block.is_adapted)):

@@ -1,11 +1,15 @@
 """The processes that share a run, started by `torchrun`; one process without it."""
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from zimage.errors import InputError
 from zimage.parent import die_with_parent
+
+WAITS = timedelta(hours=2)  # for the leading process, which makes sample pictures between two steps
 
 
 class World:
@@ -19,10 +23,11 @@ class World:
         self.rank, self.size = 0, 1
         if dist.is_torchelastic_launched():
             die_with_parent()  # a killed torchrun must not leave processes that go on writing
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            on_gpus = torch.cuda.is_available()
+            if on_gpus:
+                torch.cuda.set_device(dist.get_node_local_rank())
+            dist.init_process_group("nccl" if on_gpus else "gloo", timeout=WAITS)
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
-            if torch.cuda.is_available():
-                torch.cuda.set_device(self.rank % torch.cuda.device_count())
 
     @property
     def leads(self) -> bool:
