@@ -53,7 +53,11 @@ class PrepareSpec(PlacedSpec):
         title="Photos",
         description="A folder, a zip or tar archive, or s3://bucket/prefix, as the worker sees it.",
     )
-    consent: str = Field("", title="Consent", description="The file that says what the person agreed to.")
+    consent: str = Field(
+        "",
+        title="Consent",
+        description="The file that says what the person agreed to, or s3://bucket/key of it, as the worker sees it.",
+    )
     overrides: str = Field("", title="Decisions", description="A folder: decisions.yaml, captions/PHOTO.txt.")
     base: str = Field(
         "",

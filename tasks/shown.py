@@ -206,18 +206,19 @@ def warn_of_verdict(workspace: Path) -> None:
 
 
 def show_scan(findings: Sequence[Finding], started: Mapping[str, str]) -> None:
-    """Show what became of each subject that is not unchanged, and how many are.
+    """Show what became of each subject that is not unchanged, or of which something has to be said; and how many are.
 
     Args:
         findings: Of all subjects.
         started: The runs that were started, by subject.
     """
-    told = [each for each in findings if each.verdict != "unchanged"]
+    told = [each for each in findings if each.verdict != "unchanged" or each.reason]
+    unchanged = sum(each.verdict == "unchanged" for each in findings)
     rows = [
         {"subject": each.subject, "found": each.verdict, "reason": each.reason, "run": started.get(each.subject, "")}
         for each in told
     ]
-    about = f"{len(findings)} subjects, {len(findings) - len(told)} of them unchanged"
+    about = f"{len(findings)} subjects, {unchanged} of them unchanged"
     create_table_artifact(rows, key="retrain", description=about)
 
 

@@ -57,14 +57,13 @@ def content(address: str, *, max_bytes: int) -> bytes | None:
 def _fetched(address: str, max_bytes: int) -> bytes | None:
     bucket = Bucket.at(address)
     bucket.listed(MOST_FILES)  # says in one sentence what is wrong with the bucket, if something is
-    one = _one(bucket)
-    if one is None:
-        return None
-    _refuse_larger(address, one.size_bytes, max_bytes)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "content"
-        _above(bucket).fetch(one, path)
-        return path.read_bytes()
+    for one in _of_that_key(bucket):
+        _refuse_larger(address, one.size_bytes, max_bytes)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "content"
+            _above(bucket).fetch(one, path)
+            return path.read_bytes()
+    return None
 
 
 def _refuse_larger(address: str, size_bytes: int, max_bytes: int) -> None:
@@ -74,19 +73,16 @@ def _refuse_larger(address: str, size_bytes: int, max_bytes: int) -> None:
 
 def _objects(address: str) -> list[str]:
     bucket = Bucket.at(address)
-    found = bucket.listed(MOST_FILES)
-    one = None if found else _one(bucket)
-    return [f"{each.key} {each.etag}" for each in (found or filter(None, [one]))]
+    found = bucket.listed(MOST_FILES) or _of_that_key(bucket)
+    return [f"{each.key} {each.etag}" for each in found]
 
 
-def _one(bucket: Bucket) -> Listed | None:
-    """Return the object whose key is the whole prefix; of all keys that begin with it, it is listed first (S3 API)."""
+def _of_that_key(bucket: Bucket) -> list[Listed]:
+    """Return the object whose key is the whole prefix, if there is one: of all that begin so it is listed first."""
     store = bucket.store
     answer = store.client.list_objects_v2(Bucket=store.bucket, Prefix=store.prefix, MaxKeys=1)
-    for entry in answer.get("Contents", []):
-        if entry["Key"] == store.prefix:
-            return Listed(entry["Key"].rpartition("/")[2], entry["Size"], entry["ETag"])
-    return None
+    found = [each for each in answer.get("Contents", []) if each["Key"] == store.prefix]
+    return [Listed(each["Key"].rpartition("/")[2], each["Size"], each["ETag"]) for each in found]
 
 
 def _above(bucket: Bucket) -> Bucket:

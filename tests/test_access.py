@@ -1,13 +1,15 @@
 """The documents about access, as documents: what they allow, and that they allow what the code asks for."""
 
 import json
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ACCESS = Path(__file__).parents[1] / "infra" / "access"
+PROJECT = Path(__file__).parents[1]
+ACCESS = PROJECT / "infra" / "access"
 ROLES = {path.stem: json.loads(path.read_text()) for path in (ACCESS / "roles").glob("*.json")}
 OBJECTS = "arn:aws:s3:::BUCKET/PREFIX/"
 ADA = "subjects/ada"
@@ -16,7 +18,9 @@ PLACES = {
     "lost": f"{ADA}/dvc/lost.json",
     "state": f"{ADA}/state.json",
     "unfinished": f"{ADA}/unfinished/index.json",
+    "page": f"{ADA}/pages/0123456789abcdef/report.html",
     "lora": f"{ADA}/releases/1-0a1b2c3d/ada.safetensors",
+    "signed": f"{ADA}/releases/signed/1-0a1b2c3d/1.png",
     "index": f"{ADA}/releases/index.json",
     "channel": f"{ADA}/channels/production.json",
     "hub": f"{ADA}/hub.json",
@@ -24,25 +28,26 @@ PLACES = {
 }
 MAY = {
     "cpu-agent": {
-        "s3:GetObject": {"photos", "lost", "state", "lora", "index", "tombstone"},
+        "s3:GetObject": {"photos", "lost", "state", "page", "lora", "signed", "index", "tombstone"},
         "s3:GetObjectVersion": {"photos", "lost"},
-        "s3:PutObject": {"photos", "lost", "state"},
+        "s3:PutObject": {"photos", "lost", "state", "page"},
     },
     "gpu-agent": {
-        "s3:GetObject": {"photos", "lost", "state", "unfinished", "lora", "index", "tombstone"},
+        "s3:GetObject": {"photos", "lost", "state", "unfinished", "page", "lora", "signed", "index", "tombstone"},
         "s3:GetObjectVersion": {"photos", "lost"},
-        "s3:PutObject": {"photos", "lost", "state", "unfinished"},
+        "s3:PutObject": {"photos", "lost", "state", "unfinished", "page"},
         "s3:DeleteObjectVersion": {"unfinished"},
     },
     "publisher": {
-        "s3:GetObject": {"photos", "lost", "state", "lora", "index", "channel", "hub", "tombstone"},
-        "s3:PutObject": {"lost", "lora", "index", "channel", "hub"},
+        "s3:GetObject": {"photos", "lost", "state", "page", "lora", "signed", "index", "channel", "hub", "tombstone"},
+        "s3:PutObject": {"lost", "page", "lora", "signed", "index", "channel", "hub"},
+        "s3:DeleteObjectVersion": {"channel"},
     },
-    "reader": {"s3:GetObject": {"lora", "index", "channel"}},
+    "reader": {"s3:GetObject": {"lora", "signed", "index", "channel"}},
     "eraser": {
         "s3:GetObject": {"index", "channel", "hub", "tombstone"},
         "s3:PutObject": {"tombstone"},
-        "s3:DeleteObjectVersion": {"photos", "lost", "state", "unfinished", "lora", "index", "channel", "hub"},
+        "s3:DeleteObjectVersion": set(PLACES) - {"tombstone"},
     },
 }
 
@@ -68,6 +73,42 @@ def allows(role: str, action: str, key: str) -> bool:
 @pytest.mark.parametrize("action", ["s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "s3:DeleteObjectVersion"])
 def test_a_role_may_do_what_its_flows_need_and_nothing_else(role: str, action: str) -> None:
     assert {place for place, key in PLACES.items() if allows(role, action, key)} == MAY[role].get(action, set())
+
+
+def test_the_places_are_all_that_the_code_names() -> None:
+    known = {key.removeprefix(f"{ADA}/").partition("/")[0] for key in PLACES.values() if key.startswith(ADA)}
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "tasks").glob("*.py"))
+
+    assert set(re.findall(r"subjects/\{[\w.]+\}/([\w.]+)", code)) == known
+
+
+def test_every_place_but_the_one_of_tombstones_has_somebody_who_writes_it_and_can_be_forgotten() -> None:
+    for key in PLACES.values():
+        assert any(allows(role, "s3:PutObject", key) for role in ROLES)
+        assert allows("eraser", "s3:DeleteObjectVersion", key) == key.startswith(f"{ADA}/")
+
+
+@pytest.mark.parametrize("role", ["cpu-agent", "gpu-agent", "publisher"])
+def test_who_writes_a_page_can_send_a_large_one_in_parts_and_sign_a_link_to_it(role: str) -> None:
+    page = PLACES["page"]
+    in_parts = ("s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts")
+
+    assert all(allows(role, action, page) for action in ("s3:GetObject", *in_parts))
+    assert "s3:ListBucketMultipartUploads" in listing(role)
+
+
+@pytest.mark.parametrize("role", [role for role in MAY if "s3:DeleteObjectVersion" in MAY[role]])
+def test_who_deletes_can_list_what_there_is_to_delete(role: str) -> None:
+    assert {"s3:ListBucketVersions", "s3:ListBucketMultipartUploads"} <= listing(role)
+
+
+def listing(role: str) -> set[str]:
+    return {
+        action
+        for statement in ROLES[role]["Statement"]
+        for action in listed(statement["Action"])
+        if statement["Resource"] == "arn:aws:s3:::BUCKET"
+    }
 
 
 def test_there_are_no_other_roles_and_none_has_a_wildcard_for_actions_or_buckets() -> None:

@@ -5,6 +5,9 @@ import importlib
 import json
 import re
 import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ def yaml_of(name: str) -> Any:
 
 DEPLOYMENTS = {each["name"]: each for each in yaml_of("prefect.yaml")["deployments"]}
 SERVICES = yaml_of("compose.yaml")["services"]
+DOCKERFILE = (INFRA / "Dockerfile").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
@@ -93,6 +97,21 @@ def test_a_worker_counts_as_lost_when_the_policy_says_so() -> None:
     assert int(LASTING["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) == HEARTBEAT_S < LOST_AFTER_S
 
 
+def test_every_place_that_runs_flows_gives_heartbeats_three_times_as_often_as_a_run_is_called_lost() -> None:
+    (lost,) = [each for each in yaml_of("automations.yaml") if each["name"] == "zimage-lost-worker"]
+    environments = {
+        **{
+            name: service["environment"] for name, service in SERVICES.items() if "worker" in service.get("command", [])
+        },
+        **{f"{pool}-pool.json": environment(pool) for pool in POOLS},
+        "flows/__main__.py": LASTING,
+    }
+
+    assert {"worker-cpu", "worker-gpu"} < set(environments)
+    for where, found in environments.items():
+        assert int(found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) * 3 <= lost["trigger"]["within"], where
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_container_is_of_a_version_and_waits_for_what_there_is(name: str) -> None:
     service = SERVICES[name]
@@ -122,13 +141,79 @@ def test_every_secret_of_the_stack_is_asked_for_and_none_is_written_down() -> No
     assert all("change-me" in example[name] for name in asked)
 
 
-def test_the_gpu_worker_reserves_a_gpu_and_shared_memory() -> None:
-    worker = SERVICES["worker-gpu"]
+@pytest.mark.parametrize(("name", "index"), [("worker-gpu", "0"), ("worker-gpu-1", "1")])
+def test_a_gpu_worker_reserves_a_gpu_of_its_own_and_shared_memory(name: str, index: str) -> None:
+    worker = SERVICES[name]
     (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
 
-    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert device == {"driver": "nvidia", "device_ids": [index], "capabilities": ["gpu"]}
     assert worker["shm_size"] == "8g"
     assert worker["command"][-2:] == ["--limit", "1"]
+
+
+def test_no_two_workers_share_a_disk_and_each_has_a_volume_that_is_declared() -> None:
+    disks = [disk_of(service) for service in SERVICES.values() if "worker" in service.get("command", [])]
+
+    assert len(set(disks)) == len(disks) == 3
+    assert set(disks) <= set(yaml_of("compose.yaml")["volumes"])
+
+
+def disk_of(service: dict[str, Any]) -> str:
+    (disk,) = [each for each in service["volumes"] if each.endswith(":/var/lib/zimage")]
+    return str(disk.partition(":")[0])
+
+
+@pytest.mark.parametrize("name", ["worker-cpu", "worker-gpu", "worker-gpu-1"])
+def test_who_pins_a_base_model_sees_it_where_who_opens_it_does(name: str) -> None:
+    worker = SERVICES[name]
+
+    assert "${MODELS:-./models}:/models:ro" in worker["volumes"]
+    assert worker["environment"]["HF_HOME"] == "/models/hub"
+
+
+def made_bucket(endpoint: str) -> "subprocess.CompletedProcess[str]":
+    """Run what the service `bucket` runs, against the store at an address."""
+    service = SERVICES["bucket"]
+    program, *arguments = [*service["entrypoint"], *service["command"]]
+    assert program == "python"
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    where = {**keys, "AWS_ENDPOINT_URL_S3": endpoint, "AWS_MAX_ATTEMPTS": "1"}
+    return subprocess.run([sys.executable, *arguments], env=where, capture_output=True, text=True, check=False)
+
+
+def test_the_stack_makes_its_bucket(s3: None, s3_server: str) -> None:
+    import boto3
+
+    assert made_bucket(s3_server).returncode == 0
+    boto3.client("s3").delete_bucket(Bucket="zimage")
+
+
+@pytest.mark.parametrize(
+    ("code", "comes_up"),
+    [("BucketAlreadyExists", True), ("BucketAlreadyOwnedByYou", True), ("InvalidAccessKeyId", False)],
+)
+def test_a_stack_comes_up_again_over_the_bucket_it_has_and_over_nothing_else(code: str, comes_up: bool) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            content = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            self.send_response(409)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        answer = made_bucket(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join()
+
+    assert (answer.returncode == 0) is comes_up, answer.stderr
+    assert comes_up or code in answer.stderr
 
 
 def test_our_images_run_as_a_user_of_versions_that_are_pinned() -> None:
@@ -142,6 +227,34 @@ def test_our_images_run_as_a_user_of_versions_that_are_pinned() -> None:
         assert users == ["zimage"]
         assert stage.index("USER zimage") < stage.index("ENTRYPOINT")
         assert all("--constraint constraints.txt" in run for run in re.findall(r"pip install (?!--no-deps).*", stage))
+
+
+def image(target: str) -> str:
+    """The lines of the Dockerfile that make one of our images."""
+    (found,) = re.findall(rf"^FROM base AS {target}\n(.*?)(?=^FROM|\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def test_the_image_for_gpus_has_the_c_compiler_that_its_presets_need() -> None:
+    from zimage.training.memory import COMPILERS, PRESETS
+
+    lines = image("cuda").replace("\\\n", " ")
+    (installed,) = re.findall(r"apt-get install (.*?)&&", lines)
+
+    assert any(preset.memory.compile for preset in PRESETS.values())
+    assert set(installed.split()) & set(COMPILERS)
+    assert {"libc6-dev", "--no-install-recommends"} <= set(installed.split())
+    assert lines.index("apt-get install") < lines.index("/var/lib/apt/lists") < lines.index("USER zimage")
+
+
+def test_an_index_that_has_torch_is_asked_for_torch_alone() -> None:
+    """What torch asks for is pinned to versions that such an index may not have, and comes from PyPI afterwards."""
+    (asking,) = re.findall(r"pip install .*--index-url.*", DOCKERFILE)
+
+    assert asking.startswith("pip install --no-deps ")
+    assert "--extra-index-url" not in asking
+    assert asking.endswith("""https://download.pytorch.org/whl/cpu "$(grep '^torch==' constraints.txt)\"""")
+    assert image("cpu").index(asking) < image("cpu").index("'.[pipeline,sign]'")
 
 
 def test_only_what_is_named_goes_into_an_image() -> None:
@@ -213,6 +326,46 @@ def test_a_gpu_job_gets_a_gpu_a_node_that_has_one_and_shared_memory() -> None:
     assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
     assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}} in pod["volumes"]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_jobs_of_both_pools_see_the_models_in_one_place(pool: str) -> None:
+    pod = job(pool)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in container["volumeMounts"]
+    claim = {"claimName": "zimage-models", "readOnly": True}
+    assert {"name": "models", "persistentVolumeClaim": claim} in pod["volumes"]
+    assert environment(pool)["HF_HOME"] == "/models/hub"
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_job_has_all_that_a_kubernetes_worker_insists_on(pool: str) -> None:
+    """As prefect_kubernetes.worker._get_base_job_manifest of 0.8.0 has it; a worker refuses runs whose job has less."""
+    wanted = {"parallelism": 1, "completions": 1, "restartPolicy": "Never"}
+    found = job(pool)
+
+    assert (found["apiVersion"], found["kind"]) == ("batch/v1", "Job")
+    assert "labels" in found["metadata"]
+    assert wanted.items() <= found["spec"]["template"]["spec"].items()
+    assert found["spec"]["template"]["spec"]["containers"][0]["name"] == "prefect-job"
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_guide_to_kubernetes_starts_a_worker_of_each_pool_with_a_pinned_package(pool: str) -> None:
+    text = (INFRA / "kubernetes" / "README.md").read_text(encoding="utf-8")
+
+    assert f"prefect work-pool create {pool} --type kubernetes" in text
+    assert f"prefect worker start --pool {pool} --type kubernetes" in text
+    assert re.search(r"^pip install .*prefect-kubernetes==[\d.]+ ", text, re.MULTILINE)
+    assert "prefect work-pool set-concurrency-limit gpu" in text
+
+
+def environment(pool: str) -> dict[str, str]:
+    """What a job of the pool has in its environment where nobody sets more."""
+    found: dict[str, str] = template(pool)["variables"]["properties"]["env"]["default"]
+    assert template(pool)["job_configuration"]["env"] == "{{ env }}"
+    return found
 
 
 def job(pool: str) -> dict[str, Any]:

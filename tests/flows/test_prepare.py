@@ -34,7 +34,7 @@ def photos(tmp_path: Path) -> dict[str, bytes]:
     return {name: (tmp_path / "made" / name).read_bytes() for name in names}
 
 
-def test_photos_in_a_bucket_become_crops_and_what_is_added_there_comes_after(
+def test_photos_and_a_consent_in_a_bucket_become_crops_and_what_is_added_there_comes_after(
     album: Album,
     photos: dict[str, bytes],
     prefect_server: None,
@@ -45,10 +45,12 @@ def test_photos_in_a_bucket_become_crops_and_what_is_added_there_comes_after(
     for name, content in first:
         album.put(f"day 1/{name}", content)
     album.put("../../escaped.jpg", b"no photo")
+    consent = (PROJECT / "data" / "consent.yaml").read_bytes()
+    album.client.put_object(Bucket="album", Key="agreed/ada.yaml", Body=consent)
     given = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
     prepare = ["prepare", "--subject", "ada", "--photos", "s3://album/ada"]
 
-    assert main([*prepare, "--consent", str(PROJECT / "data" / "consent.yaml"), *given]) == 0
+    assert main([*prepare, "--consent", "s3://album/agreed/ada.yaml", *given]) == 0
     data = workspaces / "ada" / "data"
     rows = {row.name: row for row in read_rows(data / "ingest" / "photos.jsonl", PhotoRow)}
     assert {name for name, row in rows.items() if row.status == "kept"} == {f"day 1/{name}" for name, _ in first}

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from tasks.handover import State, Taken, hand_over, take, track_inputs
+from tasks.handover import State, Taken, hand_over, read_state, state_key, take, track_inputs
 from tasks.settings import PROJECT, Settings
 from tasks.storage import open_store
 from tasks.subject import Choices
 from tasks.tombstones import Counts, begin, finish
 from tasks.workspace import Outcome, bring_up_to_date, is_up_to_date, push
 from zimage.errors import InputError
+from zimage.faces.consent import read_consent
 
 CHOICES = Choices(preset="tiny", base=None, values={})
+CONSENT = PROJECT / "data" / "consent.yaml"
 STAGES = {
     "one": {"cmd": "mkdir data/one && cat data/photos/* > data/one/x", "deps": ["data/photos"], "outs": ["data/one"]},
     "two": {"cmd": "mkdir data/two && cat data/one/x > data/two/x", "deps": ["data/one"], "outs": ["data/two"]},
@@ -61,9 +63,10 @@ def prepared(settings: Settings, photo: str) -> State:
     photos = settings.workspace("ada") / "data" / "photos"
     photos.mkdir(exist_ok=True)
     (photos / "1.jpg").write_text(photo)
+    shutil.copy(CONSENT, settings.workspace("ada") / "data")
     track_inputs(settings.workspace("ada"))
     worked(settings, "one")
-    push(settings.workspace("ada"), ["data/photos.dvc"], on_line=lambda _: None)
+    push(settings.workspace("ada"), ["data/photos.dvc", "data/consent.yaml.dvc"], on_line=lambda _: None)
     return hand_over(settings, "ada", before, stages=("one",), sources={}, choices=CHOICES, run="prepare ada")
 
 
@@ -116,6 +119,38 @@ def test_handing_over_what_did_not_change_writes_nothing(first: Settings, prefec
     state = prepared(first, "face")
 
     assert handed(first, taken(first), "one") == state
+
+
+def test_the_consent_is_handed_over_and_stays_where_a_machine_has_no_file_of_it(
+    first: Settings, prefect_server: None
+) -> None:
+    second = elsewhere(first)
+    assert prepared(first, "face").consent == read_consent(CONSENT)
+
+    before = taken(second)
+    assert worked(second, "two") is Outcome.RAN
+    state = handed(second, before, "two")
+
+    assert not (second.workspace("ada") / "data" / "consent.yaml").exists()
+    assert state.consent == read_consent(CONSENT)
+    assert read_state(open_store(first.store), "ada").state == state
+
+
+def test_a_state_from_before_consents_were_handed_over_is_read_and_gets_one(
+    first: Settings, prefect_server: None
+) -> None:
+    prepared(first, "face")
+    store = open_store(first.store)
+    stored = store.read(state_key("ada"))
+    assert stored is not None
+    older = json.loads(stored.content)
+    del older["consent"]
+    store.swap(state_key("ada"), json.dumps(older).encode(), stored.tag)
+
+    before = taken(first)
+    assert before.state is not None and before.state.consent is None
+
+    assert handed(first, before, "one").consent == read_consent(CONSENT)
 
 
 def test_the_demo_stays_where_it_is(first: Settings, prefect_server: None) -> None:

@@ -7,11 +7,13 @@ import pytest
 import yaml
 
 from tasks.handover import State, state_key
-from tasks.scan import Finding, Project, params_now, read_project, scan, subjects
+from tasks.scan import NOT_KNOWN, Finding, Project, params_now, read_project, scan, subjects
 from tasks.settings import PROJECT, Settings
 from tasks.sources import source
 from tasks.storage import FolderStore
 from tasks.subject import Choices, params_of
+from tests.album import Album
+from zimage.faces.consent import Consent
 from zimage.signatures import STAGES
 
 TODAY = datetime.date(2026, 11, 23)
@@ -58,12 +60,14 @@ def locked(project: Project, choices: Choices) -> dict[str, Any]:
     }
 
 
-def finished(settings: Settings, project: Project, subject: str = "ada") -> State:
+def finished(
+    settings: Settings, project: Project, subject: str = "ada", expires: datetime.date = CONSENT["expires"]
+) -> State:
     """Put a finished subject into the store, with photos and a consent in a folder."""
     inbox = settings.workspaces.parent / f"{subject}-inbox"
     (inbox / "photos").mkdir(parents=True)
     (inbox / "photos" / "1.jpg").write_bytes(b"one")
-    (inbox / "consent.yaml").write_text(yaml.safe_dump(CONSENT))
+    (inbox / "consent.yaml").write_text(yaml.safe_dump(CONSENT | {"expires": expires}))
     state = State(
         version=1,
         writer="learn",
@@ -153,6 +157,60 @@ def test_an_expired_consent_stops_a_subject_and_says_so(settings: Settings, proj
 
     assert finding.verdict == "stopped"
     assert "expired on 2027-01-01" in finding.reason
+
+
+def moved(state: State, consent: Consent | None, address: str = "/nowhere/consent.yaml") -> State:
+    """The state as it is where the consent lies at another address, with what was handed over of it."""
+    there = state.sources["consent"].model_copy(update={"address": address})
+    return state.model_copy(update={"sources": {**state.sources, "consent": there}, "consent": consent})
+
+
+def test_a_consent_that_was_handed_over_counts_where_its_file_cannot_be_seen(
+    settings: Settings, project: Project
+) -> None:
+    state = finished(settings, project)
+    put(settings, "ada", moved(state, Consent(**CONSENT)))
+
+    assert found(settings, project) == Finding("ada", "unchanged", "", CONSENT["expires"])
+    finding = found(settings, project, today=datetime.date(2027, 1, 2))
+    assert (finding.verdict, finding.consent_until) == ("stopped", CONSENT["expires"])
+    assert "expired on 2027-01-01" in finding.reason
+
+
+def test_a_subject_of_whose_consent_nothing_is_known_is_unchanged_and_that_is_told(
+    settings: Settings, project: Project
+) -> None:
+    state = finished(settings, project)
+    put(settings, "ada", moved(state, None))
+
+    assert found(settings, project) == Finding("ada", "unchanged", NOT_KNOWN, None)
+
+
+def test_a_consent_that_was_renewed_at_its_source_counts_more_than_the_one_that_was_handed_over(
+    settings: Settings, project: Project
+) -> None:
+    state = finished(settings, project)
+    put(settings, "ada", state.model_copy(update={"consent": Consent(**CONSENT)}))
+    renewed, until = Path(state.sources["consent"].address), datetime.date(2028, 1, 1)
+
+    renewed.write_text(yaml.safe_dump(CONSENT | {"expires": until}) + "# renewed\n")
+
+    finding = found(settings, project, today=datetime.date(2027, 1, 2))
+    assert finding == Finding("ada", "changed", f"consent at {renewed} changed", until)
+
+
+def test_a_consent_in_a_bucket_is_read_there(settings: Settings, project: Project, album: Album) -> None:
+    state = finished(settings, project)
+    address = "s3://album/ada/consent.yaml"
+    album.put("consent.yaml", yaml.safe_dump(CONSENT).encode())
+    there = {**state.sources, "consent": source(address)}
+    put(settings, "ada", state.model_copy(update={"sources": there}))
+
+    assert found(settings, project) == Finding("ada", "unchanged", "", CONSENT["expires"])
+    album.put("consent.yaml", b"pseudonym: ada")
+    finding = found(settings, project)
+    assert finding.verdict == "stopped"
+    assert finding.reason.startswith(f"{address}: `adult` is missing")
 
 
 def test_photos_that_cannot_be_seen_from_here_are_as_they_were(settings: Settings, project: Project) -> None:

@@ -6,6 +6,7 @@ import yaml
 
 from tasks.settings import PROJECT, Settings
 from tasks.subject import Choices, params_of, presets, set_up
+from tests.album import Album
 from zimage.errors import InputError
 from zimage.model.base import Base
 from zimage.section import checked
@@ -94,6 +95,32 @@ def test_photos_and_consent_have_to_be_given_once(
 
     with pytest.raises(InputError, match=f"ada {said}; give .* with --{missing}"):
         set_up(settings, "ada", **given)
+
+
+def test_a_consent_may_lie_in_a_bucket_and_a_changed_one_is_taken_over(
+    settings: Settings, given: dict[str, str], album: Album
+) -> None:
+    album.put("agreed.yaml", b"pseudonym: ada\n")
+    given["consent"] = "s3://album/ada/agreed.yaml"
+    consent = set_up(settings, "ada", **given) / "data" / "consent.yaml"
+    assert consent.read_bytes() == b"pseudonym: ada\n"
+
+    album.put("agreed.yaml", b"pseudonym: ada2\n")
+    set_up(settings, "ada", **given)
+
+    assert consent.read_bytes() == b"pseudonym: ada2\n"
+
+
+@pytest.mark.parametrize("consent", ["s3://album/ada/none.yaml", "nowhere/none.yaml"])
+def test_a_consent_that_is_not_there_is_one_sentence(
+    settings: Settings, given: dict[str, str], album: Album, consent: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        set_up(settings, "ada", photos=given["photos"], consent=consent)
+
+    assert str(refused.value) == (
+        f"There is no consent file {consent}; name a file, or s3://bucket/key, that this machine can read."
+    )
 
 
 def test_the_demo_takes_nothing_of_one_s_own(settings: Settings) -> None:
