@@ -30,6 +30,7 @@ from zimage.errors import InputError
 HOST = "127.0.0.1"
 STARTS_WITHIN_S = 120.0
 STOPS_WITHIN_S = 20.0
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # of `kill` and of systemd; of a terminal that is closed
 LOOK_EVERY_S = 0.5
 DEPLOYMENTS = PROJECT / "infra" / "prefect.yaml"
 AUTOMATIONS = PROJECT / "infra" / "automations.yaml"
@@ -39,7 +40,7 @@ PREFECT = "from zimage.parent import die_with_parent; die_with_parent(); from pr
 
 
 def serve(settings: Settings, *, port: int, notify: str) -> None:
-    """Run the stack until this process is interrupted or a part of it ends.
+    """Run the stack until this process is interrupted, or asked to end, or a part of it ends.
 
     Args:
         settings: Where workspaces and store are; the workers get it through their environment.
@@ -48,11 +49,12 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
 
     Raises:
         InputError: the port, or the next one, for pages, is taken, or a part did not start or ended by itself.
+        KeyboardInterrupt: the process was interrupted, or asked to end; by now all of it has ended.
     """
     if _answers(port):
         raise InputError(f"Port {port} is taken; stop what uses it, or choose another with --port.")
     logs = settings.logs
-    with ExitStack() as stack:
+    with ended_as_by_ctrl_c(), ExitStack() as stack:
         command = ["server", "start", "--host", HOST, "--port", str(port)]
         provide_configured()
         parts = {"server": stack.enter_context(started(command, logs / "server.log"))}
@@ -66,6 +68,29 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
         _wait_for_end(parts, logs)
 
 
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let a signal that asks this process to end raise KeyboardInterrupt in the block, once: what follows tidies up.
+
+    A signal that is ignored, as `nohup` has it, stays so.
+    """
+    before = {each: signal.getsignal(each) for each in ENDING}
+
+    def interrupt(*_: object) -> None:
+        for each in ENDING:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for each, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(each, interrupt)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def deploy(*, notify: str) -> None:
     """Apply work pools, deployments and automations to the configured server; applying again changes nothing.
 
@@ -75,7 +100,7 @@ def deploy(*, notify: str) -> None:
     for pool in sorted({leg.pool for leg in LEGS.values()}):
         _make_pool(pool)
     command = ["--no-prompt", "deploy", "--prefect-file", str(DEPLOYMENTS), "--all"]
-    answer = subprocess.run([sys.executable, "-m", "prefect", *command], cwd=PROJECT, capture_output=True, text=True)  # noqa: PLW1510
+    answer = subprocess.run([sys.executable, "-c", PREFECT, *command], cwd=PROJECT, capture_output=True, text=True)  # noqa: PLW1510
     if answer.returncode != 0:
         raise InputError(f"The deployments could not be applied:\n{answer.stdout}{answer.stderr}")
     for automation in automations(notify):

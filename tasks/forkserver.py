@@ -129,7 +129,11 @@ def bind() -> None:
 
 
 def end_below(*_: object) -> None:
-    """Ask all processes below this one to end, and end; DVC lets go of its locks on the way out."""
+    """Ask all processes below this one to end, and end; DVC lets go of its locks on the way out.
+
+    Once: a second signal, of whoever asked the whole tree, would leave the file of those locks half written.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()

@@ -1,6 +1,7 @@
 """A subject's workspace: making it, holding it, and what DVC is asked about it."""
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -68,7 +69,19 @@ def held(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()}")
         file.flush()
+        _forget_torn_locks(folder)
         yield
+
+
+def _forget_torn_locks(folder: Path) -> None:
+    """Remove DVC's record of locks if it is half written, as a killed DVC can leave it; no other DVC would begin."""
+    path = folder / ".dvc" / "tmp" / "rwlock"
+    try:
+        json.loads(path.read_bytes())
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        path.unlink(missing_ok=True)
 
 
 def is_up_to_date(folder: Path, stage: str, *, shared: bool = False) -> bool:

@@ -1,4 +1,4 @@
-"""What a person reads in the state of a stage's task, with a real server, real DVC and stages that do next to nothing."""
+"""What a person reads in the state of a stage's task: a real server, real DVC, and stages that do next to nothing."""
 
 import json
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def workspace(tmp_path: Path, prefect_server: None) -> Iterator[Path]:
 
 def trained(workspace: Path, *, timeout_s: float | None = None, **params: Any) -> State[Any]:
     """The final state of the task, with these params."""
-    (workspace / "params.yaml").write_text(json.dumps({**dict.fromkeys(STAGES, {}), "train": PARAMS | params}))
+    (workspace / "params.yaml").write_text(json.dumps({stage: {} for stage in STAGES} | {"train": PARAMS | params}))
     task = train.with_options(timeout_seconds=timeout_s, retries=0)
     ended: list[State[Any]] = []
 

@@ -196,6 +196,17 @@ def run_after(workspace: Path) -> Outcome:
     return run(workspace)
 
 
+@pytest.mark.parametrize(("written", "kept"), [("", False), ('{"/data', False), ('{"/data/a": {}}', True)])
+def test_a_record_of_locks_that_a_killed_dvc_left_half_written_is_forgotten(
+    tmp_path: Path, written: str, kept: bool
+) -> None:
+    record = tmp_path / ".dvc" / "tmp" / "rwlock"
+    record.parent.mkdir(parents=True)
+    record.write_text(written)
+    with held(tmp_path):
+        assert record.exists() == kept
+
+
 def test_a_workspace_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     workspace = workspace_with(tmp_path, COPY)
     script = (
