@@ -5,17 +5,19 @@ import pytest
 
 from zimage.garbage import collect_rarely
 
+PYTHON_S = (700, 10, 10)
+
 
 @pytest.fixture
-def as_it_was() -> Iterator[None]:
+def as_python_has_it() -> Iterator[None]:
     before = gc.get_threshold()
+    gc.set_threshold(*PYTHON_S)
     yield
     gc.set_threshold(*before)
 
 
-def test_garbage_is_looked_for_less_often_and_still_found(as_it_was: None) -> None:
-    before = gc.get_threshold()
+def test_garbage_is_looked_for_less_often_and_still_found(as_python_has_it: None) -> None:
     collect_rarely()
 
     assert gc.isenabled()
-    assert all(now > was for now, was in zip(gc.get_threshold(), before, strict=True))
+    assert all(now > was for now, was in zip(gc.get_threshold(), PYTHON_S, strict=True))

@@ -64,7 +64,7 @@ def trained(workspace: Path, *, timeout_s: float | None = None, **params: Any) -
 
 
 def is_running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return psutil.pid_exists(pid) and bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
 
 
 def test_the_state_of_a_stage_says_why_it_ran(workspace: Path) -> None:
