@@ -92,9 +92,10 @@ def _work(pool: str, limit: int | None) -> int:
     if "PREFECT_API_URL" not in os.environ:
         print("flows: No server is configured; set PREFECT_API_URL, such as http://HOST:4200/api.", file=sys.stderr)
         return USER_ERROR
-    limited = [] if limit is None else ["--limit", str(limit)]
-    command = ["-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", *limited]
-    os.execv(sys.executable, [sys.executable, *command])  # its signals reach it with nothing between
+    from flows.stack import worker
+
+    command = [sys.executable, "-m", "prefect", *worker(pool, limit=limit)]
+    os.execv(command[0], command)  # its signals reach it with nothing between
 
 
 def _served(name: str, *, notify: str, port: int = PORT) -> int:

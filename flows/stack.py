@@ -177,17 +177,19 @@ def _workers() -> Iterator[tuple[str, list[str], dict[str, str]]]:
     Where there is no GPU, one worker stands in and computes on the CPU.
     """
     host = platform.node()
-    yield "cpu", _worker("cpu", f"cpu on {host}", limit=None), {}
+    yield "cpu", worker("cpu", name=f"cpu on {host}"), {}
     gpus = _gpus()
     for gpu in gpus:
-        yield f"gpu {gpu}", _worker("gpu", f"gpu {gpu} on {host}", limit=1), {"CUDA_VISIBLE_DEVICES": gpu}
+        yield f"gpu {gpu}", worker("gpu", name=f"gpu {gpu} on {host}", limit=1), {"CUDA_VISIBLE_DEVICES": gpu}
     if not gpus:
-        yield "gpu", _worker("gpu", f"gpu (none) on {host}", limit=1), {}
+        yield "gpu", worker("gpu", name=f"gpu (none) on {host}", limit=1), {}
 
 
-def _worker(pool: str, name: str, *, limit: int | None) -> list[str]:
+def worker(pool: str, *, name: str = "", limit: int | None = None) -> list[str]:
+    """Return Prefect's command for a worker of a pool of this stack's kind, with at most `limit` runs at a time."""
+    named = ["--name", name] if name else []
     limited = ["--limit", str(limit)] if limit else []
-    return ["worker", "start", "--pool", pool, "--type", "process", "--name", name, *limited]
+    return ["worker", "start", "--pool", pool, "--type", "process", *named, *limited]
 
 
 def _gpus() -> list[str]:

@@ -14,6 +14,8 @@ from tests.fake_gpu.device import GPU, fake_gpu  # isort: skip - before torch
 import torch
 from diffusers import ZImageTransformer2DModel
 
+from tasks.subject import presets
+from tests.benchmarks.train import OPTIMISER
 from tests.live_bytes import LiveBytes
 from zimage.model.denoiser import Denoiser
 from zimage.model.sequence import Bucket, sequence_length
@@ -28,14 +30,9 @@ from zimage.training.memory import (
     weights_gb,
 )
 from zimage.training.optimiser import Optimiser
-from zimage.training.params import OptimiserParams
 from zimage.training.running import Checkpointing, runner
 
 WIDTH, REFINERS = 3840, 2
-RANKS = {"8gb": 16}  # tasks/presets.yaml; else 32
-OPTIMISER = OptimiserParams(
-    learning_rate=1e-4, up_rate=1.0, betas=[0.9, 0.99], weight_decay=0.01, clip_norm=1.0, ema_decay=0.99
-)
 CAPTION = 64  # tokens, padded
 STEPS = 2  # the second one finds the optimiser's moments there
 
@@ -115,7 +112,7 @@ def counted_gb(setting: Setting) -> float:
 def setting_of(name: str, side_px: int) -> Setting:
     """Return a preset at this size, with everything kept where `auto` finds room for it on its card."""
     preset = PRESETS[name]
-    kept = Setting(preset, side_px, RANKS.get(name, 32), "none")
+    kept = Setting(preset, side_px, presets()[name].values["train.rank"], "none")
     activations = activations_gb(kept.sizes, kept.tokens, "none")
     free_gb = float(name.removesuffix("gb")) - (kept.computed_gb - activations)
     fits = preset.memory.checkpointing == "auto" and activations < free_gb * USED_SHARE

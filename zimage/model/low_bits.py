@@ -148,8 +148,7 @@ def _int8_product(x: Tensor, q: Tensor) -> Tensor:
 
 def _int8_back(dy: Tensor, q: Tensor, scale: Tensor) -> Tensor:
     # A GPU reads the second factor column by column in half the time, and lets it lie so in less.
-    columns = q.t().contiguous().t() if q.is_cuda else q
-    return _int8_product(dy.float() * scale.t(), columns).to(dy.dtype)
+    return _int8_product(dy.float() * scale.t(), _by_columns(q) if q.is_cuda else q).to(dy.dtype)
 
 
 def _fp8_product(x: Tensor, q: Tensor, column_scale: Tensor, *, forward: bool) -> Tensor:
@@ -170,9 +169,13 @@ def _fp8_product(x: Tensor, q: Tensor, column_scale: Tensor, *, forward: bool) -
 
 
 def _fp8_back(dy: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-    columns = q.t().contiguous().t()  # the units read the second factor column by column only
     ones = torch.ones((1, q.shape[1]), device=q.device)
-    return _fp8_product(dy.float() * scale.t(), columns, ones, forward=False).to(dy.dtype)
+    return _fp8_product(dy.float() * scale.t(), _by_columns(q), ones, forward=False).to(dy.dtype)
+
+
+def _by_columns(q: Tensor) -> Tensor:
+    """Return the same matrix lying column by column, as 8-bit units read a second factor."""
+    return q.t().contiguous().t()
 
 
 def _nf4_written_out(

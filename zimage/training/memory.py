@@ -38,8 +38,7 @@ class Preset:
 
 def _preset(frozen: str, checkpointing: str, *, away: int = 0, compiled: bool, at_once: int = 1) -> Preset:
     values = {"frozen": frozen, "checkpointing": checkpointing, "offloaded_blocks": away, "compile": compiled}
-    values["graphs"] = False
-    return Preset(MemoryParams.model_validate(values), at_once)
+    return Preset(MemoryParams.model_validate({**values, "graphs": False}), at_once)
 
 
 # By the memory they are made for, least first.
