@@ -60,6 +60,16 @@ def test_it_can_move_into_other_tensors(kind: Kind) -> None:
     assert torch.equal(moved.times(x), frozen.times(x))
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_kept_both_ways_it_gives_the_same_to_the_last_bit(kind: Kind) -> None:
+    one, both = (keeper_of(kind, dtype=torch.float32, device=CPU, both_ways=b)(_weight()) for b in (False, True))
+    x, dy = torch.randn(40, 128).requires_grad_(), torch.randn(40, 96)
+    assert len(both.tensors()) == len(one.tensors()) + 1
+    for weight in (both, both.with_tensors(both.tensors())):
+        (dx,) = torch.autograd.grad(weight.times(x), x, dy)
+        assert torch.equal(dx, one.back(dy)) and torch.equal(weight.back(dy), dx)
+
+
 def test_a_row_of_zeros_stays_zero_and_makes_no_nan() -> None:
     kinds: list[Kind] = ["int8", "fp8", "nf4"]
     for kind in kinds:

@@ -19,14 +19,22 @@ from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.memory import Sizes, activations_gb
 from zimage.training.running import Checkpointing, runner
 
+# Dynamo looks at `.grad` of every tensor that it meets, and makes an instance of every torch.autograd.Function.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+]
 
-def _model(dropout: float = 0.0, kind: Kind = "plain", layers: int = 2) -> tuple[Denoiser, Adapters]:
+
+def _model(
+    dropout: float = 0.0, kind: Kind = "plain", layers: int = 2, dtype: torch.dtype = torch.float32
+) -> tuple[Denoiser, Adapters]:
     torch.manual_seed(0)
     transformer = tiny_transformer(layers=layers)
     inject(
         transformer, ["attention", "feed_forward"], rank=4, dropout=dropout, generator=torch.Generator().manual_seed(1)
     )
-    denoiser = Denoiser(transformer, dtype=torch.float32, stream=torch.float32, kind=kind)
+    denoiser = Denoiser(transformer, dtype=dtype, stream=dtype, kind=kind)
     adapters = Adapters(denoiser, module_names(transformer))
     adapters.values.add_(0.1)
     return denoiser, adapters
@@ -57,8 +65,6 @@ def test_checkpointing_keeps_less() -> None:
     assert _kept(denoiser, adapters, "full") < 0.5 * _kept(denoiser, adapters, "none")
 
 
-# Dynamo looks at `.grad` of every tensor it meets.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_compiled_blocks_give_the_same_step(checkpointing: Checkpointing) -> None:
     denoiser, adapters = _model()
@@ -69,20 +75,22 @@ def test_compiled_blocks_give_the_same_step(checkpointing: Checkpointing) -> Non
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own doing
-@pytest.mark.parametrize("kind", ["plain", "int8"])
-def test_selective_checkpointing_keeps_what_is_counted(kind: Kind) -> None:
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
+@pytest.mark.parametrize("kind", ["plain", "int8", "fp8", "nf4"])
+def test_compiled_blocks_keep_what_is_counted_and_no_weight_in_another_form(
+    kind: Kind, checkpointing: Checkpointing
+) -> None:
     """By the partition that inductor makes: what comes out of the way forward beside the stream."""
-    denoiser, adapters = _model(kind=kind, layers=2)
+    denoiser, adapters = _model(kind=kind, dtype=torch.bfloat16)
     kept: list[int] = []
-    samples, tokens = 2, 2 * (16 * 16 + 32)
+    samples, pictures, tokens = 2, 2 * 16 * 16, 2 * (16 * 16 + 32)
+    rows = {samples, pictures, tokens}
 
     def forward(graph: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
         (outputs,) = next(node for node in graph.graph.nodes if node.op == "output").args
         values = [node.meta["val"] for node in outputs[1:] if isinstance(node, Node) and node.op != "placeholder"]
-        alike = [value for value in values if value.shape[0] in {samples, tokens}]  # the others are turned weights
-        kept.append(sum(value.nbytes for value in alike))
+        assert all(value.numel() < 1e4 or value.shape[0] in rows for value in values)  # no weights
+        kept.append(sum(value.nbytes for value in values if value.shape[0] in rows))
         return make_boxed_func(graph.forward)
 
     backend = aot_autograd(
@@ -90,18 +98,16 @@ def test_selective_checkpointing_keeps_what_is_counted(kind: Kind) -> None:
         bw_compiler=lambda graph, _: make_boxed_func(graph.forward),
         partition_fn=min_cut_rematerialization_partition,
     )
-    denoiser.run = runner("selective", compiled=True, backend=backend)
+    denoiser.run = runner(checkpointing, compiled=True, backend=backend)
     _step(denoiser, adapters, height=32, width=32)
     frozen = denoiser.layers[0].w2.frozen.shape
     sizes = Sizes(width=frozen[0], layers=1, refiners=0)
-    stream = tokens * sizes.width * 4  # goes in, and is kept as it is
-    expected = activations_gb(sizes, tokens, "selective") * 1e9 * 2 - stream  # in float32
+    stream = tokens * sizes.width * 2  # goes in, and is kept as it is
+    expected = activations_gb(sizes, tokens, checkpointing) * 1e9 - stream
     assert sizes.feed_forward == frozen[1]
-    assert max(kept) == pytest.approx(expected, rel=0.1)
+    assert 0.8 < max(kept) / expected < 1.1  # without checkpointing the compiler computes a norm again all the same
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own doing
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_weights_in_few_bits_can_be_compiled(kind: Kind) -> None:
     denoiser, adapters = _model(kind=kind)
@@ -113,7 +119,6 @@ def test_weights_in_few_bits_can_be_compiled(kind: Kind) -> None:
     assert float((found[1] - gradient).norm() / gradient.norm()) < 0.01
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_few_graphs_serve_many_blocks_and_shapes_and_none_falls_back() -> None:
     denoiser, adapters = _model(layers=4)
     shapes = [(8, 8, 32), (8, 12, 32), (12, 8, 64), (16, 16, 32), (8, 8, 64)]

@@ -47,6 +47,7 @@ class Denoiser:
         device: Where all of it computes; the transformer's own unless given.
         kind: How the blocks' large weights are kept.
         offloaded_blocks: Main blocks whose large weights wait in the machine's memory, spread evenly over all.
+        both_ways: Keep 8-bit weights the other way round as well, for the way back.
     """
 
     def __init__(
@@ -58,13 +59,14 @@ class Denoiser:
         device: torch.device | None = None,
         kind: Kind = "plain",
         offloaded_blocks: int = 0,
+        both_ways: bool = False,
     ) -> None:
         self.dtype, self.stream = dtype, stream
         self.run: RunBlock = plainly
         self.t_scale = float(transformer.t_scale)
         self.device = device or transformer.x_pad_token.device
         plain = keeper_of("plain", dtype=dtype, device=self.device)
-        keep = keeper_of(kind, dtype=dtype, device=self.device)
+        keep = keeper_of(kind, dtype=dtype, device=self.device, both_ways=both_ways)
         self._rope = transformer.rope_embedder
         self._tables: dict[Bucket, tuple[Tensor, Tensor, Tensor]] = {}
         self.time = transformer.t_embedder

@@ -66,13 +66,14 @@ class Dense:
 Keep = Callable[[Tensor], Frozen]
 
 
-def keeper_of(kind: Kind, *, dtype: torch.dtype, device: torch.device) -> Keep:
+def keeper_of(kind: Kind, *, dtype: torch.dtype, device: torch.device, both_ways: bool = False) -> Keep:
     """Return what turns a weight (N, K), wherever it lies, into a frozen one of this kind on the device.
 
     Args:
         kind: How it is kept.
         dtype: Of products that are not in 8 bits.
         device: Where it stays.
+        both_ways: Keep 8 bits the other way round as well, for the way back: as much memory again.
     """
 
     def keep(weight: Tensor) -> Frozen:
@@ -81,9 +82,9 @@ def keeper_of(kind: Kind, *, dtype: torch.dtype, device: torch.device) -> Keep:
             case "plain":
                 return Dense(there, dtype)
             case "int8":
-                return int8_of(there)
+                return int8_of(there, both_ways=both_ways)
             case "fp8":
-                return fp8_of(there)
+                return fp8_of(there, both_ways=both_ways)
             case "nf4":
                 return nf4_of(there)
 

@@ -72,12 +72,12 @@ def heads(qkv: Tensor, weights: Tensor, table: Tensor, eps: float) -> tuple[Tens
 
 def heads_formula(qkv: Tensor, weights: Tensor, table: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the same as `heads`, by autograd and in real arithmetic."""
-    split = qkv.unflatten(-1, (3, -1, weights.shape[-1])).transpose(1, 3)  # (B, H, 3, T, E)
-    q, k = (
-        _turned(rms_scale_formula(split[:, :, i], weights[i], eps, _wide(qkv.dtype)), table).to(qkv.dtype)
-        for i in range(2)
-    )
-    return q, k, split[:, :, 2]
+    D, E = qkv.shape[-1] // 3, weights.shape[-1]
+    qk, v = qkv.split([2 * D, D], dim=-1)
+    weight = weights.repeat_interleave(D // E, dim=0)  # of each of the 2 H heads
+    normed = rms_scale_formula(qk.unflatten(-1, (-1, E)), weight, eps, _wide(qkv.dtype))  # (B, T, 2 H, E)
+    q, k = _turned(normed, table).to(qkv.dtype).chunk(2, dim=2)
+    return q.transpose(1, 2), k.transpose(1, 2), v.unflatten(-1, (-1, E)).transpose(1, 2)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -111,16 +111,38 @@ def swiglu_formula(hidden: Tensor) -> Tensor:
     return functional.silu(gate) * value
 
 
+@torch.library.custom_op("zimage::sum_of_products", mutates_args=())
+def sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Return `a @ b + c @ d`: the second product is written, and the kernel of the first one adds to it as it writes.
+
+    It is an operation of its own because the compiler would copy the second product first.
+
+    Args:
+        a: (M, K).
+        b: (K, N).
+        c: (M, R), R small.
+        d: (R, N).
+    """
+    return (c @ d).addmm_(a, b)
+
+
+@sum_of_products.register_fake
+def _(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    return a.new_empty((a.shape[0], b.shape[1]))
+
+
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """Return float32 for the half types, and every other type as it is (tests check gradients in float64)."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def _turned(x: Tensor, table: Tensor) -> Tensor:
-    """Return x (..., T, E) with each pair of neighbours turned by the table's (cosine, sine) (T, E / 2, 2)."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table.to(x.dtype).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    """Return x (B, T, H, E) with each pair of neighbours turned by the table's (cosine, sine) (T, E / 2, 2)."""
+    pairs = x.unflatten(-1, (-1, 2))  # (B, T, H, E / 2, 2)
+    cos, sin = table.to(x.dtype)[:, None].chunk(2, dim=-1)  # (T, 1, E / 2, 1)
+    signs = 2 * torch.arange(2, dtype=x.dtype, device=x.device) - 1
+    turned: Tensor = pairs * cos + pairs.flip(-1) * (sin * signs)
+    return turned.flatten(-2)
 
 
 def _reciprocal_rms(x: Tensor, eps: float) -> Tensor:

@@ -17,6 +17,8 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from zimage.model.frozen import Dense, Frozen, Keep
+from zimage.model.kernels import sum_of_products
+from zimage.model.low_bits import Fp8, Int8
 
 ADAPTER = "default"  # the name peft gives the only adapter
 # Above this a merged copy of the weight costs more memory than it saves time; the tiny model's weights are all below.
@@ -70,12 +72,21 @@ class Projection:
     def _product(self, x: Tensor) -> Tensor:
         lora = self.lora
         if lora is None or not self.adapted:
-            y = self.frozen.times(x)
-            return torch.cat([y], dim=-1) if torch.compiler.is_compiling() else y  # ends as `_formula` does
+            return self.frozen.times(x)
         if torch.compiler.is_compiling() or lora.dropout > 0:
-            return self._formula(x, lora)
+            return self._for_the_compiler(x, lora)
         operation = _Merged if self._merges(x.shape[0]) else _Beside
         return operation.apply(x, lora.down, lora.up, self.frozen, lora)  # type: ignore[no-any-return,no-untyped-call]
+
+    def _for_the_compiler(self, x: Tensor, lora: Lora) -> Tensor:
+        """Return the product with all adapters as one, whose gradients autograd finds: also what dropout takes."""
+        up = _spread(lora, self.frozen.shape[0]).to(x.dtype)
+        if isinstance(self.frozen, Dense) and lora.dropout == 0:
+            return _Summed.apply(x, self.frozen.product, lora.down.to(x.dtype), up)  # type: ignore[no-any-return,no-untyped-call]
+        inner = self._inner(x, lora)
+        if isinstance(self.frozen, Int8 | Fp8):
+            return self.frozen.beside(x, inner, up)
+        return self.frozen.times(x) + functional.linear(inner, up)
 
     def _merges(self, rows: int) -> bool:
         """Return whether adding the LoRA to the weight costs less than applying it to this many rows."""
@@ -84,25 +95,12 @@ class Projection:
         N, K = self.frozen.shape
         return self.frozen.weight.dtype != torch.bfloat16 and rows * (N + K) >= N * K
 
-    def _formula(self, x: Tensor, lora: Lora) -> Tensor:
-        """Return the product by autograd alone, as peft computes it: for the compiler, and for dropout.
-
-        It ends in joining outputs side by side, by which selective checkpointing knows it (zimage/training/running.py).
-        """
-        y = self.frozen.times(x)
-        changes, done = [], 0
-        for (_, B, rows), inner in zip(lora.parts(), self._inner(x, lora), strict=True):
-            changed = torch.addmm(y[:, rows], inner, B.to(x.dtype).t(), alpha=lora.scale)
-            changes += [y[:, done : rows.start], changed]
-            done = rows.stop
-        return torch.cat([*changes, y[:, done:]], dim=-1)
-
-    def _inner(self, x: Tensor, lora: Lora) -> list[Tensor]:
-        """Return each adapter's inner states (M, rank); without dropout they are one product."""
+    def _inner(self, x: Tensor, lora: Lora) -> Tensor:
+        """Return the adapters' inner states side by side, (M, R); without dropout they are one product."""
         if lora.dropout == 0:
-            return list(functional.linear(x, lora.down.to(x.dtype)).split(lora.rank, dim=1))
+            return functional.linear(x, lora.down.to(x.dtype))
         drop = partial(functional.dropout, p=lora.dropout, training=torch.is_grad_enabled())
-        return [functional.linear(drop(x), A.to(x.dtype)) for A, _, _ in lora.parts()]
+        return torch.cat([functional.linear(drop(x), A.to(x.dtype)) for A, _, _ in lora.parts()], dim=-1)
 
 
 def projection_of(layers: Sequence[nn.Module], keep: Keep) -> Projection:
@@ -169,6 +167,18 @@ def _only(values: set[float], what: str) -> float:
     return values.pop()
 
 
+def _spread(lora: Lora, outputs: int) -> Tensor:
+    """Return all up-products as one, (N, R): what each adapter's inner states do to every output, times the scale."""
+    parts, done = [], 0
+    for number, (_, B, rows) in enumerate(lora.parts()):
+        before = number * lora.rank
+        parts += [B.new_zeros((rows.start - done, lora.down.shape[0]))] if rows.start > done else []
+        parts.append(functional.pad(B * lora.scale, (before, lora.down.shape[0] - before - lora.rank)))
+        done = rows.stop
+    parts += [lora.up.new_zeros((outputs - done, lora.down.shape[0]))] if outputs > done else []
+    return torch.cat(parts)
+
+
 class _Merged(Function):
     """The LoRA added to the weight in float32, so that forward and back are one product each."""
 
@@ -211,6 +221,24 @@ class _Beside(Function):
         if ctx.needs_input_grad[0]:
             dx = ctx.frozen.back(dy).addmm_(dinner, ctx.lora.down.detach().to(dy.dtype))
         return dx, ddown, dup, None, None
+
+
+class _Summed(Function):
+    """The same for compiled code, in which the sum of both products is no pass of its own, forward or back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        inner = functional.linear(x, down)
+        ctx.save_for_backward(x, weight, down, up, inner)
+        y: Tensor = sum_of_products(x, weight.t(), inner, up.t())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up, inner = ctx.saved_tensors
+        dinner = dy @ up
+        dx = sum_of_products(dy, weight, dinner, down)
+        return dx, None, dinner.t() @ x, dy.t() @ inner
 
 
 def _factor_gradients(lora: Lora, x: Tensor, inner: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:

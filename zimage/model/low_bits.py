@@ -40,21 +40,28 @@ NF4_LEVELS = (
 class Int8:
     """A weight of 8-bit integers with one scale an output; inputs get one scale a row when they come."""
 
-    def __init__(self, q: Tensor, scale: Tensor) -> None:
+    def __init__(self, q: Tensor, scale: Tensor, turned: Tensor | None = None) -> None:
         self.shape = (q.shape[0], q.shape[1])
         self.q, self.scale = q, scale  # (N, K) int8, (N, 1) float32
+        self.turned = turned  # (K, N), or None where it is made anew each way back
 
     def times(self, x: Tensor) -> Tensor:
         """Return x @ weight^T, multiplied in integers."""
-        return _Int8Product.apply(x, self.q, self.scale)  # type: ignore[no-any-return,no-untyped-call]
+        return _Int8Product.apply(x, self.q, self.scale, self.turned, x.dtype)  # type: ignore[no-any-return,no-untyped-call]
+
+    def beside(self, x: Tensor, inner: Tensor, up: Tensor) -> Tensor:
+        """Return x @ weight^T + inner (M, R) @ up^T (R, N), for compiled code: rounded once, in one pass."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y: Tensor = _Int8Product.apply(x, self.q, self.scale, self.turned, wide)  # type: ignore[no-untyped-call]
+        return (y + functional.linear(inner, up).to(wide)).to(x.dtype)
 
     def back(self, dy: Tensor) -> Tensor:
         """Return dy @ weight, multiplied in integers; the outputs' scales join dy before it is rounded."""
-        return _int8_back(dy, self.q, self.scale)
+        return _int8_back(dy, self.q, self.scale, self.turned)
 
     def tensors(self) -> list[Tensor]:
-        """Return integers and scales."""
-        return [self.q, self.scale]
+        """Return integers and scales, and the integers the other way round where they are kept."""
+        return [self.q, self.scale, *_kept(self.turned)]
 
     def with_tensors(self, tensors: list[Tensor]) -> "Int8":
         """Return the same weight elsewhere."""
@@ -64,21 +71,26 @@ class Int8:
 class Fp8:
     """A weight of 8-bit floats (e4m3) with one scale an output; needs a GPU of compute capability 8.9 or more."""
 
-    def __init__(self, q: Tensor, scale: Tensor) -> None:
+    def __init__(self, q: Tensor, scale: Tensor, turned: Tensor | None = None) -> None:
         self.shape = (q.shape[0], q.shape[1])
         self.q, self.scale = q, scale  # (N, K) float8, (N, 1) float32
+        self.turned = turned  # (K, N), or None where it is made anew each way back
 
     def times(self, x: Tensor) -> Tensor:
         """Return x @ weight^T, multiplied in 8-bit floats."""
-        return _Fp8Product.apply(x, self.q, self.scale)  # type: ignore[no-any-return,no-untyped-call]
+        return _Fp8Product.apply(x, self.q, self.scale, self.turned)  # type: ignore[no-any-return,no-untyped-call]
 
     def back(self, dy: Tensor) -> Tensor:
         """Return dy @ weight, multiplied in 8-bit floats."""
-        return _fp8_back(dy, self.q, self.scale)
+        return _fp8_back(dy, self.q, self.scale, self.turned)
+
+    def beside(self, x: Tensor, inner: Tensor, up: Tensor) -> Tensor:
+        """Return x @ weight^T + inner (M, R) @ up^T (R, N), for compiled code: the sum is no copy of either."""
+        return _Fp8Sum.apply(x, self.q, self.scale, self.turned, inner, up)  # type: ignore[no-any-return,no-untyped-call]
 
     def tensors(self) -> list[Tensor]:
-        """Return 8-bit floats and scales."""
-        return [self.q, self.scale]
+        """Return 8-bit floats and scales, and the floats the other way round where they are kept."""
+        return [self.q, self.scale, *_kept(self.turned)]
 
     def with_tensors(self, tensors: list[Tensor]) -> "Fp8":
         """Return the same weight elsewhere."""
@@ -98,7 +110,7 @@ class Nf4:
 
     def back(self, dy: Tensor) -> Tensor:
         """Return dy @ weight."""
-        return dy @ _nf4_written_out(self.pairs, self.scale, self.levels, self.shape, dy.dtype)
+        return _nf4_back(dy, self.pairs, self.scale, self.levels)
 
     def tensors(self) -> list[Tensor]:
         """Return levels of all weights, scales, and what the levels are."""
@@ -110,16 +122,28 @@ class Nf4:
         return Nf4(pairs, scale, levels, self.shape)
 
 
-def int8_of(weight: Tensor) -> Int8:
-    """Return a weight rounded to 8-bit integers, each output's largest value being 127."""
+def int8_of(weight: Tensor, *, both_ways: bool = False) -> Int8:
+    """Return a weight rounded to 8-bit integers, each output's largest value being 127.
+
+    Args:
+        weight: (N, K).
+        both_ways: Keep it the other way round as well, as 8-bit units want it on the way back.
+    """
     scale = _row_scale(weight, INT8_MAX)
-    return Int8(_int8(weight, scale), scale)
+    q = _int8(weight, scale)
+    return Int8(q, scale, q.t().contiguous() if both_ways else None)
 
 
-def fp8_of(weight: Tensor) -> Fp8:
-    """Return a weight rounded to 8-bit floats, each output's largest value being 448."""
+def fp8_of(weight: Tensor, *, both_ways: bool = False) -> Fp8:
+    """Return a weight rounded to 8-bit floats, each output's largest value being 448.
+
+    Args:
+        weight: (N, K).
+        both_ways: Keep it the other way round as well, as 8-bit units want it on the way back.
+    """
     scale = _row_scale(weight, FP8_MAX)
-    return Fp8((weight.float() / scale).to(FP8), scale)
+    q = (weight.float() / scale).to(FP8)
+    return Fp8(q, scale, q.t().contiguous() if both_ways else None)
 
 
 def nf4_of(weight: Tensor) -> Nf4:
@@ -140,37 +164,89 @@ def _int8(values: Tensor, scale: Tensor) -> Tensor:
     return (values.float() / scale).round_().to(torch.int8)
 
 
+def _kept(turned: Tensor | None) -> list[Tensor]:
+    return [] if turned is None else [turned]
+
+
 def _int8_product(x: Tensor, q: Tensor) -> Tensor:
     """Return x (M, J) @ q (J, P) for an integer matrix, float32, x rounded row by row."""
     scale = _row_scale(x, INT8_MAX)
     return torch._int_mm(_int8(x, scale), q).float() * scale
 
 
-def _int8_back(dy: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-    # A GPU reads the second factor column by column in half the time, and lets it lie so in less.
-    return _int8_product(dy.float() * scale.t(), _by_columns(q) if q.is_cuda else q).to(dy.dtype)
+def _int8_back(dy: Tensor, q: Tensor, scale: Tensor, turned: Tensor | None) -> Tensor:
+    dy32 = dy.float() * scale.t()
+    row_scale = _row_scale(dy32, INT8_MAX)
+    rounded = _int8(dy32, row_scale)
+    product = int8_turning(rounded, q) if turned is None else torch._int_mm(rounded, turned.t())
+    return (product.float() * row_scale).to(dy.dtype)
 
 
-def _fp8_product(x: Tensor, q: Tensor, column_scale: Tensor, *, forward: bool) -> Tensor:
-    """Return x (M, J) @ q (J, P) * column_scale (1, P) in bfloat16; q must lie column by column.
+@torch.library.custom_op("zimage::int8_turning", mutates_args=())
+def int8_turning(a: Tensor, q: Tensor) -> Tensor:
+    """Return a (M, N) @ q (N, K) of integers, int32.
+
+    A GPU reads a second factor that lies column by column in half the time, so it is laid so here, and forgotten. In
+    sight of the compiler, which would turn all weights on the way forward and keep them for the way back, it is not.
+    """
+    product: Tensor = torch._int_mm(a, _by_columns(q) if q.is_cuda else q)
+    return product
+
+
+@int8_turning.register_fake
+def _(a: Tensor, q: Tensor) -> Tensor:
+    return a.new_empty((a.shape[0], q.shape[1]), dtype=torch.int32)
+
+
+def _fp8_scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x (M, J) in 8-bit floats and its scales (M, 1)."""
+    scale = _row_scale(x, FP8_MAX)
+    return (x.float() / scale).to(FP8), scale
+
+
+def _fp8_product(a: Tensor, scale: Tensor, q: Tensor, column_scale: Tensor, *, forward: bool) -> Tensor:
+    """Return (a * scale) (M, J) @ (q * column_scale) (J, P) in bfloat16; q must lie column by column.
 
     On the way forward sums are kept as the units have them; on the way back they are carried over into float32 now and
     then, which takes longer: as pytorch/ao trains by default (torchao/float8/config.py).
     """
-    scale = _row_scale(x, FP8_MAX)
-    return torch._scaled_mm(
-        (x.float() / scale).to(FP8),
-        q,
-        scale_a=scale,
-        scale_b=column_scale,
-        out_dtype=torch.bfloat16,
-        use_fast_accum=forward,
-    )
+    return torch._scaled_mm(a, q, scale_a=scale, scale_b=column_scale, out_dtype=torch.bfloat16, use_fast_accum=forward)
 
 
-def _fp8_back(dy: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-    ones = torch.ones((1, q.shape[1]), device=q.device)
-    return _fp8_product(dy.float() * scale.t(), _by_columns(q), ones, forward=False).to(dy.dtype)
+def _fp8_back(dy: Tensor, q: Tensor, scale: Tensor, turned: Tensor | None) -> Tensor:
+    a, row_scale = _fp8_scaled(dy.float() * scale.t())
+    if turned is None:
+        dx: Tensor = fp8_turning(a, row_scale, q)
+    else:
+        dx = _fp8_product(a, row_scale, turned.t(), _ones(q), forward=False)
+    return dx.to(dy.dtype)
+
+
+@torch.library.custom_op("zimage::fp8_sum", mutates_args=())
+def fp8_sum(a: Tensor, scale: Tensor, q: Tensor, column_scale: Tensor, c: Tensor, d: Tensor) -> Tensor:  # noqa: PLR0917
+    """Return (a * scale) (M, K) @ (q * column_scale)^T (K, N) + c (M, R) @ d (R, N), the second added in place."""
+    y = _fp8_product(a, scale, q.t(), column_scale.t(), forward=True).to(c.dtype)
+    return y.addmm_(c, d)
+
+
+@fp8_sum.register_fake
+def _(a: Tensor, scale: Tensor, q: Tensor, column_scale: Tensor, c: Tensor, d: Tensor) -> Tensor:  # noqa: PLR0917
+    return c.new_empty((a.shape[0], q.shape[0]))
+
+
+@torch.library.custom_op("zimage::fp8_turning", mutates_args=())
+def fp8_turning(a: Tensor, scale: Tensor, q: Tensor) -> Tensor:
+    """Return (a * scale) (M, N) @ q (N, K) of 8-bit floats, in bfloat16; why it is an operation: see `int8_turning`."""
+    return _fp8_product(a, scale, _by_columns(q), _ones(q), forward=False)
+
+
+@fp8_turning.register_fake
+def _(a: Tensor, scale: Tensor, q: Tensor) -> Tensor:
+    return a.new_empty((a.shape[0], q.shape[1]), dtype=torch.bfloat16)
+
+
+def _ones(q: Tensor) -> Tensor:
+    return torch.ones((1, q.shape[1]), device=q.device)
 
 
 def _by_columns(q: Tensor) -> Tensor:
@@ -187,26 +263,63 @@ def _nf4_written_out(
     return found.mul_(scale).to(dtype).reshape(shape)
 
 
+def _nf4_back(dy: Tensor, pairs: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
+    dx: Tensor = nf4_back(dy, pairs, scale, levels)
+    return dx
+
+
+@torch.library.custom_op("zimage::nf4_back", mutates_args=())
+def nf4_back(dy: Tensor, pairs: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
+    """Return dy (M, N) @ weight (N, K).
+
+    An operation, or the compiler would see that the weight was written out before, and keep that for the way back.
+    """
+    shape = (dy.shape[1], 2 * pairs.numel() // dy.shape[1])
+    return dy @ _nf4_written_out(pairs, scale, levels, shape, dy.dtype)
+
+
+@nf4_back.register_fake
+def _(dy: Tensor, pairs: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
+    return dy.new_empty((dy.shape[0], 2 * pairs.numel() // dy.shape[1]))
+
+
 class _Int8Product(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(q, scale)
-        return (_int8_product(x, q.t()) * scale.t()).to(x.dtype)
+    def forward(ctx: Any, x: Tensor, *kept: Any) -> Tensor:
+        q, scale, turned, dtype = kept
+        ctx.save_for_backward(q, scale, turned)
+        ctx.dtype = x.dtype
+        y: Tensor = (_int8_product(x, q.t()) * scale.t()).to(dtype)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return _int8_back(dy, *ctx.saved_tensors), None, None
+        return _int8_back(dy, *ctx.saved_tensors).to(ctx.dtype), None, None, None, None
 
 
 class _Fp8Product(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(q, scale)
-        return _fp8_product(x, q.t(), scale.t(), forward=True).to(x.dtype)
+    def forward(ctx: Any, x: Tensor, q: Tensor, scale: Tensor, turned: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, scale, turned)
+        return _fp8_product(*_fp8_scaled(x), q.t(), scale.t(), forward=True).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return _fp8_back(dy, *ctx.saved_tensors), None, None
+        return _fp8_back(dy, *ctx.saved_tensors), None, None, None
+
+
+class _Fp8Sum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        q, scale, turned, inner, up = rest
+        ctx.save_for_backward(q, scale, turned, inner, up)
+        y: Tensor = fp8_sum(*_fp8_scaled(x), q, scale, inner, up.t())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        q, scale, turned, inner, up = ctx.saved_tensors
+        return _fp8_back(dy, q, scale, turned), None, None, None, dy @ up, dy.t() @ inner
 
 
 class _Nf4Product(Function):
@@ -214,10 +327,8 @@ class _Nf4Product(Function):
     def forward(ctx: Any, x: Tensor, *kept: Any) -> Tensor:
         pairs, scale, levels, shape = kept
         ctx.save_for_backward(pairs, scale, levels)
-        ctx.shape = shape
         return functional.linear(x, _nf4_written_out(pairs, scale, levels, shape, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        pairs, scale, levels = ctx.saved_tensors
-        return dy @ _nf4_written_out(pairs, scale, levels, ctx.shape, dy.dtype), None, None, None, None
+        return _nf4_back(dy, *ctx.saved_tensors), None, None, None, None

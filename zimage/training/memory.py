@@ -145,6 +145,28 @@ def checkpointing_of(
     return least_checkpointing(params.memory, sizes, params.at_once * _most_tokens(buckets), free_gb)
 
 
+def keeps_both_ways(params: TrainParams, sizes: Sizes, buckets: Iterable[Bucket], device: torch.device) -> bool:
+    """Return whether there is room to keep 8-bit weights the other way round as well, which the way back reads.
+
+    Without, each is turned in every step. What comes out is the same.
+
+    Args:
+        params: What was asked.
+        sizes: Of the transformer, whose weights are not in the device's memory yet.
+        buckets: Of all steps.
+        device: Where they run.
+    """
+    memory = params.memory
+    if device.type != "cuda" or memory.frozen not in {"fp8", "int8"} or memory.offloaded_blocks:
+        return False
+    kept = activations_gb(sizes, params.at_once * _most_tokens(buckets), "none") * (2 if memory.graphs else 1)
+    need = 2 * weights_gb(sizes, memory) + adapters_gb(sizes, params.rank) + kept + WORKSPACE_GB
+    both = need < torch.cuda.mem_get_info(device)[0] / 1e9 * USED_SHARE
+    if both:
+        logger.info("8-bit weights are kept in both orders, which the memory has room for")
+    return both
+
+
 def least_checkpointing(memory: MemoryParams, sizes: Sizes, tokens: int, free_gb: float) -> Checkpointing:
     """Return the form of checkpointing that recomputes least and lets so many tokens fit; full where none does."""
     choices: list[Checkpointing] = ["none", "selective", "full"] if memory.compile else ["none", "full"]

@@ -15,7 +15,7 @@ from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.dataset import Dataset
 from zimage.training.draw import generator_of
 from zimage.training.loop import Loop
-from zimage.training.memory import check, checkpointing_of, sizes_of
+from zimage.training.memory import check, checkpointing_of, keeps_both_ways, sizes_of
 from zimage.training.merging import merge
 from zimage.training.objective import Objective
 from zimage.training.optimiser import Optimiser
@@ -70,14 +70,15 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
     keep_freed_memory(device)
     dataset = Dataset(encode, device=device, face_weight=params.face_weight)
     scheduler = open_scheduler(base)
-    denoiser, names = _denoiser(base, params, device)
+    planned = _planned(dataset, params)
+    buckets = {step.bucket for step in planned}
+    both_ways = keeps_both_ways(params, sizes, buckets, device)
+    denoiser, names = _denoiser(base, params, device, both_ways=both_ways)
     adapters = Adapters(denoiser, names)
     if denoiser.context_is_fixed:
         dataset.refine(denoiser)
         denoiser.forget_context()
         release(device)
-    planned = _planned(dataset, params)
-    buckets = {step.bucket for step in planned}
     denoiser.run = runner(
         checkpointing_of(params, sizes, buckets, device),
         compiled=params.memory.compile,
@@ -112,7 +113,9 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
     return Prepared(loop, dataset, scheduler)
 
 
-def _denoiser(base: Path, params: TrainParams, device: torch.device) -> tuple[Denoiser, dict[int, str]]:
+def _denoiser(
+    base: Path, params: TrainParams, device: torch.device, *, both_ways: bool
+) -> tuple[Denoiser, dict[int, str]]:
     """Return the model with new adapters, and its modules' names.
 
     On a CPU the frozen weights stay in float32 whatever the products are in: the tiny base is small, and the adapters
@@ -133,6 +136,7 @@ def _denoiser(base: Path, params: TrainParams, device: torch.device) -> tuple[De
         device=device,
         kind=params.memory.frozen,
         offloaded_blocks=params.memory.offloaded_blocks,
+        both_ways=both_ways,
     )
     if not on_cpu:
         _let_go(transformer)

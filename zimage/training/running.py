@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,15 +16,24 @@ from torch.utils.checkpoint import (
 from zimage.model.blocks import Block
 from zimage.model.denoiser import RunBlock, plainly
 
+if TYPE_CHECKING:
+    from torch._inductor.choices import InductorChoices
+
 Checkpointing = Literal["none", "selective", "full"]
 
 # What takes long and is kept; norms, gates and rotations between these are computed again in passing.
-ATTENTION = [
+ENDS = [
+    torch.ops.zimage.sum_of_products.default,
+    torch.ops.zimage.fp8_sum.default,
+    torch.ops.aten._scaled_mm.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
+NARROW = 8  # times as many outputs as inputs has no weight but an adapter's up-product, whose sum is kept and not it
+
+HEAD = 128  # values
 
 # Up to so many shapes every one gets graphs of its own; beyond, one graph has to serve all lengths.
 FEW_SHAPES = 4
@@ -32,16 +41,50 @@ FEW_SHAPES = 4
 MOST_GRAPHS = 1000
 
 
-def _policy(_: SelectiveCheckpointContext, operation: Any, *operands: Any, **_options: Any) -> CheckpointPolicy:
+def _policy(_: SelectiveCheckpointContext, operation: Any, *operands: Any, **options: Any) -> CheckpointPolicy:
     """Return what becomes of an operation's result.
 
-    Of a projection its end is kept, which joins outputs side by side (`Projection`), and no product: the compiler keeps
-    all that is to be kept, also what only leads to something else that is, and each of a frozen weight's product, its
-    integers and its sum with the LoRA is as large. What nobody needs on the way back is not computed again either.
+    Of a projection its end is kept, and nothing on the way there as large: the compiler keeps all that is to be kept,
+    also what only leads to something else that is. What nobody needs on the way back is not computed again either.
     """
-    ends_projection = operation is torch.ops.aten.cat.default and operands[0][0].ndim == 2
-    kept = ends_projection or operation in ATTENTION
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    return (
+        CheckpointPolicy.MUST_SAVE if _takes_long(operation, operands, options) else CheckpointPolicy.PREFER_RECOMPUTE
+    )
+
+
+def _takes_long(operation: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Return whether an operation ends a projection, adds nothing to one that is kept, or is attention."""
+    if (
+        operation is torch.ops.aten.mm.default
+    ):  # but not the adapters' up-product, whose sum with the frozen one is kept
+        return bool(operands[0].shape[1] * NARROW > operands[1].shape[1])
+    if operation is torch.ops.aten._to_copy.default:  # ends a product in integers, which has no rows of rows
+        return operands[0].ndim == 2 and options.get("dtype") in (torch.bfloat16, torch.float16)
+    return operation in ENDS
+
+
+def _choices() -> "InductorChoices":
+    """Return inductor's choices, but that a kernel keeps a head's values in registers from its norm to its end.
+
+    Inductor does so for rows that lie one behind the other; a head's lie side by side with those of other heads, and it
+    would write them down in float32 and read them again.
+    """
+    from torch._inductor import config
+    from torch._inductor.choices import InductorChoices
+    from torch._inductor.virtualized import V
+
+    class Choices(InductorChoices):
+        def uuid(self) -> str:
+            return f"{__name__}-{HEAD}"
+
+        @staticmethod
+        def should_use_persistent_reduction(features: Any, cooperative_reduction: bool) -> bool:
+            if InductorChoices.should_use_persistent_reduction(features, cooperative_reduction):
+                return True
+            small = V.graph.sizevars.statically_known_leq(features.reduction_numel, HEAD)
+            return bool(config.triton.persistent_reductions and small and not cooperative_reduction)
+
+    return Choices()
 
 
 def runner(
@@ -76,4 +119,5 @@ def runner(
     if not compiled:
         return run
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST_GRAPHS
+    torch._inductor.config.inductor_choices_class = _choices
     return torch.compile(run, dynamic=False if shapes <= FEW_SHAPES else None, backend=backend)
