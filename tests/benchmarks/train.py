@@ -153,24 +153,26 @@ def _gpu_rows(size: Size, turns: int) -> None:
 
 def _gpu_variants(size: Size) -> Iterator[tuple[str, Callable[[], Step]]]:
     yield "plain loop over diffusers, bfloat16", lambda: plain_step(size, torch.bfloat16)
-    choices: list[tuple[Kind, Checkpointing, bool, int]] = [
-        ("plain", "none", False, 0),
-        ("plain", "none", True, 0),
-        ("plain", "selective", True, 0),
-        ("plain", "full", False, 0),
-        ("fp8", "none", True, 0),
-        ("int8", "none", True, 0),
-        ("int8", "full", True, 0),
-        ("nf4", "full", False, 0),
-        ("nf4", "full", False, 15),
+    choices: list[tuple[Kind, Checkpointing, dict[str, Any]]] = [
+        ("plain", "none", {}),
+        ("plain", "none", {"compiled": True}),
+        ("plain", "selective", {"compiled": True}),
+        ("plain", "full", {}),
+        ("fp8", "none", {"compiled": True, "both_ways": True}),
+        ("fp8", "none", {"compiled": True}),
+        ("int8", "none", {"compiled": True, "both_ways": True}),
+        ("int8", "selective", {"compiled": True}),
+        ("int8", "full", {"compiled": True}),
+        ("nf4", "full", {}),
+        ("nf4", "full", {"away": 15}),
     ]
-    for kind, checkpointing, compiled, away in choices:
-        travelling = f", {away} blocks away" if away else ""
-        name = f"ours, {kind}, checkpointing {checkpointing}{', compiled' if compiled else ''}{travelling}"
+    for kind, checkpointing, more in choices:
+        words = {"compiled": ", compiled", "both_ways": ", kept both ways", "away": f", {more.get('away')} blocks away"}
+        name = f"ours, {kind}, checkpointing {checkpointing}{''.join(words[key] for key in more)}"
         yield (
             name,
-            lambda k=kind, c=checkpointing, f=compiled, a=away: our_step(  # type: ignore[misc]
-                size, dtype=torch.bfloat16, kind=k, checkpointing=c, compiled=f, away=a
+            lambda k=kind, c=checkpointing, m=more: our_step(  # type: ignore[misc]
+                size, dtype=torch.bfloat16, kind=k, checkpointing=c, **m
             ),
         )
     for compiled in (False, True):
@@ -216,6 +218,7 @@ def our_step(
     checkpointing: Checkpointing = "none",
     compiled: bool = False,
     away: int = 0,
+    both_ways: bool = False,
     captured: bool = False,
 ) -> Step:
     """Return a step of this project's trainer: captions refined before, adapters in one vector.
@@ -227,13 +230,22 @@ def our_step(
         checkpointing: What is computed again on the way back.
         compiled: Fuse each block.
         away: Blocks that wait in the machine's memory.
+        both_ways: Keep 8-bit weights the other way round as well.
         captured: Forward and back are one CUDA graph (`train.memory.graphs`).
     """
     device = _device()
     transformer = _random(size, torch.float32 if device.type == "cpu" else dtype)
     inject(transformer, size.targets, rank=size.rank, dropout=0.0, generator=torch.Generator())
     stream = torch.float32 if device.type == "cpu" else dtype
-    denoiser = Denoiser(transformer, dtype=dtype, stream=stream, device=device, kind=kind, offloaded_blocks=away)
+    denoiser = Denoiser(
+        transformer,
+        dtype=dtype,
+        stream=stream,
+        device=device,
+        kind=kind,
+        offloaded_blocks=away,
+        both_ways=both_ways,
+    )
     adapters = Adapters(denoiser, module_names(transformer))
     optimiser = Optimiser(adapters, OPTIMISER)
     with torch.no_grad():
@@ -369,7 +381,9 @@ def _device() -> torch.device:
 
 def _machine() -> str:
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        sizes = torch.cuda.get_device_properties(0)
+        versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        return f"{sizes.name}, {sizes.total_memory / 1e9:.0f} GB, {sizes.multi_processor_count} SMs, {versions}"
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "a CPU")
 
