@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -252,6 +252,8 @@ def our_step(
         contexts = [denoiser.refine(*_captions(size, lengths, device)) for lengths in size.by_length]
     denoiser.forget_context()
     denoiser.run = runner(checkpointing, compiled=compiled)
+    if compiled:
+        denoiser.ready = partial(adapters.cast, dtype)
     clean, chance, turn = _latents(size).to(device), torch.Generator().manual_seed(2), cycle(contexts)
 
     def there_and_back(noise: Tensor, sigma: Tensor, context: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ def written(kind: Kind, checkpointing: Checkpointing, side_px: int) -> tuple[Cod
     with fake_gpu(), compiling_for_a_gpu(codes):
         half = torch.bfloat16
         denoiser = Denoiser(transformer, dtype=half, stream=half, device=GPU, kind=kind)
-        Adapters(denoiser, module_names(transformer))
+        Adapters(denoiser, module_names(transformer)).cast(half)
         run = runner(checkpointing, compiled=True)
         x = torch.empty(1, sequence_length(bucket), WIDTH, device=GPU, dtype=half, requires_grad=True)
         condition = torch.empty(1, 256, device=GPU, dtype=half)

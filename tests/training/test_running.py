@@ -1,6 +1,7 @@
 """Compiled and checkpointed blocks: the same step."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -122,6 +123,21 @@ def test_weights_in_few_bits_can_be_compiled(kind: Kind) -> None:
     # A last bit more or less before it is rounded to eight makes a step of one in 127.
     assert float((found[0] - velocity).norm() / velocity.norm()) < 0.01
     assert float((found[1] - gradient).norm() / gradient.norm()) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["plain", "int8"])
+def test_adapters_that_are_cast_at_once_get_the_same_gradients_to_the_last_bit(kind: Kind) -> None:
+    denoiser, adapters = _model(kind=kind, dtype=torch.bfloat16)
+    counter = CompileCounterWithBackend("aot_eager")
+    denoiser.run = runner("selective", compiled=True, backend=counter)
+    expected = _step(denoiser, adapters)
+    denoiser.ready = partial(adapters.cast, torch.bfloat16)
+    found = _step(denoiser, adapters)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    made = counter.frame_count
+    adapters.values.mul_(2)
+    assert not torch.equal(_step(denoiser, adapters)[0], expected[0])  # they are cast anew in every step
+    assert counter.frame_count == made
 
 
 def test_few_graphs_serve_many_blocks_and_shapes_and_none_falls_back() -> None:

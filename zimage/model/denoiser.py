@@ -37,6 +37,10 @@ def plainly(block: Block, x: Tensor, condition: Tensor | None, table: Tensor, ke
     return block(x, condition, table, keep)
 
 
+def _as_it_is() -> None:
+    """Make nothing ready."""
+
+
 class Denoiser:
     """The transformer with whatever adapters peft has put into it.
 
@@ -63,6 +67,7 @@ class Denoiser:
     ) -> None:
         self.dtype, self.stream = dtype, stream
         self.run: RunBlock = plainly
+        self.ready: Callable[[], None] = _as_it_is  # called before blocks are run
         self.t_scale = float(transformer.t_scale)
         self.device = device or transformer.x_pad_token.device
         plain = keeper_of("plain", dtype=dtype, device=self.device)
@@ -101,6 +106,7 @@ class Denoiser:
             sigma: (B,) float32 in [0, 1]: the share of noise.
             context: The refined caption (B, L, D), see `refine`.
         """
+        self.ready()
         bucket = Bucket(latents.shape[2], latents.shape[3], context.shape[1])
         image_table, _, table = self.tables(bucket)
         condition = self.condition(1 - sigma.double())

@@ -35,6 +35,7 @@ class Lora:
     scale: float  # alpha / rank
     dropout: float
     members: tuple[LoraLayer, ...]
+    low: tuple[Tensor, Tensor] | None = None  # both in fewer bits, for compiled code (`Adapters.cast`)
 
     @property
     def rank(self) -> int:
@@ -51,10 +52,17 @@ class Lora:
             member.lora_A[ADAPTER].weight.data = A.detach()
             member.lora_B[ADAPTER].weight.data = B.detach()
 
-    def parts(self) -> list[tuple[Tensor, Tensor, slice]]:
-        """Return (A, B, rows of the projection's output) for each adapted layer."""
+    def parts(self, dtype: torch.dtype | None = None) -> list[tuple[Tensor, Tensor, slice]]:
+        """Return (A, B, rows of the projection's output) for each adapted layer, in this precision."""
         sizes = [rows.stop - rows.start for rows in self.rows]
-        return list(zip(self.down.split(self.rank), self.up.split(sizes), self.rows, strict=True))
+        down, up = self.cast(dtype or self.down.dtype)
+        return list(zip(down.split(self.rank), up.split(sizes), self.rows, strict=True))
+
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the down- and the up-products in this precision."""
+        if self.low is not None and self.low[0].dtype == dtype and torch.compiler.is_compiling():
+            return self.low
+        return self.down.to(dtype), self.up.to(dtype)
 
 
 class Projection:
@@ -80,9 +88,9 @@ class Projection:
 
     def _for_the_compiler(self, x: Tensor, lora: Lora) -> Tensor:
         """Return the product with all adapters as one, whose gradients autograd finds: also what dropout takes."""
-        up = _spread(lora, self.frozen.shape[0]).to(x.dtype)
+        up = _spread(lora, self.frozen.shape[0], x.dtype)
         if isinstance(self.frozen, Dense) and lora.dropout == 0:
-            return _Summed.apply(x, self.frozen.product, lora.down.to(x.dtype), up)  # type: ignore[no-any-return,no-untyped-call]
+            return _Summed.apply(x, self.frozen.product, lora.cast(x.dtype)[0], up)  # type: ignore[no-any-return,no-untyped-call]
         inner = self._inner(x, lora)
         if isinstance(self.frozen, Int8 | Fp8):
             return self.frozen.beside(x, inner, up)
@@ -98,9 +106,9 @@ class Projection:
     def _inner(self, x: Tensor, lora: Lora) -> Tensor:
         """Return the adapters' inner states side by side, (M, R); without dropout they are one product."""
         if lora.dropout == 0:
-            return functional.linear(x, lora.down.to(x.dtype))
+            return functional.linear(x, lora.cast(x.dtype)[0])
         drop = partial(functional.dropout, p=lora.dropout, training=torch.is_grad_enabled())
-        return torch.cat([functional.linear(drop(x), A.to(x.dtype)) for A, _, _ in lora.parts()], dim=-1)
+        return torch.cat([functional.linear(drop(x), A) for A, _, _ in lora.parts(x.dtype)], dim=-1)
 
 
 def projection_of(layers: Sequence[nn.Module], keep: Keep) -> Projection:
@@ -167,16 +175,17 @@ def _only(values: set[float], what: str) -> float:
     return values.pop()
 
 
-def _spread(lora: Lora, outputs: int) -> Tensor:
+def _spread(lora: Lora, outputs: int, dtype: torch.dtype) -> Tensor:
     """Return all up-products as one, (N, R): what each adapter's inner states do to every output, times the scale."""
-    parts, done = [], 0
-    for number, (_, B, rows) in enumerate(lora.parts()):
+    parts, done, ranks = [], 0, lora.down.shape[0]
+    for number, (_, B, rows) in enumerate(lora.parts(dtype)):
         before = number * lora.rank
-        parts += [B.new_zeros((rows.start - done, lora.down.shape[0]))] if rows.start > done else []
-        parts.append(functional.pad(B * lora.scale, (before, lora.down.shape[0] - before - lora.rank)))
+        scaled = B if lora.scale == 1 else B * lora.scale
+        parts += [B.new_zeros((rows.start - done, ranks))] if rows.start > done else []
+        parts.append(functional.pad(scaled, (before, ranks - before - lora.rank)) if ranks > lora.rank else scaled)
         done = rows.stop
-    parts += [lora.up.new_zeros((outputs - done, lora.down.shape[0]))] if outputs > done else []
-    return torch.cat(parts)
+    parts += [parts[-1].new_zeros((outputs - done, ranks))] if outputs > done else []
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class _Merged(Function):

@@ -73,6 +73,7 @@ class Adapters:
     def __init__(self, denoiser: Denoiser, names: dict[int, str]) -> None:
         self._loras, self._names = denoiser.loras(), names
         sizes = [lora.down.numel() for lora in self._loras] + [lora.up.numel() for lora in self._loras]
+        self._sizes = sizes
         self.num_down = sum(lora.down.numel() for lora in self._loras)
         self.values = torch.zeros(sum(sizes), device=denoiser.device)
         self.gradient = torch.zeros_like(self.values)
@@ -82,6 +83,17 @@ class Adapters:
             lora.bind(down.view_as(lora.down), up.view_as(lora.up))
         for lora, down, up in zip(self._loras, gradients[:count], gradients[count:], strict=True):
             lora.down.grad, lora.up.grad = down.view_as(lora.down), up.view_as(lora.up)
+        self._all = torch.nn.Parameter(self.values)
+        self._all.grad = self.gradient
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Give compiled code all values in fewer bits, as they are now, until its next way back.
+
+        One kernel instead of one for every matrix; their gradients become one vector again before they are added.
+        """
+        parts, count = self._all.to(dtype).split(self._sizes), len(self._loras)
+        for lora, down, up in zip(self._loras, parts[:count], parts[count:], strict=True):
+            lora.low = (down.view_as(lora.down), up.view_as(lora.up))
 
     @property
     def drop_inputs(self) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,8 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
         chance=params.dropout > 0,
         shapes=len(buckets),
     )
+    if params.memory.compile and denoiser.dtype is not torch.float32:
+        denoiser.ready = partial(adapters.cast, denoiser.dtype)
     logger.info("%d adapter values, precision %s, device %s", len(adapters.values), params.precision, device)
     objective = Objective(
         denoiser,
