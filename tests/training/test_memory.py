@@ -20,8 +20,10 @@ from zimage.training.memory import (
     activations_gb,
     check,
     checkpointing_of,
+    keeps_both_ways,
     least_checkpointing,
     needed_gb,
+    room_for_both_ways,
     too_small,
     weights_gb,
 )
@@ -120,6 +122,17 @@ def test_auto_recomputes_no_more_than_it_must() -> None:
     choices = [least_checkpointing(compiled, RELEASED, TOKENS_1024_PX, gb) for gb in (128, 20, 10, 1)]
     assert choices == ["none", "selective", "full", "full"]
     assert least_checkpointing(plain, RELEASED, TOKENS_1024_PX, 20) == "full"
+
+
+def test_8_bit_weights_are_kept_both_ways_where_all_activations_fit_beside_them() -> None:
+    def fits(free_gb: float, **changes: Any) -> bool:
+        return room_for_both_ways(recipe(rank=16, memory=changes), RELEASED, TOKENS_1024_PX, free_gb)
+
+    assert fits(80, frozen="fp8") and fits(80, frozen="int8")
+    assert not fits(24, frozen="int8")
+    assert fits(60, frozen="fp8") and not fits(60, frozen="fp8", graphs=True)  # whose memory is their own
+    assert not fits(80, frozen="plain") and not fits(80, frozen="int8", offloaded_blocks=2)
+    assert not keeps_both_ways(recipe(memory={"frozen": "int8"}), RELEASED, [], CPU)
 
 
 def test_without_a_gpu_auto_recomputes_nothing_and_a_choice_stays() -> None:

@@ -146,7 +146,7 @@ def checkpointing_of(
 
 
 def keeps_both_ways(params: TrainParams, sizes: Sizes, buckets: Iterable[Bucket], device: torch.device) -> bool:
-    """Return whether there is room to keep 8-bit weights the other way round as well, which the way back reads.
+    """Return whether 8-bit weights are kept the other way round as well, as the way back reads them.
 
     Without, each is turned in every step. What comes out is the same.
 
@@ -156,15 +156,23 @@ def keeps_both_ways(params: TrainParams, sizes: Sizes, buckets: Iterable[Bucket]
         buckets: Of all steps.
         device: Where they run.
     """
-    memory = params.memory
-    if device.type != "cuda" or memory.frozen not in {"fp8", "int8"} or memory.offloaded_blocks:
+    if device.type != "cuda":
         return False
-    kept = activations_gb(sizes, params.at_once * _most_tokens(buckets), "none") * (2 if memory.graphs else 1)
-    need = 2 * weights_gb(sizes, memory) + adapters_gb(sizes, params.rank) + kept + WORKSPACE_GB
-    both = need < torch.cuda.mem_get_info(device)[0] / 1e9 * USED_SHARE
+    free_gb = torch.cuda.mem_get_info(device)[0] / 1e9
+    both = room_for_both_ways(params, sizes, params.at_once * _most_tokens(buckets), free_gb)
     if both:
         logger.info("8-bit weights are kept in both orders, which the memory has room for")
     return both
+
+
+def room_for_both_ways(params: TrainParams, sizes: Sizes, tokens: int, free_gb: float) -> bool:
+    """Return whether 8-bit weights can be kept twice, and nothing is computed twice all the same."""
+    memory = params.memory
+    if memory.frozen not in {"fp8", "int8"} or memory.offloaded_blocks:
+        return False
+    kept = activations_gb(sizes, tokens, "none") * (2 if memory.graphs else 1)
+    need = 2 * weights_gb(sizes, memory) + adapters_gb(sizes, params.rank) + kept + WORKSPACE_GB
+    return need < free_gb * USED_SHARE
 
 
 def least_checkpointing(memory: MemoryParams, sizes: Sizes, tokens: int, free_gb: float) -> Checkpointing:

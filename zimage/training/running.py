@@ -47,18 +47,15 @@ def _policy(_: SelectiveCheckpointContext, operation: Any, *operands: Any, **opt
     Of a projection its end is kept, and nothing on the way there as large: the compiler keeps all that is to be kept,
     also what only leads to something else that is. What nobody needs on the way back is not computed again either.
     """
-    return (
-        CheckpointPolicy.MUST_SAVE if _takes_long(operation, operands, options) else CheckpointPolicy.PREFER_RECOMPUTE
-    )
+    kept = _ends(operation, operands, options)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _takes_long(operation: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> bool:
-    """Return whether an operation ends a projection, adds nothing to one that is kept, or is attention."""
-    if (
-        operation is torch.ops.aten.mm.default
-    ):  # but not the adapters' up-product, whose sum with the frozen one is kept
+def _ends(operation: Any, operands: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Return whether an operation is attention, or the last one of a projection or of its adapters' down-product."""
+    if operation is torch.ops.aten.mm.default:
         return bool(operands[0].shape[1] * NARROW > operands[1].shape[1])
-    if operation is torch.ops.aten._to_copy.default:  # ends a product in integers, which has no rows of rows
+    if operation is torch.ops.aten._to_copy.default:  # what a product in integers ends in; only projections have 2 axes
         return operands[0].ndim == 2 and options.get("dtype") in (torch.bfloat16, torch.float16)
     return operation in ENDS
 
