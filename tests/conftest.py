@@ -1,16 +1,58 @@
-"""Fixtures that several parts share; what they import they import late, so that tests without a model stay quick."""
+"""Fixtures that several parts share, and how two processes share the tests.
 
+What fixtures import they import late, so that tests without a model stay quick. `make test` lets one process test what
+waits most of its time, for servers, workers and heartbeats, and a second one, which gives way to it, all the rest.
+"""
+
+import os
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.album import Album
     from tests.tasks.hub_server import Hub
     from zimage.model.base import Base
+
+
+WAITING = ("flows", "tasks")  # folders of tests that run one after the other, for they promise times
+GIVES_WAY = 10  # of 19: a tenth of what the others get, where all want it
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put every test into one of two groups, for `--dist loadgroup`."""
+    for item in items:
+        group = "waiting" if _waits(item) else "computing"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let a process of its own that computes give way to the one that waits."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not _waits(item):
+        _give_way()
+
+
+def _waits(item: pytest.Item) -> bool:
+    return item.path.relative_to(Path(__file__).parent).parts[0] in WAITING
+
+
+@cache
+def _give_way() -> None:
+    """Take what is left of the processors, and one of them, from now on."""
+    import torch
+
+    os.nice(GIVES_WAY)
+    if os.getpid() != os.getpgid(0):
+        os.setsid()  # where sessions share the processors, a process gives way within its own only
+    autogroup = Path("/proc/self/autogroup")
+    if autogroup.exists():
+        autogroup.write_text(str(GIVES_WAY), encoding="ascii")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +64,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> "Base":
 
 
 @pytest.fixture(scope="session")
-def tiny_encoded(tiny_base: "Base", tmp_path_factory: pytest.TempPathFactory) -> "Path":
+def tiny_encoded(tiny_base: "Base", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What encode makes of two crops of noise, of different sizes, with captions of two padded lengths."""
     from tests.training.crops import SUBJECT, write_detect_and_caption
     from zimage.stages.encode import EncodeParams, encode
