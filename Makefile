@@ -29,7 +29,7 @@ test: $(VENV)/.installed  ## Run the tests, the linters and the type checker
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
-	@$(BIN)/pytest --numprocesses 2 --dist loadgroup $(PYTEST)
+	@$(BIN)/pytest --numprocesses 2 $(PYTEST)
 
 audit: $(VENV)/.audit  ## Look up known vulnerabilities of the pinned packages, which asks a service for each of them
 	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \

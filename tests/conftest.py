@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
     from tests.album import Album
     from tests.tasks.hub_server import Hub
     from zimage.model.base import Base
@@ -22,12 +24,15 @@ WAITING = ("flows", "tasks")  # folders of tests that run one after the other, f
 GIVES_WAY = 10  # of 19: a tenth of what the others get, where all want it
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put every test into one of two groups, for `--dist loadgroup`."""
-    for item in items:
-        group = "waiting" if _waits(item) else "computing"
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
+    """Return what gives one process all that waits, and the other one the rest."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Two(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "waiting" if nodeid.split("/")[1] in WAITING else "computing"
+
+    return Two(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
