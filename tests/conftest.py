@@ -1,7 +1,7 @@
 """Fixtures that several parts share, and how two processes share the tests.
 
 What fixtures import they import late, so that tests without a model stay quick. `make test` lets one process test what
-waits most of its time, for servers, workers and heartbeats, and a second one, which gives way to it, all the rest.
+waits much of its time, for servers and other processes, and a second one, which gives way to it, all the rest.
 """
 
 import os
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zimage.model.base import Base
 
 
-WAITING = ("flows", "tasks")  # folders of tests that run one after the other, for they promise times
+WAITING = ("flows", "tasks")  # folders of tests that run one after the other
 GIVES_WAY = 10  # of 19: a tenth of what the others get, where all want it
 
 
