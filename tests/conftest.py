@@ -30,19 +30,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeSc
 
     class Two(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "waiting" if nodeid.split("/")[1] in WAITING else "computing"
+            return "waiting" if _waits(nodeid) else "computing"
 
     return Two(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Let a process of its own that computes give way to the one that waits."""
-    if "PYTEST_XDIST_WORKER" in os.environ and not _waits(item):
+    if "PYTEST_XDIST_WORKER" in os.environ and not _waits(item.nodeid):
         _give_way()
 
 
-def _waits(item: pytest.Item) -> bool:
-    return item.path.relative_to(Path(__file__).parent).parts[0] in WAITING
+def _waits(nodeid: str) -> bool:
+    return nodeid.split("/")[1] in WAITING
 
 
 @cache

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from tests.dynamo import OWN_WARNINGS
 from zimage.model.frozen import Kind, keeper_of
 from zimage.model.kernels import sum_of_products
 from zimage.model.linear import Projection, projection_of
@@ -16,11 +17,7 @@ WIDTH, ROWS = 64, 40
 # Layers side by side, which of them are adapted, and the LoRA's alpha: its rank is 4.
 FORMS = [("abc", "abc", 4.0), ("abc", "b", 4.0), ("abc", "ac", 2.0), ("a", "a", 4.0), ("ab", "b", 8.0)]
 
-# Dynamo looks at `.grad` of every tensor that it meets, and makes an instance of every torch.autograd.Function.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-]
+pytestmark = OWN_WARNINGS
 
 
 def layers_of(names: str, adapted: str, alpha: float, dropout: float = 0.0) -> nn.ModuleDict:
@@ -39,7 +36,11 @@ def outcome(projection: Projection, x: Tensor, dy: Tensor, *, compiled: bool) ->
     assert lora is not None
     run = torch.compile(projection.__call__, backend="aot_eager", dynamic=False) if compiled else projection
     y = run(x)
-    return [y, *torch.autograd.grad(y, [x, lora.down, lora.up], dy)]
+    return [y.detach(), *torch.autograd.grad(y, [x, lora.down, lora.up], dy)]
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def _given(layers: nn.ModuleDict) -> tuple[Tensor, Tensor]:
@@ -55,11 +56,11 @@ def test_compiled_it_is_pefts_product_and_has_its_gradients(names: str, adapted:
     trained += [layers[name].lora_B["default"].weight.requires_grad_() for name in adapted]
     y = torch.cat([layer(x) for layer in layers.values()], dim=-1)
     dx, *gradients = torch.autograd.grad(y, [x, *trained], dy)
-    expected = [y, dx, torch.cat(gradients[: len(adapted)]), torch.cat(gradients[len(adapted) :])]
+    expected = [y.detach(), dx, torch.cat(gradients[: len(adapted)]), torch.cat(gradients[len(adapted) :])]
 
     projection = projection_of(list(layers.values()), keeper_of("plain", dtype=torch.float32, device=CPU))
     for found, wanted in zip(outcome(projection, x, dy, compiled=True), expected, strict=True):
-        assert float((found - wanted).detach().norm() / wanted.detach().norm()) < 1e-6
+        assert _error(found, wanted) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
@@ -71,9 +72,7 @@ def test_in_few_bits_it_is_compiled_to_what_it_is_without(kind: Kind, both_ways:
     projection = projection_of(list(layers.values()), keep)
     expected = outcome(projection, x, dy, compiled=False)
     for found, wanted in zip(outcome(projection, x, dy, compiled=True), expected, strict=True):
-        assert (
-            float((found - wanted).detach().norm() / wanted.detach().norm()) < 0.005
-        )  # 8-bit floats come out in bfloat16
+        assert _error(found, wanted) < 0.005  # 8-bit floats come out in bfloat16
 
 
 def test_what_dropout_lets_through_is_the_same_for_a_seed_compiled_or_not() -> None:

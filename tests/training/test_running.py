@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.fx import GraphModule, Node
 
+from tests.dynamo import OWN_WARNINGS
 from tests.tiny_base import TEXT_WIDTH, tiny_transformer
 from zimage.model.denoiser import Denoiser
 from zimage.model.frozen import Kind
@@ -21,11 +22,7 @@ from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.memory import Sizes, activations_gb
 from zimage.training.running import Checkpointing, runner
 
-# Dynamo looks at `.grad` of every tensor that it meets, and makes an instance of every torch.autograd.Function.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-]
+pytestmark = OWN_WARNINGS
 
 
 def _model(
@@ -111,7 +108,8 @@ def test_compiled_blocks_keep_what_is_counted_and_no_weight_in_another_form(
     stream = tokens * sizes.width * 2  # goes in, and is kept as it is
     expected = activations_gb(sizes, tokens, checkpointing) * 1e9 - stream
     assert sizes.feed_forward == block.w2.frozen.shape[1]
-    assert 0.8 < kept[0] / expected < 1.1  # without checkpointing the compiler computes a norm again all the same
+    least = 0.8 if checkpointing == "none" else 0.9  # without, the compiler computes a norm again all the same
+    assert least < kept[0] / expected < 1.1
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])

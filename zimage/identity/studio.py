@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from zimage.errors import InputError
 from zimage.identity.album import Request, Sampling
 from zimage.model.base import Base, open_pipeline, open_text_encoder, resolve
-from zimage.model.device import device_and_dtype, release
+from zimage.model.device import device_and_dtype, free_gb, release
 from zimage.model.footprint import USED_SHARE, Fit, fit, footprint_of, usual_batch
 from zimage.model.text import embed
 
@@ -117,11 +117,11 @@ def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapter
     release(device)
     if device.type == "cuda":
         found = footprint_of(folder)
-        free_gb = torch.cuda.mem_get_info(device)[0] / 1e9
-        planned_gb = free_gb * USED_SHARE
+        at_first_gb = free_gb(device)
+        planned_gb = at_first_gb * USED_SHARE
         chosen = fit(found, sampling.side_px, guided=guided, adapters_gb=adapters_gb, planned_gb=planned_gb)
         blocks = "travel" if chosen.travelling else "stay"
-        logger.info("%.1f GB free: blocks %s, %d at once, %.1f GB", free_gb, blocks, chosen.at_once, chosen.need_gb)
+        logger.info("%.1f GB free: blocks %s, %d at once, %.1f GB", at_first_gb, blocks, chosen.at_once, chosen.need_gb)
     else:
         chosen = Fit(False, usual_batch(sampling.side_px, guided=guided, device=device.type), 0.0)
     pipeline = open_pipeline(folder, device=device, dtype=dtype, travelling=chosen.travelling)

@@ -49,11 +49,16 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def free_gb(device: torch.device) -> float:
+    """Return what is free of a GPU's memory, in GB, without what this process holds for later."""
+    return torch.cuda.mem_get_info(device)[0] / 1e9
+
+
 def at_hand_gb(device: torch.device) -> float:
     """Return what this process could have of a GPU's memory, in GB: what is free, and what it holds already.
 
     Without a GPU it is all of the machine's.
     """
     if device.type == "cuda":
-        return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) / 1e9
+        return free_gb(device) + torch.cuda.memory_reserved(device) / 1e9
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9

@@ -110,7 +110,8 @@ class Nf4:
 
     def back(self, dy: Tensor) -> Tensor:
         """Return dy @ weight."""
-        return _nf4_back(dy, self.pairs, self.scale, self.levels)
+        dx: Tensor = nf4_back(dy, self.pairs, self.scale, self.levels)
+        return dx
 
     def tensors(self) -> list[Tensor]:
         """Return levels of all weights, scales, and what the levels are."""
@@ -129,8 +130,7 @@ def int8_of(weight: Tensor, *, both_ways: bool = False) -> Int8:
         weight: (N, K).
         both_ways: Keep it the other way round as well, as 8-bit units want it on the way back.
     """
-    scale = _row_scale(weight, INT8_MAX)
-    q = _int8(weight, scale)
+    q, scale = _int8_scaled(weight)
     return Int8(q, scale, q.t().contiguous() if both_ways else None)
 
 
@@ -141,8 +141,7 @@ def fp8_of(weight: Tensor, *, both_ways: bool = False) -> Fp8:
         weight: (N, K).
         both_ways: Keep it the other way round as well, as 8-bit units want it on the way back.
     """
-    scale = _row_scale(weight, FP8_MAX)
-    q = (weight.float() / scale).to(FP8)
+    q, scale = _fp8_scaled(weight)
     return Fp8(q, scale, q.t().contiguous() if both_ways else None)
 
 
@@ -160,8 +159,10 @@ def _row_scale(values: Tensor, most: float) -> Tensor:
     return values.abs().amax(dim=1, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny) / most
 
 
-def _int8(values: Tensor, scale: Tensor) -> Tensor:
-    return (values.float() / scale).round_().to(torch.int8)
+def _int8_scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x (M, J) in 8-bit integers and its scales (M, 1)."""
+    scale = _row_scale(x, INT8_MAX)
+    return (x.float() / scale).round_().to(torch.int8), scale
 
 
 def _kept(turned: Tensor | None) -> list[Tensor]:
@@ -170,14 +171,12 @@ def _kept(turned: Tensor | None) -> list[Tensor]:
 
 def _int8_product(x: Tensor, q: Tensor) -> Tensor:
     """Return x (M, J) @ q (J, P) for an integer matrix, float32, x rounded row by row."""
-    scale = _row_scale(x, INT8_MAX)
-    return torch._int_mm(_int8(x, scale), q).float() * scale
+    rounded, scale = _int8_scaled(x)
+    return torch._int_mm(rounded, q).float() * scale
 
 
 def _int8_back(dy: Tensor, q: Tensor, scale: Tensor, turned: Tensor | None) -> Tensor:
-    dy32 = dy.float() * scale.t()
-    row_scale = _row_scale(dy32, INT8_MAX)
-    rounded = _int8(dy32, row_scale)
+    rounded, row_scale = _int8_scaled(dy.float() * scale.t())
     product = int8_turning(rounded, q) if turned is None else torch._int_mm(rounded, turned.t())
     return (product.float() * row_scale).to(dy.dtype)
 
@@ -263,11 +262,6 @@ def _nf4_written_out(
     return found.mul_(scale).to(dtype).reshape(shape)
 
 
-def _nf4_back(dy: Tensor, pairs: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
-    dx: Tensor = nf4_back(dy, pairs, scale, levels)
-    return dx
-
-
 @torch.library.custom_op("zimage::nf4_back", mutates_args=())
 def nf4_back(dy: Tensor, pairs: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
     """Return dy (M, N) @ weight (N, K).
@@ -331,4 +325,4 @@ class _Nf4Product(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return _nf4_back(dy, *ctx.saved_tensors), None, None, None, None
+        return nf4_back(dy, *ctx.saved_tensors), None, None, None, None

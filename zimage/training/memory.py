@@ -11,6 +11,7 @@ import torch
 
 from zimage.errors import InputError
 from zimage.model.depot import PLACES
+from zimage.model.device import free_gb
 from zimage.model.sequence import Bucket, padded, sequence_length
 from zimage.training.params import MemoryParams, TrainParams
 from zimage.training.running import Checkpointing
@@ -141,8 +142,8 @@ def checkpointing_of(
     if device.type != "cuda":
         return "none"
     # What a graph keeps lies in memory of its own, beside that of what is not recorded: other shapes, preservation.
-    free_gb = torch.cuda.mem_get_info(device)[0] / 1e9 / (2 if params.memory.graphs else 1)
-    return least_checkpointing(params.memory, sizes, params.at_once * _most_tokens(buckets), free_gb)
+    usable_gb = free_gb(device) / (2 if params.memory.graphs else 1)
+    return least_checkpointing(params.memory, sizes, params.at_once * _most_tokens(buckets), usable_gb)
 
 
 def keeps_both_ways(params: TrainParams, sizes: Sizes, buckets: Iterable[Bucket], device: torch.device) -> bool:
@@ -158,29 +159,28 @@ def keeps_both_ways(params: TrainParams, sizes: Sizes, buckets: Iterable[Bucket]
     """
     if device.type != "cuda":
         return False
-    free_gb = torch.cuda.mem_get_info(device)[0] / 1e9
-    both = room_for_both_ways(params, sizes, params.at_once * _most_tokens(buckets), free_gb)
+    both = room_for_both_ways(params, sizes, params.at_once * _most_tokens(buckets), free_gb(device))
     if both:
         logger.info("8-bit weights are kept in both orders, which the memory has room for")
     return both
 
 
-def room_for_both_ways(params: TrainParams, sizes: Sizes, tokens: int, free_gb: float) -> bool:
+def room_for_both_ways(params: TrainParams, sizes: Sizes, tokens: int, available_gb: float) -> bool:
     """Return whether 8-bit weights can be kept twice, and nothing is computed twice all the same."""
     memory = params.memory
     if memory.frozen not in {"fp8", "int8"} or memory.offloaded_blocks:
         return False
     kept = activations_gb(sizes, tokens, "none") * (2 if memory.graphs else 1)
     need = 2 * weights_gb(sizes, memory) + adapters_gb(sizes, params.rank) + kept + WORKSPACE_GB
-    return need < free_gb * USED_SHARE
+    return need < available_gb * USED_SHARE
 
 
-def least_checkpointing(memory: MemoryParams, sizes: Sizes, tokens: int, free_gb: float) -> Checkpointing:
+def least_checkpointing(memory: MemoryParams, sizes: Sizes, tokens: int, available_gb: float) -> Checkpointing:
     """Return the form of checkpointing that recomputes least and lets so many tokens fit; full where none does."""
     choices: list[Checkpointing] = ["none", "selective", "full"] if memory.compile else ["none", "full"]
     needs = {choice: activations_gb(sizes, tokens, choice) for choice in choices}
-    chosen: Checkpointing = next((choice for choice in choices if needs[choice] < free_gb * USED_SHARE), "full")
-    logger.info("checkpointing %s: activations take %.1f GB of %.1f GB free", chosen, needs[chosen], free_gb)
+    chosen: Checkpointing = next((choice for choice in choices if needs[choice] < available_gb * USED_SHARE), "full")
+    logger.info("checkpointing %s: activations take %.1f GB of %.1f GB free", chosen, needs[chosen], available_gb)
     return chosen
 
 
