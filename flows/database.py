@@ -1,7 +1,8 @@
-"""Prefect's database before its first use: a copy of an empty one, which takes no time; its migrations take seconds.
+"""Prefect's database where it is SQLite: quick before its first use, and patient when two write at once.
 
-`python -m flows.database` makes the empty one, once for this environment and this version of Prefect. Where it is not
-there, or the configured database is no file of SQLite, a server does what Prefect does by itself.
+An empty one is copied, which takes no time; Prefect's migrations take seconds. `python -m flows.database` makes it,
+once for this environment and this version of Prefect. Where it is not there, or the configured database is no file of
+SQLite, a server does what Prefect does by itself.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections.abc import AsyncGenerator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,11 +40,13 @@ def make_empty(target: Path) -> None:
         whole.replace(target)
 
 
-def provide_configured() -> None:
-    """Put a copy of the empty database where Prefect's settings have theirs, if nothing is there yet."""
+def prepare() -> None:
+    """Prepare for the server that this process is about to make: its database, if there is none, and its writers."""
     from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
-    provide(PREFECT_API_DATABASE_CONNECTION_URL.value(), empty())
+    address = PREFECT_API_DATABASE_CONNECTION_URL.value()
+    provide(address, empty())
+    write_in_turn(address)
 
 
 def provide(address: str, source: Path) -> None:
@@ -64,6 +68,34 @@ def provide(address: str, source: Path) -> None:
         copied = Path(temporary) / target.name
         shutil.copyfile(source, copied)
         os.link(copied, target)
+
+
+def write_in_turn(address: str) -> None:
+    """Let the writers of this process's server wait for one another, if its database is SQLite.
+
+    Prefect's requests read before they write, and SQLite lets nobody write who began to read before somebody else
+    wrote: such a request ends at once, with 503. Prefect's client tries again then; its UI, where a person clicked,
+    does not. Here a writer takes its turn before it reads, and SQLite makes it wait for that.
+
+    Args:
+        address: Of the database, as SQLAlchemy writes it.
+    """
+    from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
+    from prefect.server.database.dependencies import MODELS_DEPENDENCIES
+    from sqlalchemy import make_url
+    from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+
+    class InTurn(AioSqliteConfiguration):
+        @contextlib.asynccontextmanager
+        async def begin_transaction(
+            self, session: AsyncSession, with_for_update: bool = False
+        ) -> AsyncGenerator[AsyncSessionTransaction, None]:
+            alone = SQLITE_BEGIN_MODE.get() is None  # within another, which has the turn, this would wait for ever
+            async with super().begin_transaction(session, with_for_update=alone or with_for_update) as transaction:
+                yield transaction
+
+    if make_url(address).get_backend_name() == "sqlite":
+        MODELS_DEPENDENCIES["database_config"] = InTurn(connection_url=address)
 
 
 def _is_used(target: Path) -> bool:

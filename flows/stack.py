@@ -21,7 +21,6 @@ import httpx
 import psutil
 import yaml
 
-from flows.database import provide_configured
 from tasks.pages import served
 from tasks.policy import LEGS
 from tasks.settings import PROJECT, Settings, inherited
@@ -35,8 +34,10 @@ LOOK_EVERY_S = 0.5
 DEPLOYMENTS = PROJECT / "infra" / "prefect.yaml"
 AUTOMATIONS = PROJECT / "infra" / "automations.yaml"
 NOTIFY = "notify"  # stands for the webhook in automations.yaml
-# Prefect's command, as a child that does not outlive this process.
-PREFECT = "from zimage.parent import die_with_parent; die_with_parent(); from prefect.cli import app; app()"
+# Prefect's command, as a child that does not outlive this process; and the same where it is a server.
+CHILD = "from zimage.parent import die_with_parent; die_with_parent()"
+PREFECT = f"{CHILD}; from prefect.cli import app; app()"
+SERVER = f"{CHILD}; from flows.database import prepare; prepare(); from prefect.cli import app; app()"
 
 
 def serve(settings: Settings, *, port: int, notify: str) -> None:
@@ -56,7 +57,6 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
     logs = settings.logs
     with ended_as_by_ctrl_c(), ExitStack() as stack:
         command = ["server", "start", "--host", HOST, "--port", str(port)]
-        provide_configured()
         parts = {"server": stack.enter_context(started(command, logs / "server.log"))}
         _wait_for_server(parts["server"], port, logs)
         deploy(notify=notify)
@@ -133,7 +133,7 @@ def started(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         child = subprocess.Popen(
-            [sys.executable, "-c", PREFECT, *command],
+            [sys.executable, "-c", SERVER if command[0] == "server" else PREFECT, *command],
             cwd=PROJECT,
             env={**inherited(), **(environment or {})},
             stdin=subprocess.DEVNULL,

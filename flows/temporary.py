@@ -14,9 +14,9 @@ import time
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from types import FrameType
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from flows.database import provide_configured
+from flows.database import prepare
 from tasks.settings import PROJECT, inherited
 from zimage.garbage import collect_rarely
 from zimage.parent import die_with_parent
@@ -25,7 +25,6 @@ HOST = "127.0.0.1"
 STARTS_WITHIN_S = 120.0
 ENDS_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.05
-RETRY_AFTER_S = b"0.1"
 # As Prefect starts its own: no UI, and only the services that a single run needs; a run uses no blocks, whose kinds
 # Prefect would write down first. Nobody reads its events later, which tell pseudonyms and cannot be deleted: it keeps
 # none. Nothing is told to anybody.
@@ -115,27 +114,9 @@ def serve(descriptor: int) -> None:
             logging.disable()
             super().handle_exit(sig, frame)
 
-    provide_configured()
-    app = _asking_back_soon(create_app())
-    config = uvicorn.Config(app, log_level="error", lifespan="on")
+    prepare()
+    config = uvicorn.Config(create_app(), log_level="error", lifespan="on")
     Server(config).run(sockets=[socket.socket(fileno=descriptor)])
-
-
-def _asking_back_soon(app: Any) -> Any:
-    """Return the ASGI app with a `Retry-After` in its answers that ask for another try.
-
-    Two writers of SQLite that meet are such a case, several times in a run; a client that is told nothing waits 2 s.
-    """
-
-    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
-        async def sending(message: Any) -> None:
-            if message.get("status") == HTTPStatus.SERVICE_UNAVAILABLE:
-                message = {**message, "headers": [*message["headers"], (b"retry-after", RETRY_AFTER_S)]}
-            await send(message)
-
-        await app(scope, receive, sending)
-
-    return wrapped
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
+import asyncio
 import contextlib
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+from prefect.server.database.dependencies import provide_database_interface, temporary_database_interface
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
+from sqlalchemy import text
 
-from flows.database import empty, make_empty, provide
+from flows.database import empty, make_empty, provide, write_in_turn
 from flows.temporary import TemporaryServer
 
 
@@ -90,6 +95,50 @@ def test_prefects_server_takes_the_copy_for_its_own(
     assert found["flow"] == 1
     assert list(found) == list(content(made))
     assert found["alembic_version"] == 1
+
+
+def ask_in_turn(api: str, deployment: str) -> list[int]:
+    """What a client gets that starts and cancels one run after another, and never tries again."""
+    with httpx.Client(base_url=api, timeout=60) as client:
+        found = []
+        for _ in range(10):
+            made = client.post(f"/deployments/{deployment}/create_flow_run", json={})
+            cancelled = client.post(
+                f"/flow_runs/{made.json().get('id')}/set_state", json={"state": {"type": "CANCELLED"}}
+            )
+            found += [made.status_code, cancelled.status_code]
+        return found
+
+
+def test_no_client_is_turned_away_while_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    server = TemporaryServer()
+    server.wait()
+    with httpx.Client(base_url=server.api, timeout=60) as client:
+        flow = client.post("/flows/", json={"name": "personalize"}).json()["id"]
+        deployment = client.post("/deployments/", json={"name": "personalize", "flow_id": flow}).json()["id"]
+    with ThreadPoolExecutor(8) as clients:
+        found = list(clients.map(lambda _: ask_in_turn(server.api, deployment), range(8)))
+    server.end()
+
+    assert {status for each in found for status in each} == {201}
+
+
+def test_a_transaction_within_another_does_not_wait_for_it(made: Path, tmp_path: Path) -> None:
+    address = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
+    provide(address, made)
+
+    async def count_within() -> int:
+        database = provide_database_interface()
+        counting = text("select count(*) from alembic_version")
+        async with database.session_context(begin_transaction=True) as outer:
+            await outer.execute(counting)
+            async with database.session_context(begin_transaction=True) as inner:
+                return int((await inner.execute(counting)).scalar_one())
+
+    with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
+        write_in_turn(address)
+        assert asyncio.run(asyncio.wait_for(count_within(), timeout=10)) == 1
 
 
 def test_its_name_tells_the_version_that_made_it() -> None:

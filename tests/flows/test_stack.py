@@ -43,7 +43,6 @@ BUCKET, STORE = "faces", "s3://faces/project"
 FAULTS: tuple[Fault, ...] = ("refuse", "error", "cut", "slow")
 CANCELLED_WITHIN_S = 10  # promised; it takes 2 (infra/benchmarks.md), and 20 where only Prefect cancels
 HANGS_AFTER_S = 60
-BUSY_TRIES = 6  # as many as Prefect's own client makes
 LOST_AFTER_S = 45  # instead of 90: more than the 30 s between two heartbeats
 NUM_PHOTOS, NUM_CHECKPOINTS, EVERY = 16, 6, 50
 SMALL = {
@@ -105,11 +104,7 @@ class Api:
         return self.asked("GET", path)
 
     def asked(self, method: str, path: str, **content: Any) -> Any:
-        for _ in range(BUSY_TRIES):
-            answer = httpx.request(method, f"{self.address}{path}", timeout=60, **content)
-            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # the database is locked, and nothing was done
-                break
-            time.sleep(1.0)
+        answer = httpx.request(method, f"{self.address}{path}", timeout=60, **content)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 
