@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,20 @@ class Bucket:
                 if len(found) > most:
                     raise InputError(f"{self.address} holds more than {most} files; name a prefix with photos only.")
         return sorted(found, key=lambda one: one.key)
+
+    def itself(self) -> tuple["Bucket", Listed] | None:
+        """Return the object whose key is the whole prefix, and the prefix it lies in; None if there is none.
+
+        Raises:
+            InputError: the bucket cannot be listed.
+        """
+        above, _, name = self.store.prefix.rpartition("/")
+        with _told(self.address):  # of all keys that begin with it, it is listed first
+            answer = self.store.client.list_objects_v2(Bucket=self.store.bucket, Prefix=self.store.prefix, MaxKeys=1)
+        for entry in answer.get("Contents", []):
+            if entry["Key"] == self.store.prefix:
+                return Bucket(replace(self.store, prefix=above)), Listed(name, entry["Size"], entry["ETag"])
+        return None
 
     def fetch(self, listed: Listed, target: Path) -> None:
         """Write the listed version of an object to a file, after checking every byte that arrived.

@@ -1,11 +1,10 @@
 """Where a subject's photos, consent and overrides come from, and whether they look as they did."""
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tasks.bucket import Bucket, Listed
+from tasks.bucket import Bucket
 from tasks.photos import MOST_FILES
 from zimage.errors import InputError
 from zimage.section import Section
@@ -55,15 +54,15 @@ def content(address: str, *, max_bytes: int) -> bytes | None:
 
 
 def _fetched(address: str, max_bytes: int) -> bytes | None:
-    bucket = Bucket.at(address)
-    bucket.listed(MOST_FILES)  # says in one sentence what is wrong with the bucket, if something is
-    for one in _of_that_key(bucket):
-        _refuse_larger(address, one.size_bytes, max_bytes)
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "content"
-            _above(bucket).fetch(one, path)
-            return path.read_bytes()
-    return None
+    found = Bucket.at(address).itself()
+    if found is None:
+        return None
+    bucket, one = found
+    _refuse_larger(address, one.size_bytes, max_bytes)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "content"
+        bucket.fetch(one, path)
+        return path.read_bytes()
 
 
 def _refuse_larger(address: str, size_bytes: int, max_bytes: int) -> None:
@@ -73,21 +72,10 @@ def _refuse_larger(address: str, size_bytes: int, max_bytes: int) -> None:
 
 def _objects(address: str) -> list[str]:
     bucket = Bucket.at(address)
-    found = bucket.listed(MOST_FILES) or _of_that_key(bucket)
+    found = bucket.listed(MOST_FILES)
+    if not found and (itself := bucket.itself()):
+        found = [itself[1]]
     return [f"{each.key} {each.etag}" for each in found]
-
-
-def _of_that_key(bucket: Bucket) -> list[Listed]:
-    """Return the object whose key is the whole prefix, if there is one: of all that begin so it is listed first."""
-    store = bucket.store
-    answer = store.client.list_objects_v2(Bucket=store.bucket, Prefix=store.prefix, MaxKeys=1)
-    found = [each for each in answer.get("Contents", []) if each["Key"] == store.prefix]
-    return [Listed(each["Key"].rpartition("/")[2], each["Size"], each["ETag"]) for each in found]
-
-
-def _above(bucket: Bucket) -> Bucket:
-    """Return the prefix in which the object lies."""
-    return Bucket(replace(bucket.store, prefix=bucket.store.prefix.rpartition("/")[0]))
 
 
 def _files(path: Path) -> list[str]:
