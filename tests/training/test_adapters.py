@@ -157,3 +157,21 @@ def test_the_fused_path_equals_peft_to_a_millionth() -> None:
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).detach().norm() / expected.detach().norm())
+
+
+def test_each_way_back_of_cast_adapters_adds_in_its_own_stream() -> None:
+    """A node that outlives its step keeps that step's stream, and autograd refuses to record a graph across it."""
+    _, denoiser, adapters = _adapted(["attention", "feed_forward"])
+
+    def node_of_the_sum() -> torch.autograd.graph.Node:
+        adapters.cast(torch.bfloat16)
+        low = denoiser.loras()[0].low
+        assert low is not None
+        node = low[0].grad_fn
+        while node is not None and "AccumulateGrad" not in node.name():
+            node = node.next_functions[0][0]
+        assert node is not None
+        return node
+
+    node_of_the_sum().metadata["step"] = 0
+    assert "step" not in node_of_the_sum().metadata

@@ -60,7 +60,7 @@ def test_repeated_passes_give_the_run_of_plain_ones(loop_of: Callable[[], Loop])
     ("record", "said"),
     [
         (frozen, "a CUDA graph gave another loss or other gradients than the plain way"),
-        (unrecordable, "could not be recorded, and is not used: operation not permitted"),
+        (unrecordable, "could not be recorded, and none is used: operation not permitted"),
     ],
 )
 def test_what_repeats_the_numbers_of_its_recording_or_cannot_be_recorded_is_not_used(
@@ -74,6 +74,20 @@ def test_what_repeats_the_numbers_of_its_recording_or_cannot_be_recorded_is_not_
     assert found[0] == expected[0]
     assert torch.equal(found[1], expected[1])
     assert said in caplog.text
+
+
+def test_what_could_not_be_recorded_once_is_not_tried_again_for_other_shapes(loop_of: Callable[[], Loop]) -> None:
+    tried = []
+
+    def failing(passes: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        tried.append(passes)
+        return unrecordable(passes)
+
+    loop = loop_of()
+    passes = Recorded(loop.objective.there_and_back, loop.adapters.gradient, failing)
+    losses(replace(loop, passes=passes))
+    assert len(passes._made) > 1
+    assert len(tried) == 1
 
 
 @pytest.mark.parametrize(

@@ -29,3 +29,13 @@ def test_one_high_loss_is_its_sigma_but_many_are_an_explosion() -> None:
     assert watch.broken(Reading(WINDOW, 50.0, 1.0)) is None
     faults = [watch.broken(Reading(step, 50.0, 1.0)) for step in range(10)]
     assert any(fault is not None and "times the first" in fault for fault in faults)
+
+
+def test_a_run_that_goes_on_is_measured_by_its_first_steps_and_not_by_those_it_goes_on_with() -> None:
+    losses = [1.01**step for step in range(400)]
+    whole = Watch(5.0)
+    stops = next(step for step, loss in enumerate(losses) if whole.broken(Reading(step, loss, 1.0)))
+
+    for begin in (WINDOW // 2, WINDOW, stops // 2, stops - 1):
+        watch = Watch(5.0, losses[:begin])
+        assert stops == next(s for s in range(begin, 400) if watch.broken(Reading(s, losses[s], 1.0)))

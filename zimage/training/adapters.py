@@ -91,6 +91,9 @@ class Adapters:
 
         One kernel instead of one for every matrix; their gradients become one vector again before they are added.
         """
+        # Or autograd would go on adding where the last way back did, in that one's stream, which no graph can record.
+        for lora in self._loras:
+            lora.low = None
         parts, count = self._all.to(dtype).split(self._sizes), len(self._loras)
         for lora, down, up in zip(self._loras, parts[:count], parts[count:], strict=True):
             lora.low = (down.view_as(lora.down), up.view_as(lora.up))

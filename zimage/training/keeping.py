@@ -59,7 +59,7 @@ class Keeper:
         self._board = Board(folder / "tensorboard", begin)
         self._folder, self._prepared, self._params = folder, prepared, params
         self._base, self._metadata, self._run, self._progress = base, metadata, run, progress
-        self._watch = Watch(params.explosion)
+        self._watch = Watch(params.explosion, self.record.losses)
         self._since = time.monotonic()
         self._training_s = 0.0
         self._steps_here = 0

@@ -27,6 +27,7 @@ TOLERANCE = 0.02
 class Recorded:
     """Passes that are recorded when a shape is met first, and repeated from then on; plain where that fails.
 
+    One failure is enough: what could not be recorded once keeps what memory it took, and would take it for each shape.
     Too little memory is no such failure: it is raised, and who is told of it sets train.memory.graphs to false.
 
     Args:
@@ -38,12 +39,13 @@ class Recorded:
     def __init__(self, passes: Passes, gradient: Tensor, record: Record) -> None:
         self._passes, self._gradient, self._record = passes, gradient, record
         self._made: dict[tuple[Any, ...], Passes] = {}
+        self._records = True
 
     def __call__(self, *inputs: Any) -> Tensor:
         """Return the loss, and add the gradients to the adapters'."""
         shape = tuple(tuple(each.shape) if isinstance(each, Tensor) else each for each in inputs)
         if shape not in self._made:
-            self._made[shape] = self._checked(inputs)
+            self._made[shape] = self._checked(inputs) if self._records else self._passes
         return self._made[shape](*inputs)
 
     def _checked(self, inputs: Sequence[Any]) -> Passes:
@@ -56,7 +58,8 @@ class Recorded:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            logger.warning("a CUDA graph could not be recorded, and is not used: %s", error)
+            logger.warning("a CUDA graph could not be recorded, and none is used: %s", error)
+            self._records = False
             return self._passes
         finally:
             self._gradient.copy_(before)
@@ -99,15 +102,18 @@ class Recorder:
 
     def __call__(self, passes: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Return what repeats the passes; its loss is overwritten by the next repetition."""
-        aside = torch.cuda.Stream(self._device)
-        aside.wait_stream(torch.cuda.current_stream(self._device))
+        current, aside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):
                 passes()
-        torch.cuda.current_stream(self._device).wait_stream(aside)
+        current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            loss = passes()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                loss = passes()
+        finally:
+            torch.cuda.set_stream(current)  # torch.cuda.graph does not, where its recording cannot be ended
         self._pool = graph.pool()
 
         def repeat() -> Tensor:

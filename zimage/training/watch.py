@@ -1,5 +1,6 @@
 """Numbers of a run, read late: asking the device for one would make the host wait for all it was told to do."""
 
+from collections.abc import Sequence
 from math import isfinite
 from statistics import fmean
 from typing import NamedTuple
@@ -82,12 +83,13 @@ class Watch:
 
     Args:
         explosion: How many times the mean loss of the first steps the mean of the latest may reach.
+        before: The losses of the steps that a run which goes on has made already.
     """
 
-    def __init__(self, explosion: float) -> None:
+    def __init__(self, explosion: float, before: Sequence[float] = ()) -> None:
         self._explosion = explosion
-        self._losses: list[float] = []
-        self._began: float | None = None
+        self._losses = list(before[1 - WINDOW :])
+        self._began = fmean(before[:WINDOW]) if len(before) >= WINDOW else None
 
     def broken(self, reading: Reading) -> str | None:
         """Return what is wrong after one more step, or None."""
