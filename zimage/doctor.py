@@ -108,11 +108,17 @@ def _disk(workspace: Path) -> Finding:
 def _gpu() -> Finding:
     import torch
 
+    from zimage.model.device import has_bfloat16_units
+
     if not torch.cuda.is_available():
         remedy = f"the tiny model needs none; for the real weights use a machine with {REAL_WEIGHTS_GB} GB or more"
         return Finding("GPU", "without", "no CUDA device is seen by torch", remedy)
     device = torch.cuda.get_device_properties(0)
-    return Finding("GPU", "present", f"{device.name}, {device.total_memory / 1e9:.0f} GB")
+    found = f"{device.name}, {device.total_memory / 1e9:.0f} GB"
+    if not has_bfloat16_units(torch.device("cuda")):
+        remedy = "the tiny model needs none; for the real weights use one of the Ampere generation or later"
+        return Finding("GPU", "without", f"{found}, without bfloat16 units", remedy)
+    return Finding("GPU", "present", found)
 
 
 def _base_model(params_file: Path) -> Finding:

@@ -1,5 +1,6 @@
 """Memory settings: what excludes what, what a run needs, and which presets are named where it is not there."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -15,12 +16,15 @@ from zimage.model.denoiser import Denoiser
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.memory import (
     PRESETS,
+    USED_SHARE,
     Preset,
     Sizes,
     activations_gb,
     check,
     checkpointing_of,
+    dropped,
     keeps_both_ways,
+    learning,
     least_checkpointing,
     needed_gb,
     room_for_both_ways,
@@ -28,6 +32,7 @@ from zimage.training.memory import (
     weights_gb,
 )
 from zimage.training.params import MemoryParams
+from zimage.training.preparation import products_dtype
 from zimage.training.running import runner
 
 RELEASED = Sizes(width=3840, layers=30, refiners=2)
@@ -90,11 +95,12 @@ def test_weights_are_counted_as_the_model_has_them() -> None:
     assert taken - modulations == expected
 
 
-def test_activations_are_counted_as_autograd_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_activations_are_counted_as_autograd_keeps_them(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of blocks alone, without the weights of attention, which a GPU's kernels never write down."""
     monkeypatch.setattr(kernels, "MATERIALISED_TOKENS", 0)
     transformer = tiny_transformer(layers=6)
-    inject(transformer, ["attention", "feed_forward"], rank=1, dropout=0.0, generator=torch.Generator())
+    inject(transformer, ["attention", "feed_forward"], rank=1, dropout=dropout, generator=torch.Generator())
     denoiser = Denoiser(transformer, dtype=torch.bfloat16, stream=torch.bfloat16)
     Adapters(denoiser, module_names(transformer))
     config = transformer.config
@@ -112,7 +118,8 @@ def test_activations_are_counted_as_autograd_keeps_them(monkeypatch: pytest.Monk
         denoiser.velocity(torch.ones(2, 16, 32, 32), torch.tensor([0.2, 0.7]), context)
     frozen = {tensor.data_ptr() for p in denoiser.projections() for tensor in p.frozen.tensors()}
     found = sum(size for place, size in kept.items() if place not in frozen)
-    expected = activations_gb(Sizes(D, 6, 2), tokens, "none") * 1e9
+    sizes = Sizes(D, 6, 2)
+    expected = activations_gb(sizes, tokens, "none", dropped=dropped(sizes, recipe(dropout=dropout))) * 1e9
     assert denoiser.layers[0].w2.frozen.shape[1] == F
     assert 0.85 < found / expected < 1.15
 
@@ -122,6 +129,47 @@ def test_auto_recomputes_no_more_than_it_must() -> None:
     choices = [least_checkpointing(compiled, RELEASED, TOKENS_1024_PX, gb) for gb in (128, 20, 10, 1)]
     assert choices == ["none", "selective", "full", "full"]
     assert least_checkpointing(plain, RELEASED, TOKENS_1024_PX, 20) == "full"
+
+
+def test_chance_and_adapters_far_ahead_are_counted_before_something_is_chosen() -> None:
+    plain, chance = recipe(), recipe(dropout=0.1)
+    needs = {name: activations_gb(RELEASED, TOKENS_1024_PX, "none", dropped=dropped(RELEASED, params))
+             for name, params in (("plain", plain), ("chance", chance))}  # fmt: skip
+    between = sum(needs.values()) / 2 / USED_SHARE
+    for params, wanted in ((plain, "none"), (chance, "full")):
+        asked = dropped(RELEASED, params)
+        assert least_checkpointing(_memory(), RELEASED, TOKENS_1024_PX, between, dropped=asked) == wanted
+    assert learning(RELEASED, recipe(targets=["attention", "noise_refiner"])).layers == 32
+    assert learning(RELEASED, plain) == RELEASED
+
+
+@pytest.mark.parametrize(
+    ("capability", "changes", "said"),
+    [
+        ((7, 5), {"precision": "bfloat16"}, "bfloat16, but T4 has no units for it; use a GPU of the Ampere generation"),
+        ((8, 6), {"precision": "bfloat16", "memory": {"frozen": "fp8"}}, "`fp8`, but T4 has no units for it; set it"),
+        ((7, 5), {"precision": "float32"}, None),
+        ((8, 0), {"precision": "bfloat16"}, None),
+        ((8, 9), {"precision": "bfloat16", "memory": {"frozen": "fp8"}}, None),
+    ],
+)
+def test_what_a_gpu_has_no_units_for_is_refused(
+    capability: tuple[int, int], changes: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "T4")
+
+    with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
+        check(recipe(**changes), RELEASED, torch.device("cuda"))
+
+
+def test_what_is_small_is_learnt_in_float32_where_there_are_no_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "T4")
+    check(recipe(precision="bfloat16"), Sizes(48, 2, 1), torch.device("cuda"))
+    assert products_dtype("bfloat16", torch.device("cuda")) is torch.float32
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert products_dtype("bfloat16", torch.device("cuda")) is torch.bfloat16
 
 
 def test_8_bit_weights_are_kept_both_ways_where_all_activations_fit_beside_them() -> None:

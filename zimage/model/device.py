@@ -9,6 +9,7 @@ import torch
 
 # malloc.h of glibc: from which size on memory is asked of the kernel by itself, and how much unused is given back.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+BFLOAT16_CAPABILITY = (8, 0)  # the first GPUs with such units: Ampere
 LARGEST, NEVER = 2**25, 2**30  # bytes; older versions refuse a larger first one
 
 
@@ -17,6 +18,13 @@ def device_and_dtype() -> tuple[torch.device, torch.dtype]:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device()), torch.bfloat16
     return torch.device("cpu"), torch.float32
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Return whether products in bfloat16 are what the device is fast at; else it emulates them, or cannot at all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def release(device: torch.device) -> None:

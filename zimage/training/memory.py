@@ -4,14 +4,14 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from zimage.errors import InputError
 from zimage.model.depot import PLACES
-from zimage.model.device import free_gb
+from zimage.model.device import free_gb, has_bfloat16_units
 from zimage.model.sequence import Bucket, padded, sequence_length
 from zimage.training.params import MemoryParams, TrainParams
 from zimage.training.running import Checkpointing
@@ -26,6 +26,10 @@ SPARE = 0.9
 WORKSPACE_GB = 1.1
 WEIGHT_BYTES = {"plain": 2.0, "fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
 COMPILERS = ("cc", "gcc", "clang")
+# Adapters here send the way back through the blocks that only the picture takes.
+BEFORE_THE_LAYERS = {"noise_refiner", "image_embedder", "time_embedder"}
+# Weights that are small enough to be learnt with in float32 where there are no bfloat16 units.
+SMALL_GB = 1.0
 FP8_CAPABILITY = (8, 9)  # the first GPUs with 8-bit floating-point units: Ada and Hopper
 
 
@@ -102,17 +106,28 @@ def check(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
             f"train.memory.offloaded_blocks is {memory.offloaded_blocks}, but the base has {sizes.layers} main blocks; "
             "set it to at most that."
         )
-    if device.type == "cuda" and params.precision == "float32" and memory.frozen == "fp8":
+    if device.type == "cuda":
+        _check_units(params, sizes, device)
+
+
+def _check_units(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
+    """Refuse what a GPU has no units for."""
+    memory = params.memory
+    capability, name = torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
+    small = weights_gb(sizes, memory) < SMALL_GB
+    if params.precision == "bfloat16" and not has_bfloat16_units(device) and not small:
+        raise InputError(
+            f"train.precision is bfloat16, but {name} has no units for it; "
+            "use a GPU of the Ampere generation or a later one, or set train.precision to float32, which is slow."
+        )
+    if params.precision == "float32" and memory.frozen == "fp8":
         raise InputError(
             "train.memory.frozen is `fp8`, whose products come out in bfloat16, but train.precision is float32; "
             "set train.precision to bfloat16, or frozen to `int8`."
         )
-    if device.type == "cuda" and memory.frozen == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
-        raise InputError(
-            f"train.memory.frozen is `fp8`, but {torch.cuda.get_device_name(device)} has no units for it; "
-            "set it to `int8`."
-        )
-    if device.type == "cuda" and memory.frozen in {"fp8", "int8"} and not memory.compile:
+    if memory.frozen == "fp8" and capability < FP8_CAPABILITY:
+        raise InputError(f"train.memory.frozen is `fp8`, but {name} has no units for it; set it to `int8`.")
+    if memory.frozen in {"fp8", "int8"} and not memory.compile:
         logger.warning("8-bit weights are no faster than bfloat16 without train.memory.compile, only smaller")
 
 
@@ -143,7 +158,10 @@ def checkpointing_of(
         return "none"
     # What a graph keeps lies in memory of its own, beside that of what is not recorded: other shapes, preservation.
     usable_gb = free_gb(device) / (2 if params.memory.graphs else 1)
-    return least_checkpointing(params.memory, sizes, params.at_once * _most_tokens(buckets), usable_gb)
+    tokens = params.at_once * _most_tokens(buckets)
+    return least_checkpointing(
+        params.memory, learning(sizes, params), tokens, usable_gb, dropped=dropped(sizes, params)
+    )
 
 
 def keeps_both_ways(params: TrainParams, sizes: Sizes, buckets: Iterable[Bucket], device: torch.device) -> bool:
@@ -170,21 +188,38 @@ def room_for_both_ways(params: TrainParams, sizes: Sizes, tokens: int, available
     memory = params.memory
     if memory.frozen not in {"fp8", "int8"} or memory.offloaded_blocks:
         return False
-    kept = activations_gb(sizes, tokens, "none") * (2 if memory.graphs else 1)
+    kept = activations_gb(learning(sizes, params), tokens, "none", dropped=dropped(sizes, params))
+    kept *= 2 if memory.graphs else 1
     need = 2 * weights_gb(sizes, memory) + adapters_gb(sizes, params.rank) + kept + WORKSPACE_GB
     return need < available_gb * USED_SHARE
 
 
-def least_checkpointing(memory: MemoryParams, sizes: Sizes, tokens: int, available_gb: float) -> Checkpointing:
+def learning(sizes: Sizes, params: TrainParams) -> Sizes:
+    """Return the sizes with all blocks as layers that the way back takes: the picture's too, if it goes so far."""
+    so_far = BEFORE_THE_LAYERS & set(params.targets)
+    return replace(sizes, layers=sizes.layers + sizes.refiners) if so_far else sizes
+
+
+def dropped(sizes: Sizes, params: TrainParams) -> int:
+    """Return how many values a token a block's adapters read, each its own, where chance decides which; or 0."""
+    if params.dropout == 0:
+        return 0
+    D, F = sizes.width, sizes.feed_forward
+    return (4 * D if "attention" in params.targets else 0) + (2 * D + F if "feed_forward" in params.targets else 0)
+
+
+def least_checkpointing(
+    memory: MemoryParams, sizes: Sizes, tokens: int, available_gb: float, *, dropped: int = 0
+) -> Checkpointing:
     """Return the form of checkpointing that recomputes least and lets so many tokens fit; full where none does."""
     choices: list[Checkpointing] = ["none", "selective", "full"] if memory.compile else ["none", "full"]
-    needs = {choice: activations_gb(sizes, tokens, choice) for choice in choices}
+    needs = {choice: activations_gb(sizes, tokens, choice, dropped=dropped) for choice in choices}
     chosen: Checkpointing = next((choice for choice in choices if needs[choice] < available_gb * USED_SHARE), "full")
     logger.info("checkpointing %s: activations take %.1f GB of %.1f GB free", chosen, needs[chosen], available_gb)
     return chosen
 
 
-def activations_gb(sizes: Sizes, tokens: int, checkpointing: Checkpointing) -> float:
+def activations_gb(sizes: Sizes, tokens: int, checkpointing: Checkpointing, *, dropped: int = 0) -> float:
     """Return about how much the main blocks keep from the way forward for the way back, in bfloat16.
 
     Counted in values a token, D the width and F the feed-forward's:
@@ -192,13 +227,15 @@ def activations_gb(sizes: Sizes, tokens: int, checkpointing: Checkpointing) -> f
     branches' ends (2 D), the feed-forward's two halves, the opened one and their product (4 F);
     selective: the stream (D), qkv (3 D), attended (D), both ends (2 D), the two halves (2 F);
     full: the stream (D), and all of one block while it is computed again.
+    What adapters read is kept by `none` once more for each, if chance drops some of it, with a byte that tells which.
     """
     D, F = sizes.width, sizes.feed_forward
+    chosen = dropped + dropped // 2
     everything, little = 14 * D + 4 * F, 7 * D + 2 * F
     values: dict[Checkpointing, int] = {
-        "none": sizes.layers * everything,
+        "none": sizes.layers * (everything + chosen),
         "selective": sizes.layers * little,
-        "full": sizes.layers * D + everything,
+        "full": sizes.layers * D + everything + chosen,
     }
     return tokens * values[checkpointing] * 2 / 1e9
 

@@ -11,7 +11,7 @@ import torch
 from zimage.errors import InputError
 from zimage.model.base import open_scheduler, open_transformer
 from zimage.model.denoiser import Denoiser
-from zimage.model.device import device_and_dtype, keep_freed_memory, release
+from zimage.model.device import device_and_dtype, has_bfloat16_units, keep_freed_memory, release
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.dataset import Dataset
 from zimage.training.draw import generator_of
@@ -72,14 +72,15 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
     dataset = Dataset(encode, device=device, face_weight=params.face_weight)
     scheduler = open_scheduler(base)
     planned = _planned(dataset, params)
-    buckets = {step.bucket for step in planned}
+    preserving = _preserving(dataset, params.preservation, params) if params.preservation else []
+    buckets = {step.bucket for step in (*planned, *preserving)}
     both_ways = keeps_both_ways(params, sizes, buckets, device)
     denoiser, names = _denoiser(base, params, device, both_ways=both_ways)
     adapters = Adapters(denoiser, names)
     if denoiser.context_is_fixed:
         dataset.refine(denoiser)
         denoiser.forget_context()
-        release(device)
+    release(device)
     denoiser.run = runner(
         checkpointing_of(params, sizes, buckets, device),
         compiled=params.memory.compile,
@@ -108,7 +109,7 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
         Optimiser(adapters, params.optimiser),
         params.schedule,
         planned=planned,
-        preserving=_preserving(dataset, params.preservation, params) if params.preservation else [],
+        preserving=preserving,
         preservation=params.preservation,
         at_once=params.at_once,
         world=world,
@@ -147,13 +148,15 @@ def _denoiser(
 
 
 def products_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of matrix products: float32 instead of bfloat16 on a CPU that has no units for it.
+    """Return the dtype of matrix products: float32 instead of bfloat16 on a device that has no units for it.
 
     There it is not only more exact but many times as fast.
     """
     dtype = DTYPES[precision]
-    if dtype is torch.bfloat16 and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        logger.info("this CPU has no bfloat16 units; products are in float32")
+    if dtype is torch.bfloat16 and not has_bfloat16_units(device):
+        logger.info(
+            "this %s has no bfloat16 units; products are in float32", device.type.upper().replace("CUDA", "GPU")
+        )
         return torch.float32
     return dtype
 
