@@ -12,9 +12,12 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from asyncio import AbstractEventLoop, Lock, get_running_loop
 from collections.abc import AsyncGenerator
 from importlib.metadata import version
 from pathlib import Path
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 from tasks.settings import inherited
 
@@ -86,12 +89,21 @@ def write_in_turn(address: str) -> None:
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
     class InTurn(AioSqliteConfiguration):
+        _turns: ClassVar[WeakKeyDictionary[AbstractEventLoop, Lock]] = WeakKeyDictionary()
+
         @contextlib.asynccontextmanager
         async def begin_transaction(
             self, session: AsyncSession, with_for_update: bool = False
         ) -> AsyncGenerator[AsyncSessionTransaction, None]:
-            alone = SQLITE_BEGIN_MODE.get() is None  # within another, which has the turn, this would wait for ever
-            async with super().begin_transaction(session, with_for_update=alone or with_for_update) as transaction:
+            if SQLITE_BEGIN_MODE.get() is not None:  # within another, which has the turn, this would wait for ever
+                async with super().begin_transaction(session, with_for_update) as transaction:
+                    yield transaction
+                return
+            # Who waits here is served in order, and keeps no connection of the few from anybody.
+            turn = self._turns.setdefault(get_running_loop(), Lock())
+            async with turn, super().begin_transaction(session, with_for_update=True) as transaction:
+                await session.connection()  # begins now
+                SQLITE_BEGIN_MODE.set("DEFERRED")  # and whatever is opened until the end does not take a turn
                 yield transaction
 
     if make_url(address).get_backend_name() == "sqlite":

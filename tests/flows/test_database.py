@@ -97,11 +97,14 @@ def test_prefects_server_takes_the_copy_for_its_own(
     assert found["alembic_version"] == 1
 
 
+CLIENTS = 20  # more than the server has connections
+
+
 def ask_in_turn(api: str, deployment: str) -> list[int]:
     """What a client gets that starts and cancels one run after another, and never tries again."""
     with httpx.Client(base_url=api, timeout=60) as client:
         found = []
-        for _ in range(10):
+        for _ in range(5):
             made = client.post(f"/deployments/{deployment}/create_flow_run", json={})
             cancelled = client.post(
                 f"/flow_runs/{made.json().get('id')}/set_state", json={"state": {"type": "CANCELLED"}}
@@ -117,14 +120,19 @@ def test_no_client_is_turned_away_while_others_write(tmp_path: Path, monkeypatch
     with httpx.Client(base_url=server.api, timeout=60) as client:
         flow = client.post("/flows/", json={"name": "personalize"}).json()["id"]
         deployment = client.post("/deployments/", json={"name": "personalize", "flow_id": flow}).json()["id"]
-    with ThreadPoolExecutor(8) as clients:
-        found = list(clients.map(lambda _: ask_in_turn(server.api, deployment), range(8)))
+        client.post("/work_pools/", json={"name": "gpu", "type": "process"})
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            found = list(clients.map(lambda _: ask_in_turn(server.api, deployment), range(CLIENTS)))
+        # Opens a session within another one.
+        paused = client.patch("/work_pools/gpu/queues/default", json={"is_paused": True}, timeout=10)
     server.end()
 
     assert {status for each in found for status in each} == {201}
+    assert paused.is_success
 
 
-def test_a_transaction_within_another_does_not_wait_for_it(made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_session_within_another_does_not_wait_for_it(begins: bool, made: Path, tmp_path: Path) -> None:
     address = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
     provide(address, made)
 
@@ -133,7 +141,7 @@ def test_a_transaction_within_another_does_not_wait_for_it(made: Path, tmp_path:
         counting = text("select count(*) from alembic_version")
         async with database.session_context(begin_transaction=True) as outer:
             await outer.execute(counting)
-            async with database.session_context(begin_transaction=True) as inner:
+            async with database.session_context(begin_transaction=begins) as inner:
                 return int((await inner.execute(counting)).scalar_one())
 
     with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
