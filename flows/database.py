@@ -1,11 +1,12 @@
-"""Prefect's database where it is SQLite: quick before its first use, and patient when two write at once.
+"""Prefect's database before its server starts: soon there, patient when two write at once, and fair after a pause.
 
-An empty one is copied, which takes no time; Prefect's migrations take seconds. `python -m flows.database` makes it,
-once for this environment and this version of Prefect. Where it is not there, or the configured database is no file of
-SQLite, a server does what Prefect does by itself.
+The first two are for SQLite. An empty one is copied, which takes no time; Prefect's migrations take seconds.
+`python -m flows.database` makes it, once for this environment and this version of Prefect. Where it is not there, or
+the configured database is no file of SQLite, a server does what Prefect does by itself.
 """
 
 import contextlib
+import datetime
 import os
 import shutil
 import sqlite3
@@ -20,6 +21,8 @@ from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 from tasks.settings import inherited
+
+LISTENING = "zimage-lost-worker"  # infra/automations.yaml
 
 
 def empty() -> Path:
@@ -108,6 +111,25 @@ def write_in_turn(address: str) -> None:
 
     if make_url(address).get_backend_name() == "sqlite":
         MODELS_DEPENDENCIES["database_config"] = InTurn(connection_url=address)
+
+
+async def listen_anew() -> None:
+    """Give every run that has to be heard of its whole time again: while there was no server, none could be heard.
+
+    Otherwise a server that was away for longer than a run may be silent takes all of them for lost as it starts. A
+    database without tables yet is left alone.
+    """
+    from prefect.server.database.dependencies import provide_database_interface
+    from sqlalchemy import select
+    from sqlalchemy.exc import SQLAlchemyError
+
+    database, now = provide_database_interface(), datetime.datetime.now(datetime.UTC)
+    ours = select(database.Automation.id).where(database.Automation.name == LISTENING)
+    with contextlib.suppress(SQLAlchemyError, OSError):  # which its server will tell of
+        async with database.session_context(begin_transaction=True) as session:
+            listening = select(database.AutomationBucket).where(database.AutomationBucket.automation_id.in_(ours))
+            for each in await session.scalars(listening):
+                each.end = max(each.end, now + (each.end - each.start))
 
 
 def _is_used(target: Path) -> bool:

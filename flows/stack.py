@@ -37,7 +37,7 @@ NOTIFY = "notify"  # stands for the webhook in automations.yaml
 # Prefect's command, as a child that does not outlive this process; and the same where it is a server.
 CHILD = "from zimage.parent import die_with_parent; die_with_parent()"
 PREFECT = f"{CHILD}; from prefect.cli import app; app()"
-SERVER = f"{CHILD}; from flows.database import prepare; prepare(); from prefect.cli import app; app()"
+SERVER = f"{CHILD}; from flows.server import main; main()"
 
 
 def serve(settings: Settings, *, port: int, notify: str) -> None:

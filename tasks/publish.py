@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import importlib.metadata
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -212,7 +213,13 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the project's code, with `-dirty` where files differ from it, or None outside git."""
+    """Return the commit of the project's code, with `-dirty` where files differ from it; None if nothing tells it.
+
+    Where there is no git, as in an image, ZIMAGE_COMMIT says what it was made of.
+    """
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
+    try:
+        answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        answer = ""
+    return answer or os.environ.get("ZIMAGE_COMMIT") or None

@@ -102,6 +102,18 @@ def test_who_deletes_can_list_what_there_is_to_delete(role: str) -> None:
     assert {"s3:ListBucketVersions", "s3:ListBucketMultipartUploads"} <= listing(role)
 
 
+@pytest.mark.parametrize("role", sorted(set(MAY) - {"reader"}))  # which is told what there is to read
+def test_whoever_reads_may_list_too_or_s3_forbids_what_is_only_absent(role: str) -> None:
+    """S3 answers 403 instead of 404 for a key that is not there, unless its prefix may be listed."""
+    (prefixes,) = (
+        listed(statement["Condition"]["StringLike"]["s3:prefix"])
+        for statement in ROLES[role]["Statement"]
+        if "s3:ListBucket" in listed(statement["Action"])
+    )
+    for place in MAY[role]["s3:GetObject"]:
+        assert any(fnmatchcase(f"PREFIX/{PLACES[place]}", prefix) for prefix in prefixes), place
+
+
 def listing(role: str) -> set[str]:
     return {
         action
@@ -126,7 +138,8 @@ def test_listing_is_bound_to_the_prefix() -> None:
         for statement in role["Statement"]:
             if any(action.startswith("s3:List") and "Parts" not in action for action in listed(statement["Action"])):
                 assert all(
-                    each.startswith("PREFIX/subjects/") for each in statement["Condition"]["StringLike"]["s3:prefix"]
+                    each.startswith(("PREFIX/subjects/", "PREFIX/tombstones/"))
+                    for each in statement["Condition"]["StringLike"]["s3:prefix"]
                 )
 
 

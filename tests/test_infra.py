@@ -130,6 +130,15 @@ def test_only_this_machine_can_reach_the_server_and_it_asks_for_a_password() -> 
     assert "${PREFECT_AUTH:?" in SERVICES["server"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"]
 
 
+def test_the_server_starts_as_everywhere_with_what_prefect_knows_as_options() -> None:
+    module, *options = SERVICES["server"]["command"]
+    command = [sys.executable, "-m", module, *options, "--help"]
+    answer = subprocess.run(command, cwd=INFRA.parent, capture_output=True, text=True, check=False)
+
+    assert module == "flows.server"
+    assert answer.returncode == 0 and "Start a Prefect server" in answer.stdout, answer.stderr
+
+
 def test_every_secret_of_the_stack_is_asked_for_and_none_is_written_down() -> None:
     text = (INFRA / "compose.yaml").read_text()
     asked = set(re.findall(r"\$\{(\w+):\?", text))

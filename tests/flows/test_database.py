@@ -1,16 +1,20 @@
 import asyncio
 import contextlib
+import datetime
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
 from prefect.server.database.dependencies import provide_database_interface, temporary_database_interface
+from prefect.server.events.schemas.automations import EventTrigger, Posture
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
-from sqlalchemy import text
+from sqlalchemy import select, text
 
-from flows.database import empty, make_empty, provide, write_in_turn
+from flows.database import LISTENING, empty, listen_anew, make_empty, provide, write_in_turn
+from flows.stack import automations
 from flows.temporary import TemporaryServer
 
 
@@ -147,6 +151,60 @@ def test_a_session_within_another_does_not_wait_for_it(begins: bool, made: Path,
     with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
         write_in_turn(address)
         assert asyncio.run(asyncio.wait_for(count_within(), timeout=10)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Type object:sqlalchemy.exc.SADeprecationWarning")  # of Prefect's own types
+def test_runs_have_their_whole_time_to_be_heard_again_after_a_server_was_away(made: Path, tmp_path: Path) -> None:
+    address = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
+    provide(address, made)
+    now, within = datetime.datetime.now(datetime.UTC), datetime.timedelta(seconds=90)
+    listening = EventTrigger(posture=Posture.Proactive, threshold=1, within=within)
+    ends = {"long ago": now - datetime.timedelta(hours=1), "later": now + datetime.timedelta(hours=1)}
+
+    async def ends_after_listening() -> dict[tuple[str, str], datetime.datetime]:
+        database, found = provide_database_interface(), {}
+        async with database.session_context(begin_transaction=True) as session:
+            for name in (LISTENING, "somebody else's"):
+                automation = database.Automation(name=name, trigger=listening, actions=[])
+                session.add(automation)
+                await session.flush()
+                for key, end in ends.items():
+                    session.add(
+                        database.AutomationBucket(
+                            automation_id=automation.id,
+                            trigger_id=uuid4(),
+                            bucketing_key=[name, key],
+                            start=end - within,
+                            end=end,
+                            count=0,
+                        )
+                    )
+        await listen_anew()
+        async with database.session_context() as session:
+            for each in await session.scalars(select(database.AutomationBucket)):
+                name, key = each.bucketing_key
+                found[name, key] = each.end
+        return found
+
+    with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
+        found = asyncio.run(ends_after_listening())
+
+    assert datetime.timedelta(0) <= found.pop((LISTENING, "long ago")) - (now + within) < within
+    assert found == {
+        (LISTENING, "later"): ends["later"],
+        **{("somebody else's", key): end for key, end in ends.items()},
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Type object:sqlalchemy.exc.SADeprecationWarning")  # of Prefect's own types
+def test_a_database_without_tables_is_left_to_its_server(tmp_path: Path) -> None:
+    address = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
+    with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
+        asyncio.run(listen_anew())
+
+
+def test_the_automation_that_listens_has_this_name() -> None:
+    assert LISTENING in [each["name"] for each in automations("")]
 
 
 def test_its_name_tells_the_version_that_made_it() -> None:

@@ -92,6 +92,15 @@ def test_the_manifest_ties_weights_code_params_and_data_together(workspace: Path
     assert len(manifest.code_commit.removesuffix("-dirty")) == 40
 
 
+def test_where_there_is_no_git_a_release_tells_the_commit_that_its_image_was_made_of(
+    workspace: Path, store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("ZIMAGE_COMMIT", "0a" * 20)
+
+    assert published(workspace, store)[1].code_commit == "0a" * 20
+
+
 def test_the_card_tells_base_licences_consent_and_scores_with_intervals(workspace: Path, store: FolderStore) -> None:
     folder, _ = published(workspace, store)
 

@@ -1,0 +1,20 @@
+"""Prefect's server as this project runs it: `python -m flows.server` with the options of `prefect server start`."""
+
+import asyncio
+import sys
+
+from flows.database import listen_anew, prepare
+
+
+def main() -> None:
+    """Do what the command line asks of Prefect, which is to start a server, after all that goes before."""
+    prepare()
+    asyncio.run(listen_anew())
+    from prefect.cli import app
+
+    app()
+
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["server", "start"]
+    main()
