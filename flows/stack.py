@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -34,6 +35,7 @@ LOOK_EVERY_S = 0.5
 DEPLOYMENTS = PROJECT / "infra" / "prefect.yaml"
 AUTOMATIONS = PROJECT / "infra" / "automations.yaml"
 NOTIFY = "notify"  # stands for the webhook in automations.yaml
+MARK = "ZIMAGE_PART_OF"  # a variable that tells which part of a stack a process belongs to
 # Prefect's command, as a child that does not outlive this process; and the same where it is a server.
 CHILD = "from zimage.parent import die_with_parent; die_with_parent()"
 PREFECT = f"{CHILD}; from prefect.cli import app; app()"
@@ -64,6 +66,8 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
         for name, command, environment in _workers():
             told = {**environment, **({"ZIMAGE_PAGES": pages} if pages else {})}
             parts[name] = stack.enter_context(started(command, logs / f"{name}.log", told))
+        # All at once, or one would take up what another leaves.
+        stack.callback(end, *(part.pid for name, part in parts.items() if name != "server"))
         _tell(settings, port, list(parts), pages)
         _wait_for_end(parts, logs)
 
@@ -135,7 +139,7 @@ def started(
         child = subprocess.Popen(
             [sys.executable, "-c", SERVER if command[0] == "server" else PREFECT, *command],
             cwd=PROJECT,
-            env={**inherited(), **(environment or {})},
+            env={**inherited(), **(environment or {}), MARK: uuid4().hex},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -148,20 +152,47 @@ def started(
         child.wait()
 
 
-def end(pid: int) -> None:
-    """End a process and all below it: first asked, so that they tidy up, then killed."""
-    try:
-        top = psutil.Process(pid)
-        processes = [top, *top.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes, timeout=STOPS_WITHIN_S)
+def end(*pids: int) -> None:
+    """End processes and all that they have started: first asked, so that they tidy up, then killed.
+
+    Whoever is about to end may start something all the same, and be gone before that: it is found by what it inherited.
+    """
+    marks = {mark for pid in pids if (mark := _mark_of(pid))}
+    asked: set[psutil.Process] = set()
+    until = time.monotonic() + STOPS_WITHIN_S
+    while (alive := _alive(pids, marks)) and time.monotonic() < until:
+        for process in alive - asked:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        asked |= alive
+        psutil.wait_procs(alive, timeout=LOOK_EVERY_S)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _alive(pids: Sequence[int], marks: set[str]) -> set[psutil.Process]:
+    """Return these processes, all below them, and all that bear these marks, as far as they live."""
+    found: set[psutil.Process] = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            top = psutil.Process(pid)
+            found |= {top, *top.children(recursive=True)}
+    if marks:
+        found |= {each for each in psutil.process_iter() if _mark_of(each.pid) in marks}
+    return {each for each in found if _lives(each)}
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _mark_of(pid: int) -> str:
+    with contextlib.suppress(psutil.Error, OSError):
+        return str(psutil.Process(pid).environ().get(MARK, ""))
+    return ""
 
 
 def _served(stack: ExitStack, settings: Settings, port: int) -> str:

@@ -30,7 +30,7 @@ from moto.server import ThreadedMotoServer
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from flows.__main__ import LASTING, QUIET
-from flows.stack import ENDING, automations, end, ended_as_by_ctrl_c, started
+from flows.stack import ENDING, MARK, automations, end, ended_as_by_ctrl_c, started
 from tasks.settings import PROJECT
 from tests.flows.faulty import Fault, Relay
 from zimage.demo import make_demo_photos
@@ -655,6 +655,29 @@ def test_a_stack_that_is_told_to_end_does_so_after_all_its_parts(tmp_path: Path)
         assert running(below) == []
 
     assert process.returncode == 0
+
+
+def test_what_a_part_starts_while_it_ends_ends_too(tmp_path: Path) -> None:
+    """Whose parent is gone by then, so that nobody finds it below anything."""
+    late = tmp_path / "pid"
+    starts = f"""
+import signal, subprocess, sys
+def end(*_):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    open({str(late)!r}, "w").write(str(child.pid))
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+signal.pause()
+"""
+    environment = {**os.environ, MARK: "a part"}
+    command = [sys.executable, "-c", starts]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as part:
+        assert part.stdout is not None and part.stdout.readline() == "ready\n"
+        end(part.pid)
+
+    assert late.is_file()
+    assert int(late.read_text()) not in [each.pid for each in running(list(psutil.process_iter()))]
 
 
 def test_a_stack_that_is_killed_leaves_no_process(tmp_path: Path) -> None:

@@ -106,12 +106,23 @@ def test_other_parameters_begin_anew_and_sweep_away_what_was_left(
     assert len(list((tmp_path / "train" / "checkpoints").iterdir())) == 2
 
 
+@pytest.mark.parametrize("worn", [False, True])
 def test_the_pipeline_loads_every_key_and_draws_the_trainers_own_pictures(
-    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+    worn: bool, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
+    """On the base as it is, also where a training adapter was worn."""
     samples = {"steps": 3, "guidance_scale": 1.5, "seed": 5}
     targets = ["attention", "feed_forward", "image_embedder", "final_layer"]
-    lora = _trained(tiny_encoded, tmp_path / "train", tiny_base, samples=samples, targets=targets)
+    wide = ["layers.0.attention.to_k", "layers.1.attention.to_out.0", "layers.1.feed_forward.w3"]
+    adapter = _training_adapter(tmp_path, {**dict.fromkeys(wide[:2], (48, 48)), wide[2]: (128, 48)})
+    lora = _trained(
+        tiny_encoded,
+        tmp_path / "train",
+        tiny_base,
+        samples=samples,
+        targets=targets,
+        training_adapter=adapter if worn else None,
+    )
     pipeline = whole_pipeline(tiny_base)
     pipeline.load_lora_weights(str(tmp_path / "train" / "lora.safetensors"))
     loaded = {name for name, _ in pipeline.transformer.named_parameters() if ".lora_" in name}
@@ -135,15 +146,21 @@ def test_the_pipeline_loads_every_key_and_draws_the_trainers_own_pictures(
     assert np.abs(found - expected).max() <= 1
 
 
+def _training_adapter(folder: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, object]:
+    """One that changes these layers, (outputs, inputs), a lot."""
+    tensors = {}
+    for layer, (outputs, inputs) in shapes.items():
+        tensors[f"diffusion_model.{layer}.lora_A.weight"] = torch.randn(2, inputs) * 0.3
+        tensors[f"diffusion_model.{layer}.lora_B.weight"] = torch.randn(outputs, 2) * 0.3
+    path = folder / "adapter.safetensors"
+    save_file(tensors, path)
+    return {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "strength": 0.8}
+
+
 def test_a_training_adapter_is_worn_while_learning_and_left_out_of_the_result(
     tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
-    adapter = {name: torch.randn(shape) * 0.3 for name, shape in (("lora_A", (2, 48)), ("lora_B", (48, 2)))}
-    path = tmp_path / "adapter.safetensors"
-    save_file(
-        {f"diffusion_model.layers.0.attention.to_q.{name}.weight": tensor for name, tensor in adapter.items()}, path
-    )
-    pinned = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "strength": 1.0}
+    pinned = _training_adapter(tmp_path, {"layers.0.attention.to_q": (48, 48)})
     plain = _trained(tiny_encoded, tmp_path / "plain", tiny_base, targets=["feed_forward"])
     worn = _trained(tiny_encoded, tmp_path / "worn", tiny_base, targets=["feed_forward"], training_adapter=pinned)
     assert worn.keys() == plain.keys()

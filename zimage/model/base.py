@@ -123,6 +123,7 @@ def open_pipeline(
     import torch
     from diffusers import ZImagePipeline
 
+    _convolve_in_float32()
     dtypes = {"default": dtype, "vae": torch.float32}
     pipeline = ZImagePipeline.from_pretrained(
         folder, text_encoder=None, tokenizer=None, dtype=dtypes, local_files_only=True, use_safetensors=True
@@ -161,6 +162,7 @@ def open_vae(folder: Path, *, device: "torch.device | str") -> "AutoencoderKL":
     import torch
     from diffusers import AutoencoderKL
 
+    _convolve_in_float32()
     vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32, local_files_only=True)
     return vae.to(device).eval().requires_grad_(False)
 
@@ -180,6 +182,13 @@ def open_scheduler(folder: Path) -> "FlowMatchEulerDiscreteScheduler":
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     logger.info("scheduler of %s: shift %s", folder, scheduler.config.shift)
     return scheduler
+
+
+def _convolve_in_float32() -> None:
+    """Keep cuDNN from rounding to TF32, as it does by default: that has as few digits as float16."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _folder_of(model: str) -> Path | None:

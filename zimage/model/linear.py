@@ -8,7 +8,7 @@ and larger products than one peft layer after the other.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -65,16 +65,34 @@ class Lora:
         return self.down.to(dtype), self.up.to(dtype)
 
 
-class Projection:
-    """One product for all the layers it was made of; calling it returns their outputs side by side."""
+class Addend(NamedTuple):
+    """A product of two thin matrices that is added to a layer's weight for a while; nothing learns it."""
 
-    def __init__(self, frozen: Frozen, bias: Tensor | None, lora: Lora | None) -> None:
-        self.frozen, self.bias, self.lora = frozen, bias, lora
+    down: Tensor  # (R, K)
+    up: Tensor  # (rows, R)
+    rows: slice  # of the projection's outputs
+
+
+class Projection:
+    """One product for all the layers it was made of; calling it returns their outputs side by side.
+
+    Args:
+        layers: What it was made of: nn.Linear, or peft's lora.Linear around it.
+        frozen: Their weights.
+        bias: Their biases, (N,).
+        lora: Their adapters.
+    """
+
+    def __init__(self, layers: Sequence[Any], frozen: Frozen, bias: Tensor | None, lora: Lora | None) -> None:
+        self.layers, self.frozen, self.bias, self.lora = layers, frozen, bias, lora
         self.adapted = True
+        self.addends: tuple[Addend, ...] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (..., N) for x (..., K) in the product's precision."""
         y: Tensor = self._product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        for down, up, rows in self.addends:
+            y[..., rows] += functional.linear(functional.linear(x, down), up)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _product(self, x: Tensor) -> Tensor:
@@ -128,7 +146,7 @@ def projection_of(layers: Sequence[nn.Module], keep: Keep) -> Projection:
     frozen = keep(_joined(plain))
     device = frozen.tensors()[0].device
     bias = None if plain[0].bias is None else torch.cat([layer.bias.detach() for layer in plain]).to(device)
-    return Projection(frozen, bias, _lora_of(layers, device))
+    return Projection(tuple(layers), frozen, bias, _lora_of(layers, device))
 
 
 def _joined(layers: Sequence[Any]) -> Tensor:

@@ -20,6 +20,7 @@ from zimage.progress import Progress
 from zimage.training.board import Board
 from zimage.training.checkpoint import State, write_state
 from zimage.training.draw import generator_of
+from zimage.training.merging import adding
 from zimage.training.params import SampleParams, TrainParams
 from zimage.training.preparation import DTYPES, Prepared
 from zimage.training.record import Record
@@ -141,13 +142,14 @@ class Keeper:
 
     @contextmanager
     def _wearing_what_is_saved(self) -> Iterator[None]:
-        """Let the model be what is saved; its blocks run plainly, for compiled ones would be compiled anew for it."""
+        """Let the model be what is saved, on the base as it is; plainly, for blocks would be compiled anew for it."""
         values, denoiser = self._prepared.adapters.values, self._prepared.denoiser
         trained, run = values.clone(), denoiser.run
         values.copy_(self._prepared.loop.optimiser.result.to(DTYPES[self._params.stored]))
         denoiser.run = plainly
         try:
-            yield
+            with adding(denoiser, self._prepared.unworn):
+                yield
         finally:
             values.copy_(trained)
             denoiser.run = run

@@ -1,15 +1,23 @@
-"""A training adapter (for Turbo: ostris' de-distillation LoRA) merged into the frozen weights, once."""
+"""A training adapter (for Turbo: ostris' de-distillation LoRA) merged into the frozen weights, and taken off again.
+
+It is worn while something is learnt and never after: sample pictures are made without it, as the LoRA will be used.
+"""
 
 import hashlib
 import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from zimage.errors import InputError
-from zimage.lora.change import written_out
+from zimage.lora.change import exact_factors, written_out
+from zimage.lora.portable import Factors
 from zimage.lora.reading import read_lora
+from zimage.model.denoiser import Denoiser
+from zimage.model.linear import Addend, Projection
 from zimage.training.params import AdapterParams
 
 if TYPE_CHECKING:
@@ -19,8 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def merge(transformer: "ZImageTransformer2DModel", params: AdapterParams) -> None:
+def merge(transformer: "ZImageTransformer2DModel", params: AdapterParams) -> dict[str, Factors]:
     """Add the adapter to the weights it changes, in float32, before anything rounds or quantises them.
+
+    Returns:
+        By layer, what takes it off again; without the layers that a file changes in another form than two matrices.
 
     Raises:
         InputError: the file is absent, another one than was pinned, for another model, or of other widths.
@@ -46,3 +57,44 @@ def merge(transformer: "ZImageTransformer2DModel", params: AdapterParams) -> Non
             )
         weight.data = (weight.float() + params.strength * difference.to(weight.device).float()).to(weight.dtype)
     logger.info("merged %s into %d layers at strength %g", path, len(changes), params.strength)
+    factors = {name: exact_factors(change) for name, change in changes.items()}
+    return {name: Factors(each.down, each.up * -params.strength) for name, each in factors.items() if each is not None}
+
+
+def addends_of(
+    denoiser: Denoiser, names: Mapping[int, str], factors: Mapping[str, Factors]
+) -> list[tuple[Projection, tuple[Addend, ...]]]:
+    """Return what `factors` add to each projection, still in the machine's memory.
+
+    Args:
+        denoiser: Of the transformer.
+        names: Of the transformer's modules, by their ids.
+        factors: By layer.
+    """
+    found = []
+    for projection in denoiser.projections():
+        addends, start = [], 0
+        for layer in projection.layers:
+            rows = slice(start, start := start + layer.out_features)
+            if each := factors.get(names[id(layer)]):
+                addends.append(Addend(each.down, each.up, rows))
+        if addends:
+            found.append((projection, tuple(addends)))
+    if len(factors) > sum(len(addends) for _, addends in found):
+        logger.warning("sample pictures wear what the training adapter changes before the main blocks read a caption")
+    return found
+
+
+@contextmanager
+def adding(denoiser: Denoiser, addends: Sequence[tuple[Projection, tuple[Addend, ...]]]) -> Iterator[None]:
+    """Let projections be changed so while the context lasts."""
+    for projection, parts in addends:
+        projection.addends = tuple(
+            Addend(down.to(denoiser.device, denoiser.dtype), up.to(denoiser.device, denoiser.dtype), rows)
+            for down, up, rows in parts
+        )
+    try:
+        yield
+    finally:
+        for projection, _ in addends:
+            projection.addends = ()

@@ -1,6 +1,7 @@
 """A run made ready: model, adapters, data and plan put together as the parameters say."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,15 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from zimage.errors import InputError
+from zimage.lora.portable import Factors
 from zimage.model.base import open_scheduler, open_transformer
 from zimage.model.denoiser import Denoiser
 from zimage.model.device import device_and_dtype, has_bfloat16_units, keep_freed_memory, release
+from zimage.model.linear import Addend, Projection
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.dataset import Dataset
 from zimage.training.draw import generator_of
 from zimage.training.loop import Loop
 from zimage.training.memory import check, checkpointing_of, keeps_both_ways, sizes_of
-from zimage.training.merging import merge
+from zimage.training.merging import addends_of, merge
 from zimage.training.objective import Objective
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import PreservationParams, TrainParams
@@ -36,11 +39,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run before its first step."""
+    """A run before its first step.
+
+    Args:
+        loop: Its steps.
+        dataset: Pictures and texts.
+        scheduler: Of the base.
+        unworn: What takes the training adapter off the projections that wear it.
+    """
 
     loop: Loop
     dataset: Dataset
     scheduler: "FlowMatchEulerDiscreteScheduler"
+    unworn: Sequence[tuple[Projection, tuple[Addend, ...]]]
 
     @property
     def denoiser(self) -> Denoiser:
@@ -75,11 +86,12 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
     preserving = _preserving(dataset, params.preservation, params) if params.preservation else []
     buckets = {step.bucket for step in (*planned, *preserving)}
     both_ways = keeps_both_ways(params, sizes, buckets, device)
-    denoiser, names = _denoiser(base, params, device, both_ways=both_ways)
+    denoiser, names, factors = _denoiser(base, params, device, both_ways=both_ways)
     adapters = Adapters(denoiser, names)
     if denoiser.context_is_fixed:
         dataset.refine(denoiser)
         denoiser.forget_context()
+    unworn = addends_of(denoiser, names, factors)
     release(device)
     denoiser.run = runner(
         checkpointing_of(params, sizes, buckets, device),
@@ -114,13 +126,13 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
         at_once=params.at_once,
         world=world,
     )
-    return Prepared(loop, dataset, scheduler)
+    return Prepared(loop, dataset, scheduler, unworn)
 
 
 def _denoiser(
     base: Path, params: TrainParams, device: torch.device, *, both_ways: bool
-) -> tuple[Denoiser, dict[int, str]]:
-    """Return the model with new adapters, and its modules' names.
+) -> tuple[Denoiser, dict[int, str], dict[str, Factors]]:
+    """Return the model with new adapters, its modules' names, and what takes a training adapter off its layers.
 
     On a CPU the frozen weights stay in float32 whatever the products are in: the tiny base is small, and the adapters
     are then added to them exactly. To a GPU they go one product at a time, in the form in which they are kept, so that
@@ -129,8 +141,7 @@ def _denoiser(
     on_cpu = device.type == "cpu"
     dtype = products_dtype(params.precision, device)
     transformer = open_transformer(base, device="cpu", dtype=torch.float32 if on_cpu else dtype)
-    if params.training_adapter is not None:
-        merge(transformer, params.training_adapter)
+    factors = merge(transformer, params.training_adapter) if params.training_adapter else {}
     generator = generator_of(params.seed, "adapters")
     inject(transformer, params.targets, rank=params.rank, dropout=params.dropout, generator=generator)
     denoiser = Denoiser(
@@ -144,7 +155,7 @@ def _denoiser(
     )
     if not on_cpu:
         _let_go(transformer)
-    return denoiser, module_names(transformer)
+    return denoiser, module_names(transformer), factors
 
 
 def products_dtype(precision: str, device: torch.device) -> torch.dtype:
