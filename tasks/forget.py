@@ -46,7 +46,7 @@ class Found:
         stored: What lies in the store.
         pointers: What the channels point to.
         runs: What Prefect knows.
-        consent_ends: The last day of the consent, if there is one.
+        consent_ends: The last day of the consent, if there is one; "unreadable" for what is none.
         repositories: Which have releases on the hub.
     """
 
@@ -104,7 +104,6 @@ def find(settings: Settings, subject: str, *, this_run: UUID | str | None = None
     store, workspace = open_store(settings.store), settings.workspace(subject)
     sizes = list(_sizes(workspace))
     pointers = {name: channel(store, subject, name) for name in ("staging", "production")}
-    consent = workspace / "data" / "consent.yaml"
     return Found(
         workspace=workspace,
         files=len(sizes),
@@ -112,7 +111,7 @@ def find(settings: Settings, subject: str, *, this_run: UUID | str | None = None
         stored=store.inventory(_prefix(subject)),
         pointers={name: found.release for name, found in pointers.items() if found},
         runs=runs_of(subject, but=this_run),
-        consent_ends=f"until {read_consent(consent).expires}" if consent.is_file() else "",
+        consent_ends=_consent_ends(workspace / "data" / "consent.yaml"),
         repositories=hub_index.found(store, subject),
     )
 
@@ -260,6 +259,16 @@ def _sizes(folder: Path) -> Iterator[int]:
         with contextlib.suppress(FileNotFoundError):
             if path.is_symlink() or path.is_file():
                 yield path.lstat().st_size
+
+
+def _consent_ends(consent: Path) -> str:
+    """Return what a listing says of a consent; a person whose consent is no consent is forgotten all the same."""
+    if not consent.is_file():
+        return ""
+    try:
+        return f"until {read_consent(consent).expires}"
+    except InputError:
+        return "unreadable"
 
 
 def _diary(runs: Runs) -> str:

@@ -122,6 +122,16 @@ def test_nothing_of_the_person_is_left_anywhere_and_everything_of_others(ada: Pa
     assert again.tombstone is not None and len(again.tombstone.forgotten) == 2
 
 
+def test_a_person_whose_consent_is_none_is_listed_and_forgotten_like_others(ada: Path) -> None:
+    (ada / "data" / "consent.yaml").write_bytes(b"pseudonym: \xff")
+
+    assert "consent    unreadable" in forget(ForgetSpec(subject=ADA)).lines
+    listing = forget(ForgetSpec(subject=ADA, delete=True))
+
+    assert listing.tombstone is not None
+    assert not ada.exists()
+
+
 def tables_naming(subject: str) -> set[str]:
     """The tables of the server's database that hold a pseudonym."""
     path = str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2]
