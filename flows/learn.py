@@ -1,5 +1,7 @@
 """Crops in; the LoRA, its score and the report out: the leg that wants a GPU."""
 
+from pathlib import Path
+
 from prefect import flow
 from prefect.runtime import flow_run
 
@@ -8,7 +10,7 @@ from tasks.caption import caption
 from tasks.encode import encode
 from tasks.evaluate import evaluate
 from tasks.handover import hand_over, take
-from tasks.leg import up_to_date, working_on
+from tasks.leg import require_consent, up_to_date, working_on
 from tasks.settings import Settings, from_environment
 from tasks.shown import warn_of_verdict
 from tasks.subject import choices
@@ -26,15 +28,21 @@ def learn(spec: LearnSpec) -> dict[str, Outcome]:
     workspace = settings.workspace(spec.subject)
     shared = spec.placement == "pools"
     with working_on(workspace, shared=shared):
-        outcomes = _shared(settings, spec.subject) if shared else up_to_date(workspace, STAGES, shared=False)
+        outcomes = _shared(settings, spec.subject) if shared else _local(workspace)
         if outcomes["evaluate"] is Outcome.RAN:
             warn_of_verdict(workspace)
     return outcomes
 
 
+def _local(workspace: Path) -> dict[str, Outcome]:
+    require_consent(workspace, STAGES, None)
+    return up_to_date(workspace, STAGES, shared=False)
+
+
 def _shared(settings: Settings, subject: str) -> dict[str, Outcome]:
     workspace = settings.workspace(subject)
     taken = take(settings, subject)
+    require_consent(workspace, STAGES, taken.state)
     fetch_unfinished(settings, subject)
     outcomes = up_to_date(workspace, STAGES, shared=True, after="detect")
     hand_over(

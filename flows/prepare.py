@@ -7,11 +7,13 @@ from flows.spec import PrepareSpec
 from tasks.detect import detect
 from tasks.handover import Taken, hand_over, take, track_inputs
 from tasks.ingest import ingest
-from tasks.leg import readable, sources_of, up_to_date, working_on
+from tasks.leg import readable, require_consent, sources_of, up_to_date, working_on
 from tasks.settings import Settings, from_environment
 from tasks.subject import choices, set_up
 from tasks.workspace import Outcome
 from zimage.params import parsed
+
+STAGES = (ingest, detect)
 
 
 @flow(name="prepare", flow_run_name="prepare {spec.subject}")
@@ -24,7 +26,8 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
             return _shared(settings, spec, take(settings, spec.subject))
     with working_on(workspace, shared=False):
         _set_up(settings, spec, {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides})
-        return up_to_date(workspace, (ingest, detect), shared=False)
+        require_consent(workspace, STAGES, None)
+        return up_to_date(workspace, STAGES, shared=False)
 
 
 def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Outcome]:
@@ -32,8 +35,9 @@ def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Ou
     given = {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides}
     sources = sources_of(given, taken.state)
     _set_up(settings, spec, {name: address or readable(sources, name) for name, address in given.items()})
+    require_consent(workspace, STAGES, taken.state)
     track_inputs(workspace)
-    outcomes = up_to_date(workspace, (ingest, detect), shared=True)
+    outcomes = up_to_date(workspace, STAGES, shared=True)
     hand_over(
         settings,
         spec.subject,

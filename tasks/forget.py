@@ -6,6 +6,7 @@ meets half a release; a tombstone is begun before and ended after, and nothing i
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import time
@@ -21,7 +22,7 @@ from tasks.hub_index import HubRecord
 from tasks.lease import leased
 from tasks.policy import LEASE_S
 from tasks.release import INDEX, MANIFEST, Index, release_key, releases_key
-from tasks.settings import DEMO, Settings
+from tasks.settings import DEMO, Settings, site_cache
 from tasks.storage import open_store
 from tasks.store import Inventory, Store, StoreError
 from tasks.tombstones import Counts, Tombstone
@@ -46,8 +47,10 @@ class Found:
         stored: What lies in the store.
         pointers: What the channels point to.
         runs: What Prefect knows.
-        consent_ends: The last day of the consent, if there is one.
+        consent_ends: The last day of the consent, if there is one; "unreadable" for what is none.
         repositories: Which have releases on the hub.
+        remembered: What DVC remembers of the workspace outside of it: folders.
+        logs: Logs of a stack on this machine that name the subject; they tell of others too, and stay.
     """
 
     workspace: Path
@@ -58,11 +61,14 @@ class Found:
     runs: Runs
     consent_ends: str
     repositories: list[HubRecord]
+    remembered: list[Path]
+    logs: list[Path]
 
     @property
     def is_empty(self) -> bool:
         """Return whether nothing of the subject is left."""
-        return not (self.workspace.exists() or self.runs.runs or self.runs.artifacts) and self.stored.is_empty
+        here = self.workspace.exists() or self.remembered
+        return not (here or self.runs.runs or self.runs.artifacts) and self.stored.is_empty
 
     def counts(self) -> Counts:
         """Return how much there is, without a word on what."""
@@ -83,12 +89,14 @@ class Found:
         pointing = ", ".join(f"{name} at {release}" for name, release in self.pointers.items())
         return [
             f"workspace  {self.files} files, {_mb(self.file_bytes)}: {self.workspace}",
+            f"DVC        {_told(self.remembered)}",
             f"store      {stored.objects} objects in {stored.versions} versions, {stored.uploads} unfinished uploads, "
             f"{_mb(stored.bytes)}",
             f"channels   {pointing or 'none'}",
             *hub_index.lines(self.repositories),
             f"Prefect    {len(runs.runs)} runs with their logs, {len(runs.artifacts)} artifacts",
             f"events     {_diary(runs)}",
+            f"logs       {_told(self.logs)}{'; delete them by hand: they tell of others too' if self.logs else ''}",
             f"consent    {self.consent_ends or 'none here'}",
         ]
 
@@ -104,7 +112,6 @@ def find(settings: Settings, subject: str, *, this_run: UUID | str | None = None
     store, workspace = open_store(settings.store), settings.workspace(subject)
     sizes = list(_sizes(workspace))
     pointers = {name: channel(store, subject, name) for name in ("staging", "production")}
-    consent = workspace / "data" / "consent.yaml"
     return Found(
         workspace=workspace,
         files=len(sizes),
@@ -112,8 +119,10 @@ def find(settings: Settings, subject: str, *, this_run: UUID | str | None = None
         stored=store.inventory(_prefix(subject)),
         pointers={name: found.release for name, found in pointers.items() if found},
         runs=runs_of(subject, but=this_run),
-        consent_ends=f"until {read_consent(consent).expires}" if consent.is_file() else "",
+        consent_ends=_consent_ends(workspace / "data" / "consent.yaml"),
         repositories=hub_index.found(store, subject),
+        remembered=_remembered(site_cache(), workspace),
+        logs=_naming(settings.logs, subject),
     )
 
 
@@ -154,6 +163,8 @@ def forget(
                 erase_but_names(store, found.workspace, subject)
                 raise
             erase(store, found.workspace, subject, found.counts())
+            for folder in found.remembered:
+                shutil.rmtree(folder, ignore_errors=True)  # somebody else's is listed again
         forget_runs.delete(runs_of(subject, but=this_run), subject)
         left = find(settings, subject, this_run=this_run)
         if not left.is_empty:
@@ -260,6 +271,47 @@ def _sizes(folder: Path) -> Iterator[int]:
         with contextlib.suppress(FileNotFoundError):
             if path.is_symlink() or path.is_file():
                 yield path.lstat().st_size
+
+
+def _remembered(site: Path, workspace: Path) -> list[Path]:
+    """Return the folders in which DVC remembers files of a workspace by their paths; it may be gone already.
+
+    Only workspaces from before DVC was told to remember inside (see `tasks.workspace.make`) have any.
+    """
+    within = os.fsencode(f"{workspace.resolve()}/")
+    return [folder for folder in sorted(site.glob("repo/*")) if any(within in content for content in _contents(folder))]
+
+
+def _contents(folder: Path) -> Iterator[bytes]:
+    for path in folder.rglob("*.db*"):
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # gone meanwhile; kept from us
+            if path.is_file() and not path.is_symlink():
+                yield path.read_bytes()
+
+
+def _naming(logs: Path, subject: str) -> list[Path]:
+    """Return the logs in which the pseudonym stands as a word of its own."""
+    word = re.compile(rf"(?<![a-z0-9_-]){re.escape(subject)}(?![a-z0-9_-])".encode())
+    found = []
+    for path in sorted(logs.glob("*.log")):
+        with path.open("rb") as file:
+            if any(word.search(line) for line in file):
+                found.append(path)
+    return found
+
+
+def _told(paths: list[Path]) -> str:
+    return ", ".join(map(str, paths)) or "none"
+
+
+def _consent_ends(consent: Path) -> str:
+    """Return what a listing says of a consent; a person whose consent is no consent is forgotten all the same."""
+    if not consent.is_file():
+        return ""
+    try:
+        return f"until {read_consent(consent).expires}"
+    except InputError:
+        return "unreadable"
 
 
 def _diary(runs: Runs) -> str:

@@ -11,6 +11,8 @@ from tasks.policy import StageTask
 from tasks.sources import Source, look, source
 from tasks.workspace import Outcome, held, is_up_to_date
 from zimage.errors import InputError
+from zimage.faces.consent import read_consent
+from zimage.permission import require_for, today
 
 
 @contextmanager
@@ -49,6 +51,26 @@ def up_to_date(
             f"{workspace.name} is not prepared for this code and these settings; run `prepare` or `personalize` first."
         )
     return {stage.name: stage(workspace, known=known, shared=shared).result() for stage in stages}
+
+
+def require_consent(workspace: Path, stages: Sequence[StageTask[...]], before: State | None) -> None:
+    """Pass if the person agreed to a leg and still does; asked of each leg, for DVC leaves out stages that would ask.
+
+    Args:
+        workspace: The subject's workspace; a consent that lies there counts.
+        stages: The leg's tasks.
+        before: What was handed over; its consent counts where none lies here. None where nothing was.
+
+    Raises:
+        InputError: no consent is known, or it has ended or does not cover what the leg does.
+    """
+    here = workspace / "data" / "consent.yaml"
+    consent = read_consent(here) if here.is_file() else before.consent if before else None
+    if consent is None:
+        raise InputError(
+            f"{workspace.name} is not prepared: no consent is known here; run `personalize` with --consent."
+        )
+    require_for([stage.name for stage in stages], consent, today())
 
 
 def sources_of(given: Mapping[str, str], before: State | None) -> dict[str, Source]:

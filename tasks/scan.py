@@ -17,7 +17,8 @@ from tasks.sources import content, look
 from tasks.storage import Store
 from tasks.subject import Choices, presets
 from zimage.errors import InputError
-from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, read_consent, require
+from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, read_consent
+from zimage.permission import require_for
 from zimage.signatures import STAGES
 
 Verdict = Literal["unchanged", "changed", "stopped"]
@@ -88,7 +89,7 @@ def scan(settings: Settings, store: Store, project: Project, subject: str, today
         consent = _consent(state, looks, settings.workspace(subject))
         until = consent.expires if consent else None
         if consent:
-            require(consent, "training", today)
+            require_for(STAGES, consent, today)
         reasons = [*_inputs(state, looks), *_results(state, project)]
     except InputError as error:
         return Finding(subject, "stopped", str(error), until)

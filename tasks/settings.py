@@ -84,6 +84,11 @@ def from_environment() -> Settings:
     )
 
 
+def site_cache() -> Path:
+    """Return where DVC remembers files of workspaces that do not say where (DVC_SITE_CACHE_DIR, as DVC reads it)."""
+    return Path(os.environ.get("DVC_SITE_CACHE_DIR", "/var/tmp/dvc"))
+
+
 def hub_token() -> str:
     """Return the token for the hub, "" where the environment has none; kept out of Settings, which may be shown."""
     return os.environ.get("HF_TOKEN", "")

@@ -14,11 +14,14 @@ from tasks.dvc import StageFailedError, run
 from zimage.errors import InputError
 from zimage.folder import write_whole
 
+# What DVC remembers of files, by their names, lies in the workspace; else it is in /var/tmp, for all to read, and stays
+# there. A relative path would count from where `dvc` is called.
 # Copies or reflinks, never hard links: a process of root could write through those into the cache.
 CONFIG = """[core]
     no_scm = true
     analytics = false
     check_update = false
+    site_cache_dir = "{site}"
 [cache]
     type = "reflink,copy"
 """
@@ -37,8 +40,9 @@ class Outcome(StrEnum):
 def make(folder: Path, project: Path) -> None:
     """Make `folder` a workspace, or bring one up to date: a DVC repository of its own with the project's stages."""
     (folder / "data" / "overrides").mkdir(parents=True, exist_ok=True)
-    (folder / ".dvc").mkdir(parents=True, exist_ok=True)
-    write_changed(folder / ".dvc" / "config", CONFIG)
+    site = folder.absolute() / ".dvc" / "tmp" / "site"
+    (site / "repo").mkdir(parents=True, exist_ok=True)  # DVC would let everybody write there
+    write_changed(folder / ".dvc" / "config", CONFIG.format(site=site))
     shutil.copyfile(project / ".dvcignore", folder / ".dvcignore")
     for name in ("dvc.yaml", "code.yaml"):
         write_changed(folder / name, (project / name).read_text(encoding="utf-8"))

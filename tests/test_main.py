@@ -1,3 +1,4 @@
+import datetime
 import json
 import os
 import shutil
@@ -127,6 +128,25 @@ def test_sections_of_earlier_stages_may_be_absent(workspace: Path) -> None:
     said = refusal(zimage("train", "encode", "out", cwd=workspace))
 
     assert "section" not in said
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "said"),
+    [
+        ("train", {"expires": datetime.date(2020, 1, 1)}, "expired on 2020-01-01; ask for a new one before going on"),
+        ("train", {"scope": ["evaluation"]}, "covers evaluation but not training"),
+        ("evaluate", {"scope": ["training"]}, "covers training but not evaluation"),
+    ],
+)
+def test_a_stage_asks_the_consent_beside_its_output(
+    workspace: Path, stage: str, changes: dict[str, object], said: str
+) -> None:
+    consent = yaml.safe_load((PROJECT / "data" / "consent.yaml").read_text(encoding="utf-8"))
+    (workspace / "data").mkdir()
+    (workspace / "data" / "consent.yaml").write_text(yaml.safe_dump(consent | changes), encoding="utf-8")
+    inputs = {"train": ["data/encode"], "evaluate": ["data/detect", "data/train"]}[stage]
+
+    assert said in refusal(zimage(stage, *inputs, f"data/{stage}", cwd=workspace))
 
 
 def test_the_reader_of_a_followed_run_gets_the_sentence(tmp_path: Path) -> None:

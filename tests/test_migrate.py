@@ -1,5 +1,6 @@
 """Migrating: drawn pictures go through the real stages, and nobody can miss that they were drawn."""
 
+import datetime
 import json
 import shutil
 from pathlib import Path
@@ -131,6 +132,18 @@ def test_a_folder_of_another_migration_or_of_other_things_is_left_alone(
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="is not empty; name a new folder"):
         migrate(given, tmp_path)
+
+
+def test_nothing_is_drawn_or_trained_after_the_consent_s_last_day(
+    finished: Path, given: Migration, tmp_path: Path
+) -> None:
+    ended = yaml.safe_load(given.consent.read_text(encoding="utf-8")) | {"expires": datetime.date(2020, 1, 1)}
+    (tmp_path / "consent.yaml").write_text(yaml.safe_dump(ended), encoding="utf-8")
+    late = Migration(**{**vars(given), "consent": tmp_path / "consent.yaml"})
+    for out in (tmp_path / "out", finished):
+        with pytest.raises(InputError, match="expired on 2020-01-01"):
+            migrate(late, out)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,15 @@ def _stage_command(stage: Signature) -> Command:
 
 
 def run_stage(stage: Signature, folders: list[Path], params_file: Path) -> None:
-    """Check params.yaml from this stage on, so that no slip is found only hours later, then call the stage."""
+    """Check params.yaml from this stage on, so that no slip is found only hours later, then call the stage.
+
+    The consent that lies beside its output, as in a workspace, is asked too: `dvc repro` leaves out an unchanged
+    `ingest`, and a consent that has ended since stops whatever still has to run.
+    """
     from zimage.section import read_section
 
     _check_later(stage, params_file)
+    _check_consent(stage.stage, folders[-1].parent / "consent.yaml")
     function, kinds = _imported(stage)
     sections = {keyword: read_section(params_file, name, kinds[keyword]) for keyword, name in stage.sections.items()}
     function(*folders, **sections)
@@ -111,6 +116,14 @@ def _check_later(stage: Signature, params_file: Path) -> None:
         for keyword, name in later.sections.items():
             if name in present:
                 read_section(params_file, name, kinds[keyword])
+
+
+def _check_consent(stage: str, path: Path) -> None:
+    from zimage.faces.consent import read_consent
+    from zimage.permission import require_for, today
+
+    if path.is_file():  # a machine of a pool has none: there the leg has asked what was handed over
+        require_for([stage], read_consent(path), today())
 
 
 def _imported(stage: Signature) -> tuple[Callable[..., None], dict[str, type[Any]]]:

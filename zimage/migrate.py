@@ -79,11 +79,16 @@ def migrate(given: Migration, out: Path) -> None:
     that it was drawn stands in out/migration.json, in the report and in the LoRA's metadata.
 
     Raises:
-        InputError: see `zimage.lora.rendering.render` and the stages; or `out` holds another migration.
+        InputError: the consent does not allow it; see `zimage.lora.rendering.render` and the stages; or `out` holds
+            another migration.
     """
+    from zimage.faces.consent import read_consent
     from zimage.lora.rendering import OldModel, RenderParams, planned, render
+    from zimage.permission import require_for, today
     from zimage.section import read_section
+    from zimage.signatures import STAGES
 
+    require_for(STAGES, read_consent(given.consent), today())
     render_params = read_section(given.render_file or PACKAGED_RENDER, "render", RenderParams)
     rows = planned(render_params, given.person)
     record = _record(given, render_params.model_dump(), len(rows))
@@ -103,8 +108,6 @@ def _record(given: Migration, render_params: dict[str, Any], pictures: int) -> d
     from zimage.lora.inspection import inspect_file
     from zimage.model.base import IDENTITY_SUFFIXES, identify_files
 
-    if not given.consent.is_file():
-        raise InputError(f"There is no consent file {given.consent}; see data/consent.yaml for how one looks.")
     if not given.old_base.is_dir():
         raise InputError(f"There is no folder {given.old_base}; name the old model in diffusers' layout.")
     weights = [path for path in given.old_base.rglob("*") if path.suffix in IDENTITY_SUFFIXES]

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import re
+import shutil
 import sqlite3
 import threading
 import time
@@ -27,7 +28,9 @@ from flows.spec import ForgetSpec, LearnSpec, PromoteSpec, PublishSpec
 from tasks.forget_runs import delete, runs_of
 from tasks.lease import leased
 from tasks.publish import publish as publish_task
+from tasks.settings import PROJECT
 from tasks.storage import FolderStore
+from tasks.workspace import make, track
 from tests.tasks.finished import finished, write
 from tests.tasks.hub_server import Hub
 from zimage.errors import InputError
@@ -120,6 +123,53 @@ def test_nothing_of_the_person_is_left_anywhere_and_everything_of_others(ada: Pa
 
     assert again.lines[0].startswith("workspace  0 files")
     assert again.tombstone is not None and len(again.tombstone.forgotten) == 2
+
+
+def test_a_person_whose_consent_is_none_is_listed_and_forgotten_like_others(ada: Path) -> None:
+    (ada / "data" / "consent.yaml").write_bytes(b"pseudonym: \xff")
+
+    assert "consent    unreadable" in forget(ForgetSpec(subject=ADA)).lines
+    listing = forget(ForgetSpec(subject=ADA, delete=True))
+
+    assert listing.tombstone is not None
+    assert not ada.exists()
+
+
+def test_what_dvc_remembered_outside_a_workspace_goes_even_after_the_workspace(
+    ada: Path, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(places / "site"))  # which DVC follows rather than a workspace
+    others = ada.with_name(f"{ADA}-2")
+    for workspace in (ada, others):
+        make(workspace, PROJECT)
+        track(workspace, ["data/photos"])
+    shutil.rmtree(ada)
+    remembered = [path for path in (places / "site" / "repo").iterdir() if remembers(path, ada)]
+    assert len(remembered) == 1
+
+    assert f"DVC        {remembered[0]}" in forget(ForgetSpec(subject=ADA)).lines
+    forget(ForgetSpec(subject=ADA, delete=True))
+
+    (left,) = (places / "site" / "repo").iterdir()
+    assert remembers(left, others)
+    assert "DVC        none" in forget(ForgetSpec(subject=ADA)).lines
+
+
+def remembers(folder: Path, workspace: Path) -> bool:
+    return f"{workspace}/data/photos/IMG_1.jpg".encode() in (folder / "hashes" / "local" / "cache.db").read_bytes()
+
+
+def test_logs_of_a_stack_that_name_the_person_are_listed_and_left_to_the_operator(ada: Path) -> None:
+    logs = ada.parent / ".logs"
+    logs.mkdir()
+    (logs / "cpu.log").write_text(f"learn {ADA}-2 has begun\n")
+    (logs / "gpu.log").write_text(f"learn {ADA}-2 has begun\nlearn {ADA}: 3 photos\n")
+
+    listing = forget(ForgetSpec(subject=ADA, delete=True))
+
+    assert f"logs       {logs}/gpu.log; delete them by hand: they tell of others too" in listing.lines
+    assert listing.tombstone is not None
+    assert (logs / "gpu.log").is_file()
 
 
 def tables_naming(subject: str) -> set[str]:

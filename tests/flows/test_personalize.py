@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import datetime
+import hashlib
 import io
 import json
 import re
@@ -25,11 +27,17 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
 from flows.__main__ import main
+from flows.learn import learn
+from flows.spec import LearnSpec
+from tasks.handover import State, state_key
 from tasks.publish import publish as publish_task
 from tasks.settings import PROJECT
 from tasks.storage import FolderStore
+from tasks.subject import Choices
 from tasks.workspace import Outcome, bring_up_to_date
 from zimage.demo import make_demo_photos
+from zimage.errors import InputError
+from zimage.faces.consent import Consent
 from zimage.folder import aside_of
 from zimage.model.base import Base
 from zimage.signatures import STAGES
@@ -258,6 +266,69 @@ def test_publishing_what_failed_is_refused_and_the_result_is_kept(ada: Ada, plac
     assert "flows: Not published, the verdict is fail: " in refused.err
     assert "report   " in refused.out
     assert not (places / "store").exists() or not any((places / "store").rglob("*.safetensors"))
+
+
+def test_a_consent_that_ended_since_photos_were_taken_in_stops_every_way_of_training(ada: Ada) -> None:
+    """DVC finds `ingest`, which asked while the consent held, unchanged, and does not run it again."""
+    eve = ada.workspace.parent / "eve"
+    shutil.copytree(ada.workspace, eve)
+    ends_on(eve, datetime.date(2020, 1, 1))
+    (arguments := [*ada.arguments])[-1] = "eve"
+
+    refused = run(*arguments, "--set", "train.steps=2")
+    learnt = run("learn", "--subject", "eve")
+
+    assert refused.code == learnt.code == 2
+    assert "expired on 2020-01-01; ask for a new one before going on" in refused.err
+    assert "expired on 2020-01-01; ask for a new one before going on" in learnt.err
+    assert task_runs("eve") == []
+    assert bring_up_to_date(eve, "encode", on_line=lambda _: None) is Outcome.UNCHANGED
+    with pytest.raises(InputError, match="expired on 2020-01-01"):  # `dvc repro`: the stage itself asks
+        bring_up_to_date(eve, "train", on_line=lambda _: None)
+
+
+def ends_on(workspace: Path, last: datetime.date) -> None:
+    """Write into consent and lock what would be there if the consent had been given to that day."""
+    path, lock = workspace / "data" / "consent.yaml", workspace / "dvc.lock"
+    before = path.read_bytes()
+    path.write_text(yaml.safe_dump(yaml.safe_load(before) | {"expires": last}))
+    was, now = (hashlib.md5(content).hexdigest() for content in (before, path.read_bytes()))
+    text = lock.read_text()
+    assert was in text
+    lock.write_text(text.replace(was, now).replace(f"size: {len(before)}\n", f"size: {path.stat().st_size}\n"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"expires": datetime.date(2020, 1, 1)}, "expired on 2020-01-01; ask for a new one before going on"),
+        ({"scope": ["training"]}, "covers training but not evaluation; ask for it"),
+        (None, "zoe is not prepared: no consent is known here; run `personalize` with --consent."),
+        ({}, "zoe is not prepared for this code and these settings; run `prepare` or `personalize` first."),
+    ],
+)
+def test_a_machine_of_a_pool_asks_the_consent_that_was_handed_over(
+    places: Path, prefect_server: None, changes: dict[str, object] | None, said: str
+) -> None:
+    agreed = yaml.safe_load((PROJECT / "data" / "consent.yaml").read_text())
+    state = State(
+        version=1,
+        writer="prepare",
+        choices=Choices(preset="tiny", base=None, values={}),
+        sources={},
+        inputs={},
+        lock="schema: '2.0'\nstages: {}\n",
+        consent=None if changes is None else Consent(**agreed | changes),
+    )
+    store = FolderStore(places / "pools")
+    before = store.read(state_key("zoe"))
+    store.swap(state_key("zoe"), state.model_dump_json().encode(), before.tag if before else None)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError) as refused:
+        patch.setenv("ZIMAGE_STORE", str(places / "pools"))
+        learn(LearnSpec(subject="zoe", placement="pools"))
+
+    assert said in str(refused.value)
 
 
 def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(places: Path, prefect_server: None) -> None:

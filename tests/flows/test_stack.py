@@ -401,7 +401,7 @@ def test_a_leg_that_is_too_early_says_so_and_a_webhook_is_told(story: Story) -> 
     run = story.api.run("learn", {"subject": "eve", "placement": "pools"})
 
     assert story.api.ended(run) == "Failed"
-    said = "eve is not prepared for this code and these settings"
+    said = "eve is not prepared: no consent is known here"
     assert said in story.api.state(run)["message"]
     assert said in told_of(story, "learn eve: Failed")
 

@@ -20,7 +20,7 @@ TODAY = datetime.date(2026, 11, 23)
 CONSENT = {
     "pseudonym": "ada",
     "adult": True,
-    "scope": ["training"],
+    "scope": ["training", "evaluation"],
     "may_publish": False,
     "expires": datetime.date(2027, 1, 1),
     "document": "a form",
@@ -157,6 +157,16 @@ def test_an_expired_consent_stops_a_subject_and_says_so(settings: Settings, proj
 
     assert finding.verdict == "stopped"
     assert "expired on 2027-01-01" in finding.reason
+
+
+def test_a_consent_that_excludes_evaluation_stops_a_subject(settings: Settings, project: Project) -> None:
+    state = finished(settings, project)
+
+    Path(state.sources["consent"].address).write_text(yaml.safe_dump(CONSENT | {"scope": ["training"]}))
+
+    finding = found(settings, project)
+    assert finding.verdict == "stopped"
+    assert "covers training but not evaluation" in finding.reason
 
 
 def moved(state: State, consent: Consent | None, address: str = "/nowhere/consent.yaml") -> State:

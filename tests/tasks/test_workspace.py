@@ -233,6 +233,18 @@ def test_making_a_workspace_again_touches_nothing_that_is_right(tmp_path: Path) 
     assert {path: path.stat().st_mtime_ns for path in workspace.rglob("*.yaml")} == before
 
 
+def test_what_dvc_remembers_of_a_workspace_goes_with_it(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, COPY)
+
+    run(workspace)
+
+    site = workspace / ".dvc" / "tmp" / "site"
+    told = f"{workspace}/data/b/a".encode()
+    assert [path for path in site.rglob("cache.db") if told in path.read_bytes()]
+    assert [path for path in Path("/var/tmp/dvc").rglob("cache.db") if told in path.read_bytes()] == []
+    assert not any(path.stat().st_mode & 0o002 for path in [site, *site.rglob("*")])  # nobody else may write there
+
+
 def test_a_workspace_follows_the_project_s_code(tmp_path: Path) -> None:
     project = project_with(tmp_path / "project", "true")
     workspace = tmp_path / "ada"
