@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from flows import spec
-from flows.temporary import TemporaryServer
+from flows.temporary import EVENTS_KEPT, TemporaryServer
 from tasks.dvc import at_hand
 from tasks.settings import PROJECT, from_environment
 from zimage.errors import InputError
@@ -48,7 +48,7 @@ HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 # Of a server that lasts, and of its workers. Leases in files outlive a restart of the server, those in memory do not.
 LASTING = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P1D",  # they tell pseudonyms, and nobody can delete them
+    **EVENTS_KEPT,
     HEARTBEAT: "30",  # tasks/policy.py, HEARTBEAT_S
     "PREFECT_WORKER_QUERY_SECONDS": "2",
 }

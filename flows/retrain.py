@@ -2,7 +2,7 @@
 
 import datetime
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 from prefect import flow
@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 from flows.spec import PersonalizeSpec, RetrainSpec
 from tasks.elsewhere import at_work, start
 from tasks.scan import Finding, read_project, scan, subjects
-from tasks.settings import from_environment
+from tasks.settings import Settings, from_environment
 from tasks.shown import show_scan
 from tasks.storage import open_store
 
@@ -31,6 +31,7 @@ def retrain(spec: RetrainSpec) -> dict[str, int]:
     project = read_project(settings.project)
     today = datetime.datetime.now(datetime.UTC).date()
     found = [scan(settings, store, project, subject, today) for subject in subjects(store)]
+    _tell_of_others(settings, {each.subject for each in found if each is not None})
     working = at_work("personalize")
     findings = [_with_work(each, working) for each in found if each is not None]
     for finding in findings:
@@ -41,6 +42,17 @@ def retrain(spec: RetrainSpec) -> dict[str, int]:
     runs = {} if spec.only_look else {each.subject: _start(each, spec) for each in changed}
     show_scan(findings, {subject: run.name for subject, run in runs.items()})
     return dict(Counter(each.verdict for each in findings))
+
+
+def _tell_of_others(settings: Settings, known: Set[str]) -> None:
+    """Name the subjects of this machine that no state in the store tells of, which is where a scan looks."""
+    others = {each.name for each in settings.workspaces.glob("[!.]*")} - known
+    if others:
+        get_run_logger().warning(
+            "not looked at, for they were only run on this machine: %s; run `personalize` for them with placement "
+            "`pools` once",
+            ", ".join(sorted(others)),
+        )
 
 
 def _with_work(finding: Finding, working: Mapping[str, str]) -> Finding:

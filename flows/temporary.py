@@ -36,6 +36,8 @@ ALONE = {
     "PREFECT__SERVER_FINAL": "1",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
 }
+# Of every server of ours, also of one that keeps none itself: events tell pseudonyms, and nobody can delete them.
+EVENTS_KEPT = {"PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P1D"}
 
 
 class TemporaryServer:
@@ -66,7 +68,7 @@ class TemporaryServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.temporary", str(listening.fileno())],
                 cwd=PROJECT,
-                env=inherited() | ALONE,
+                env=EVENTS_KEPT | inherited() | ALONE,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[listening.fileno()],
                 start_new_session=True,  # a terminal sends Ctrl-C to all, and the server has to go last

@@ -18,7 +18,7 @@ from flows.retrain import retrain
 from flows.spec import RetrainSpec
 from tasks.forget_runs import runs_of
 from tasks.scan import read_project
-from tasks.settings import PROJECT, Settings
+from tasks.settings import PROJECT, Settings, from_environment
 from tests.tasks.test_scan import finished
 
 ADA, EVE = "ada-of-retrain", "eve-of-retrain"
@@ -116,3 +116,13 @@ def test_only_looking_starts_nothing_and_tells_what_is_at_work(place: Place) -> 
     retrain(RetrainSpec(only_look=True))
 
     assert place.table()[0]["reason"].endswith("; `working` is at work on it already")
+
+
+def test_who_was_only_run_on_this_machine_is_named(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    (from_environment().workspaces / "joe").mkdir(parents=True)
+    (from_environment().workspaces / ".logs").mkdir()
+    with caplog.at_level("WARNING"):
+        retrain(RetrainSpec(only_look=True))
+
+    (said,) = [each.getMessage() for each in caplog.records if "not looked at" in each.getMessage()]
+    assert said.startswith("not looked at, for they were only run on this machine: joe; run `personalize`")

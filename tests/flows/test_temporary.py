@@ -1,5 +1,9 @@
+from pathlib import Path
+
+import httpx
 import pytest
 
+from flows.__main__ import LASTING
 from flows.temporary import TemporaryServer
 
 
@@ -13,3 +17,15 @@ def test_a_server_that_cannot_start_is_no_endless_wait(
         server.wait()
     server.end()
     assert "nothing" in capfd.readouterr().err
+
+
+def test_it_says_of_events_what_a_lasting_server_of_the_same_database_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    server = TemporaryServer()
+    server.wait()
+    found = httpx.get(f"{server.api}/admin/settings").json()["server"]["events"]["retention_period"]
+    server.end()
+
+    assert found == LASTING["PREFECT_SERVER_EVENTS_RETENTION_PERIOD"]
