@@ -7,9 +7,10 @@ from flows.spec import PrepareSpec
 from tasks.detect import detect
 from tasks.handover import Taken, hand_over, take, track_inputs
 from tasks.ingest import ingest
-from tasks.leg import readable, sources_of, up_to_date, working_on
+from tasks.leg import bring, up_to_date, working_on
 from tasks.settings import Settings, from_environment
-from tasks.subject import choices, set_up
+from tasks.sources import Source
+from tasks.subject import choices
 from tasks.workspace import Outcome
 from zimage.params import parsed
 
@@ -23,15 +24,13 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
         with working_on(workspace, shared=True):
             return _shared(settings, spec, take(settings, spec.subject))
     with working_on(workspace, shared=False):
-        _set_up(settings, spec, {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides})
+        _bring(settings, spec, None)
         return up_to_date(workspace, (ingest, detect), shared=False)
 
 
 def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Outcome]:
     workspace = settings.workspace(spec.subject)
-    given = {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides}
-    sources = sources_of(given, taken.state)
-    _set_up(settings, spec, {name: address or readable(sources, name) for name, address in given.items()})
+    sources = _bring(settings, spec, taken)
     track_inputs(workspace)
     outcomes = up_to_date(workspace, (ingest, detect), shared=True)
     hand_over(
@@ -46,13 +45,12 @@ def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Ou
     return outcomes
 
 
-def _set_up(settings: Settings, spec: PrepareSpec, addresses: dict[str, str]) -> None:
-    set_up(
+def _bring(settings: Settings, spec: PrepareSpec, taken: Taken | None) -> dict[str, Source]:
+    return bring(
         settings,
         spec.subject,
-        photos=addresses["photos"],
-        consent=addresses["consent"],
-        overrides=addresses["overrides"],
+        {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides},
+        taken,
         base=spec.base,
         preset=spec.preset,
         values=parsed(spec.chosen()),
