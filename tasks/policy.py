@@ -7,6 +7,7 @@ a lost worker           noticed by missed heartbeats (LOST_AFTER_S, infra/automa
                         elsewhere, as often as its leg says, once its lease has run out (LEASE_S). A `personalize`
                         in pools goes on as the same run, PARENT_LOST times: its legs went on meanwhile, and it finds
                         them by the keys it started them with. A leg that a person started alone is only told of
+a person's retry        of a failed `personalize` starts the leg that failed anew, with all its attempts
 the server away         waited for, SERVER_AWAY_S
 """
 
