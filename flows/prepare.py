@@ -9,8 +9,7 @@ from tasks.handover import Taken, hand_over, take, track_inputs
 from tasks.ingest import ingest
 from tasks.leg import bring, up_to_date, working_on
 from tasks.settings import Settings, from_environment
-from tasks.sources import Source
-from tasks.subject import choices
+from tasks.subject import choices, set_up
 from tasks.workspace import Outcome
 from zimage.params import parsed
 
@@ -24,13 +23,15 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
         with working_on(workspace, shared=True):
             return _shared(settings, spec, take(settings, spec.subject))
     with working_on(workspace, shared=False):
-        _bring(settings, spec, None)
+        chosen = parsed(spec.chosen())
+        set_up(settings, spec.subject, **_given(spec), base=spec.base, preset=spec.preset, values=chosen)
         return up_to_date(workspace, (ingest, detect), shared=False)
 
 
 def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Outcome]:
     workspace = settings.workspace(spec.subject)
-    sources = _bring(settings, spec, taken)
+    chosen = parsed(spec.chosen())
+    sources = bring(settings, spec.subject, taken, _given(spec), base=spec.base, preset=spec.preset, values=chosen)
     track_inputs(workspace)
     outcomes = up_to_date(workspace, (ingest, detect), shared=True)
     hand_over(
@@ -45,13 +46,5 @@ def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Ou
     return outcomes
 
 
-def _bring(settings: Settings, spec: PrepareSpec, taken: Taken | None) -> dict[str, Source]:
-    return bring(
-        settings,
-        spec.subject,
-        {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides},
-        taken,
-        base=spec.base,
-        preset=spec.preset,
-        values=parsed(spec.chosen()),
-    )
+def _given(spec: PrepareSpec) -> dict[str, str]:
+    return {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides}

@@ -58,8 +58,8 @@ def up_to_date(
 def bring(
     settings: Settings,
     subject: str,
+    taken: Taken,
     given: Mapping[str, str],
-    taken: Taken | None,
     *,
     base: str,
     preset: str,
@@ -72,8 +72,8 @@ def bring(
     Args:
         settings: Where things are.
         subject: Whose it is.
+        taken: What the leg began with.
         given: Addresses of photos, consent and overrides; "" where none was given.
-        taken: What the leg began with; None where no other machine shares the work, and no source is remembered.
         base: See `set_up`, as the others.
         preset: A name in presets.yaml.
         values: New values by `section.key`.
@@ -82,7 +82,7 @@ def bring(
         InputError: something does not exist, or photos or consent were never given.
         StoreError: a bucket stayed away.
     """
-    sources = sources_of(given, taken.state) if taken else {}
+    sources = sources_of(given, taken.state)
     addresses = {name: address or readable(sources, name) for name, address in given.items()}
     set_up(settings, subject, **addresses, base=base, preset=preset, values=values)
     return sources
