@@ -16,6 +16,7 @@ from flows import spec
 from flows.temporary import EVENTS_KEPT, TemporaryServer
 from tasks.dvc import at_hand
 from tasks.settings import PROJECT, from_environment
+from tasks.store import StoreError
 from zimage.errors import InputError
 from zimage.garbage import collect_rarely
 from zimage.summary import summary
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asked = _checked(SPECS[name], given)
         outcome = _run(name, asked)
-    except InputError as error:
+    except (InputError, StoreError) as error:
         print(f"flows: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:

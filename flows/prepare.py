@@ -7,7 +7,7 @@ from flows.spec import PrepareSpec
 from tasks.detect import detect
 from tasks.handover import Taken, hand_over, take, track_inputs
 from tasks.ingest import ingest
-from tasks.leg import readable, require_consent, sources_of, up_to_date, working_on
+from tasks.leg import bring, require_consent, up_to_date, working_on
 from tasks.settings import Settings, from_environment
 from tasks.subject import choices, set_up
 from tasks.workspace import Outcome
@@ -25,16 +25,16 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
         with working_on(workspace, shared=True):
             return _shared(settings, spec, take(settings, spec.subject))
     with working_on(workspace, shared=False):
-        _set_up(settings, spec, {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides})
+        chosen = parsed(spec.chosen())
+        set_up(settings, spec.subject, **_given(spec), base=spec.base, preset=spec.preset, values=chosen)
         require_consent(workspace, STAGES, None)
         return up_to_date(workspace, STAGES, shared=False)
 
 
 def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Outcome]:
     workspace = settings.workspace(spec.subject)
-    given = {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides}
-    sources = sources_of(given, taken.state)
-    _set_up(settings, spec, {name: address or readable(sources, name) for name, address in given.items()})
+    chosen = parsed(spec.chosen())
+    sources = bring(settings, spec.subject, taken, _given(spec), base=spec.base, preset=spec.preset, values=chosen)
     require_consent(workspace, STAGES, taken.state)
     track_inputs(workspace)
     outcomes = up_to_date(workspace, STAGES, shared=True)
@@ -50,14 +50,5 @@ def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Ou
     return outcomes
 
 
-def _set_up(settings: Settings, spec: PrepareSpec, addresses: dict[str, str]) -> None:
-    set_up(
-        settings,
-        spec.subject,
-        photos=addresses["photos"],
-        consent=addresses["consent"],
-        overrides=addresses["overrides"],
-        base=spec.base,
-        preset=spec.preset,
-        values=parsed(spec.chosen()),
-    )
+def _given(spec: PrepareSpec) -> dict[str, str]:
+    return {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides}

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks.storage import S3Store, open_store
+from tasks.storage import S3Store, StoreError, open_store
 from zimage.errors import InputError
 
 ATTEMPTS = 3  # at one object; the client repeats requests by itself, but not bodies that break off
 CHUNK_BYTES = 1 << 20
 MD5 = re.compile(r'"?([0-9a-f]{32})"?')
+WAITS = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequestsException"})
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Bucket:
 
         Raises:
             InputError: the bucket cannot be listed, or holds more than `most` objects there.
+            StoreError: it is away, or asks to wait.
         """
         below = f"{self.store.prefix}/" if self.store.prefix else ""
         found: list[Listed] = []
@@ -83,6 +85,7 @@ class Bucket:
 
         Raises:
             InputError: the bucket cannot be listed.
+            StoreError: it is away, or asks to wait.
         """
         above, _, name = self.store.prefix.rpartition("/")
         with _told(self.address):  # of all keys that begin with it, it is listed first
@@ -97,6 +100,7 @@ class Bucket:
 
         Raises:
             InputError: it was changed or removed since it was listed, or the server's copy is damaged.
+            StoreError: the bucket is away, or asks to wait.
         """
         from botocore.exceptions import BotoCoreError
 
@@ -107,7 +111,7 @@ class Bucket:
                     return
                 except (BotoCoreError, _DamagedError) as error:
                     if attempt == ATTEMPTS:
-                        raise InputError(
+                        raise _ours(error)(
                             f"{self.address}/{listed.key} did not arrive as it was stored, {ATTEMPTS} times "
                             f"({' '.join(str(error).split())[:200]}); put it there again, or check the connection."
                         ) from None
@@ -158,7 +162,12 @@ def _md5(content: bytes = b"") -> Any:
 
 @contextmanager
 def _told(address: str) -> Iterator[None]:
-    """Say in one sentence what S3 objects to: everything that it can is about an address, a right or a connection."""
+    """Say in one sentence what S3 objects to: everything that it can is about an address, a right or a connection.
+
+    Raises:
+        InputError: the address, the settings or the rights are wrong.
+        StoreError: it may pass by itself.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -167,12 +176,24 @@ def _told(address: str) -> Iterator[None]:
         answer = error.response.get("Error", {})
         if answer.get("Code") in {"PreconditionFailed", "412", "NoSuchKey", "404"}:
             raise InputError(f"{address} was changed or removed while it was read; run again.") from None
-        raise InputError(
+        raise _ours(error)(
             f"{address} cannot be read ({answer.get('Code')}: {answer.get('Message')}); "
             "check the bucket, the prefix, and the right to list and get."
         ) from None
     except BotoCoreError as error:
-        raise InputError(
+        raise _ours(error)(
             f"{address} cannot be reached ({' '.join(str(error).split())}); check AWS_ENDPOINT_URL_S3, "
             "AWS_DEFAULT_REGION and the credentials of this machine."
         ) from None
+
+
+def _ours(error: Exception) -> type[InputError] | type[StoreError]:
+    """Return as which of our own errors one of S3, or of the way to it, is told: whether waiting can help."""
+    from botocore import exceptions as known
+
+    if isinstance(error, known.ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        waits = status >= 500 or status == 429 or error.response.get("Error", {}).get("Code") in WAITS
+    else:
+        waits = isinstance(error, (known.ConnectionError, known.HTTPClientError, known.IncompleteReadError))
+    return StoreError if waits else InputError

@@ -21,6 +21,7 @@ from tasks.settings import Settings
 from tasks.shown import artifact_key
 from tasks.storage import open_store, store_errors
 from tasks.unfinished import last_checkpoint
+from zimage.errors import InputError
 from zimage.folder import aside_of
 from zimage.model.rows import TextRow
 from zimage.records import read_rows
@@ -63,8 +64,8 @@ class Course:
         self._show(self._workspace / "data" / "train", working=False)
 
     def _show(self, folder: Path, *, working: bool) -> None:
-        """Write the page and tell of it; a store or a server that is away costs this picture of it and nothing else."""
-        away: tuple[type[Exception], ...] = (*store_errors(), *SERVER_ERRORS)
+        """Write the page and tell of it; a store or a server that fails costs this picture of it and nothing else."""
+        away: tuple[type[Exception], ...] = (InputError, *store_errors(), *SERVER_ERRORS)
         try:
             found = seen(folder, self._pictures)
             self._pictures = found.pictures

@@ -1,6 +1,7 @@
 """A leg on a machine of its own: started through its deployment, waited for, started again if its worker is lost."""
 
 import datetime
+import itertools
 import time
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterId,
+    FlowRunFilterIdempotencyKey,
     FlowRunFilterParentFlowRunId,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -48,7 +50,8 @@ def run_leg(leg: str, spec: BaseModel, *, as_part: bool = True) -> dict[str, Out
         StageFailedError: it failed otherwise, was cancelled, or was lost too often.
     """
     run = None
-    for attempt in range(LEGS[leg].lost + 1):
+    first = _first_attempt(leg)
+    for attempt in range(first, first + LEGS[leg].lost + 1):
         try:
             run = wait_for(start(leg, spec, attempt=attempt, as_part=as_part))
         except TerminationSignal:
@@ -88,7 +91,7 @@ def start(leg: str, spec: BaseModel, *, attempt: int | str = 0, as_part: bool = 
             f"{leg}/{leg}",
             parameters={"spec": spec.model_dump(mode="json")},
             timeout=0,
-            idempotency_key=f"{flow_run.id}-{leg}-{attempt}",
+            idempotency_key=_key(leg, attempt),
             as_subflow=as_part,
         )
     except ObjectNotFound:
@@ -153,6 +156,26 @@ def cancel_parts_if_cancelled() -> None:
         run = client.read_flow_run(UUID(flow_run.id))
     if run.state and (run.state.is_cancelling() or run.state.is_cancelled()):
         cancel_parts(run)
+
+
+def _first_attempt(leg: str) -> int:
+    """Return the first attempt of this run at a leg that has not ended in vain by now.
+
+    That is one to begin where a person retries a run that failed, and one under way, or finished, where the run goes on
+    after its worker was lost.
+    """
+    with get_client(sync_client=True) as client:
+        for attempt in itertools.count():
+            key = FlowRunFilterIdempotencyKey(any_=[_key(leg, attempt)])
+            found = client.read_flow_runs(flow_run_filter=FlowRunFilter(idempotency_key=key))
+            state = found[0].state if found else None
+            if state is None or not state.is_final() or state.is_completed():
+                return attempt
+    raise AssertionError("counting never ends")
+
+
+def _key(leg: str, attempt: int | str) -> str:
+    return f"{flow_run.id}-{leg}-{attempt}"
 
 
 def _stage(task: TaskRun) -> str:

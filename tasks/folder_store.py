@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tasks.pages import LINK_MAX_S, SECRET, secret_of, signed
-from tasks.store import MAX_FILE_BYTES, MAX_SMALL_BYTES, ConflictError, Inventory, Stored, checked_key
+from tasks.store import MAX_FILE_BYTES, MAX_SMALL_BYTES, ConflictError, Inventory, MissingError, Stored, checked_key
 from zimage.errors import InputError
 
 LOCKS = ".locks"  # a fixed number of them, so that none tells of a key that is gone
@@ -62,7 +62,7 @@ class FolderStore:
         """See Store."""
         path = self._path(key)
         if not path.is_file():
-            raise InputError(f"There is no {key} in the store {self.root}.")
+            raise MissingError(f"There is no {key} in the store {self.root}.")
         if path.stat().st_size > max_bytes:
             raise InputError(f"{key} in the store {self.root} has {path.stat().st_size} bytes, more than {max_bytes}.")
         part = target.with_name(f".{target.name}.part")

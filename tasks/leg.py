@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tasks.dvc import at_hand
-from tasks.handover import State
+from tasks.handover import State, Taken
 from tasks.lease import leased
-from tasks.policy import StageTask
+from tasks.policy import StageTask, store_task
+from tasks.settings import Settings
 from tasks.sources import Source, look, source
+from tasks.subject import set_up
 from tasks.workspace import Outcome, held, is_up_to_date
 from zimage.errors import InputError
 from zimage.faces.consent import read_consent
@@ -71,6 +74,40 @@ def require_consent(workspace: Path, stages: Sequence[StageTask[...]], before: S
             f"{workspace.name} is not prepared: no consent is known here; run `personalize` with --consent."
         )
     require_for([stage.name for stage in stages], consent, today())
+
+
+@store_task("bring")
+def bring(
+    settings: Settings,
+    subject: str,
+    taken: Taken,
+    given: Mapping[str, str],
+    *,
+    base: str,
+    preset: str,
+    values: dict[str, Any],
+) -> dict[str, Source]:
+    """Return where the inputs come from, once those that can be read from here are in the workspace.
+
+    A bucket that is away is waited for.
+
+    Args:
+        settings: Where things are.
+        subject: Whose it is.
+        taken: What the leg began with.
+        given: Addresses of photos, consent and overrides; "" where none was given.
+        base: See `set_up`, as the others.
+        preset: A name in presets.yaml.
+        values: New values by `section.key`.
+
+    Raises:
+        InputError: something does not exist, or photos or consent were never given.
+        StoreError: a bucket stayed away.
+    """
+    sources = sources_of(given, taken.state)
+    addresses = {name: address or readable(sources, name) for name, address in given.items()}
+    set_up(settings, subject, **addresses, base=base, preset=preset, values=values)
+    return sources
 
 
 def sources_of(given: Mapping[str, str], before: State | None) -> dict[str, Source]:

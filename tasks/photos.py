@@ -36,6 +36,7 @@ def bring_photos(source: str, target: Path) -> bool:
 
     Raises:
         InputError: there is nothing at `source`, it cannot be read, or it is too large to be photos.
+        StoreError: its bucket is away.
     """
     if source.startswith("s3://"):
         return _bring_objects(Bucket.at(source), target)

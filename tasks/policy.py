@@ -2,11 +2,12 @@
 
 photos, gate, settings  InputError: never tried again, they do not change by waiting
 a stage                 as often as its policy says; what DVC has finished is kept, training goes on from a checkpoint
-the store               STORE_RETRY_AFTER_S
+the store               STORE_RETRY_AFTER_S; in pools a bucket that photos or a consent come from, too
 a lost worker           noticed by missed heartbeats (LOST_AFTER_S, infra/automations.yaml); its leg is started again
                         elsewhere, as often as its leg says, once its lease has run out (LEASE_S). A `personalize`
                         in pools goes on as the same run, PARENT_LOST times: its legs went on meanwhile, and it finds
                         them by the keys it started them with. A leg that a person started alone is only told of
+a person's retry        of a failed `personalize` starts the leg that failed anew, with all its attempts
 the server away         waited for, SERVER_AWAY_S
 """
 

@@ -14,7 +14,7 @@ import yaml
 from tasks.handover import State, read_state
 from tasks.settings import Settings
 from tasks.sources import content, look
-from tasks.storage import Store
+from tasks.storage import Store, StoreError
 from tasks.subject import Choices, presets
 from zimage.errors import InputError
 from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, read_consent
@@ -80,18 +80,21 @@ def scan(settings: Settings, store: Store, project: Project, subject: str, today
         subject: Whose it is.
         today: For the consent.
     """
-    until = None
     try:
         state = read_state(store, subject).state
-        if state is None:
-            return None
+    except InputError as error:
+        return Finding(subject, "stopped", str(error), None)
+    if state is None:
+        return None
+    until = None
+    try:
         looks = look(state.sources["consent"].address) if "consent" in state.sources else ""
         consent = _consent(state, looks, settings.workspace(subject))
         until = consent.expires if consent else None
         if consent:
             require_for(STAGES, consent, today)
         reasons = [*_inputs(state, looks), *_results(state, project)]
-    except InputError as error:
+    except (InputError, StoreError) as error:  # a source that is away keeps no other subject from being looked at
         return Finding(subject, "stopped", str(error), until)
     told = reasons if consent else [*reasons, NOT_KNOWN]
     return Finding(subject, "changed" if reasons else "unchanged", "; ".join(told), until)

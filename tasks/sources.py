@@ -33,6 +33,7 @@ def look(address: str) -> str:
 
     Raises:
         InputError: the bucket cannot be listed, or holds too much there.
+        StoreError: it is away.
     """
     lines = _objects(address) if address.startswith("s3://") else _files(Path(address))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
@@ -43,6 +44,7 @@ def content(address: str, *, max_bytes: int) -> bytes | None:
 
     Raises:
         InputError: it is larger than `max_bytes`, or it cannot be read as it was stored.
+        StoreError: its bucket is away.
     """
     if address.startswith("s3://"):
         return _fetched(address, max_bytes)

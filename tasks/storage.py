@@ -20,6 +20,7 @@ from tasks.store import (
     MAX_SMALL_BYTES,
     ConflictError,
     Inventory,
+    MissingError,
     Store,
     Stored,
     StoreError,
@@ -28,16 +29,17 @@ from tasks.store import (
 )
 from zimage.errors import InputError
 
-__all__ = ["LOCKS", "ConflictError", "FolderStore", "Inventory", "S3Store", "Store", "StoreError", "Stored",
-           "open_store", "store_errors"]  # fmt: skip
+__all__ = ["LOCKS", "ConflictError", "FolderStore", "Inventory", "MissingError", "S3Store", "Store", "StoreError",
+           "Stored", "open_store", "store_errors"]  # fmt: skip
 
 AT_ONCE = 1000  # the most keys one DeleteObjects request takes (S3 API reference)
 PART_BYTES = 16 * 2**20  # of a file that is sent in parts; S3 takes 5 MiB to 5 GiB, and 10,000 of them
-TRIES = 5  # of reading an answer whose body broke off; requests are tried again by boto3 itself
+TRIES = 5  # where an answer's body broke off, or a condition could not be decided; boto3 itself tries all else again
 LINK_MAX_S = 24 * 3600  # a person looks the next morning; a role's keys may end sooner
 LISTING_LAG_S = 1.0  # Amazon's does not lag (since 2020-12), others may
 ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
-TAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+TAKEN = frozenset({"PreconditionFailed", "412"})
+UNDECIDED = frozenset({"ConditionalRequestConflict", "409"})  # others wrote or deleted meanwhile; nothing was stored
 SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 FORBIDDEN = frozenset({"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
 
@@ -132,7 +134,7 @@ class S3Store:
         """See Store."""
         found = self._head(key)
         if found is None:
-            raise InputError(f"There is no {key} in {self._address()}.")
+            raise MissingError(f"There is no {key} in {self._address()}.")
         length = self._length(found, key)
         if length > max_bytes:
             raise InputError(f"{key} in {self._address()} has {length} bytes, more than {max_bytes}; not fetched.")
@@ -142,7 +144,7 @@ class S3Store:
                 self.client.download_file(self.bucket, self._full(key), str(part))
             part.rename(target)
         except _AbsentError:  # deleted since it was looked at
-            raise InputError(f"There is no {key} in {self._address()}.") from None
+            raise MissingError(f"There is no {key} in {self._address()}.") from None
         finally:
             part.unlink(missing_ok=True)
 
@@ -232,18 +234,22 @@ class S3Store:
         Raises:
             ConflictError: the condition does not hold, and not because of an earlier try of this very request.
         """
-        if not isinstance(body, bytes):
-            body.seek(0)
         writer = uuid4().hex
         request = {"Key": self._full(key), "Body": body, "Metadata": {"writer": writer}}
-        try:
-            return str(
-                self._ask(
-                    "put_object", **request, ChecksumAlgorithm="SHA256", ChecksumSHA256=_text(sha256), **condition
-                )["ETag"]
-            )
-        except (_TakenError, _AbsentError):  # 404 is how If-Match meets a deleted object
-            return self._written_by(key, writer)
+        for _ in range(TRIES):
+            if not isinstance(body, bytes):
+                body.seek(0)
+            try:
+                return str(
+                    self._ask(
+                        "put_object", **request, ChecksumAlgorithm="SHA256", ChecksumSHA256=_text(sha256), **condition
+                    )["ETag"]
+                )
+            except _UndecidedError:
+                continue
+            except (_TakenError, _AbsentError):  # 404 is how If-Match meets a deleted object
+                return self._written_by(key, writer)
+        raise StoreError(f"{key} in {self._address()} was written or deleted by others {TRIES} times; run again.")
 
     def _written_by(self, key: str, writer: str) -> str:
         """Return the tag of what is there if `writer` wrote it: the answer to its first try was lost."""
@@ -259,8 +265,8 @@ class S3Store:
             return False
         begun = [upload["UploadId"] for upload in self._uploads(key)]
         upload = begun[0] if begun else self._begin(full)
-        parts = self._sent(full, upload, source)
         try:
+            parts = self._sent(full, upload, source)
             self._ask(
                 "complete_multipart_upload",
                 Key=full,
@@ -271,6 +277,11 @@ class S3Store:
         except _TakenError:
             self._abort(full, upload)
             return False
+        except _UndecidedError:  # such an upload can never be completed (S3 API reference)
+            self._abort(full, upload)
+            raise StoreError(
+                f"{key} in {self._address()} was written or deleted by others meanwhile; run again."
+            ) from None
         except _AbsentError:  # completed by a try whose answer was lost, or by another sender of the same file
             if self._head(key) is None:
                 raise StoreError(f"The upload of {key} to {self._address()} is gone; run again.") from None
@@ -385,6 +396,8 @@ class S3Store:
             return _AbsentError(str(error))
         if code in TAKEN:
             return _TakenError(str(error))
+        if code in UNDECIDED:
+            return _UndecidedError(str(error))
         if code in SKEWED:
             return StoreError(
                 f"{self._address()} refuses this machine's clock; set it (NTP), more than 15 minutes off are too many."
@@ -412,12 +425,16 @@ class S3Store:
         return full.removeprefix(f"{self.prefix}/") if self.prefix else full
 
 
-class _AbsentError(RuntimeError):
+class _AbsentError(StoreError):
     """There is no such object, version or upload."""
 
 
-class _TakenError(RuntimeError):
+class _TakenError(StoreError):
     """The condition of a conditional request does not hold."""
+
+
+class _UndecidedError(StoreError):
+    """Whether the condition of a conditional request holds could not be told."""
 
 
 def _pieces(source: Path, size: int) -> Iterator[bytes]:

@@ -28,6 +28,10 @@ class StoreError(RuntimeError):
     """The store did not do what was asked, and trying again later may help; what it did before is kept."""
 
 
+class MissingError(InputError):
+    """There is no such object."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """An object's content with the tag of this very version of it."""
@@ -87,7 +91,8 @@ class Store(Protocol):
         """Write the object to the file `target`, whole or not at all.
 
         Raises:
-            InputError: there is no such object, or it is larger than `max_bytes`.
+            MissingError: there is no such object.
+            InputError: it is larger than `max_bytes`.
         """
         ...
 

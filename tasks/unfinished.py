@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from prefect.logging import get_run_logger
 
 from tasks.settings import Settings
-from tasks.storage import ConflictError, open_store, store_errors
+from tasks.storage import ConflictError, MissingError, Store, open_store, store_errors
 from zimage.errors import InputError
 from zimage.folder import aside_of
 from zimage.section import Section
@@ -43,21 +43,21 @@ class Keeper:
         self._key = key_of(subject)
         self._aside = aside_of(settings.workspace(subject) / "data" / STAGE)
         self._last = last_checkpoint(self._aside)
+        self._whole: set[str] = set()
 
     def look(self) -> None:
-        """Keep what is there, if there is a new checkpoint; a store that is away costs this copy and nothing else."""
+        """Keep what is there, if there is a new checkpoint; a store that fails costs this copy and nothing else."""
         last = last_checkpoint(self._aside)
         if last in (self._last, ""):
             return
         self._last = last
-        away: tuple[type[Exception], ...] = (ConflictError, *store_errors())
         try:
             self._keep(last)
-        except away as error:
+        except _failures() as error:
             get_run_logger().warning("The checkpoint %s could not be kept in the store: %s", last, error)
 
     def _keep(self, last: str) -> None:
-        index = f"{self._key}/index.json"
+        index = _index_of(self._key)
         before = self._store.read(index)
         files = {}
         state = self._aside / "resume" / last
@@ -65,7 +65,7 @@ class Keeper:
         for path in [state, *others]:  # the state first: two checkpoints later it is gone
             try:
                 sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-                self._store.put_if_absent(f"{self._key}/{sha256}", path)
+                self._put(sha256, path)
             except FileNotFoundError:
                 if path == state:
                     return
@@ -74,18 +74,27 @@ class Keeper:
         kept = Kept(last=last, files=files)
         self._store.swap(index, kept.model_dump_json(indent=2).encode(), before.tag if before else None)
 
+    def _put(self, sha256: str, path: Path) -> None:
+        """Put a file, in the place of a damaged one too; once this has looked at one, it is not looked at again."""
+        key = f"{self._key}/{sha256}"
+        if sha256 in self._whole:
+            return
+        if not self._store.put_if_absent(key, path) and not self._store.holds(key, path):
+            self._store.mend(key, path)
+        self._whole.add(sha256)
+
 
 def fetch_unfinished(settings: Settings, subject: str) -> None:
     """Put an unfinished training of another machine where the stage looks for its own, if that is not there.
 
-    One that was damaged in the store is left there: the stage begins anew.
+    One that is damaged or not complete in the store is left there: the stage goes on with what is here, or begins anew.
 
     Raises:
         InputError: it names files outside the stage's folder.
     """
     aside = aside_of(settings.workspace(subject) / "data" / STAGE)
     store = open_store(settings.store)
-    found = store.read(f"{key_of(subject)}/index.json")
+    found = store.read(_index_of(key_of(subject)))
     if found is None:
         return
     kept = Kept.model_validate_json(found.content)
@@ -97,21 +106,45 @@ def fetch_unfinished(settings: Settings, subject: str) -> None:
     with TemporaryDirectory(dir=aside.parent, prefix=".fetched.") as temporary:
         fetched = Path(temporary)
         for sha256 in set(kept.files.values()):
-            store.get(f"{key_of(subject)}/{sha256}", fetched / sha256)
-            if hashlib.sha256((fetched / sha256).read_bytes()).hexdigest() != sha256:
+            if not _is_whole(store, f"{key_of(subject)}/{sha256}", fetched / sha256):
                 get_run_logger().warning("An unfinished training was damaged in the store, and is not gone on with.")
                 return
-        for name, sha256 in kept.files.items():
+        for name, sha256 in sorted(kept.files.items(), key=lambda one: PurePosixPath(one[0]).match(RESUME)):
+            part = fetched / "part"
+            shutil.copyfile(fetched / sha256, part)
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(fetched / sha256, aside / name)
+            part.replace(aside / name)  # the state last, and at once: where it is, all is taken to be
     get_run_logger().info("An unfinished training was fetched: %s", kept.last)
 
 
 def forget_unfinished(settings: Settings, subject: str) -> None:
-    """Remove the copy; the training has ended."""
-    open_store(settings.store).delete(key_of(subject))
+    """Remove the copy, its index first; the training has ended, and a store that fails takes nothing from it."""
+    store = open_store(settings.store)
+    try:
+        store.delete(_index_of(key_of(subject)))
+        store.delete(key_of(subject))
+    except _failures() as error:
+        get_run_logger().warning("What was kept of the training in the store is still there: %s", error)
 
 
 def last_checkpoint(aside: Path) -> str:
     """Return the name of the last checkpoint of a training, or ""; names sort as their steps do."""
     return max((path.name for path in aside.glob(RESUME)), default="")
+
+
+def _index_of(key: str) -> str:
+    return f"{key}/index.json"
+
+
+def _is_whole(store: Store, key: str, target: Path) -> bool:
+    """Return whether the object is there and is what its name says, fetched to `target`."""
+    try:
+        store.get(key, target)
+    except MissingError:
+        return False
+    return hashlib.sha256(target.read_bytes()).hexdigest() == key.rpartition("/")[2]
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what a store raises that is away, unwell, changed by others, or closed to these keys."""
+    return ConflictError, InputError, *store_errors()

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from prefect import flow
 
 from flows.__main__ import main
-from tasks.settings import PROJECT
+from tasks.handover import Taken
+from tasks.leg import bring
+from tasks.settings import PROJECT, from_environment
 from tests.album import Album
+from tests.tasks.faults import unwell
 from zimage.demo import make_demo_photos
 from zimage.faces.rows import ManifestRow, PhotoRow
 from zimage.records import read_rows
@@ -62,6 +66,37 @@ def test_photos_and_a_consent_in_a_bucket_become_crops_and_what_is_added_there_c
     assert "ingest ran, detect ran" in capsys.readouterr().out
     decided = {row.name: row.reason for row in read_rows(data / "detect" / "manifest.jsonl", ManifestRow)}
     assert decided[last[0]] == "wrong_person"
+
+
+def test_a_bucket_that_is_away_for_a_while_is_waited_for(
+    album: Album, prefect_server: None, workspaces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    album.put("a.jpg", b"photo")
+    given = {"photos": "s3://album/ada", "consent": str(PROJECT / "data" / "consent.yaml"), "overrides": ""}
+    settings, task = from_environment(), bring.with_options(retry_delay_seconds=0)
+
+    @flow
+    def brought() -> None:
+        task(settings, "ada", Taken(None, None), given, base="", preset="", values={})
+
+    with unwell("520 Unknown", "Unknown", times=2) as address:  # one that boto3 itself does not wait for
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+        brought()
+
+    assert (workspaces / "ada" / "data" / "photos" / "a.jpg").read_bytes() == b"photo"
+
+
+def test_on_one_machine_a_bucket_that_is_away_is_told_at_once_in_one_sentence(
+    album: Album, prefect_server: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    consent = str(PROJECT / "data" / "consent.yaml")
+
+    with unwell("520 Unknown", "Unknown", times=99) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+        assert main(["prepare", "--subject", "eve", "--photos", "s3://album/eve", "--consent", consent]) == 2
+
+    (*_, said) = capsys.readouterr().err.splitlines()
+    assert said.startswith("flows: s3://album/eve cannot be read (Unknown: Unknown)")
 
 
 def test_a_bucket_that_cannot_be_read_ends_with_one_sentence_and_no_photos(

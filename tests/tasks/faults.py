@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -133,6 +134,39 @@ class Faults:
             return b"" if key and key[1].decode() in new else match[0]
 
         return re.sub(rb"<(Contents|Version|Upload)>.*?</\1>", kept, content, flags=re.DOTALL)
+
+
+@contextmanager
+def unwell(status: str, code: str, *, times: int, method: str = "") -> Iterator[str]:
+    """The address of a server, with the buckets of `s3_server`, that answers its first requests with an error.
+
+    Args:
+        status: Of the answer, such as `403 Forbidden`.
+        code: What S3 calls the error.
+        times: How many requests, one after the other, are answered so.
+        method: The only one that is; all with "".
+    """
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    inner, left = DomainDispatcherApplication(create_backend_app), times
+
+    def answered(environ: Environ, start: Start) -> Iterable[bytes]:
+        nonlocal left
+        body = _body(environ)
+        if left and method in {"", environ["REQUEST_METHOD"]}:
+            left -= 1
+            return _error(environ, start, status, code)
+        passed = {**environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        answer: Iterable[bytes] = inner(passed, start)
+        return answer
+
+    server = make_server("127.0.0.1", 0, answered, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
 
 
 def _body(environ: Environ) -> bytes:

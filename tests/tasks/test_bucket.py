@@ -1,3 +1,4 @@
+import itertools
 import socket
 import threading
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 from botocore.config import Config
 
 from tasks.bucket import ATTEMPTS, Bucket, Listed
-from tasks.storage import S3Store
+from tasks.storage import S3Store, StoreError
 from tests.album import Album
+from tests.tasks.faults import unwell
 from zimage.errors import InputError
 
 
@@ -80,20 +82,54 @@ def test_a_bucket_that_is_not_there_is_one_sentence(album: Album) -> None:
         Bucket.at("s3://nobody/x").listed(most=1)
 
 
-def test_a_server_that_does_not_answer_is_one_sentence() -> None:
+def asked_once(address: str) -> Bucket:
     config = Config(retries={"max_attempts": 0}, region_name="us-east-1")
     keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
-    client = boto3.client("s3", endpoint_url="http://127.0.0.1:9", config=config, **keys)
-    with pytest.raises(InputError, match=r"s3://album/ada cannot be reached \(.*\); check AWS_ENDPOINT_URL_S3"):
-        Bucket(S3Store(client, "album", "ada")).listed(most=1)
+    return Bucket(S3Store(boto3.client("s3", endpoint_url=address, config=config, **keys), "album", "ada"))
+
+
+def test_a_server_that_does_not_answer_is_one_sentence_and_can_be_waited_for() -> None:
+    with pytest.raises(StoreError, match=r"s3://album/ada cannot be reached \(.*\); check AWS_ENDPOINT_URL_S3"):
+        asked_once("http://127.0.0.1:9").listed(most=1)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        ("500 Internal Server Error", "InternalError", StoreError),
+        ("503 Slow Down", "SlowDown", StoreError),
+        ("429 Too Many Requests", "TooManyRequests", StoreError),
+        ("400 Bad Request", "RequestTimeout", StoreError),
+        ("403 Forbidden", "InvalidAccessKeyId", InputError),
+        ("403 Forbidden", "AccessDenied", InputError),
+        ("400 Bad Request", "AuthorizationHeaderMalformed", InputError),
+    ],
+)
+def test_what_a_server_answers_is_waited_for_if_it_may_pass(
+    album: Album, status: str, code: str, error: type[Exception]
+) -> None:
+    with unwell(status, code, times=9) as address:
+        for ask in (lambda bucket: bucket.listed(most=1), Bucket.itself):
+            with pytest.raises(error, match=rf"s3://album/ada cannot be read \({code}: .*\); check the bucket"):
+                ask(asked_once(address))
+
+
+def test_a_connection_that_always_breaks_off_can_be_waited_for(album: Album, s3_server: str, tmp_path: Path) -> None:
+    (one,) = listed(album, a=b"photo" * 10_000)
+    with (
+        BreakingOff(s3_server, first_bytes=20_000, times=ATTEMPTS) as address,
+        pytest.raises(StoreError, match=rf"ada/a\.jpg did not arrive as it was stored, {ATTEMPTS} times \(.*\)"),
+    ):
+        asked_once(address).fetch(one, tmp_path / "a.jpg")
 
 
 class BreakingOff:
-    """A relay to a server; its first connection ends after some bytes of the answer."""
+    """A relay to a server; its first connections end after some bytes of the answer."""
 
-    def __init__(self, server: str, *, first_bytes: int) -> None:
+    def __init__(self, server: str, *, first_bytes: int, times: int = 1) -> None:
         parts = urlsplit(server)
         self._server, self._first_bytes = (str(parts.hostname), int(parts.port or 80)), first_bytes
+        self._times = times
         self._door = socket.create_server(("127.0.0.1", 0))
 
     def __enter__(self) -> str:
@@ -104,8 +140,7 @@ class BreakingOff:
         self._door.close()
 
     def _serve(self) -> None:
-        left: int | None = self._first_bytes
-        while True:
+        for number in itertools.count():
             try:
                 guest, _ = self._door.accept()
             except OSError:
@@ -113,8 +148,7 @@ class BreakingOff:
             with guest, socket.create_connection(self._server) as host:
                 host.sendall(guest.recv(1 << 16))
                 host.settimeout(1)
-                self._pass_on(host, guest, left)
-            left = None
+                self._pass_on(host, guest, self._first_bytes if number < self._times else None)
 
     @staticmethod
     def _pass_on(host: socket.socket, guest: socket.socket, left: int | None) -> None:

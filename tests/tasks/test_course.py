@@ -1,5 +1,6 @@
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tasks.course import Course
 from tasks.pages import served
 from tasks.settings import PROJECT, Settings
 from tasks.storage import FolderStore
+from tests.album import Album
+from tests.tasks.faults import unwell
 from zimage.folder import aside_of
 
 
@@ -93,3 +96,19 @@ def test_a_store_that_is_away_costs_the_picture_and_not_the_training(settings: S
         return "went on"
 
     assert follow() == "went on"
+
+
+def test_a_store_that_forbids_the_page_costs_the_picture_and_not_the_training(
+    settings: Settings, prefect_server: None, album: Album, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = settings.workspace("ada")
+    trained(aside_of(workspace / "data" / "train"), 40)
+
+    @flow
+    def follow() -> str:
+        Course(replace(settings, store="s3://album/project"), workspace).look()
+        return "went on"
+
+    with unwell("403 Forbidden", "AccessDenied", times=99) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+        assert follow() == "went on"

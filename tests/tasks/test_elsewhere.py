@@ -1,9 +1,123 @@
+"""Legs that other machines run, on a real server; what a worker would do to them is done here."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.flow_engine import run_flow
+from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Running
 
+from flows.learn import learn
+from flows.spec import LearnSpec
+from tasks import elsewhere
 from tasks.dvc import StageFailedError
-from tasks.elsewhere import refuse_if_lost_too_often
-from tasks.policy import PARENT_LOST
+from tasks.elsewhere import refuse_if_lost_too_often, run_leg, start
+from tasks.policy import LEGS, PARENT_LOST
+
+SPEC = LearnSpec(subject="ada-elsewhere", placement="pools")
+
+
+@flow(name="parent-of-learn")
+def parent() -> None:
+    """What `personalize` does for a leg."""
+    run_leg("learn", SPEC)
+
+
+@pytest.fixture
+def client(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefectClient]:
+    """A client of a server that has a deployment of `learn` and no worker."""
+    monkeypatch.setattr(elsewhere, "LOOK_EVERY_S", 0.05)
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(learn), "learn")
+        yield client
+        for run in legs(client):
+            client.delete_flow_run(run.id)
+        client.delete_deployment(deployment)
+
+
+def legs(client: SyncPrefectClient) -> list[FlowRun]:
+    """All runs of `learn` for the subject here, the first one first."""
+    found = [run for run in client.read_flow_runs() if run.parameters.get("spec") == SPEC.model_dump(mode="json")]
+    return sorted(found, key=lambda run: str(run.created))
+
+
+def retried(client: SyncPrefectClient, run: FlowRun) -> State[None]:
+    """Run a run again, as a click on Retry in the UI or an automation does."""
+    client.set_flow_run_state(run.id, AwaitingRetry(), force=True)
+    state: State[None] = run_flow(parent, flow_run=client.read_flow_run(run.id), return_type="state")  # type: ignore[assignment]
+    return state
+
+
+@contextmanager
+def worker(*states: State) -> Iterator[None]:
+    """A worker that ends one leg after the other in these states."""
+    over = threading.Event()
+
+    def work() -> None:
+        scheduled = FlowRunFilterStateType(any_=[StateType.SCHEDULED])
+        waiting = FlowRunFilter(state=FlowRunFilterState(type=scheduled))
+        left = list(states)
+        with get_client(sync_client=True) as client:
+            while left and not over.wait(0.05):
+                for run in client.read_flow_runs(flow_run_filter=waiting):
+                    if run.parameters.get("spec") == SPEC.model_dump(mode="json"):
+                        client.set_flow_run_state(run.id, left.pop(0), force=True)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("ending", [Failed(), Cancelled()], ids=lambda state: state.name)
+def test_a_failed_run_that_a_person_retries_starts_its_leg_anew(client: SyncPrefectClient, ending: State) -> None:
+    run = client.create_flow_run(parent)
+    with worker(ending, Completed()):
+        assert run_flow(parent, flow_run=run, return_type="state").is_failed()  # type: ignore[union-attr]
+        assert len(legs(client)) == 1
+
+        assert retried(client, run).is_completed()
+
+    first, second = legs(client)
+    assert first.state is not None and first.state.type == ending.type
+    assert second.state is not None and second.state.is_completed()
+
+
+def test_a_run_whose_leg_was_lost_too_often_gets_all_attempts_when_it_is_retried(client: SyncPrefectClient) -> None:
+    run, most = client.create_flow_run(parent), LEGS["learn"].lost + 1
+    with worker(*[Crashed()] * (most + 1), Completed()):
+        assert run_flow(parent, flow_run=run, return_type="state").is_failed()  # type: ignore[union-attr]
+        assert len(legs(client)) == most
+
+        assert retried(client, run).is_completed()
+
+    assert len(legs(client)) == most + 2
+
+
+@pytest.mark.parametrize("meanwhile", [Running(), Completed()], ids=lambda state: state.name)
+def test_a_run_that_goes_on_finds_its_leg_under_way_or_finished(client: SyncPrefectClient, meanwhile: State) -> None:
+    @flow(name="parent-of-learn")
+    def lost() -> None:
+        start("learn", SPEC)
+
+    run = client.create_flow_run(lost)
+    run_flow(lost, flow_run=run)
+    (leg,) = legs(client)
+    client.set_flow_run_state(leg.id, meanwhile, force=True)
+    client.set_flow_run_state(run.id, Crashed(), force=True)
+    ending = threading.Timer(1, lambda: client.set_flow_run_state(leg.id, Completed(), force=True))
+    ending.start()
+
+    assert retried(client, run).is_completed()
+
+    ending.join()
+    assert [each.id for each in legs(client)] == [leg.id]
 
 
 def test_a_run_that_is_lost_again_and_again_is_given_up(prefect_server: None) -> None:

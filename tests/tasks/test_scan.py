@@ -13,6 +13,7 @@ from tasks.sources import source
 from tasks.storage import FolderStore
 from tasks.subject import Choices, params_of
 from tests.album import Album
+from tests.tasks.faults import unwell
 from zimage.faces.consent import Consent
 from zimage.signatures import STAGES
 
@@ -221,6 +222,21 @@ def test_a_consent_in_a_bucket_is_read_there(settings: Settings, project: Projec
     finding = found(settings, project)
     assert finding.verdict == "stopped"
     assert finding.reason.startswith(f"{address}: `adult` is missing")
+
+
+def test_a_bucket_that_is_away_stops_its_subject_and_no_other(
+    settings: Settings, project: Project, album: Album, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = finished(settings, project)
+    there = {**state.sources, "photos": source("s3://album/ada")}
+    put(settings, "ada", state.model_copy(update={"sources": there}))
+
+    with unwell("520 Unknown", "Unknown", times=1) as address:  # one that boto3 itself does not wait for
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+        finding = found(settings, project)
+
+    assert finding.verdict == "stopped"
+    assert finding.reason.startswith("s3://album/ada cannot be read (Unknown: Unknown)")
 
 
 def test_photos_that_cannot_be_seen_from_here_are_as_they_were(settings: Settings, project: Project) -> None:

@@ -14,12 +14,14 @@ from tasks.storage import (
     ConflictError,
     FolderStore,
     Inventory,
+    MissingError,
     S3Store,
     Store,
     StoreError,
     open_store,
     store_errors,
 )
+from tests.tasks.faults import unwell
 from zimage.errors import InputError
 
 BUCKET = "faces"
@@ -115,7 +117,7 @@ def test_a_swap_of_what_was_deleted_is_a_conflict(store: Store) -> None:
 
 def test_what_is_absent_reads_as_none_and_is_refused_as_a_file(store: Store, tmp_path: Path) -> None:
     assert store.read("ada/state.json") is None
-    with pytest.raises(InputError, match=r"There is no ada/state\.json in "):
+    with pytest.raises(MissingError, match=r"There is no ada/state\.json in "):
         store.get("ada/state.json", tmp_path / "got")
     assert not (tmp_path / "got").exists()
 
@@ -354,4 +356,60 @@ def test_a_store_that_is_away_can_be_tried_again_later(bucket: S3Store) -> None:
         StoreError, match=r"s3://faces/project did not answer `get_object`: Could not connect"
     ) as raised:
         away.read("ada/state.json")
+    assert isinstance(raised.value, store_errors())
+
+
+UNDECIDED = ("409 Conflict", "ConditionalRequestConflict")
+
+
+def test_a_condition_that_could_not_be_decided_is_asked_again(bucket: S3Store, source: Path, tmp_path: Path) -> None:
+    with unwell(*UNDECIDED, times=2, method="PUT") as address:
+        store = replace(bucket, client=boto3.client("s3", endpoint_url=address))
+
+        assert store.put_if_absent("ada/lora", source)
+    assert content(bucket, "ada/lora", tmp_path) == b"weights"
+
+    tag = bucket.swap("ada/state", b"1", None)
+    with unwell(*UNDECIDED, times=1, method="PUT") as address:
+        store = replace(bucket, client=boto3.client("s3", endpoint_url=address))
+
+        store.swap("ada/state", b"2", tag)
+    assert content(bucket, "ada/state", tmp_path) == b"2"
+
+
+def test_a_condition_that_can_never_be_decided_can_be_tried_again_later(bucket: S3Store, source: Path) -> None:
+    with unwell(*UNDECIDED, times=99, method="PUT") as address:
+        store = replace(bucket, client=boto3.client("s3", endpoint_url=address))
+
+        with pytest.raises(StoreError, match=r"ada/lora in .* was written or deleted by others 5 times; run again"):
+            store.put_if_absent("ada/lora", source)
+
+
+def test_an_undecided_upload_in_parts_is_given_up_and_the_next_one_begins_anew(
+    bucket: S3Store, large: Path, tmp_path: Path
+) -> None:
+    parts = replace(bucket, part_bytes=5 * MIB)
+    bucket.client.create_multipart_upload(Bucket=BUCKET, Key="project/ada/lora", ChecksumAlgorithm="SHA256")
+
+    with unwell(*UNDECIDED, times=1, method="POST") as address:
+        undecided = replace(parts, client=boto3.client("s3", endpoint_url=address))
+        with pytest.raises(StoreError, match=r"ada/lora in .* was written or deleted by others meanwhile; run again"):
+            undecided.put_if_absent("ada/lora", large)
+
+    assert bucket.inventory("ada").is_empty
+    assert parts.put_if_absent("ada/lora", large)
+    assert content(bucket, "ada/lora", tmp_path) == large.read_bytes()
+
+
+def test_an_upload_that_somebody_ends_while_it_is_sent_can_be_tried_again(bucket: S3Store, large: Path) -> None:
+    others = boto3.client("s3")
+    begun = others.create_multipart_upload(Bucket=BUCKET, Key="project/ada/lora", ChecksumAlgorithm="SHA256")
+
+    def end(**_: object) -> None:
+        others.abort_multipart_upload(Bucket=BUCKET, Key="project/ada/lora", UploadId=begun["UploadId"])
+
+    bucket.client.meta.events.register("before-call.s3.ListParts", end)
+
+    with pytest.raises(StoreError, match=r"The upload of ada/lora to s3://faces/project is gone; run again") as raised:
+        replace(bucket, part_bytes=5 * MIB).put_if_absent("ada/lora", large)
     assert isinstance(raised.value, store_errors())

@@ -1,12 +1,15 @@
 import hashlib
 from pathlib import Path
 
+import boto3
 import pytest
 from prefect import flow
 
 from tasks.settings import PROJECT, Settings
-from tasks.storage import FolderStore
+from tasks.storage import FolderStore, S3Store
 from tasks.unfinished import Keeper, fetch_unfinished, forget_unfinished, key_of
+from tests.album import Album
+from tests.tasks.faults import unwell
 from zimage.errors import InputError
 from zimage.folder import aside_of
 
@@ -67,6 +70,41 @@ def test_what_was_damaged_in_the_store_is_not_gone_on_with(tmp_path: Path, prefe
     assert fetched(machine(tmp_path, "two")) == []
 
 
+def test_what_an_interrupted_deletion_left_is_not_gone_on_with(tmp_path: Path, prefect_server: None) -> None:
+    kept(machine(tmp_path, "one"), 50)
+    (tmp_path / "store" / key_of("ada") / hashlib.sha256(b"lora 50").hexdigest()).unlink()
+    other = machine(tmp_path, "two")
+
+    assert fetched(other) == []
+    trained(other, 25)
+    assert "resume/step-000025.safetensors" in fetched(other)
+
+
+def test_what_is_damaged_or_gone_in_the_store_is_mended_by_the_next_copy(tmp_path: Path, prefect_server: None) -> None:
+    kept(machine(tmp_path, "one"), 50, 100)
+    stored = tmp_path / "store" / key_of("ada")
+    (stored / hashlib.sha256(b"lora 50").hexdigest()).unlink()
+    (stored / hashlib.sha256(b"state 100").hexdigest()).write_text("state 101")
+    other = machine(tmp_path, "two")
+
+    kept(other, 50, 100)
+
+    assert (stored / hashlib.sha256(b"lora 50").hexdigest()).read_text() == "lora 50"
+    assert (stored / hashlib.sha256(b"state 100").hexdigest()).read_text() == "state 100"
+
+
+def test_a_fetch_that_was_killed_is_done_again(tmp_path: Path, prefect_server: None) -> None:
+    kept(machine(tmp_path, "one"), 50, 100)
+    other = machine(tmp_path, "two")
+    (aside(other) / "loss.csv").mkdir(parents=True)  # so that it ends there
+
+    with pytest.raises(IsADirectoryError):
+        fetched(other)
+    (aside(other) / "loss.csv").rmdir()
+
+    assert len(fetched(other)) == 4
+
+
 @pytest.mark.parametrize("name", ["../../planted.txt", "/tmp/planted.txt", "resume/../../../planted.txt"])
 def test_what_would_lie_elsewhere_is_not_fetched(tmp_path: Path, prefect_server: None, name: str) -> None:
     kept(machine(tmp_path, "one"), 50)
@@ -108,6 +146,50 @@ def test_a_store_that_is_away_costs_the_copy_and_not_the_training(
         return True
 
     assert training()
+
+
+def test_a_store_that_forbids_a_copy_costs_the_copy_and_not_the_training(
+    tmp_path: Path, prefect_server: None, album: Album, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(project=PROJECT, workspaces=tmp_path / "one", store="s3://album/project")
+
+    @flow
+    def training() -> bool:
+        kept(settings, 50)
+        return True
+
+    with unwell("403 Forbidden", "AccessDenied", times=99) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+        assert training()
+
+
+def test_what_cannot_be_deleted_when_a_training_has_ended_is_told_and_no_failure(
+    tmp_path: Path, prefect_server: None, album: Album, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(project=PROJECT, workspaces=tmp_path / "one", store="s3://album/project")
+    kept(settings, 50)
+
+    @flow
+    def ended() -> bool:
+        forget_unfinished(settings, "ada")
+        return True
+
+    with unwell("403 Forbidden", "AccessDenied", times=99, method="POST") as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+        assert ended()
+
+
+def test_of_a_copy_the_index_is_deleted_first(tmp_path: Path, album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(project=PROJECT, workspaces=tmp_path / "one", store="s3://album/project")
+    kept(settings, 50)
+    session, deleted = boto3.Session(), []
+    session.events.register("before-call.s3.DeleteObjects", lambda params, **_: deleted.append(params["body"]))
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", session)
+
+    forget_unfinished(settings, "ada")
+
+    assert [b"unfinished/index.json" in each for each in deleted] == [True, False]
+    assert S3Store.connect("album", "project").keys("subjects/ada") == []
 
 
 def test_a_training_that_ended_leaves_no_copy(tmp_path: Path) -> None:
