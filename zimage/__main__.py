@@ -127,9 +127,10 @@ def _summary(parsed: argparse.Namespace) -> int:
 
 
 def _demo(parsed: argparse.Namespace) -> int:
-    from zimage.demo import make_demo_photos
-    from zimage.folder import made_aside
+    from zimage.demo import LAST, make_demo_photos
+    from zimage.folder import check_earlier, made_aside
 
+    check_earlier(parsed.photos, [LAST])
     with made_aside(parsed.photos) as folder:
         make_demo_photos(folder, seed=parsed.seed)
     return 0

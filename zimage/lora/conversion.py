@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from zimage.errors import InputError
+from zimage.folder import make_writable
 from zimage.lora.change import Change, Kronecker, Spectrum, difference, exact_factors, norm, spectrum, written_out
 from zimage.lora.inspection import inspect_file
 from zimage.lora.portable import MODELSPEC, Factors
@@ -219,7 +220,7 @@ def _appearing_verified(source: Path, out: Path) -> Iterator[Path]:
         raise InputError(f"{out} must end in .safetensors; that is the only kind of file written.")
     if out.exists() and out.samefile(source):
         raise InputError(f"{out} is the file that is read; name another one to write.")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_writable(out.parent)
     aside = out.with_name(f".{out.stem}.part.safetensors")
     try:
         yield aside
