@@ -22,7 +22,7 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
     if spec.placement == "pools":
         with working_on(workspace, shared=True):
             return _shared(settings, spec, take(settings, spec.subject))
-    with working_on(workspace, shared=False):
+    with working_on(workspace, shared=False, makes=True):
         _set_up(settings, spec, {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides})
         return up_to_date(workspace, (ingest, detect), shared=False)
 

@@ -53,13 +53,13 @@ def check_earlier(out: Path, holds: Iterable[str]) -> None:
         )
 
 
-def make_writable(folder: Path) -> None:
+def make_writable(folder: Path, remedy: str = "name another place") -> None:
     """Make a folder, unless it is there, and see that files can be made in it.
 
     Raises:
-        InputError: it cannot be made, or is closed to writing.
+        InputError: it cannot be made, or is closed to writing; what to do is `remedy`, or to change the permissions.
     """
-    remedy = "name another place, or change what may be written there"
+    remedy += ", or change what may be written there"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
