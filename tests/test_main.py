@@ -145,6 +145,16 @@ def test_no_stage_replaces_a_folder_that_it_did_not_make(workspace: Path, stage:
     assert (workspace / "diary" / "mine.txt").read_text() == (workspace / inputs[0] / "mine.txt").read_text() == "dear"
 
 
+def test_the_doctor_says_of_params_what_a_stage_says(workspace: Path) -> None:
+    assert "present  settings" in zimage("doctor", cwd=workspace).stdout
+    change(workspace, "\ntrain:\n", "\ntrain:\n  stepz: 3\n")
+
+    done = zimage("doctor", cwd=workspace)
+
+    assert done.returncode == 2
+    assert "params.yaml: train: unknown key `stepz`" in done.stdout.split("missing  settings")[1]
+
+
 def test_the_demo_does_not_replace_a_persons_photos(tmp_path: Path) -> None:
     (tmp_path / "IMG_1001.jpg").write_text("dear")
 

@@ -116,3 +116,9 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, lora: Path) -> N
 
     with pytest.raises(InputError, match=r"file/below cannot be made .*; name another place"):
         run("convert", lora, tmp_path / "file" / "below" / "out.safetensors", "--to", "portable")
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", "-inf"])
+def test_a_strength_that_is_no_finite_number_is_refused(tmp_path: Path, lora: Path, strength: str) -> None:
+    with pytest.raises(InputError, match=rf"The strength of .*musubi\.safetensors is {strength}; give a finite number"):
+        run("merge", tmp_path / "out.safetensors", f"{lora}:{strength}", f"{lora}:0.5")

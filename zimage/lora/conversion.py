@@ -70,10 +70,13 @@ def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Pl
     """Write the sum of several LoRAs, each times its strength: exactly, ranks adding up, or reduced to a rank.
 
     Raises:
-        InputError: see `convert`; fewer than two files, or files for models of different widths.
+        InputError: see `convert`; fewer than two files, strengths that are no numbers, or models of different widths.
     """
     if len(paths) < 2 or len(paths) != len(strengths):
         raise InputError("Merging needs at least two files, each with a strength: A.safetensors:0.8 B.safetensors:0.6.")
+    for path, strength in zip(paths, strengths, strict=True):
+        if not math.isfinite(strength):
+            raise InputError(f"The strength of {path} is {strength:g}; give a finite number such as 0.8.")
     loras = [read_lora(path) for path in paths]
     exact = Plan(plan.dialect, None, plan.dtype)
     parts = [_weights(path, lora, exact) for path, lora in zip(paths, loras, strict=True)]
