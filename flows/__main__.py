@@ -38,6 +38,12 @@ FLAGS = {"values": "--set"}
 STAGED = ("personalize", "prepare", "learn")  # flows that bring stages up to date
 ALONE = {"publish": "pass"}  # what an option means that is given without a value
 USER_ERROR = 2
+# What the pattern of a field allows, in words.
+ALLOWED = {
+    "subject": "2 to 41 small letters a-z, digits, - and _, the first a letter or a digit, such as ada-1",
+    "release": "a number, - and 8 of the characters 0-9 and a-f, such as 3-0a1b2c3d, as `publish` told it",
+    "hub_repository": "owner/name, each of letters, digits, -, _ and ., the first a letter or a digit",
+}
 # Nothing is told to anybody.
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -195,8 +201,17 @@ def _checked(kind: type[spec.SubjectSpec], given: dict[str, Any]) -> spec.Subjec
     try:
         return kind(**given)
     except ValidationError as error:
-        faults = "; ".join(f"--{fault['loc'][0]} {fault['input']!r}: {fault['msg']}" for fault in error.errors())
-        raise InputError(f"{faults}.") from None
+        raise InputError(f"{'; '.join(map(_fault, error.errors()))}.") from None
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    field = str(fault["loc"][0])
+    said = f"allowed are {ALLOWED[field]}" if fault["type"] == "string_pattern_mismatch" else fault["msg"]
+    return f"{_flag(field)} {fault['input']!r}: {said}"
+
+
+def _flag(field: str) -> str:
+    return FLAGS.get(field, f"--{field.replace('_', '-')}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -224,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_option(command: argparse.ArgumentParser, field: str, info: FieldInfo) -> None:
-    flag = FLAGS.get(field, f"--{field.replace('_', '-')}")
+    flag = _flag(field)
     kind, text = info.annotation, info.description or info.title
     if kind is bool:
         command.add_argument(flag, dest=field, action="store_true", help=text)

@@ -19,12 +19,19 @@ from zimage.permission import require_for, today
 
 
 @contextmanager
-def working_on(workspace: Path, *, shared: bool) -> Iterator[None]:
+def working_on(workspace: Path, *, shared: bool, makes: bool = False) -> Iterator[None]:
     """Hold the workspace, and the subject too where other machines share the work.
 
+    Args:
+        workspace: The subject's; it must be there, unless other machines share the work.
+        shared: Other machines share the work.
+        makes: The workspace may be absent, as it is going to be made.
+
     Raises:
-        InputError: somebody else holds it.
+        InputError: somebody else holds it, or it is not there.
     """
+    if not (shared or makes or workspace.is_dir()):
+        raise InputError(f"{workspace.name} has no workspace {workspace}; run `prepare` or `personalize` first.")
     with at_hand():
         if not shared:
             with held(workspace):

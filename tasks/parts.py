@@ -98,7 +98,9 @@ def agreed(consent: Consent) -> Agreed:
 def _checked_lora(workspace: Path, metrics: dict[str, Any]) -> Path:
     chosen = metrics["chosen"]
     lora = chosen_lora(workspace, chosen["file"])
-    if not lora.is_file() or described(lora.name, lora).sha256 != chosen["sha256"]:
+    if not lora.is_file():
+        raise InputError(f"{lora}, the LoRA that was evaluated, is not there; run the flow `learn` again.")
+    if described(lora.name, lora).sha256 != chosen["sha256"]:
         raise InputError(f"{lora} is not the LoRA that was evaluated; run the flow `learn` again.")
     foreign = [name for name in read_header(lora).entries if not name.startswith(PREFIX)]
     if foreign:

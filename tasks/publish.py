@@ -125,9 +125,11 @@ def gate(workspace: Path, *, accept_provisional: bool, use: Use) -> Verdict:
     found, params = metrics_of(workspace), raw_params(workspace)
     verdict: Verdict = found["verdict"]
     if verdict == "fail":
-        raise InputError(f"Not published, the verdict is fail: {found['why']}. More or better photos help most.")
+        raise InputError(
+            f"Not published, the verdict is fail: {found['why'].rstrip('.')}. More or better photos help most."
+        )
     if verdict == "provisional" and not accept_provisional:
-        raise InputError("Not published, the verdict is provisional; `--publish provisional` accepts that.")
+        raise InputError("Not published, the verdict is provisional; `--accept-provisional` accepts that.")
     both = {_engine(each) for each in _engines_in(params["train"])} & {
         _engine(each) for each in (params["evaluate"]["engine"], params["evaluate"].get("second_engine")) if each
     }

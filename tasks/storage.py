@@ -54,14 +54,20 @@ def open_store(address: str, *, pages: str = "") -> Store:
         pages: Where a browser finds it: the server of a folder's pages, or an endpoint other than the one used here.
 
     Raises:
-        InputError: the address is neither.
+        InputError: the address is neither, or that of a file.
     """
     parts = urlsplit(address)
     if parts.scheme == "s3" and parts.netloc:
         return S3Store.connect(parts.netloc, parts.path.strip("/"), pages=pages)
     if "://" in address:
         raise InputError(f"{address} is no store; give a folder or s3://bucket/prefix (ZIMAGE_STORE).")
-    return FolderStore(Path(address).expanduser().absolute(), pages=pages)
+    folder = Path(address).expanduser().absolute()
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise InputError(
+                f"{address} is no store, as {path} is a file; give a folder or s3://bucket/prefix (ZIMAGE_STORE)."
+            )
+    return FolderStore(folder, pages=pages)
 
 
 def _client(endpoint: str = "") -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks.dvc import StageFailedError, run
 from zimage.errors import InputError
-from zimage.folder import write_whole
+from zimage.folder import make_writable, write_whole
 
 # What DVC remembers of files, by their names, lies in the workspace; else it is in /var/tmp, for all to read, and stays
 # there. A relative path would count from where `dvc` is called.
@@ -59,8 +59,9 @@ def held(folder: Path) -> Iterator[None]:
     """Hold a workspace for the length of the block; the hold ends with the process, however that ends.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or nothing can be written there.
     """
+    make_writable(folder, "set ZIMAGE_WORKSPACES to another place")
     path = folder / ".dvc" / "tmp" / "held"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

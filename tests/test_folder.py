@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from zimage.folder import aside_of, made_aside, write_whole
+from zimage.errors import InputError
+from zimage.folder import aside_of, check_out, made_aside, make_writable, write_whole
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -80,3 +81,48 @@ def test_a_file_that_could_not_be_written_leaves_nothing_behind(tmp_path: Path) 
     with pytest.raises(IsADirectoryError):
         write_whole(tmp_path / "a.json", b"{}")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "day.jpg").write_text("a photo")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("out", ["photos", "", "photos/clean", "link", "absent/../photos"])
+def test_an_output_that_touches_an_input_is_refused(tmp_path: Path, photos: Path, out: str) -> None:
+    (tmp_path / "link").symlink_to(photos)
+
+    with pytest.raises(InputError, match=r"cannot be written while .*photos is read.*; name another one"):
+        check_out(tmp_path / out, (photos,), holds="photos.jsonl")
+
+
+def test_only_an_earlier_output_of_the_same_stage_may_be_replaced(tmp_path: Path, photos: Path) -> None:
+    out = tmp_path / "ingest"
+    check_out(out, (photos,), holds="photos.jsonl")
+    out.mkdir()
+    check_out(out, (photos,), holds="photos.jsonl")
+    (out / "metrics.json").touch()
+    with pytest.raises(
+        InputError, match=r"is not empty, .*it has no photos\.jsonl.*; it is left as it is\. Name a new"
+    ):
+        check_out(out, (photos,), holds="photos.jsonl")
+    (out / "photos.jsonl").touch()
+    check_out(out, (photos,), holds="photos.jsonl")
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+
+    with pytest.raises(InputError, match="is a file; name a folder"):
+        check_out(tmp_path / "out", (photos,), holds="photos.jsonl")
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(InputError, match=r"file/data cannot be made \(Not a directory\); name another place"):
+        make_writable(tmp_path / "file" / "data")
+    with pytest.raises(InputError, match=r"file cannot be made \(File exists\)"), made_aside(tmp_path / "file" / "out"):
+        pass

@@ -149,6 +149,49 @@ def test_a_stage_asks_the_consent_beside_its_output(
     assert said in refusal(zimage(stage, *inputs, f"data/{stage}", cwd=workspace))
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_replaces_a_folder_that_it_did_not_make(workspace: Path, stage: str) -> None:
+    inputs = {"ingest": ["photos", "consent.yaml"], "train": ["encode"]}.get(stage, ["one", "other"])
+    shutil.copyfile(PROJECT / "data" / "consent.yaml", workspace / "consent.yaml")
+    for name in ("diary", inputs[0]):
+        (workspace / name).mkdir()
+        (workspace / name / "mine.txt").write_text("dear")
+
+    unrelated = refusal(zimage(stage, *inputs, "diary", cwd=workspace))
+    itself = refusal(zimage(stage, *inputs, inputs[0], cwd=workspace))
+
+    assert "diary is not empty, and no earlier output either" in unrelated
+    assert f"{inputs[0]} cannot be written while {inputs[0]} is read" in itself
+    assert (workspace / "diary" / "mine.txt").read_text() == (workspace / inputs[0] / "mine.txt").read_text() == "dear"
+
+
+def test_the_doctor_says_of_params_what_a_stage_says(workspace: Path) -> None:
+    assert "present  settings" in zimage("doctor", cwd=workspace).stdout
+    change(workspace, "\ntrain:\n", "\ntrain:\n  stepz: 3\n")
+
+    done = zimage("doctor", cwd=workspace)
+
+    assert done.returncode == 2
+    assert "params.yaml: train: unknown key `stepz`" in done.stdout.split("missing  settings")[1]
+
+
+def test_the_demo_does_not_replace_a_persons_photos(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1001.jpg").write_text("dear")
+
+    assert "it is left as it is" in refusal(zimage("demo", tmp_path, "--seed", 1))
+    assert (tmp_path / "IMG_1001.jpg").read_text() == "dear"
+
+
+@pytest.mark.parametrize("stage", ["ingest", "train"])
+def test_a_place_that_cannot_be_written_is_one_sentence(workspace: Path, stage: str) -> None:
+    inputs = {"ingest": ["photos", PROJECT / "data" / "consent.yaml"], "train": ["encode"]}[stage]
+    (workspace / "file").touch()
+
+    said = refusal(zimage(stage, *inputs, "file/below/out", cwd=workspace))
+
+    assert "The folder file/below cannot be made (Not a directory); name another place" in said
+
+
 def test_the_reader_of_a_followed_run_gets_the_sentence(tmp_path: Path) -> None:
     progress = tmp_path / "progress.jsonl"
     command = [sys.executable, "-m", "zimage", "summary", "nowhere"]
@@ -205,6 +248,16 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
 
     assert "The disk is full" in refusal(done)
     assert done.stdout == ""
+
+
+def test_a_read_only_place_is_told(tmp_path: Path) -> None:
+    make = f"{sys.executable} -m zimage demo {tmp_path}/photos --seed 1"
+    command = [*SMALL_DISK, f"mount -t tmpfs -o ro none {tmp_path} && {make}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"NOT CHECKED: nothing can be mounted here ({done.stderr.strip()})")
+
+    assert f"Nothing can be written in the folder {tmp_path}; name another place" in refusal(done)
 
 
 def test_pinning_writes_the_model_and_its_identity_and_nothing_else(workspace: Path, tiny_base: Base) -> None:

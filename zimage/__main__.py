@@ -18,13 +18,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zimage import migrate
 from zimage.errors import InputError
 from zimage.garbage import collect_rarely
 from zimage.lora import commands as lora
 from zimage.signatures import STAGES, Signature, signature
+
+if TYPE_CHECKING:
+    from zimage.doctor import Finding
 
 USER_ERROR = 2
 DISK_FULL = "No space left on device"  # the words of strerror(ENOSPC), also in what Rust and C++ writers raise
@@ -140,9 +143,10 @@ def _summary(parsed: argparse.Namespace) -> int:
 
 
 def _demo(parsed: argparse.Namespace) -> int:
-    from zimage.demo import make_demo_photos
-    from zimage.folder import made_aside
+    from zimage.demo import LAST, make_demo_photos
+    from zimage.folder import check_earlier, made_aside
 
+    check_earlier(parsed.photos, [LAST])
     with made_aside(parsed.photos) as folder:
         make_demo_photos(folder, seed=parsed.seed)
     return 0
@@ -151,9 +155,23 @@ def _demo(parsed: argparse.Namespace) -> int:
 def _doctor(parsed: argparse.Namespace) -> int:
     from zimage.doctor import as_lines, examine
 
-    findings = examine(parsed.params_file, prefect_api_url=os.environ.get("PREFECT_API_URL"))
+    findings = [
+        *examine(parsed.params_file, prefect_api_url=os.environ.get("PREFECT_API_URL")),
+        _params(parsed.params_file),
+    ]
     print(*as_lines(findings), sep="\n")
     return USER_ERROR if any(finding.state == "missing" for finding in findings) else 0
+
+
+def _params(params_file: Path) -> "Finding":
+    """Return whether every stage can read its section."""
+    from zimage.doctor import Finding
+
+    try:
+        _check_later(signature(STAGES[0]), params_file)
+    except InputError as error:
+        return Finding("settings", "missing", "not usable", str(error))
+    return Finding("settings", "present", str(params_file))
 
 
 def _pin(parsed: argparse.Namespace) -> int:

@@ -33,6 +33,7 @@ CLOSE_PX, SHOULDERS_PX, HALF_PX = (194, 216), (218, 262), (360, 420)
 # Px of the portrait that every view keeps around the face's centre: room for a head crop with the face at its place.
 BESIDE_PX, ABOVE_PX, BELOW_PX, EDGE_PX = 92.0, 104.0, 80.0, 8.0
 BURST_OF = {5: 4, 12: 11, 17: 16}  # views taken seconds after another one, as people do
+LAST = "IMG_2007_truncated.jpg"  # written last: a folder with it was made here
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def refused(photos: list[Picture], views: list[View]) -> Iterator[tuple[str, byt
     blurred = Image.fromarray(photos[7]).filter(ImageFilter.GaussianBlur(photos[7].shape[1] / 110))
     yield "IMG_2006_blurred.jpg", jpeg(np.asarray(blurred), 90, when + datetime.timedelta(hours=4))
     whole = jpeg(photos[9], 90, when + datetime.timedelta(hours=5))
-    yield "IMG_2007_truncated.jpg", whole[: len(whole) * 2 // 5]
+    yield LAST, whole[: len(whole) * 2 // 5]
 
 
 def other_people() -> Picture:

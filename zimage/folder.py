@@ -1,15 +1,73 @@
 """Output folders that appear only when whole."""
 
+import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from zimage.errors import InputError
+
+METRICS = "metrics.json"  # in the output of every stage
 
 
 def aside_of(out: Path) -> Path:
     """Return the folder beside `out` in which it is made before it is renamed: `data/.train.part` for `data/train`."""
     return out.with_name(f".{out.name}.part")
+
+
+def check_out(out: Path, inputs: Iterable[Path], *, holds: str) -> None:
+    """Refuse an output folder whose replacement would delete what no earlier run of the same work has made.
+
+    Args:
+        out: The folder that is going to be replaced.
+        inputs: What is read; `out` may be none of these, hold none and lie in none, by whatever name it is called.
+        holds: A file that every output of this stage holds, beside its metrics.
+
+    Raises:
+        InputError: it would, or the folder cannot be made.
+    """
+    place = out.resolve()
+    for given in inputs:
+        read = given.resolve()
+        if place.is_relative_to(read) or read.is_relative_to(place):
+            raise InputError(f"{out} cannot be written while {given} is read, one lies in the other; name another one.")
+    check_earlier(out, [METRICS, holds])
+    make_writable(out.parent)
+
+
+def check_earlier(out: Path, holds: Iterable[str]) -> None:
+    """Refuse to replace what is no earlier output: a file, or a folder with something in it that lacks one of `holds`.
+
+    Raises:
+        InputError: it is none.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder to write.")
+    lacking = [name for name in holds if not (out / name).is_file()]
+    if out.is_dir() and any(out.iterdir()) and lacking:
+        raise InputError(
+            f"{out} is not empty, and no earlier output either (it has no {lacking[0]}); it is left as it is. "
+            "Name a new folder to write."
+        )
+
+
+def make_writable(folder: Path, remedy: str = "name another place") -> None:
+    """Make a folder, unless it is there, and see that files can be made in it.
+
+    Raises:
+        InputError: it cannot be made, or is closed to writing; what to do is `remedy`, or to change the permissions.
+    """
+    remedy += ", or change what may be written there"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(f"The folder {folder} cannot be made ({error.strerror}); {remedy}.") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"Nothing can be written in the folder {folder}; {remedy}.")
 
 
 @contextmanager
@@ -20,11 +78,15 @@ def made_aside(out: Path, *, keep_on_failure: bool = False) -> Iterator[Path]:
         out: The folder that shall appear, whole.
         keep_on_failure: Leave the folder aside behind when the body fails, and start from what an earlier failure
             left (the caller decides what of it is still good): this is how long work goes on where it stopped.
+
+    Raises:
+        InputError: nothing can be written there.
     """
+    make_writable(out.parent)
     aside = aside_of(out)
     if aside.exists() and not keep_on_failure:
         shutil.rmtree(aside)
-    aside.mkdir(parents=True, exist_ok=True)
+    aside.mkdir(exist_ok=True)
     try:
         yield aside
     except BaseException:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zimage.errors import InputError
-from zimage.folder import write_whole
+from zimage.folder import make_writable, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
         return
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder for the migration.")
-    out.mkdir(parents=True, exist_ok=True)
+    make_writable(out)
     write_whole(path, text.encode())
 
 

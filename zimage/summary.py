@@ -1,10 +1,13 @@
 """What the last run of a workspace found, in a few lines for a person."""
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from zimage.errors import InputError
 
+FINAL = "lora.safetensors"
 RATES = {
     "face_found_rate": "a face is found in the pictures",
     "same_person_rate": "of those, the same person as in the held-out photos",
@@ -13,7 +16,7 @@ RATES = {
 
 
 def summary(workspace: Path) -> list[str]:
-    """Return lines with the verdict, the rates behind it, and where the report and the LoRA are.
+    """Return lines with the verdict, the rates behind it, and where report and LoRA are, or that they are out of date.
 
     Raises:
         InputError: nothing has been evaluated in `workspace` yet.
@@ -22,16 +25,30 @@ def summary(workspace: Path) -> list[str]:
     if not metrics.is_file():
         raise InputError(f"Nothing has been evaluated in {workspace} yet; run `dvc repro` there first.")
     found = json.loads(metrics.read_text(encoding="utf-8"))
-    chosen = found["chosen"]
     return [
         f"verdict  {found['verdict']}: {found['why']}",
         *(f"{found[key]:>7.1%}  {meaning}" for key, meaning in RATES.items()),
         f"report   {(metrics.parent / 'report.html').resolve()}",
-        f"LoRA     {chosen_lora(workspace, chosen['file']).resolve()} at strength {chosen['strength']}",
+        f"LoRA     {_lora(workspace, found['chosen'])}",
     ]
+
+
+def _lora(workspace: Path, chosen: dict[str, Any]) -> str:
+    """Return where the LoRA is and how it is used, or that the result is not of what is there now."""
+    lora, remedy = chosen_lora(workspace, chosen["file"]).resolve(), f"run `dvc repro` in {workspace.resolve()}"
+    if not lora.is_file():
+        return f"is not there ({lora}): this result is out of date, or was made elsewhere; {remedy}"
+    if _sha256(lora) != chosen["sha256"]:
+        return f"{lora} is another one than was evaluated: this result is out of date; {remedy}"
+    return f"{lora} at strength {chosen['strength']}"
 
 
 def chosen_lora(workspace: Path, name: str) -> Path:
     """Return where the LoRA that was evaluated and chosen lies: the final one, or a checkpoint."""
     train = workspace / "data" / "train"
-    return train / name if (train / name).exists() else train / "checkpoints" / name
+    return train / name if name == FINAL else train / "checkpoints" / name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

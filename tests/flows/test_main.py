@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.__main__ import SPECS, _parser, main
+from flows.__main__ import ALLOWED, SPECS, _parser, main
 from flows.spec import PersonalizeSpec
 from tasks.policy import HEARTBEAT_S
 from zimage.demo import make_demo_photos
@@ -58,7 +58,24 @@ def test_a_bad_pseudonym_ends_with_one_sentence(capsys: pytest.CaptureFixture[st
     assert main(["personalize", "--subject", "../ada"]) == 2
 
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("flows: --subject '../ada': String should match pattern")
+    assert said.startswith("flows: --subject '../ada': allowed are 2 to 41 small letters a-z, digits, - and _")
+
+
+def test_a_bad_release_is_told_with_what_one_looks_like(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["promote", "--subject", "ada", "--release", "newest"]) == 2
+
+    assert "--release 'newest': allowed are a number, - and 8 of" in capsys.readouterr().err
+
+
+def test_every_pattern_is_told_in_words() -> None:
+    patterns = {
+        name
+        for kind in SPECS.values()
+        for name, field in kind.model_fields.items()
+        if any(getattr(each, "pattern", None) for each in field.metadata)
+    }
+
+    assert patterns == set(ALLOWED)
 
 
 def test_a_worker_needs_nothing_but_the_servers_address(tmp_path: Path) -> None:

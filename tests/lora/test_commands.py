@@ -109,3 +109,16 @@ def test_a_file_with_a_colon_in_its_name_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a:2"
     save_file({f"{stem}.lora_A.weight": torch.ones(1, 8), f"{stem}.lora_B.weight": torch.ones(8, 1)}, path)
     assert run("merge", tmp_path / "out.safetensors", path, path) == 0
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, lora: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(InputError, match=r"file/below cannot be made .*; name another place"):
+        run("convert", lora, tmp_path / "file" / "below" / "out.safetensors", "--to", "portable")
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", "-inf"])
+def test_a_strength_that_is_no_finite_number_is_refused(tmp_path: Path, lora: Path, strength: str) -> None:
+    with pytest.raises(InputError, match=rf"The strength of .*musubi\.safetensors is {strength}; give a finite number"):
+        run("merge", tmp_path / "out.safetensors", f"{lora}:{strength}", f"{lora}:0.5")

@@ -332,4 +332,4 @@ def test_no_face_in_any_photo_is_one_sentence(tmp_path: Path) -> None:
 
 def test_detect_before_ingest_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"photos\.jsonl is missing; run the stage that writes"):
-        detect(tmp_path / "ingest", tmp_path, tmp_path / "detect", params=params())
+        detect(tmp_path / "ingest", tmp_path / "overrides", tmp_path / "detect", params=params())

@@ -249,10 +249,18 @@ def test_a_failed_verdict_is_refused_with_its_reason_whatever_is_asked(tmp_path:
     assert said.startswith("Not published, the verdict is fail: only 12 % are the person.")
 
 
+def test_a_reason_that_ends_with_a_full_stop_is_followed_by_no_second_one(tmp_path: Path, store: FolderStore) -> None:
+    workspace = finished(tmp_path / "ada", "fail")
+    path = workspace / "data/evaluate/metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"why": "Outside its limit: same_of_all."}))
+
+    assert "fail: Outside its limit: same_of_all. More or better photos" in refusal(workspace, store)
+
+
 def test_a_provisional_verdict_has_to_be_asked_for_and_is_marked(tmp_path: Path, store: FolderStore) -> None:
     workspace = finished(tmp_path / "ada", "provisional")
 
-    assert "`--publish provisional` accepts that" in refusal(workspace, store)
+    assert "`--accept-provisional` accepts that" in refusal(workspace, store)
     folder, manifest = published(workspace, store, accept_provisional=True)
     assert manifest.verdict == "provisional"
     assert "> **PROVISIONAL.** only 12 % are the person." in (folder / "README.md").read_text()
@@ -313,6 +321,16 @@ def test_weights_that_were_not_the_evaluated_ones_are_refused(workspace: Path, s
     (workspace / "data/train/checkpoints/step-000400.safetensors").write_bytes(lora(7))
 
     assert "is not the LoRA that was evaluated" in refusal(workspace, store)
+
+
+def test_weights_that_are_gone_are_named_where_they_should_be(workspace: Path, store: FolderStore) -> None:
+    path = workspace / "data/evaluate/metrics.json"
+    found = json.loads(path.read_text())
+    found["chosen"]["file"] = "lora.safetensors"
+    path.write_text(json.dumps(found))
+    (workspace / "data/train/lora.safetensors").unlink()
+
+    assert "data/train/lora.safetensors, the LoRA that was evaluated, is not there; run" in refusal(workspace, store)
 
 
 def test_what_was_not_evaluated_is_refused(tmp_path: Path) -> None:

@@ -200,6 +200,14 @@ def test_an_address_opens_the_store_it_names(tmp_path: Path, monkeypatch: pytest
     assert isinstance(s3, S3Store) and (s3.bucket, s3.prefix) == ("faces", "a/b")
 
 
+@pytest.mark.parametrize("below", ["", "store"])
+def test_a_store_in_a_file_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(InputError, match=r"is no store, as .*/file is a file; give a folder or s3://bucket/prefix"):
+        open_store(str(tmp_path / "file" / below))
+
+
 @pytest.mark.parametrize("address", ["gs://faces", "http://host/x", "s3://"])
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
     with pytest.raises(InputError, match="is no store; give a folder or s3://bucket/prefix"):

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tasks.dvc import StageFailedError
+from tasks.leg import working_on
 from tasks.settings import PROJECT
 from tasks.workspace import (
     Outcome,
@@ -220,6 +221,27 @@ def test_a_workspace_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
 
     assert f"{workspace} is being worked on by process {os.getpid()}; wait for it to end" in refused.stderr
     assert free.stdout == "in\n"
+
+
+def test_workspaces_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with (
+        pytest.raises(
+            InputError, match=r"file/ada cannot be made \(Not a directory\); set ZIMAGE_WORKSPACES to another"
+        ),
+        working_on(tmp_path / "file" / "ada", shared=False, makes=True),
+    ):
+        pass
+
+
+def test_working_on_nobody_leaves_no_folder(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InputError, match=r"nobody has no workspace .*; run `prepare` or `personalize` first"),
+        working_on(tmp_path / "nobody", shared=False),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_making_a_workspace_again_touches_nothing_that_is_right(tmp_path: Path) -> None:

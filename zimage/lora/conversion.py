@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from zimage.errors import InputError
+from zimage.folder import make_writable
 from zimage.lora.change import Change, Kronecker, Spectrum, difference, exact_factors, norm, spectrum, written_out
 from zimage.lora.inspection import inspect_file
 from zimage.lora.portable import MODELSPEC, Factors
@@ -69,10 +70,13 @@ def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Pl
     """Write the sum of several LoRAs, each times its strength: exactly, ranks adding up, or reduced to a rank.
 
     Raises:
-        InputError: see `convert`; fewer than two files, or files for models of different widths.
+        InputError: see `convert`; fewer than two files, strengths that are no numbers, or models of different widths.
     """
     if len(paths) < 2 or len(paths) != len(strengths):
         raise InputError("Merging needs at least two files, each with a strength: A.safetensors:0.8 B.safetensors:0.6.")
+    for path, strength in zip(paths, strengths, strict=True):
+        if not math.isfinite(strength):
+            raise InputError(f"The strength of {path} is {strength:g}; give a finite number such as 0.8.")
     loras = [read_lora(path) for path in paths]
     exact = Plan(plan.dialect, None, plan.dtype)
     parts = [_weights(path, lora, exact) for path, lora in zip(paths, loras, strict=True)]
@@ -219,7 +223,7 @@ def _appearing_verified(source: Path, out: Path) -> Iterator[Path]:
         raise InputError(f"{out} must end in .safetensors; that is the only kind of file written.")
     if out.exists() and out.samefile(source):
         raise InputError(f"{out} is the file that is read; name another one to write.")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_writable(out.parent)
     aside = out.with_name(f".{out.stem}.part.safetensors")
     try:
         yield aside

@@ -22,7 +22,7 @@ from zimage.captions.vlm import VlmParams, asked, find_model, identity_of
 from zimage.errors import InputError
 from zimage.faces.cache import cache_of
 from zimage.faces.rows import CropRow
-from zimage.folder import made_aside
+from zimage.folder import check_out, made_aside
 from zimage.model.base import Base, resolve
 from zimage.progress import tracked
 from zimage.records import read_rows, write_metrics, write_rows
@@ -59,8 +59,9 @@ def caption(detect: Path, overrides: Path, out: Path, *, params: CaptionParams, 
         subject: Trigger and class noun.
 
     Raises:
-        InputError: the trigger is a word or a name, the model is absent, or there is no training crop.
+        InputError: see `check_out`; the trigger is a word or a name, the model is absent, or there is no training crop.
     """
+    check_out(out, (detect, overrides), holds="captions.jsonl")
     crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
     if not crops:
         raise InputError(f"{detect} holds no training crop; look at its contact sheet and add photos.")

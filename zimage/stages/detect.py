@@ -25,7 +25,7 @@ from zimage.faces.sheet.render import Tile, contact_sheet
 from zimage.faces.split import SplitParams
 from zimage.faces.whose import SubjectParams
 from zimage.faces.workers import Lost, mapped
-from zimage.folder import made_aside
+from zimage.folder import check_out, made_aside
 from zimage.progress import Progress
 from zimage.records import read_rows, write_metrics, write_rows
 from zimage.section import Section
@@ -60,8 +60,9 @@ def detect(ingest: Path, overrides: Path, out: Path, *, params: DetectParams) ->
         params: How faces are found and photos chosen.
 
     Raises:
-        InputError: no face in any photo, two people equally often, or too few photos left.
+        InputError: see `check_out`; no face in any photo, two people equally often, or too few photos left.
     """
+    check_out(out, (ingest, overrides), holds="manifest.jsonl")
     decisions = read_overrides(overrides)
     engine = open_engine(params.engine)
     seen_cache, cuts_cache = _caches(out, engine.info, params.engine)

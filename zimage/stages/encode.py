@@ -11,7 +11,7 @@ from zimage.captions.subject import Subject
 from zimage.captions.template import subject as named
 from zimage.errors import InputError
 from zimage.faces.rows import CropRow
-from zimage.folder import made_aside
+from zimage.folder import check_out, made_aside
 from zimage.model.base import Base, open_text_encoder, open_vae, resolve
 from zimage.model.rows import ItemRow, TextRow
 from zimage.progress import tracked
@@ -48,9 +48,10 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
         subject: Trigger and class noun; captions are also embedded without the trigger, for preservation.
 
     Raises:
-        InputError: there is no training crop, a crop has no caption or a size the model cannot take, or the base or
-            the class pictures are not those that were pinned.
+        InputError: see `check_out`; there is no training crop, a crop has no caption or a size the model cannot
+            take, or the base or the class pictures are not those that were pinned.
     """
+    check_out(out, (detect, caption), holds="items.jsonl")
     folder = resolve(base)
     crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
     captions = {row.file: row.captions for row in read_rows(caption / "captions.jsonl", CaptionRow)}

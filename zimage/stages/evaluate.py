@@ -13,7 +13,7 @@ from zimage.faces.cache import cache_of
 from zimage.faces.engine import EngineParams, is_present
 from zimage.faces.pictures import read_rgb
 from zimage.faces.rows import CropRow
-from zimage.folder import made_aside
+from zimage.folder import check_out, made_aside
 from zimage.identity.album import Album, Sampling
 from zimage.identity.clip import ClipParams, open_clip
 from zimage.identity.contest import Contest, Outcome, ResamplingParams, SeedParams, SweepParams, candidates_of
@@ -80,8 +80,9 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
         subject: Trigger and class noun.
 
     Raises:
-        InputError: there is no LoRA or no held-out face, or the LoRA does not fit the base model.
+        InputError: see `check_out`; there is no LoRA or no held-out face, or the LoRA does not fit the base model.
     """
+    check_out(out, (detect, train), holds="gate.csv")
     prompts = read_suite(params.suite)
     candidates = candidates_of(train, params.sweep.checkpoints)
     reals = reals_of(detect, read_rows(detect / "crops.jsonl", CropRow))

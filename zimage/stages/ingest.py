@@ -21,7 +21,7 @@ from zimage.faces.intake import PICTURE, Intake, Taken
 from zimage.faces.rows import PhotoRow
 from zimage.faces.sources import expected, given
 from zimage.faces.workers import Lost, mapped
-from zimage.folder import made_aside
+from zimage.folder import check_out, made_aside
 from zimage.progress import Progress
 from zimage.records import write_metrics, write_rows
 from zimage.section import Section
@@ -58,9 +58,11 @@ def ingest(photos: Path, consent: Path, out: Path, *, params: IngestParams) -> N
         params: What is taken in.
 
     Raises:
-        InputError: consent is missing, expired or excludes training; there are no photos, or too few can be used.
+        InputError: see `check_out`; consent is missing, expired or excludes training; there are no photos, or too
+            few can be used.
     """
     require(read_consent(consent), "training", datetime.datetime.now(tz=datetime.UTC).date())
+    check_out(out, (photos, consent), holds="photos.jsonl")
     cache = Cache(cache_of(out), salt("zimage.faces.intake", f"{params.max_side_px} {params.max_megapixels}"))
     with made_aside(out) as aside:
         (aside / "photos").mkdir()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zimage.captions.subject import Subject
 from zimage.errors import InputError
 from zimage.fingerprint import fingerprint
-from zimage.folder import aside_of, made_aside
+from zimage.folder import aside_of, check_out, made_aside
 from zimage.model.base import Base, identify_files, resolve
 from zimage.progress import Progress
 from zimage.records import read_rows, write_metrics
@@ -39,12 +39,14 @@ def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: 
         subject: Its trigger is written into the LoRA.
 
     Raises:
-        InputError: the data or the base cannot be used, the loss left all bounds, or the GPU's memory is too small.
+        InputError: see `check_out`; the data or the base cannot be used, the loss left all bounds, or the GPU's
+            memory is too small.
     """
     from zimage.training.checkpoint import run_identity
     from zimage.training.preparation import prepare
     from zimage.training.world import World
 
+    check_out(out, (encode,), holds="lora.safetensors")
     world = World()
     folder = resolve(base)
     dataset = identify_files(encode.glob("*.*"), encode)
