@@ -20,9 +20,9 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
     settings = from_environment()
     workspace = settings.workspace(spec.subject)
     if spec.placement == "pools":
-        with working_on(workspace, shared=True):
+        with working_on(settings, workspace, shared=True):
             return _shared(settings, spec, take(settings, spec.subject))
-    with working_on(workspace, shared=False):
+    with working_on(settings, workspace, shared=False):
         _set_up(settings, spec, {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides})
         return up_to_date(workspace, (ingest, detect), shared=False)
 

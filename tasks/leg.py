@@ -8,21 +8,25 @@ from tasks.dvc import at_hand
 from tasks.handover import State
 from tasks.lease import leased
 from tasks.policy import StageTask
+from tasks.settings import Settings
 from tasks.sources import Source, look, source
+from tasks.storage import open_store
+from tasks.tombstones import admit
 from tasks.workspace import Outcome, held, is_up_to_date
 from zimage.errors import InputError
 
 
 @contextmanager
-def working_on(workspace: Path, *, shared: bool) -> Iterator[None]:
-    """Hold the workspace, and the subject too where other machines share the work.
+def working_on(settings: Settings, workspace: Path, *, shared: bool) -> Iterator[None]:
+    """Hold the workspace, and the subject too where other machines share the work (and whoever takes it is admitted).
 
     Raises:
-        InputError: somebody else holds it.
+        InputError: somebody else holds it, or its subject was forgotten.
     """
     with at_hand():
         if not shared:
             with held(workspace):
+                admit(open_store(settings.store), settings.subject(workspace), workspace)
                 yield
             return
         with leased(workspace.name), held(workspace):

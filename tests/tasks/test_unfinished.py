@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
+from tasks.forget import erase
 from tasks.settings import PROJECT, Settings
 from tasks.storage import FolderStore
+from tasks.tombstones import Counts, finish
 from tasks.unfinished import Keeper, fetch_unfinished, forget_unfinished, key_of
 from zimage.errors import InputError
 from zimage.folder import aside_of
@@ -108,6 +110,20 @@ def test_a_store_that_is_away_costs_the_copy_and_not_the_training(
         return True
 
     assert training()
+
+
+def test_of_a_person_who_is_forgotten_while_it_trains_nothing_more_is_kept(
+    tmp_path: Path, prefect_server: None
+) -> None:
+    settings, store = machine(tmp_path, "one"), FolderStore(tmp_path / "store")
+    kept(settings, 50)
+    erase(store, tmp_path / "workspace-of-another-machine", "ada", Counts())
+    finish(store, "ada")
+
+    with pytest.raises(InputError, match="was forgotten after that was made"):
+        kept(settings, 100)
+
+    assert store.keys("subjects/ada") == []
 
 
 def test_a_training_that_ended_leaves_no_copy(tmp_path: Path) -> None:
