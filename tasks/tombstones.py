@@ -128,11 +128,11 @@ def unless_forgotten(store: Store, subject: str, workspace: Path) -> Iterator[li
         try:
             refuse_if_forgotten(store, subject, workspace)
         except InputError as forgotten:
-            _take_back(store, written, forgotten)
+            delete_sent(store, written, forgotten)
             raise
 
 
-def _take_back(store: Store, written: list[str], forgotten: InputError) -> None:
+def delete_sent(store: Store, written: list[str], forgotten: InputError) -> None:
     """Delete what was written of a subject that was forgotten.
 
     Raises:
