@@ -104,8 +104,9 @@ def _take_off(settings: Settings, record: HubRecord, names: list[str]) -> None:
 
 @contextmanager
 def _unless_forgotten(settings: Settings, store: Store, subject: str, release: str) -> Iterator[list[HubRecord]]:
-    """Let the block put a release into repositories, which it adds to a list; if the subject is forgotten meanwhile,
-    the release is taken out again.
+    """Let the block put a release into a repository; if the subject is forgotten meanwhile, it is taken out again.
+
+    The block gets a list, and adds what is known of the repository.
 
     Raises:
         InputError: the subject was forgotten before or meanwhile, or history is left; the remedy too.
