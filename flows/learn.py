@@ -27,7 +27,7 @@ def learn(spec: LearnSpec) -> dict[str, Outcome]:
     settings = from_environment()
     workspace = settings.workspace(spec.subject)
     shared = spec.placement == "pools"
-    with working_on(workspace, shared=shared):
+    with working_on(settings, workspace, shared=shared):
         outcomes = _shared(settings, spec.subject) if shared else _local(workspace)
         if outcomes["evaluate"] is Outcome.RAN:
             warn_of_verdict(workspace)

@@ -22,9 +22,9 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
     settings = from_environment()
     workspace = settings.workspace(spec.subject)
     if spec.placement == "pools":
-        with working_on(workspace, shared=True):
+        with working_on(settings, workspace, shared=True):
             return _shared(settings, spec, take(settings, spec.subject))
-    with working_on(workspace, shared=False, makes=True):
+    with working_on(settings, workspace, shared=False, makes=True):
         chosen = parsed(spec.chosen())
         set_up(settings, spec.subject, **_given(spec), base=spec.base, preset=spec.preset, values=chosen)
         require_consent(workspace, STAGES, None)

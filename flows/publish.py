@@ -45,7 +45,7 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
     settings = from_environment()
     workspace = settings.workspace(spec.subject)
     shared = spec.placement == "pools"
-    with working_on(workspace, shared=shared):
+    with working_on(settings, workspace, shared=shared):
         if shared:
             take(settings, spec.subject, only_reads=True)
             _fetch(settings, spec.subject)

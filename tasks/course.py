@@ -20,6 +20,7 @@ from tasks.policy import SERVER_ERRORS
 from tasks.settings import Settings
 from tasks.shown import artifact_key
 from tasks.storage import open_store, store_errors
+from tasks.tombstones import unless_forgotten
 from tasks.unfinished import last_checkpoint
 from zimage.errors import InputError
 from zimage.folder import aside_of
@@ -89,8 +90,10 @@ class Course:
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / NAME
             path.write_text(page, encoding="utf-8")
-            if not self._store.put_if_absent(self._key, path):
-                self._store.mend(self._key, path)
+            with unless_forgotten(self._store, self._subject, self._workspace) as written:
+                written.append(self._key)
+                if not self._store.put_if_absent(self._key, path):
+                    self._store.mend(self._key, path)
 
     def _tell(self, found: Seen, *, working: bool) -> None:
         address = self._store.link(self._key, seconds=self._store.link_max_s)

@@ -24,13 +24,12 @@ from tasks.policy import LEASE_S
 from tasks.release import INDEX, MANIFEST, Index, release_key, releases_key
 from tasks.settings import DEMO, Settings, site_cache
 from tasks.storage import open_store
-from tasks.store import Inventory, Store, StoreError
+from tasks.store import Inventory, Store, StoreError, clear
 from tasks.tombstones import Counts, Tombstone
 from tasks.workspace import held
 from zimage.errors import InputError
 from zimage.faces.consent import read_consent
 
-LISTINGS = 10
 ENDS_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.2
 LEASE_ENDS_WITHIN_S = 2.0 * LEASE_S  # of a holder that was lost or cancelled
@@ -196,20 +195,11 @@ def erase_but_names(store: Store, workspace: Path, subject: str) -> None:
 def empty(store: Store, subject: str) -> None:
     """Delete every version of everything the store has of `subject`: pointers, then manifests, then the rest.
 
-    It is done when nothing is listed so long after that a listing which lags behind would have caught up.
-
     Raises:
         StoreError: the listing is not empty after many tries.
     """
-    below = _prefix(subject)
     _unpublish(store, subject)
-    store.delete(below)
-    for _ in range(LISTINGS):
-        time.sleep(store.listing_lag_s)
-        if store.inventory(below).is_empty:
-            return
-        store.delete(below)
-    raise StoreError(f"The store still lists {store.inventory(below)} of the subject; run again.")
+    clear(store, _prefix(subject))
 
 
 def _unpublish(store: Store, subject: str) -> None:

@@ -20,7 +20,7 @@ from tasks.settings import DEMO, Settings
 from tasks.sources import Source
 from tasks.storage import ConflictError, Store, open_store
 from tasks.subject import Choices, params_of, write_choices
-from tasks.tombstones import refuse_while_forgetting
+from tasks.tombstones import admit, refuse_if_forgotten, unless_forgotten
 from zimage.errors import InputError
 from zimage.faces.consent import Consent, read_consent
 from zimage.folder import write_whole
@@ -93,14 +93,15 @@ def take(settings: Settings, subject: str, *, only_reads: bool = False) -> Taken
     machine found lost is sent anew from here, or its stage will be run again, except by a leg that `only_reads`.
 
     Raises:
-        InputError: the demo, which stays where it is; or the subject is being forgotten.
+        InputError: the demo, which stays where it is; or the subject is being forgotten, or was since this machine's
+            workspace was made.
     """
     if subject == DEMO:
         raise InputError("The demo is no subject of the store; run it with `make demo` or `--placement local`.")
     store = open_store(settings.store)
-    refuse_while_forgetting(store, subject)
-    taken = read_state(store, subject)
     folder = settings.workspace(subject)
+    admit(store, subject, folder)
+    taken = read_state(store, subject)
     dvc.make(folder, settings.project)
     dvc.connect(folder, settings.remote(subject), settings.endpoint)
     if taken.state is not None:
@@ -133,8 +134,8 @@ def hand_over(
         run: The run's name, for people.
 
     Raises:
-        InputError: somebody else changed the state in between, the subject is being forgotten, or its consent cannot
-            be read.
+        InputError: somebody else changed the state in between, the subject is being forgotten or was meanwhile, or its
+            consent cannot be read.
     """
     store, folder = open_store(settings.store), settings.workspace(subject)
     before = taken.state
@@ -151,15 +152,19 @@ def hand_over(
         mend_noted(settings, subject)
         if _same(state, before):
             return before
-    refuse_while_forgetting(store, subject)
     tracked = [f"data/{name}.dvc" for name in state.inputs if sources]
-    dvc.push(folder, [*_locked(state.lock, stages), *tracked], on_line=told)
-    try:
-        store.swap(state_key(subject), state.model_dump_json(indent=2).encode(), taken.tag)
-    except ConflictError:
-        raise InputError(
-            f"The state of {subject} was changed by somebody else while this ran; run again: what was finished is kept."
-        ) from None
+    with unless_forgotten(store, subject, folder) as written:
+        written.append(f"subjects/{subject}/dvc")
+        dvc.push(folder, [*_locked(state.lock, stages), *tracked], on_line=told)
+        refuse_if_forgotten(store, subject, folder)
+        try:
+            store.swap(state_key(subject), state.model_dump_json(indent=2).encode(), taken.tag)
+        except ConflictError:
+            raise InputError(
+                f"The state of {subject} was changed by somebody else while this ran; run again: what was finished is "
+                "kept."
+            ) from None
+        written.append(state_key(subject))  # not before: another's is not ours to take back
     return state
 
 

@@ -6,18 +6,19 @@ repositories a subject has is written down before anything is sent, so that forg
 
 import datetime
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.hub_index import HubRecord, Origin, found, note, take_back
+from tasks.hub_index import HubRecord, Origin, found, index_key, note, take_back
 from tasks.hub_repository import Repository, differing, hash_of, is_file
 from tasks.policy import store_task
-from tasks.release import INDEX, MANIFEST, Index, Manifest, fetch, release_key, releases, releases_key
+from tasks.release import INDEX, MANIFEST, Index, Manifest, fetch, release_key, releases, releases_key, relist
 from tasks.settings import Settings, hub_token
 from tasks.store import Store, StoreError
-from tasks.tombstones import refuse_while_forgetting
+from tasks.tombstones import delete_sent, refuse_if_forgotten
 from zimage.errors import InputError
 
 TOKEN_BLOCK = "hf-token"
@@ -45,7 +46,8 @@ def publish_to_hub(settings: Settings, store: Store, subject: str, release: str,
     Who reads the repository has the release before or this one, whole. A repository that is not there is made, private.
 
     Raises:
-        InputError: the person does not agree (any more), the hub refuses, or the repository holds something else.
+        InputError: the person does not agree (any more), the hub refuses, the repository holds something else, or the
+            subject was forgotten: meanwhile sent, the release is taken off the hub again.
         StoreError: the hub or the store did not answer, or somebody else changed the repository; run again.
     """
     repository = Repository.connect(name, endpoint=settings.hub, token=_token())
@@ -55,17 +57,18 @@ def publish_to_hub(settings: Settings, store: Store, subject: str, release: str,
         _check_consent(manifest)
         (folder / MANIFEST).write_bytes(_manifest(store, subject, release))
         files = {each: folder / each for each in [*(file.name for file in manifest.files), MANIFEST]}
-        refuse_while_forgetting(store, subject)
-        head = _claimed(store, subject, repository, settings.hub)
-        is_new = release not in repository.tags()
-        if is_new and differing(there := repository.files(head), files):
-            refuse_while_forgetting(store, subject)
-            gone = sorted(set(there) - set(files))
-            head = repository.commit(title_of(release), files, without=gone, parent=head)
-            _check_same(repository, head, files)
-        if is_new:
-            repository.tag(release, head)
-        _check_same(repository, release, files)
+        with _unless_forgotten(settings, store, subject, release) as claimed:
+            head, record = _claimed(store, subject, repository, settings.hub)
+            claimed.append(record)
+            is_new = release not in repository.tags()
+            if is_new and differing(there := repository.files(head), files):
+                refuse_if_forgotten(store, subject, settings.workspace(subject))
+                gone = sorted(set(there) - set(files))
+                head = repository.commit(title_of(release), files, without=gone, parent=head)
+                _check_same(repository, head, files)
+            if is_new:
+                repository.tag(release, head)
+            _check_same(repository, release, files)
     return Uploaded(name, release, is_new=is_new)
 
 
@@ -77,21 +80,55 @@ def delete(settings: Settings, store: Store, subject: str) -> None:
         StoreError: the hub did not answer; run again.
     """
     for record in found(store, subject):
-        if record.endpoint != settings.hub:
-            raise InputError(
-                f"{record.name} has releases of this subject on the hub at {record.endpoint or 'huggingface.co'}; "
-                "set HF_ENDPOINT to it."
-            )
-        repository = Repository.connect(record.name, endpoint=settings.hub, token=_token())
-        head = repository.head()
-        if head is None:
-            _check_gone(repository)
-        elif _origin(record, repository, head) == "made":
-            repository.delete()
-            if repository.head() is not None:
-                raise StoreError(f"{record.name} is still on the hub; run again, or look whether it was renamed.")
-        else:
-            _withdraw(repository, head, _names(store, subject))
+        _take_off(settings, record, _names(store, subject))
+
+
+def _take_off(settings: Settings, record: HubRecord, names: list[str]) -> None:
+    """Delete a repository, or take the releases of these names out of one that publishing did not make."""
+    if record.endpoint != settings.hub:
+        raise InputError(
+            f"{record.name} has releases of this subject on the hub at {record.endpoint or 'huggingface.co'}; "
+            "set HF_ENDPOINT to it."
+        )
+    repository = Repository.connect(record.name, endpoint=settings.hub, token=_token())
+    head = repository.head()
+    if head is None:
+        _check_gone(repository)
+    elif _origin(record, repository, head) == "made":
+        repository.delete()
+        if repository.head() is not None:
+            raise StoreError(f"{record.name} is still on the hub; run again, or look whether it was renamed.")
+    else:
+        _withdraw(repository, head, names)
+
+
+@contextmanager
+def _unless_forgotten(settings: Settings, store: Store, subject: str, release: str) -> Iterator[list[HubRecord]]:
+    """Let the block put a release into a repository; if the subject is forgotten meanwhile, it is taken out again.
+
+    The block gets a list, and adds what is known of the repository.
+
+    Raises:
+        InputError: the subject was forgotten before or meanwhile, or history is left; the remedy too.
+    """
+    workspace = settings.workspace(subject)
+    refuse_if_forgotten(store, subject, workspace)
+    claimed: list[HubRecord] = []
+    try:
+        yield claimed
+    finally:
+        try:
+            refuse_if_forgotten(store, subject, workspace)
+        except InputError as forgotten:
+            try:
+                for record in claimed or found(store, subject):
+                    note(store, subject, record)  # and the release: should this fail, `forget` has to know
+                    relist(store, subject, release)
+                    _take_off(settings, record, [release])
+            except StoreError as error:
+                raise InputError(f"{forgotten} It may still be on the hub ({error}); run `forget` again.") from None
+            delete_sent(store, [index_key(subject), releases_key(subject)], forgotten)
+            raise
 
 
 def title_of(release: str) -> str:
@@ -99,8 +136,8 @@ def title_of(release: str) -> str:
     return f"Release {release}"
 
 
-def _claimed(store: Store, subject: str, repository: Repository, endpoint: str) -> str:
-    """Return the repository's last commit, once it is there, is written down, and may be written.
+def _claimed(store: Store, subject: str, repository: Repository, endpoint: str) -> tuple[str, HubRecord]:
+    """Return the repository's last commit and what is known of it, once it is there, written down, and may be written.
 
     Raises:
         InputError: it holds something that is no release of this subject.
@@ -128,8 +165,9 @@ def _claimed(store: Store, subject: str, repository: Repository, endpoint: str) 
             f"{repository.name} holds what is no release of this subject ({', '.join(sorted(there)[:3])}); name a "
             "repository that is empty or not there yet."
         )
-    note(store, subject, record(_origin(known, repository, head) if known else "found"))
-    return head
+    claimed = record(_origin(known, repository, head) if known else "found")
+    note(store, subject, claimed)
+    return head, claimed
 
 
 def _origin(record: HubRecord, repository: Repository, head: str) -> Origin:

@@ -11,7 +11,9 @@ from tasks.lease import leased
 from tasks.policy import StageTask, store_task
 from tasks.settings import Settings
 from tasks.sources import Source, look, source
+from tasks.storage import open_store
 from tasks.subject import set_up
+from tasks.tombstones import admit
 from tasks.workspace import Outcome, held, is_up_to_date
 from zimage.errors import InputError
 from zimage.faces.consent import read_consent
@@ -19,22 +21,24 @@ from zimage.permission import require_for, today
 
 
 @contextmanager
-def working_on(workspace: Path, *, shared: bool, makes: bool = False) -> Iterator[None]:
-    """Hold the workspace, and the subject too where other machines share the work.
+def working_on(settings: Settings, workspace: Path, *, shared: bool, makes: bool = False) -> Iterator[None]:
+    """Hold the workspace, and the subject too where other machines share the work (and whoever takes it is admitted).
 
     Args:
+        settings: Where things are.
         workspace: The subject's; it must be there, unless other machines share the work.
         shared: Other machines share the work.
         makes: The workspace may be absent, as it is going to be made.
 
     Raises:
-        InputError: somebody else holds it, or it is not there.
+        InputError: somebody else holds it, it is not there, or its subject was forgotten.
     """
     if not (shared or makes or workspace.is_dir()):
         raise InputError(f"{workspace.name} has no workspace {workspace}; run `prepare` or `personalize` first.")
     with at_hand():
         if not shared:
             with held(workspace):
+                admit(open_store(settings.store), settings.subject(workspace), workspace)
                 yield
             return
         with leased(workspace.name), held(workspace):

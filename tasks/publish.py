@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import importlib.metadata
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -28,11 +27,12 @@ from tasks.release import (
     manifest_of,
     numbered,
     release_key,
+    releases_key,
 )
 from tasks.samples import is_sample
-from tasks.settings import PROJECT, Signing
+from tasks.settings import PROJECT, Signing, built_from
 from tasks.store import ConflictError, Store, StoreError
-from tasks.tombstones import refuse_while_forgetting
+from tasks.tombstones import refuse_if_forgotten, unless_forgotten
 from zimage.errors import InputError
 from zimage.faces.consent import Consent, read_consent, require
 
@@ -78,16 +78,16 @@ def publish(
     after it was sent. Signed pictures count as the unsigned ones and who signs, since no two signatures are equal.
 
     Raises:
-        InputError: the verdict, the consent or a licence forbids it, the workspace is not finished, or pictures are to
-            be signed and cannot be.
+        InputError: the verdict, the consent or a licence forbids it, the workspace is not finished, pictures are to be
+            signed and cannot be, or the subject was forgotten, before or meanwhile.
     """
     verdict = gate(workspace, accept_provisional=accept_provisional, use=use)
     if signing:
         check_signing(signing)
-    refuse_while_forgetting(store, subject)
     consent = read_consent(workspace / "data" / "consent.yaml")
-    with tempfile.TemporaryDirectory() as temporary:
+    with unless_forgotten(store, subject, workspace) as written, tempfile.TemporaryDirectory() as temporary:
         sources = gathered(workspace, Path(temporary), subject, use=use, consent=consent)
+        written.append(releases_key(subject))
         unsigned = [described(name, path) for name, path in sources.items()]
         name = numbered(store, subject, content_hash([*unsigned, *signer_of(signing)]))
         key, finished, kept = release_key(subject, name), manifest_of(store, subject, name), {}
@@ -108,7 +108,7 @@ def publish(
             subject=subject, release=name, verdict=verdict, use=use, consent=agreed(consent), files=files,
             **_origin(workspace, subject),
         )  # fmt: skip
-        refuse_while_forgetting(store, subject)
+        refuse_if_forgotten(store, subject, workspace)
         try:
             store.swap(f"{key}/{MANIFEST}", manifest.model_dump_json(indent=2).encode(), None)
         except ConflictError:  # the same content was published at the same time
@@ -224,4 +224,4 @@ def _commit() -> str | None:
         answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:
         answer = ""
-    return answer or os.environ.get("ZIMAGE_COMMIT") or None
+    return answer or built_from()

@@ -124,6 +124,17 @@ def numbered(store: Store, subject: str, content: str) -> str:
     return next(each.name for each in index.releases if each.content == content)
 
 
+def relist(store: Store, subject: str, name: str) -> None:
+    """Write a release that was begun into the index again, after all of it was deleted."""
+
+    def listed(index: Index) -> Index:
+        if any(each.name == name for each in index.releases):
+            return index
+        return Index(releases=[*index.releases, Listed(name=name, content="")])
+
+    changed(store, f"{releases_key(subject)}/{INDEX}", Index(releases=[]), listed)
+
+
 def manifest_of(store: Store, subject: str, name: str) -> Manifest | None:
     """Return the manifest of a release, or None where there is none: what lies there was begun and never finished."""
     found = store.read(f"{release_key(subject, name)}/{MANIFEST}")

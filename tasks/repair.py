@@ -22,6 +22,7 @@ from tasks.release import INDEX, MANIFEST, Index, Manifest, Part, release_key, r
 from tasks.settings import Settings
 from tasks.storage import Store, open_store
 from tasks.store import changed
+from tasks.tombstones import unless_forgotten
 from tasks.workspace import write_changed
 from zimage.errors import InputError
 
@@ -240,10 +241,12 @@ class Objects:
 
 @contextmanager
 def _objects(settings: Settings, subject: str) -> Iterator["Objects"]:
-    folder = settings.workspace(subject)
-    (folder / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)  # what is fetched is forgotten with the workspace
-    with TemporaryDirectory(dir=folder / ".dvc" / "tmp") as scratch:
-        yield Objects(open_store(settings.store), subject, folder, Path(scratch) / "object")
+    store, folder = open_store(settings.store), settings.workspace(subject)
+    with unless_forgotten(store, subject, folder) as written:
+        written.append(f"subjects/{subject}/dvc")
+        (folder / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)  # what is fetched is forgotten with the workspace
+        with TemporaryDirectory(dir=folder / ".dvc" / "tmp") as scratch:
+            yield Objects(store, subject, folder, Path(scratch) / "object")
 
 
 def _named(folder: Path) -> dict[str, str]:

@@ -104,3 +104,8 @@ def _signing() -> Signing | None:
         algorithm=os.environ.get("ZIMAGE_C2PA_ALGORITHM", "es256"),
         timestamps=os.environ.get("ZIMAGE_C2PA_TIMESTAMPS", ""),
     )
+
+
+def built_from() -> str | None:
+    """Return the commit that an image of this project was made of (ZIMAGE_COMMIT); None where nothing tells it."""
+    return os.environ.get("ZIMAGE_COMMIT") or None

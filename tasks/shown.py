@@ -29,6 +29,7 @@ from tasks.policy import SERVER_ERRORS
 from tasks.scan import Finding
 from tasks.settings import Settings
 from tasks.storage import open_store
+from tasks.tombstones import unless_forgotten
 from zimage.identity.charts import curve
 from zimage.summary import summary
 
@@ -140,7 +141,7 @@ def show_page(settings: Settings, workspace: Path, stage: str, *, shared: bool) 
     title = page.stem.replace("_", " ")
     address, until = page.resolve().as_uri(), ""
     if in_store(settings, shared=shared):
-        address, until = _stored(settings, subject, page)
+        address, until = _stored(settings, subject, workspace, page)
     called, key = f"{title} of {subject}".capitalize(), artifact_key(subject, page.stem)
     create_link_artifact(address, link_text=called, key=key, description=f"The {title}{until}")
     return address
@@ -153,12 +154,14 @@ def show_page_again(settings: Settings, workspace: Path, stage: str, *, shared: 
         show_page(settings, workspace, stage, shared=shared)
 
 
-def _stored(settings: Settings, subject: str, page: Path) -> tuple[str, str]:
+def _stored(settings: Settings, subject: str, workspace: Path, page: Path) -> tuple[str, str]:
     """Put a page into the store; return the link to it, and until when it opens it, for a person."""
     store = open_store(settings.store, pages=settings.pages)
     sha256 = hashlib.sha256(page.read_bytes()).hexdigest()
     key = f"subjects/{subject}/pages/{sha256[:16]}/{page.name}"
-    store.put_if_absent(key, page)
+    with unless_forgotten(store, subject, workspace) as written:
+        written.append(key)
+        store.put_if_absent(key, page)
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=store.link_max_s)
     return store.link(key, seconds=store.link_max_s), f"; the link opens it until {until:%Y-%m-%d %H:%M} UTC"
 

@@ -3,6 +3,7 @@
 Keys are relative, with `/` between their parts. No part begins with a dot: such names are a store's own.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ MAX_SMALL_BYTES = 64 * 2**20  # of what is read into memory: states, pointers, m
 MAX_FILE_BYTES = 64 * 2**30  # of what is fetched to disk; the largest LoRA has some GB
 MAX_KEY_BYTES = 900  # S3 takes 1024 with the prefix
 TRIES = 20  # of a change that others are first with
+LISTINGS = 10  # of what is to be deleted
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -161,6 +163,23 @@ def changed(store: Store, key: str, fresh: Document, change: Callable[[Document]
             continue
         return after
     raise StoreError(f"{key} was changed by others {TRIES} times in a row; run again.")
+
+
+def clear(store: Store, below: str) -> None:
+    """Delete every version of the object `below` and of all below it.
+
+    It is done when nothing is listed so long after that a listing which lags behind would have caught up.
+
+    Raises:
+        StoreError: the listing is not empty after many tries.
+    """
+    store.delete(below)
+    for _ in range(LISTINGS):
+        time.sleep(store.listing_lag_s)
+        if store.inventory(below).is_empty:
+            return
+        store.delete(below)
+    raise StoreError(f"The store still lists {store.inventory(below)} of the subject; run again.")
 
 
 def checked_key(key: str) -> str:

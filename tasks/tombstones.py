@@ -1,12 +1,27 @@
-"""What remains of a forgotten subject: that something was forgotten, when and how much; nothing of the person."""
+"""What remains of a forgotten subject: that something was forgotten, when and how much; nothing of the person.
+
+A workspace remembers how many forgettings of its subject had been begun when it was made. Where the tombstone counts
+more, it is left over, and what is of it goes nowhere. That is looked at before and after everything that is sent: if it
+holds afterwards too, a forgetting that begins then finds what was sent.
+"""
 
 import datetime
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from tasks.release import Part
-from tasks.store import Store, changed
+from tasks.settings import DEMO
+from tasks.store import Store, StoreError, changed, clear
+from tasks.workspace import write_changed
 from zimage.errors import InputError
+
+MARK = Path(".dvc", "forgettings")  # in a workspace
+
+
+class ForgottenError(InputError):
+    """The subject is being forgotten, or was."""
 
 
 class Counts(Part):
@@ -72,11 +87,104 @@ def refuse_while_forgetting(store: Store, subject: str) -> None:
     Raises:
         InputError: it was; what would be stored now might stay.
     """
+    _ended(store, subject)
+
+
+def admit(store: Store, subject: str, workspace: Path) -> None:
+    """Let work begin in a workspace, which from then on remembers how often its subject had been forgotten.
+
+    Raises:
+        InputError: the subject is being forgotten, or was since the workspace was made.
+    """
+    if subject == DEMO:
+        return
+    forgotten = _ended(store, subject)
+    if (workspace / "data").exists() or (workspace / ".dvc" / "config").exists():
+        _refuse_leftover(workspace, forgotten)
+    (workspace / MARK).parent.mkdir(parents=True, exist_ok=True)
+    write_changed(workspace / MARK, f"{len(forgotten)}\n")
+
+
+def refuse_if_forgotten(store: Store, subject: str, workspace: Path) -> None:
+    """Pass unless a forgetting of the subject was begun since its workspace was made, whether or not it has ended.
+
+    Raises:
+        InputError: it was.
+    """
+    _refuse_leftover(workspace, _ended(store, subject))
+
+
+@contextmanager
+def unless_forgotten(store: Store, subject: str, workspace: Path) -> Iterator[list[str]]:
+    """Let the block send what is of a workspace; if the subject is forgotten meanwhile, it is taken back.
+
+    The block gets a list, and adds the key below which it is about to write: all there is of it in the store then came
+    after the forgetting.
+
+    Raises:
+        InputError: the subject was forgotten before or meanwhile, and whether something is left of what was sent.
+    """
+    refuse_if_forgotten(store, subject, workspace)
+    written: list[str] = []
+    try:
+        yield written
+    finally:
+        try:
+            refuse_if_forgotten(store, subject, workspace)
+        except ForgottenError as forgotten:
+            delete_sent(store, written, forgotten)
+            raise
+
+
+def delete_sent(store: Store, written: list[str], forgotten: InputError) -> None:
+    """Delete what was written of a subject that was forgotten.
+
+    Raises:
+        InputError: it could not be deleted; these keys may not, or the store is away.
+    """
+    try:
+        for key in written:
+            clear(store, key)
+    except (InputError, StoreError, OSError) as error:
+        raise ForgottenError(
+            f"{forgotten} What was sent meanwhile could not be taken back ({error}); run `forget` again."
+        ) from None
+
+
+def _ended(store: Store, subject: str) -> list[Forgotten]:
+    """Return all forgettings of a subject.
+
+    Raises:
+        InputError: the last one has not ended.
+    """
     found = store.read(key_of(subject))
-    if found is not None and _is_open(Tombstone.model_validate_json(found.content)):
-        raise InputError(
+    if found is None:
+        return []
+    tombstone = Tombstone.model_validate_json(found.content)
+    if _is_open(tombstone):
+        raise ForgottenError(
             "This subject is being forgotten, or that was interrupted; finish it with `python -m flows forget` first."
         )
+    return tombstone.forgotten
+
+
+def _refuse_leftover(workspace: Path, forgotten: list[Forgotten]) -> None:
+    if _known(workspace, forgotten) < len(forgotten):
+        raise ForgottenError(
+            f"The subject of {workspace} was forgotten after that was made, so nothing of it is stored: remove that "
+            "folder, and begin with photos and consent if the person has agreed anew."
+        )
+
+
+def _known(workspace: Path, forgotten: list[Forgotten]) -> int:
+    """Return how many forgettings a workspace is younger than; of one without a mark, its age tells."""
+    mark, config = workspace / MARK, workspace / ".dvc" / "config"
+    if mark.is_file():
+        return int(mark.read_text(encoding="utf-8"))
+    if not config.is_file():
+        return 0
+    made = datetime.datetime.fromtimestamp(config.stat().st_mtime, datetime.UTC)
+    return sum(each.finished_at is not None and each.finished_at < made for each in forgotten)
 
 
 def _change(store: Store, subject: str, change: Callable[[Tombstone], Tombstone]) -> Tombstone:

@@ -13,6 +13,7 @@ from prefect.logging import get_run_logger
 
 from tasks.settings import Settings
 from tasks.storage import ConflictError, MissingError, Store, open_store, store_errors
+from tasks.tombstones import ForgottenError, unless_forgotten
 from zimage.errors import InputError
 from zimage.folder import aside_of
 from zimage.section import Section
@@ -40,19 +41,28 @@ class Keeper:
 
     def __init__(self, settings: Settings, subject: str) -> None:
         self._store = open_store(settings.store)
+        self._subject, self._workspace = subject, settings.workspace(subject)
         self._key = key_of(subject)
-        self._aside = aside_of(settings.workspace(subject) / "data" / STAGE)
+        self._aside = aside_of(self._workspace / "data" / STAGE)
         self._last = last_checkpoint(self._aside)
         self._whole: set[str] = set()
 
     def look(self) -> None:
-        """Keep what is there, if there is a new checkpoint; a store that fails costs this copy and nothing else."""
+        """Keep what is there, if there is a new checkpoint; a store that fails costs this copy and nothing else.
+
+        Raises:
+            ForgottenError: the subject was forgotten meanwhile; nothing is kept, and the training ends.
+        """
         last = last_checkpoint(self._aside)
         if last in (self._last, ""):
             return
         self._last = last
         try:
-            self._keep(last)
+            with unless_forgotten(self._store, self._subject, self._workspace) as written:
+                written.append(self._key)
+                self._keep(last)
+        except ForgottenError:
+            raise
         except _failures() as error:
             get_run_logger().warning("The checkpoint %s could not be kept in the store: %s", last, error)
 

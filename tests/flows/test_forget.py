@@ -22,9 +22,11 @@ from prefect.states import Running
 
 from flows.__main__ import main
 from flows.forget import forget
+from flows.learn import learn as real_learn
+from flows.prepare import prepare
 from flows.promote import promote
 from flows.publish import publish
-from flows.spec import ForgetSpec, LearnSpec, PromoteSpec, PublishSpec
+from flows.spec import ForgetSpec, LearnSpec, PrepareSpec, PromoteSpec, PublishSpec
 from tasks.forget_runs import delete, runs_of
 from tasks.lease import leased
 from tasks.publish import publish as publish_task
@@ -255,6 +257,23 @@ def test_from_the_shell_a_release_goes_to_the_hub_and_forgetting_takes_it_off(
 
     assert hub.repos == {}
     assert "lab/ada" not in "".join(path.read_text("latin-1") for path in places.rglob("*.json"))
+
+
+def test_what_another_machine_still_has_of_a_forgotten_person_is_not_worked_on(
+    ada: Path, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ada, places / "elsewhere" / ADA)
+    forget(ForgetSpec(subject=ADA, delete=True))
+    monkeypatch.setenv("ZIMAGE_WORKSPACES", str(places / "elsewhere"))
+
+    for leg in (
+        lambda: prepare(PrepareSpec(subject=ADA)),
+        lambda: real_learn(LearnSpec(subject=ADA)),
+        lambda: publish(PublishSpec(subject=ADA)),
+    ):
+        with pytest.raises(InputError, match=rf"The subject of {places}/elsewhere/{ADA} was forgotten after that was"):
+            leg()
+    assert FolderStore(places / "store").keys(f"subjects/{ADA}") == []
 
 
 def test_the_demo_is_nobody(places: Path) -> None:

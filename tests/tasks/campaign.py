@@ -26,7 +26,7 @@ from tasks.release import described, fetch, manifest_of, release_key
 from tasks.settings import PROJECT
 from tasks.storage import S3Store
 from tasks.store import StoreError
-from tasks.tombstones import Counts, Tombstone, finish
+from tasks.tombstones import Counts, Tombstone, admit, finish
 from tasks.workspace import held
 from tests.tasks.finished import finished
 from zimage.errors import InputError
@@ -168,6 +168,7 @@ def attempt(kind: str, subject: str, seed: int, folder: Path, port: int) -> tupl
             case "publish":
                 workspace = folder / subject
                 with held_or_refused(workspace):
+                    admit(store, subject, workspace)
                     finished(workspace, seed=seed % 4)
                     return OK, publish_task.fn(workspace, subject, store).name
             case "promote":

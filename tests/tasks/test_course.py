@@ -11,11 +11,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from tasks.course import Course
+from tasks.forget import erase
 from tasks.pages import served
 from tasks.settings import PROJECT, Settings
 from tasks.storage import FolderStore
+from tasks.tombstones import Counts, finish
 from tests.album import Album
 from tests.tasks.faults import unwell
+from zimage.errors import InputError
 from zimage.folder import aside_of
 
 
@@ -83,6 +86,26 @@ def test_a_training_is_seen_while_it_lasts_and_as_it_ended(settings: Settings, p
     assert [key.rpartition("/")[2] for key in FolderStore(Path(settings.store)).keys("subjects/ada/pages")] == [
         "training.html"
     ]
+
+
+def test_of_a_person_who_is_forgotten_while_it_trains_nothing_more_is_shown(
+    settings: Settings, prefect_server: None
+) -> None:
+    workspace, store = settings.workspace("ada"), FolderStore(Path(settings.store))
+
+    @flow
+    def follow() -> None:
+        course = Course(settings, workspace)
+        trained(aside_of(workspace / "data" / "train"), 40)
+        course.look()
+        erase(store, workspace.with_name("of another machine"), "ada", Counts())
+        finish(store, "ada")
+        trained(aside_of(workspace / "data" / "train"), 80)
+        course.look()
+
+    with pytest.raises(InputError, match="was forgotten after that was made"):
+        follow()
+    assert store.keys("subjects/ada") == []
 
 
 def test_a_store_that_is_away_costs_the_picture_and_not_the_training(settings: Settings, prefect_server: None) -> None:

@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prefect import flow
 
+from tasks.forget import erase
 from tasks.handover import State, Taken, hand_over, read_state, state_key, take, track_inputs
 from tasks.settings import PROJECT, Settings
+from tasks.sources import Source
 from tasks.storage import open_store
 from tasks.subject import Choices
 from tasks.tombstones import Counts, begin, finish
@@ -178,4 +182,84 @@ def test_a_subject_that_is_being_forgotten_is_neither_taken_nor_handed_over(
         handed(first, before, "two")
 
     finish(store, "ada")
+    with pytest.raises(InputError, match="was forgotten after that was made"):
+        handed(first, before, "two")
+
+
+def forgotten(settings: Settings) -> None:
+    """What `flows.forget` does on the machine of these settings, from its beginning to its end."""
+    store = open_store(settings.store)
+    erase(store, settings.workspace("ada"), "ada", Counts())
+    finish(store, "ada")
+
+
+def test_what_another_machine_still_has_of_a_forgotten_person_is_not_stored_again(
+    first: Settings, prefect_server: None
+) -> None:
+    second, store = elsewhere(first), open_store(first.store)
+    prepared(first, "face")
+    before = taken(second)
+    worked(second, "two")
+    forgotten(first)
+
+    folder = second.workspace("ada")
+    refused = (
+        f"The subject of {folder} was forgotten after that was made, .*: remove that folder, and begin with photos"
+    )
+    with pytest.raises(InputError, match=refused):
+        handed(second, before, "two")
+    with pytest.raises(InputError, match=refused):
+        prepared(second, "face")
+    (folder / ".dvc" / "forgettings").unlink()  # as workspaces were before they had one
+    with pytest.raises(InputError, match=refused):
+        taken(second)
+    assert store.keys("subjects/ada") == []
+
+    shutil.rmtree(folder)
+    assert prepared(second, "another face").version == 1  # who has agreed anew
+    assert prepared(first, "one more face").version == 2
+
+
+def test_a_workspace_from_before_they_remembered_forgettings_is_worked_with_if_it_is_younger_than_the_last(
+    first: Settings, prefect_server: None
+) -> None:
+    forgotten(first)
+    prepared(first, "face")
+    (first.workspace("ada") / ".dvc" / "forgettings").unlink()
+
+    before = taken(first)
+    worked(first, "two")
     assert handed(first, before, "two").version == 2
+    assert (first.workspace("ada") / ".dvc" / "forgettings").read_text() == "1\n"
+
+
+def test_what_was_being_sent_while_the_person_was_forgotten_is_taken_back(
+    first: Settings, prefect_server: None
+) -> None:
+    before, folder, store = taken(first), first.workspace("ada"), open_store(first.store)
+    (folder / "data" / "photos").mkdir()
+    for number in range(50):
+        (folder / "data" / "photos" / f"{number}.jpg").write_text(f"face {number}")
+    shutil.copy(CONSENT, folder / "data")
+    track_inputs(folder)
+    worked(first, "one")
+
+    def forget_when_something_is_there() -> None:
+        while not store.keys("subjects/ada"):
+            time.sleep(0.001)
+        erase(store, folder.with_name("of another machine"), "ada", Counts())
+        finish(store, "ada")
+
+    meanwhile = threading.Thread(target=forget_when_something_is_there)
+    meanwhile.start()
+    with pytest.raises(InputError, match=r"was forgotten after that was made|is being forgotten"):
+        hand_over_inputs(first, before)
+    meanwhile.join()
+
+    assert store.keys("subjects/ada") == []
+
+
+@flow
+def hand_over_inputs(settings: Settings, before: Taken) -> State:
+    sources = {"photos": Source(address="/photos", seen="")}
+    return hand_over(settings, "ada", before, stages=("one",), sources=sources, choices=CHOICES, run="prepare ada")

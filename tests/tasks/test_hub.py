@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import HfApi, constants, snapshot_download
 from prefect.blocks.system import Secret
 
+from tasks.forget import erase
 from tasks.hub import TOKEN_BLOCK, Uploaded, delete, title_of
 from tasks.hub import publish_to_hub as publish_to_hub_task
 from tasks.hub_index import HubRecord, found, lines, note
@@ -17,7 +18,7 @@ from tasks.release import MANIFEST, release_key
 from tasks.settings import Settings
 from tasks.storage import FolderStore
 from tasks.store import StoreError
-from tasks.tombstones import Counts, begin
+from tasks.tombstones import Counts, begin, finish
 from tests.tasks.finished import finished
 from tests.tasks.hub_server import TOKEN, Hub
 from zimage.errors import InputError
@@ -43,6 +44,12 @@ class Lab:
     def next(self, subject: str = "ada") -> str:
         """Another release in the store."""
         return publish_to_store(self.folder, self.store, 1, subject)
+
+    def forget_once(self) -> None:
+        """Forget the person on another machine, which does not know yet of a repository, and answer as ever then."""
+        self.hub.faults.clear()
+        erase(self.store, self.folder / "workspace-of-another-machine", "ada", Counts())
+        finish(self.store, "ada")
 
     def delete(self) -> None:
         delete(self.settings, self.store, "ada")
@@ -272,6 +279,46 @@ def test_nothing_goes_to_the_hub_while_the_person_is_being_forgotten(lab: Lab) -
     with pytest.raises(InputError, match="This subject is being forgotten"):
         lab.publish()
     assert lab.hub.asked == []
+
+
+@pytest.mark.parametrize("moment", ["create", "preupload", "commit", "tag"])
+def test_a_release_of_a_person_who_is_forgotten_meanwhile_is_taken_off_the_hub_again(lab: Lab, moment: str) -> None:
+    lab.hub.faults[moment] = lab.forget_once
+
+    with pytest.raises(InputError, match="was forgotten after that was made"):
+        lab.publish()
+
+    assert lab.hub.repos == {}
+    assert lab.store.keys("subjects/ada") == []
+
+
+def test_a_hub_that_is_away_when_a_release_has_to_be_taken_off_leaves_it_to_the_next_forgetting(lab: Lab) -> None:
+    def forget_and_fail() -> None:
+        lab.forget_once()
+        lab.hub.faults["delete"] = 503
+
+    lab.hub.faults["tag"] = forget_and_fail
+    with pytest.raises(
+        InputError, match=r"It may still be on the hub \(The hub failed \(503\).*; run `forget` again\."
+    ):
+        lab.publish()
+
+    lab.hub.faults.clear()
+    lab.delete()
+    assert lab.hub.repos == {}
+
+
+def test_what_it_leaves_in_a_repository_that_was_there_is_told_and_known_to_the_next_forgetting(lab: Lab) -> None:
+    lab.hub.push(NAME, "initial commit", {".gitattributes": b""})
+    lab.hub.faults["tag"] = lab.forget_once
+
+    with pytest.raises(InputError, match=r"history still has 1 of them\. Delete it, or rewrite its history"):
+        lab.publish()
+
+    assert lab.hub.repos[NAME].tags == {}
+    assert set(lab.hub.repos[NAME].commits[-1].files) <= {".gitattributes"}
+    with pytest.raises(InputError, match=r"history still has 1 of them"):
+        lab.delete()
 
 
 def test_a_repository_that_publishing_made_is_deleted_with_all_its_history(lab: Lab) -> None:

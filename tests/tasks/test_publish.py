@@ -9,10 +9,12 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from tasks.forget import erase
 from tasks.publish import gate
 from tasks.publish import publish as publish_task
 from tasks.release import INDEX, MANIFEST, Manifest, fetch, manifest_of, releases
 from tasks.storage import ConflictError, FolderStore
+from tasks.tombstones import Counts, admit, finish
 from tests.tasks.finished import INSIGHTFACE, PLANTED, STRENGTH, finished, lora
 from tests.tasks.workflows import check_against_signatures
 from zimage.errors import InputError
@@ -234,6 +236,73 @@ def test_fetching_goes_on_where_it_stopped(workspace: Path, store: FolderStore, 
 def test_a_release_that_is_not_there_is_told(store: FolderStore, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ada has no release 7-00000000; the index of its releases says"):
         fetch(store, "ada", "7-00000000", tmp_path)
+
+
+class ForgottenMeanwhile(FolderStore):
+    """A store in which all of a subject is forgotten, from its beginning to its end, when a certain file comes."""
+
+    name = ""
+
+    def put_if_absent(self, key: str, source: Path) -> bool:
+        self._forget(key)
+        return super().put_if_absent(key, source)
+
+    def swap(self, key: str, content: bytes, tag: str | None) -> str:
+        self._forget(key)
+        return super().swap(key, content, tag)
+
+    def _forget(self, key: str) -> None:
+        plain = FolderStore(self.root)
+        if key.endswith(f"/{self.name}") and not plain.keys("tombstones"):
+            erase(plain, self.root / "workspace-of-another-machine", "ada", Counts())
+            finish(plain, "ada")
+
+
+class ForgottenWithItsPictures(ForgottenMeanwhile):
+    name = SAMPLES[1]
+
+
+class ForgottenAtTheLastMoment(ForgottenMeanwhile):
+    name = MANIFEST
+
+
+@pytest.mark.parametrize("kind", [ForgottenWithItsPictures, ForgottenAtTheLastMoment])
+def test_what_was_being_published_while_the_person_was_forgotten_is_taken_back(
+    workspace: Path, store: FolderStore, kind: type[FolderStore]
+) -> None:
+    publish(workspace, "ada", store)
+    finished(workspace, seed=1)
+
+    with pytest.raises(InputError, match=rf"The subject of {workspace} was forgotten after that was made, so nothing"):
+        publish(workspace, "ada", kind(store.root))
+
+    assert store.keys("subjects/ada") == []
+    with pytest.raises(InputError, match="was forgotten after that was made"):
+        publish(workspace, "ada", store)
+    assert store.keys("subjects/ada") == []
+
+
+class Undeletable(ForgottenAtTheLastMoment):
+    """With the keys of a role that may not delete."""
+
+    def delete(self, below: str) -> int:
+        raise InputError(f"these keys may not delete {below}")
+
+
+def test_what_cannot_be_taken_back_is_told_with_the_remedy(workspace: Path, store: FolderStore) -> None:
+    told = r"What was sent meanwhile could not be taken back \(these keys may not .*\); run `forget` again\."
+    with pytest.raises(InputError, match=told):
+        publish(workspace, "ada", Undeletable(store.root))
+
+
+def test_who_comes_back_is_published_again(workspace: Path, store: FolderStore) -> None:
+    publish(workspace, "ada", store)
+    erase(store, workspace, "ada", Counts())
+    finish(store, "ada")
+    admit(store, "ada", workspace)
+    finished(workspace, seed=1)
+
+    assert publish(workspace, "ada", store).name.startswith("1-")
 
 
 def refusal(workspace: Path, store: FolderStore, **asked: Any) -> str:

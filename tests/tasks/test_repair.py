@@ -13,6 +13,7 @@ import yaml
 from prefect import flow
 
 from tasks.dvc import FetchFailedError
+from tasks.forget import erase
 from tasks.handover import State, hand_over, take, track_inputs
 from tasks.log import told
 from tasks.publish import publish
@@ -21,6 +22,7 @@ from tasks.settings import PROJECT, Settings
 from tasks.sources import Source
 from tasks.storage import S3Store, Store, open_store
 from tasks.subject import Choices
+from tasks.tombstones import Counts, finish
 from tasks.workspace import Outcome, bring_up_to_date
 from tests.tasks.finished import finished, write
 from zimage.errors import InputError
@@ -73,6 +75,19 @@ def fetched(settings: Settings) -> None:
             raise refusals.pop()
 
     fetching(settings, "ada", once, wants=[*made_by(folder, ["one"]), "data/photos"])
+
+
+@flow
+def forgotten_then_fetched(settings: Settings) -> None:
+    """A leg that still works on a person when all of them is forgotten on another machine, whence a fetch fails."""
+    store, folder = open_store(settings.store), settings.workspace("ada")
+
+    def ask() -> None:
+        erase(store, folder.with_name("of another machine"), "ada", Counts())
+        finish(store, "ada")
+        raise FetchFailedError("Checkout failed for following targets:")
+
+    fetching(settings, "ada", ask, wants=[*made_by(folder, ["one"]), "data/photos"])
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +256,11 @@ def test_photos_that_nobody_has_are_asked_for(first: Settings, tmp_path: Path) -
 
     prepared(first)
     assert has(store, key, tmp_path)
+
+
+def test_nothing_of_a_person_who_was_forgotten_is_mended(first: Settings) -> None:
+    shutil.rmtree(first.workspace("ada") / ".dvc" / "cache")
+    with pytest.raises(InputError, match="was forgotten after that was made"):
+        forgotten_then_fetched(first)
+
+    assert open_store(first.store).keys("subjects/ada") == []

@@ -10,6 +10,10 @@ from prefect.client.schemas.objects import Artifact
 
 from tasks.settings import PROJECT, Settings
 from tasks.shown import Bar, artifact_key, show_page_again
+from tasks.storage import FolderStore
+from tasks.tombstones import Counts, begin, finish
+from tests.tasks.finished import write
+from zimage.errors import InputError
 
 TRAIN = {"name": "train", "done": 0, "total": 1000}
 
@@ -73,3 +77,19 @@ def test_every_pseudonym_has_keys_that_prefect_takes(one: str, prefect_server: N
 
     artifact(artifact_key(one, "train-progress"))
     assert len({artifact_key(subject, "loss") for subject in ("ada_b", "ada-b", "a_da-b")}) == 3
+
+
+def test_no_page_of_a_person_who_was_forgotten_is_stored(tmp_path: Path, prefect_server: None) -> None:
+    settings = Settings(PROJECT, tmp_path / "workspaces", str(tmp_path / "store"), pages="http://127.0.0.1:1")
+    write(settings.workspace("lee") / "data" / "evaluate" / "report.html", b"<html>a face")
+    store = FolderStore(tmp_path / "store")
+    begin(store, "lee", Counts())
+    finish(store, "lee")
+
+    @flow
+    def again() -> None:
+        show_page_again(settings, settings.workspace("lee"), "evaluate", shared=True)
+
+    with pytest.raises(InputError, match="was forgotten after that was made"):
+        again()
+    assert store.keys("subjects/lee") == []

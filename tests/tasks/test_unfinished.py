@@ -5,8 +5,10 @@ import boto3
 import pytest
 from prefect import flow
 
+from tasks.forget import erase
 from tasks.settings import PROJECT, Settings
 from tasks.storage import FolderStore, S3Store
+from tasks.tombstones import Counts, finish
 from tasks.unfinished import Keeper, fetch_unfinished, forget_unfinished, key_of
 from tests.album import Album
 from tests.tasks.faults import unwell
@@ -190,6 +192,20 @@ def test_of_a_copy_the_index_is_deleted_first(tmp_path: Path, album: Album, monk
 
     assert [b"unfinished/index.json" in each for each in deleted] == [True, False]
     assert S3Store.connect("album", "project").keys("subjects/ada") == []
+
+
+def test_of_a_person_who_is_forgotten_while_it_trains_nothing_more_is_kept(
+    tmp_path: Path, prefect_server: None
+) -> None:
+    settings, store = machine(tmp_path, "one"), FolderStore(tmp_path / "store")
+    kept(settings, 50)
+    erase(store, tmp_path / "workspace-of-another-machine", "ada", Counts())
+    finish(store, "ada")
+
+    with pytest.raises(InputError, match="was forgotten after that was made"):
+        kept(settings, 100)
+
+    assert store.keys("subjects/ada") == []
 
 
 def test_a_training_that_ended_leaves_no_copy(tmp_path: Path) -> None:
