@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import yaml
@@ -17,7 +16,7 @@ from tasks.sources import content, look
 from tasks.storage import Store
 from tasks.subject import Choices, presets
 from zimage.errors import InputError
-from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, read_consent, require
+from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, consent_in, read_consent, require
 from zimage.signatures import STAGES
 
 Verdict = Literal["unchanged", "changed", "stopped"]
@@ -113,15 +112,7 @@ def _consent(state: State, looks: str, workspace: Path) -> Consent | None:
 def _read(address: str) -> Consent | None:
     """Return the consent at an address; None if it has just gone."""
     found = content(address, max_bytes=MAX_CONSENT_BYTES)
-    if found is None:
-        return None
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "consent.yaml"
-        path.write_bytes(found)
-        try:
-            return read_consent(path)
-        except InputError as error:
-            raise InputError(str(error).replace(str(path), address)) from None
+    return None if found is None else consent_in(found, address)
 
 
 def _inputs(state: State, consent_looks: str) -> Iterator[str]:

@@ -260,8 +260,9 @@ def test_publishing_what_failed_is_refused_and_the_result_is_kept(ada: Ada, plac
     assert not (places / "store").exists() or not any((places / "store").rglob("*.safetensors"))
 
 
-def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(places: Path, prefect_server: None) -> None:
+def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(ada: Ada, places: Path, prefect_server: None) -> None:
     (places / "none").mkdir()
+    shutil.copy(places / "photos" / "IMG_1001.jpg", places / "none")
 
     refused = run(
         *("personalize", "--subject", "bob", "--photos", str(places / "none")),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks import photos
-from tasks.photos import STRANGE, bring_photos, places
+from tasks.photos import STRANGE, brought, places
 from tests.album import Album
 from zimage.errors import InputError
 from zimage.folder import aside_of
@@ -19,6 +19,12 @@ def source(tmp_path: Path) -> Path:
     (folder / "a.jpg").write_bytes(b"a")
     (folder / "beach" / "b.jpg").write_bytes(b"b")
     return folder
+
+
+def bring_photos(source: str, target: Path) -> bool:
+    """Return whether the target had to change."""
+    with brought(source, target) as aside:
+        return aside is not None
 
 
 def files(folder: Path) -> dict[str, bytes]:
