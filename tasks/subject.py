@@ -187,7 +187,13 @@ def _agreed(consent: str, target: Path, subject: str) -> bytes | None:
         raise InputError(
             f"There is no consent file {consent}; name a file, or s3://bucket/key, that this machine can read."
         )
-    require(consent_in(found, consent), "training", datetime.datetime.now(datetime.UTC).date())
+    given = consent_in(found, consent)
+    if given.pseudonym != subject:
+        raise InputError(
+            f"{consent} is the consent of {given.pseudonym!r} and not of {subject!r}; give the file whose `pseudonym` "
+            f"is {subject}, or name the other subject."
+        )
+    require(given, "training", datetime.datetime.now(datetime.UTC).date())
     return found
 
 

@@ -29,6 +29,7 @@ from tasks.publish import publish as publish_task
 from tasks.settings import PROJECT
 from tasks.storage import FolderStore
 from tasks.workspace import Outcome, bring_up_to_date
+from tests.agreed import agreed
 from zimage.demo import make_demo_photos
 from zimage.folder import aside_of
 from zimage.model.base import Base
@@ -114,8 +115,7 @@ def ada(places: Path, prefect_server: None, tiny_base: Base) -> Ada:
     for photo in photos.glob("IMG_1*.jpg"):
         photo.write_bytes(planted(photo.read_bytes()))
     values = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
-    consent = PROJECT / "data" / "consent.yaml"
-    given = ["--photos", str(photos), "--consent", str(consent), "--base", tiny_base.model, *values]
+    given = ["--photos", str(photos), "--consent", str(agreed(places, "ada")), "--base", tiny_base.model, *values]
     arguments = ["personalize", "--subject", "ada"]
     first = run(*arguments, *given)
     return Ada(places / "workspaces" / "ada", arguments, first, run(*arguments))
@@ -189,9 +189,9 @@ def test_no_secret_and_no_place_is_in_anything_that_a_run_leaves(ada: Ada, place
     shutil.copytree(ada.workspace, passed)
     (passed / metrics.relative_to(ada.workspace)).write_text(metrics.read_text().replace('"fail"', '"pass"'))
     consent = passed / "data" / "consent.yaml"
-    agreed = yaml.safe_load(consent.read_text())
-    agreed |= {"scope": ["training", "evaluation", "publication"], "may_publish": True}
-    consent.write_text(yaml.safe_dump(agreed))
+    said = yaml.safe_load(consent.read_text())
+    said |= {"scope": ["training", "evaluation", "publication"], "may_publish": True}
+    consent.write_text(yaml.safe_dump(said))
     release = publish_task.fn(passed, "ada", FolderStore(tmp_path / "store"))
     database = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2])
 
@@ -266,7 +266,7 @@ def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(ada: Ada, plac
 
     refused = run(
         *("personalize", "--subject", "bob", "--photos", str(places / "none")),
-        *("--consent", str(PROJECT / "data" / "consent.yaml")),
+        *("--consent", str(agreed(places, "bob"))),
     )
 
     assert refused.code == 2

@@ -95,6 +95,7 @@ def test_comments_of_the_project_s_params_stay(settings: Settings, given: dict[s
 
 def test_one_subject_is_not_in_another_s_workspace(settings: Settings, given: dict[str, str]) -> None:
     ada = set_up(settings, "ada", **given, values={"train.steps": 20})
+    Path(given["consent"]).write_bytes(agreed(pseudonym="eve"))
     eve = set_up(settings, "eve", **given)
 
     assert ada != eve
@@ -123,6 +124,17 @@ def test_a_consent_may_lie_in_a_bucket_and_a_changed_one_is_taken_over(
     set_up(settings, "ada", **given)
 
     assert consent.read_bytes() == agreed(may_publish=False)
+
+
+def test_another_person_s_consent_is_refused(settings: Settings, given: dict[str, str]) -> None:
+    with pytest.raises(InputError) as refused:
+        set_up(settings, "grace", **given)
+
+    assert str(refused.value) == (
+        f"{given['consent']} is the consent of 'ada' and not of 'grace'; give the file whose `pseudonym` is grace, "
+        "or name the other subject."
+    )
+    assert not settings.workspace("grace").exists()
 
 
 @pytest.mark.parametrize("consent", ["s3://album/ada/none.yaml", "nowhere/none.yaml"])
@@ -169,6 +181,7 @@ def bad_inputs(tmp_path: Path, album: Album) -> Path:
     (folder / "other" / "b.jpg").write_bytes(PICTURE)
     album.client.put_object(Bucket="album", Key="texts/notes.txt", Body=b"no photo")
     consents: dict[str, dict[str, object]] = {
+        "eve": {"pseudonym": "eve"},
         "child": {"adult": False},
         "expired": {"expires": datetime.date(2020, 1, 1)},
         "narrow": {"scope": ["publication"]},
@@ -196,6 +209,7 @@ def bad_inputs(tmp_path: Path, album: Album) -> Path:
         ({"photos": "other", "overrides": "nope"}, r"There is no folder .*/nope with decisions"),
         ({"photos": "other", "overrides": "notes.txt"}, r"There is no folder .*/notes\.txt with decisions"),
         ({"photos": "other", "overrides": "s3://album/nope"}, r"no photos at s3://album/nope"),
+        ({"consent": "eve.yaml"}, r"/eve\.yaml is the consent of 'eve' and not of 'ada'"),
         ({"consent": "child.yaml"}, r"does not affirm an adult"),
         ({"consent": "expired.yaml"}, "expired on 2020-01-01; ask for a new one"),
         ({"consent": "narrow.yaml"}, r"covers publication but not training"),
