@@ -4,6 +4,7 @@ Weights of another architecture cannot be translated; what can be carried over i
 """
 
 import argparse
+import datetime
 import hashlib
 import json
 import logging
@@ -79,11 +80,16 @@ def migrate(given: Migration, out: Path) -> None:
     that it was drawn stands in out/migration.json, in the report and in the LoRA's metadata.
 
     Raises:
-        InputError: see `zimage.lora.rendering.render` and the stages; or `out` holds another migration.
+        InputError: the consent excludes it or has expired; `out` holds another migration; or see
+            `zimage.lora.rendering.render` and the stages.
     """
+    from zimage.faces.consent import read_consent, require
     from zimage.lora.rendering import OldModel, RenderParams, planned, render
     from zimage.section import read_section
 
+    consent, today = read_consent(given.consent), datetime.datetime.now(tz=datetime.UTC).date()
+    require(consent, "training", today)
+    require(consent, "evaluation", today)
     render_params = read_section(given.render_file or PACKAGED_RENDER, "render", RenderParams)
     rows = planned(render_params, given.person)
     record = _record(given, render_params.model_dump(), len(rows))
@@ -103,8 +109,6 @@ def _record(given: Migration, render_params: dict[str, Any], pictures: int) -> d
     from zimage.lora.inspection import inspect_file
     from zimage.model.base import IDENTITY_SUFFIXES, identify_files
 
-    if not given.consent.is_file():
-        raise InputError(f"There is no consent file {given.consent}; see data/consent.yaml for how one looks.")
     if not given.old_base.is_dir():
         raise InputError(f"There is no folder {given.old_base}; name the old model in diffusers' layout.")
     weights = [path for path in given.old_base.rglob("*") if path.suffix in IDENTITY_SUFFIXES]

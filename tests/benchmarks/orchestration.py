@@ -51,16 +51,8 @@ def repro(workspaces: Path, photos: Path, subject: str) -> float:
 
 def personalize(workspaces: Path, photos: Path, subject: str) -> float:
     """Return the seconds of the flow, with a server of its own."""
-    options = [
-        "--subject",
-        subject,
-        "--photos",
-        str(photos),
-        "--consent",
-        str(agreed(workspaces, subject)),
-        "--preset",
-        PRESET,
-    ]
+    consent = agreed(workspaces, subject)
+    options = ["--subject", subject, "--photos", str(photos), "--consent", str(consent), "--preset", PRESET]
     return run(PROJECT, workspaces, sys.executable, "-m", "flows", "personalize", *options)
 
 
