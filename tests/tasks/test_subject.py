@@ -191,6 +191,7 @@ def bad_inputs(tmp_path: Path, album: Album) -> Path:
     for name, changes in consents.items():
         (folder / f"{name}.yaml").write_bytes(agreed(**changes))
         album.client.put_object(Bucket="album", Key=f"{name}.yaml", Body=agreed(**changes))
+    (folder / "twice.yaml").write_bytes(agreed() + b"may_publish: false\n")
     (folder / "none.yaml").write_bytes(b"[")
     (folder / "bytes.yaml").write_bytes(b"\xff\xfe")
     return folder
@@ -215,6 +216,7 @@ def bad_inputs(tmp_path: Path, album: Album) -> Path:
         ({"consent": "narrow.yaml"}, r"covers publication but not training"),
         ({"consent": "unknown.yaml"}, r"/unknown\.yaml: unknown key `unknown`"),
         ({"consent": "odd.yaml"}, r"/odd\.yaml: `may_publish` is 'perhaps'"),
+        ({"consent": "twice.yaml"}, r"/twice\.yaml is not valid YAML \(the key `may_publish` stands there twice"),
         ({"consent": "none.yaml"}, r"/none\.yaml is not valid YAML"),
         ({"consent": "bytes.yaml"}, r"/bytes\.yaml is not valid YAML"),
         ({"consent": "s3://album/odd.yaml"}, r"s3://album/odd\.yaml: `may_publish` is 'perhaps'"),
