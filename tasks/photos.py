@@ -116,7 +116,7 @@ def _folder(source: Path, target: Path) -> Iterator[Path | None]:
     if refused:
         more = ", …" if len(refused) > NAMED else ""
         logger.warning(
-            "%d of %d entries in %s are no files that can be read, and stay there: %s%s",
+            "%d of %d entries in %s are no files of it that can be read, and stay there: %s%s",
             *(len(refused), len(refused) + len(files), source, ", ".join(map(ascii, refused[:NAMED])), more),
         )
     if target.is_dir() and _same(files, target):
@@ -131,18 +131,21 @@ def _folder(source: Path, target: Path) -> Iterator[Path | None]:
 
 
 def _regular(source: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the files below a folder by name, and the names of what is none: links to folders are not followed.
+    """Return the files below a folder by name, and the names of what is none or must not be read.
+
+    Links to folders, and those that lead out of the folder, are not followed.
 
     A name that is no text, from a disk of another time, becomes one by its hash: DVC ends at it (3.67).
     """
     files: dict[str, Path] = {}
     unread: list[OSError] = []
     refused: list[str] = []
+    inside = source.resolve()
     for here, folders, names in os.walk(source, onerror=unread.append):
         refused += [_name(Path(here, each), source) for each in folders if Path(here, each).is_symlink()]
         for path in (Path(here, each) for each in names):
             name = _name(path, source)
-            if _is_readable(path):
+            if _is_readable(path) and path.resolve().is_relative_to(inside):
                 files[name if _is_text(name) else _by_hash(name)] = path
             else:
                 refused.append(name)

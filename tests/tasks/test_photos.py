@@ -94,6 +94,20 @@ def test_links_pipes_and_the_unreadable_stay_where_they_are_and_are_named(
     assert not bring_photos(str(source), tmp_path / "photos")
 
 
+def test_a_link_that_leads_out_of_the_folder_is_not_followed_and_named(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "secret.txt").write_text("not hers")
+    (source / "link.jpg").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "album").symlink_to(source)
+    with caplog.at_level(logging.WARNING):
+        assert bring_photos(str(tmp_path / "album"), tmp_path / "photos")
+
+    assert files(tmp_path / "photos") == {"a.jpg": b"a", "beach/b.jpg": b"b"}
+    assert "1 of 3 entries in " in caplog.text and "are no files of it that can be read" in caplog.text
+    assert "'link.jpg'" in caplog.text
+
+
 def test_a_name_that_is_no_text_becomes_one(source: Path, tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(source) + b"/caf\xe9.jpg")).write_bytes(b"c")
     assert bring_photos(str(source), tmp_path / "photos")
