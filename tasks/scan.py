@@ -83,7 +83,7 @@ def scan(settings: Settings, store: Store, project: Project, subject: str, today
         state = read_state(store, subject).state
         if state is None:
             return None
-        looks = look(state.sources["consent"].address) if "consent" in state.sources else ""
+        looks = _looks(state)
         consent = _consent(state, looks, settings.workspace(subject))
         until = consent.expires if consent else None
         if consent:
@@ -95,7 +95,27 @@ def scan(settings: Settings, store: Store, project: Project, subject: str, today
     return Finding(subject, "changed" if reasons else "unchanged", "; ".join(told), until)
 
 
-def _consent(state: State, looks: str, workspace: Path) -> Consent | None:
+def consents(store: Store, subject: str, workspace: Path | None) -> list[Consent]:
+    """Return what is known of a subject's consent now: by its state, and by the file in the workspace on this machine.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    state = read_state(store, subject).state
+    found = [_consent(state, _looks(state), workspace), _here(workspace)] if state else [_here(workspace)]
+    return [each for each in found if each]
+
+
+def _here(workspace: Path | None) -> Consent | None:
+    path = workspace / "data" / "consent.yaml" if workspace else None
+    return read_consent(path) if path and path.is_file() else None
+
+
+def _looks(state: State) -> str:
+    return look(state.sources["consent"].address) if "consent" in state.sources else ""
+
+
+def _consent(state: State, looks: str, workspace: Path | None) -> Consent | None:
     """Return the consent as it is now, or None where it is not known.
 
     One that looks at its source as it did, or cannot be seen there, is the one that was handed over; older states have
@@ -105,8 +125,7 @@ def _consent(state: State, looks: str, workspace: Path) -> Consent | None:
         return _read(state.sources["consent"].address)
     if state.consent:
         return state.consent
-    here = workspace / "data" / "consent.yaml"
-    return read_consent(here) if here.is_file() else None
+    return _here(workspace)
 
 
 def _read(address: str) -> Consent | None:
