@@ -13,12 +13,18 @@ from tasks.storage import open_store
 @flow(name="promote", flow_run_name="promote {spec.subject}")
 def promote(spec: PromoteSpec) -> Move:
     """Return the move of the channel: to the release asked for, or back to the one before."""
-    store = open_store(from_environment().store)
+    settings = from_environment()
+    store, workspace = open_store(settings.store), settings.workspace(spec.subject)
     if spec.back:
-        move = channels.rollback(store, spec.subject, spec.channel)
+        move = channels.rollback(store, spec.subject, spec.channel, workspace=workspace)
     else:
         move = channels.promote(
-            store, spec.subject, spec.channel, spec.release, accept_provisional=spec.accept_provisional
+            store,
+            spec.subject,
+            spec.channel,
+            spec.release,
+            workspace=workspace,
+            accept_provisional=spec.accept_provisional,
         )
     get_run_logger().info("%s of %s is %s (%s)", spec.channel, spec.subject, move.release, move.kind)
     return move

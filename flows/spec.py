@@ -56,7 +56,7 @@ class PrepareSpec(PlacedSpec):
     consent: str = Field(
         "",
         title="Consent",
-        description="The file that says what the person agreed to, or s3://bucket/key of it, as the worker sees it.",
+        description="The file that says what this person agreed to, or s3://bucket/key of it, as the worker sees it.",
     )
     overrides: str = Field("", title="Decisions", description="A folder: decisions.yaml, captions/PHOTO.txt.")
     base: str = Field(

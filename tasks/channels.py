@@ -6,13 +6,16 @@ manifest is there, and that is written last.
 
 import datetime
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
 from tasks.release import MANIFEST, Manifest, Part, manifest_of, releases
+from tasks.scan import consents
 from tasks.store import Store, changed
 from tasks.tombstones import refuse_while_forgetting
 from zimage.errors import InputError
+from zimage.faces.consent import require
 
 Name = Literal["staging", "production"]
 
@@ -49,21 +52,41 @@ def channel(store: Store, subject: str, name: Name) -> Channel | None:
     return None if found is None else Channel.model_validate_json(found.content)
 
 
-def promote(store: Store, subject: str, name: Name, release: str = "", *, accept_provisional: bool = False) -> Move:
+def promote(
+    store: Store,
+    subject: str,
+    name: Name,
+    release: str = "",
+    *,
+    workspace: Path | None = None,
+    accept_provisional: bool = False,
+) -> Move:
     """Point a channel to a release (the newest, if none is named) and return the move; the last one, if it was there.
 
+    Args:
+        store: Where releases and the state are.
+        subject: Whose they are.
+        name: The channel.
+        release: A name; "" for the newest.
+        workspace: The subject's on this machine, whose consent counts too; None for none.
+        accept_provisional: Let a provisional release into production.
+
     Raises:
-        InputError: there is no such release, its consent has ended, or it is provisional and production is asked for.
+        InputError: there is no such release, the consent has ended or excludes publication, or it is provisional and
+            production is asked for.
     """
     refuse_while_forgetting(store, subject)
     manifest = _release(store, subject, release)
+    _refuse_without_consent(store, subject, manifest, workspace)
     _check(manifest, name, accept_provisional=accept_provisional)
     move = _new("promote", manifest.release)
     return _moved(store, subject, name, lambda history: None if _at(history) == manifest.release else move)
 
 
-def rollback(store: Store, subject: str, name: Name) -> Move:
+def rollback(store: Store, subject: str, name: Name, *, workspace: Path | None = None) -> Move:
     """Point a channel to the release before and return the move; done twice, it goes back two.
+
+    The workspace is the subject's on this machine, whose consent counts too; None for none.
 
     Raises:
         InputError: there is none before, or it may not be used any more.
@@ -75,7 +98,9 @@ def rollback(store: Store, subject: str, name: Name) -> Move:
         before = standing(history)[:-1]
         if not before:
             raise InputError(f"{subject} has no release before this one in {name}; there is nothing to roll back to.")
-        _check(_release(store, subject, before[-1]), name, accept_provisional=True)
+        manifest = _release(store, subject, before[-1])
+        _refuse_without_consent(store, subject, manifest, workspace)
+        _check(manifest, name, accept_provisional=True)
         return _new("rollback", before[-1]).model_copy(update={"id": fresh})
 
     return _moved(store, subject, name, back)
@@ -139,13 +164,20 @@ def _release(store: Store, subject: str, name: str) -> Manifest:
     return manifest
 
 
-def _check(manifest: Manifest, name: Name, *, accept_provisional: bool) -> None:
+def _refuse_without_consent(store: Store, subject: str, manifest: Manifest, workspace: Path | None) -> None:
+    """Pass if the subject agrees to publication today; the release's copy counts where nothing newer is known."""
     today = datetime.datetime.now(datetime.UTC).date()
-    if manifest.consent.expires < today:
+    known = consents(store, subject, workspace)
+    for consent in known:
+        require(consent, "publication", today)
+    if not known and manifest.consent.expires < today:
         raise InputError(
             f"The consent behind {manifest.release} expired on {manifest.consent.expires}; ask for a new one and "
             "publish again, or run the flow `forget`."
         )
+
+
+def _check(manifest: Manifest, name: Name, *, accept_provisional: bool) -> None:
     if name == "production" and manifest.verdict != "pass" and not accept_provisional:
         raise InputError(
             f"{manifest.release} is {manifest.verdict}: {manifest.why} It may be in staging; "

@@ -10,16 +10,22 @@ import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.bucket import Bucket, Listed
 from zimage.errors import InputError
+from zimage.faces.decode import KNOWN, SIGNATURES
+from zimage.faces.given import Given
+from zimage.faces.sources import given
 from zimage.folder import aside_of, made_aside
 
 logger = logging.getLogger(__name__)
 
 # What a prefix may hold; more is no album, but a bucket that was named by mistake.
 MOST_FILES, MOST_BYTES = 100_000, 50_000_000_000
+MOST_BYTES_AN_ENTRY = 200_000_000  # of an archive, which is read at once; no photo is larger
+HEAD_BYTES = 16
 SPARE_BYTES = 2_000_000_000  # that a disk keeps when photos have been fetched
 AT_ONCE = 8
 NAME_BYTES = 200  # of one part of a path; file systems take 255, and files made aside are called a little longer
@@ -27,8 +33,11 @@ STRANGE = "renamed"
 NAMED = 5  # files in a sentence
 
 
-def bring_photos(source: str, target: Path) -> bool:
-    """Make `target` equal to `source` and return whether it had to change; on failure `target` is as it was.
+@contextmanager
+def brought(source: str, target: Path) -> Iterator[Path | None]:
+    """Yield what `source` holds, beside `target`, which it replaces at the end of the block; None if they are equal.
+
+    On failure, the block's too, `target` is as it was.
 
     Args:
         source: A folder, an archive file (which stays one), or `s3://bucket/prefix`; is only read.
@@ -39,13 +48,48 @@ def bring_photos(source: str, target: Path) -> bool:
         StoreError: its bucket is away.
     """
     if source.startswith("s3://"):
-        return _bring_objects(Bucket.at(source), target)
+        with _objects(Bucket.at(source), target) as aside:
+            yield aside
+        return
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _bring_folder(path, target)
-    if path.is_file():
-        return _bring_file(path, target)
-    raise InputError(f"There are no photos at {source}; name a folder, a zip or tar archive, or s3://bucket/prefix.")
+    if not path.is_dir() and not path.is_file():
+        raise InputError(
+            f"There are no photos at {source}; name a folder, a zip or tar archive, or s3://bucket/prefix."
+        )
+    with _folder(path, target) if path.is_dir() else _file(path, target) as aside:
+        yield aside
+
+
+def refuse_without_pictures(folder: Path, source: str) -> None:
+    """Pass if a file of a folder or archive begins like a picture; whether it is one, `ingest` finds out.
+
+    Args:
+        folder: What came from `source`.
+        source: As the user named it.
+
+    Raises:
+        InputError: there is none, or an archive cannot be read.
+    """
+    try:
+        found = any(map(_begins_like_a_picture, given(folder, max_files=MOST_FILES, max_bytes=MOST_BYTES_AN_ENTRY)))
+    except InputError:  # it is no archive; the sentence would name a file that the user does not know
+        found = False
+    if not found:
+        raise InputError(
+            f"There are no photos at {source} ({KNOWN}); name a folder, a zip or tar archive, or s3://bucket/prefix "
+            "that holds some."
+        )
+
+
+def _begins_like_a_picture(one: Given) -> bool:
+    if one.refusal is not None:
+        return False
+    if one.path is None:
+        head = (one.content or b"")[:HEAD_BYTES]
+    else:
+        with one.path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    return head.startswith(SIGNATURES) or head[4:8] == b"ftyp"
 
 
 def places(keys: Sequence[str]) -> dict[str, str]:
@@ -67,37 +111,42 @@ def places(keys: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _bring_folder(source: Path, target: Path) -> bool:
+@contextmanager
+def _folder(source: Path, target: Path) -> Iterator[Path | None]:
     files, refused = _regular(source)
     if refused:
         more = ", …" if len(refused) > NAMED else ""
         logger.warning(
-            "%d of %d entries in %s are no files that can be read, and stay there: %s%s",
+            "%d of %d entries in %s are no files of it that can be read, and stay there: %s%s",
             *(len(refused), len(refused) + len(files), source, ", ".join(map(ascii, refused[:NAMED])), more),
         )
     if target.is_dir() and _same(files, target):
-        return False
+        yield None
+        return
     with made_aside(target) as aside:
         for name, path in files.items():
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, aside / name)
+        yield aside
         _clear_file(target)
-    return True
 
 
 def _regular(source: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the files below a folder by name, and the names of what is none: links to folders are not followed.
+    """Return the files below a folder by name, and the names of what is none or must not be read.
+
+    Links to folders, and those that lead out of the folder, are not followed.
 
     A name that is no text, from a disk of another time, becomes one by its hash: DVC ends at it (3.67).
     """
     files: dict[str, Path] = {}
     unread: list[OSError] = []
     refused: list[str] = []
+    inside = source.resolve()
     for here, folders, names in os.walk(source, onerror=unread.append):
         refused += [_name(Path(here, each), source) for each in folders if Path(here, each).is_symlink()]
         for path in (Path(here, each) for each in names):
             name = _name(path, source)
-            if _is_readable(path):
+            if _is_readable(path) and path.resolve().is_relative_to(inside):
                 files[name if _is_text(name) else _by_hash(name)] = path
             else:
                 refused.append(name)
@@ -115,24 +164,27 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-def _bring_file(source: Path, target: Path) -> bool:
+@contextmanager
+def _file(source: Path, target: Path) -> Iterator[Path | None]:
     if target.is_file() and filecmp.cmp(source, target, shallow=False):
-        return False
+        yield None
+        return
     aside = aside_of(target)
     if aside.is_dir():
         shutil.rmtree(aside)
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copyfile(source, aside)
+        yield aside
         if target.is_dir():
             shutil.rmtree(target)
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
-    return True
 
 
-def _bring_objects(bucket: Bucket, target: Path) -> bool:
+@contextmanager
+def _objects(bucket: Bucket, target: Path) -> Iterator[Path | None]:
     found = bucket.listed(MOST_FILES)
     if not found:
         raise InputError(f"There are no photos at {bucket.address}; check the bucket and the prefix.")
@@ -142,8 +194,9 @@ def _bring_objects(bucket: Bucket, target: Path) -> bool:
         logger.warning("%d keys cannot be file names: %s", len(strange), "; ".join(strange[:NAMED]))
     present = {one.key for one in found if one.is_content_of(target / place[one.key])}
     if len(present) == len(found) and _names(target) == sorted(place.values()):
-        return False
-    with made_aside(target) as aside, ThreadPoolExecutor(AT_ONCE) as pool:
+        yield None
+        return
+    with made_aside(target) as aside:
 
         def bring(one: Listed) -> None:
             path = aside / place[one.key]
@@ -153,14 +206,15 @@ def _bring_objects(bucket: Bucket, target: Path) -> bool:
             else:
                 bucket.fetch(one, path)
 
-        try:
-            list(pool.map(bring, found))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            try:
+                list(pool.map(bring, found))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        logger.info("fetched %d of %d files from %s", len(found) - len(present), len(found), bucket.address)
+        yield aside
         _clear_file(target)
-    logger.info("fetched %d of %d files from %s", len(found) - len(present), len(found), bucket.address)
-    return True
 
 
 def _check_size(found: Sequence[Listed], address: str, target: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import yaml
@@ -17,7 +16,7 @@ from tasks.sources import content, look
 from tasks.storage import Store, StoreError
 from tasks.subject import Choices, presets
 from zimage.errors import InputError
-from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, read_consent
+from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, consent_in, read_consent
 from zimage.permission import require_for
 from zimage.signatures import STAGES
 
@@ -88,7 +87,7 @@ def scan(settings: Settings, store: Store, project: Project, subject: str, today
         return None
     until = None
     try:
-        looks = look(state.sources["consent"].address) if "consent" in state.sources else ""
+        looks = _looks(state)
         consent = _consent(state, looks, settings.workspace(subject))
         until = consent.expires if consent else None
         if consent:
@@ -100,7 +99,27 @@ def scan(settings: Settings, store: Store, project: Project, subject: str, today
     return Finding(subject, "changed" if reasons else "unchanged", "; ".join(told), until)
 
 
-def _consent(state: State, looks: str, workspace: Path) -> Consent | None:
+def consents(store: Store, subject: str, workspace: Path | None) -> list[Consent]:
+    """Return what is known of a subject's consent now: by its state, and by the file in the workspace on this machine.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    state = read_state(store, subject).state
+    found = [_consent(state, _looks(state), workspace), _here(workspace)] if state else [_here(workspace)]
+    return [each for each in found if each]
+
+
+def _here(workspace: Path | None) -> Consent | None:
+    path = workspace / "data" / "consent.yaml" if workspace else None
+    return read_consent(path) if path and path.is_file() else None
+
+
+def _looks(state: State) -> str:
+    return look(state.sources["consent"].address) if "consent" in state.sources else ""
+
+
+def _consent(state: State, looks: str, workspace: Path | None) -> Consent | None:
     """Return the consent as it is now, or None where it is not known.
 
     One that looks at its source as it did, or cannot be seen there, is the one that was handed over; older states have
@@ -110,22 +129,13 @@ def _consent(state: State, looks: str, workspace: Path) -> Consent | None:
         return _read(state.sources["consent"].address)
     if state.consent:
         return state.consent
-    here = workspace / "data" / "consent.yaml"
-    return read_consent(here) if here.is_file() else None
+    return _here(workspace)
 
 
 def _read(address: str) -> Consent | None:
     """Return the consent at an address; None if it has just gone."""
     found = content(address, max_bytes=MAX_CONSENT_BYTES)
-    if found is None:
-        return None
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "consent.yaml"
-        path.write_bytes(found)
-        try:
-            return read_consent(path)
-        except InputError as error:
-            raise InputError(str(error).replace(str(path), address)) from None
+    return None if found is None else consent_in(found, address)
 
 
 def _inputs(state: State, consent_looks: str) -> Iterator[str]:

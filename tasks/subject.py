@@ -1,20 +1,26 @@
 """A subject's workspace: made once, then kept in step with the project and with what was chosen for the subject."""
 
+import datetime
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tasks.photos import bring_photos
+from tasks.photos import brought, refuse_without_pictures
 from tasks.settings import DEMO, Settings
 from tasks.sources import content
 from tasks.workspace import is_tracked, make, write_changed
 from zimage.errors import InputError
-from zimage.faces.consent import MAX_CONSENT_BYTES
+from zimage.faces.consent import MAX_CONSENT_BYTES, consent_in, require
 from zimage.folder import write_whole
 from zimage.model.base import TINY, Base, identify
 from zimage.params import with_values
+from zimage.plain_yaml import load_plain
 from zimage.section import Section, checked, read_params
+from zimage.signatures import STAGES, signature
 
 PRESETS = Path(__file__).with_name("presets.yaml")
 DEFAULT_PRESET = "tiny"
@@ -63,6 +69,8 @@ def set_up(
 ) -> Path:
     """Return the subject's workspace, made or brought up to date; what is not given stays as it was chosen before.
 
+    All that is given is looked at before anything is written, so that nothing changes where something is refused.
+
     Args:
         settings: Where the project and the workspaces are.
         subject: Whose it is; `demo` is the project itself, which is left as it is.
@@ -74,7 +82,8 @@ def set_up(
         values: New values by `section.key`, added to earlier ones.
 
     Raises:
-        InputError: something does not exist, or photos or consent were never given.
+        InputError: something does not exist or is not valid, the consent is another person's, or photos or consent
+            were never given.
     """
     folder = settings.workspace(subject)
     if subject == DEMO:
@@ -83,13 +92,16 @@ def set_up(
         return folder
     chosen = _chosen(choices(folder), base, preset, values or {})
     params = params_of(settings.project, chosen)
-    make(folder, settings.project)
-    write_choices(folder, chosen)
-    write_changed(folder / "params.yaml", params)
-    _bring_consent(consent, folder / "data" / "consent.yaml", subject)
-    _bring_photos(photos, folder / "data" / "photos", subject)
-    if overrides:
-        bring_photos(overrides, folder / "data" / "overrides")
+    if not _holds(folder / "params.yaml", params.encode()):
+        _check(params, chosen, values or {}, folder / "subject.yaml")
+    data = folder / "data"
+    agreed = _agreed(consent, data / "consent.yaml", subject)
+    with _photos(photos, data / "photos", subject), _overrides(overrides, data / "overrides"):
+        make(folder, settings.project)
+        write_choices(folder, chosen)
+        write_changed(folder / "params.yaml", params)
+        if agreed is not None and not _holds(data / "consent.yaml", agreed):
+            write_whole(data / "consent.yaml", agreed)
     return folder
 
 
@@ -140,21 +152,71 @@ def _pinned(base: str) -> Base:
     return Base(model=model, identity=identify(model))
 
 
-def _bring_consent(consent: str, target: Path, subject: str) -> None:
-    if consent:
-        found = content(consent, max_bytes=MAX_CONSENT_BYTES)
-        if found is None:
-            raise InputError(
-                f"There is no consent file {consent}; name a file, or s3://bucket/key, that this machine can read."
-            )
-        if not target.is_file() or target.read_bytes() != found:
-            write_whole(target, found)
-    elif not target.is_file() and not is_tracked(target):
-        raise InputError(f"{subject} has no consent yet; give its file with --consent.")
+def _check(params: str, chosen: Choices, values: Mapping[str, Any], file: Path) -> None:
+    """Pass if every stage takes its sections of a params.yaml.
+
+    Raises:
+        InputError: one does not; the values of one's own there are named, with the file they are kept in if they are.
+    """
+    found = load_plain(params)
+    for stage in STAGES:
+        function = getattr(importlib.import_module(f"zimage.stages.{stage}"), stage)
+        for keyword, section in signature(stage).sections.items():
+            checked(found[section], function.__annotations__[keyword], _where(section, chosen, values, file))
 
 
-def _bring_photos(photos: str, target: Path, subject: str) -> None:
-    if photos:
-        bring_photos(photos, target)
-    elif not target.exists() and not is_tracked(target):
-        raise InputError(f"{subject} has no photos yet; give a folder or an archive with --photos.")
+def _where(section: str, chosen: Choices, values: Mapping[str, Any], file: Path) -> str:
+    own = [key for key in chosen.values if key.split(".")[0] == section]
+    given = [key for key in own if key in values]
+    told = ", ".join(f"{key}={chosen.values[key]}" for key in given or own)
+    return f"{section} with {told}{'' if given else f' of {file}'}" if own else f"preset {chosen.preset}: {section}"
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
+
+
+def _agreed(consent: str, target: Path, subject: str) -> bytes | None:
+    """Return what the consent file that was given holds, once it is found good; None if none was given."""
+    if not consent:
+        if not target.is_file() and not is_tracked(target):
+            raise InputError(f"{subject} has no consent yet; give its file with --consent.")
+        return None
+    found = content(consent, max_bytes=MAX_CONSENT_BYTES)
+    if found is None:
+        raise InputError(
+            f"There is no consent file {consent}; name a file, or s3://bucket/key, that this machine can read."
+        )
+    given = consent_in(found, consent)
+    if given.pseudonym != subject:
+        raise InputError(
+            f"{consent} is the consent of {given.pseudonym!r} and not of {subject!r}; give the file whose `pseudonym` "
+            f"is {subject}, or name the other subject."
+        )
+    require(given, "training", datetime.datetime.now(datetime.UTC).date())
+    return found
+
+
+@contextmanager
+def _photos(photos: str, target: Path, subject: str) -> Iterator[None]:
+    """Put the photos that were given into place at the end of the block."""
+    if not photos:
+        if not target.exists() and not is_tracked(target):
+            raise InputError(f"{subject} has no photos yet; give a folder or an archive with --photos.")
+        yield
+        return
+    with brought(photos, target) as aside:
+        refuse_without_pictures(aside or target, photos)
+        yield
+
+
+@contextmanager
+def _overrides(overrides: str, target: Path) -> Iterator[None]:
+    """Put the decisions that were given into place at the end of the block."""
+    if not overrides:
+        yield
+        return
+    if not overrides.startswith("s3://") and not Path(overrides).expanduser().is_dir():
+        raise InputError(f"There is no folder {overrides} with decisions; name one, or s3://bucket/prefix.")
+    with brought(overrides, target):
+        yield

@@ -3,6 +3,7 @@
 import datetime
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,4 +162,24 @@ def test_what_is_missing_is_said_before_anything_is_drawn(
 ) -> None:
     with pytest.raises(InputError, match=message):
         migrate(Migration(**{**vars(given), **change}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"expires": "2020-01-01"}, "`expires` is '2020-01-01'"),
+        ({"expires": datetime.date(2020, 1, 1)}, "The consent of 'demo' expired on 2020-01-01"),
+        ({"adult": False}, "does not affirm an adult"),
+        ({"scope": ["evaluation"]}, "covers evaluation but not training"),
+        ({"scope": ["training"]}, "covers training but not evaluation"),
+    ],
+)
+def test_without_consent_nothing_is_drawn(
+    given: Migration, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    consent = tmp_path / "consent.yaml"
+    consent.write_text(yaml.safe_dump(yaml.safe_load(given.consent.read_text(encoding="utf-8")) | change))
+    with pytest.raises(InputError, match=message):
+        migrate(replace(given, consent=consent), tmp_path / "out")
     assert not (tmp_path / "out").exists()

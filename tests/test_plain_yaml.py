@@ -30,6 +30,13 @@ def test_what_would_grow_is_refused(text: str, why: str, as_text: bool) -> None:
         load_plain(text, as_text=as_text)
 
 
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize("text", ["a: true\nb: 1\na: false\n", "x: {a: 1, 'a': 1}\n"])
+def test_a_key_that_stands_there_twice_is_refused(text: str, as_text: bool) -> None:
+    with pytest.raises(yaml.YAMLError, match="the key `a` stands there twice; keep one of them"):
+        load_plain(text, as_text=as_text)
+
+
 @pytest.mark.parametrize("text", ["a: " + "9" * 5000, "a: 2026-02-31", "!!python/object/apply:os.getcwd []"])
 def test_what_is_no_plain_value_is_refused(text: str) -> None:
     with pytest.raises(yaml.YAMLError):

@@ -79,8 +79,8 @@ def migrate(given: Migration, out: Path) -> None:
     that it was drawn stands in out/migration.json, in the report and in the LoRA's metadata.
 
     Raises:
-        InputError: the consent does not allow it; see `zimage.lora.rendering.render` and the stages; or `out` holds
-            another migration.
+        InputError: the consent excludes it or has expired; `out` holds another migration; or see
+            `zimage.lora.rendering.render` and the stages.
     """
     from zimage.faces.consent import read_consent
     from zimage.lora.rendering import OldModel, RenderParams, planned, render

@@ -12,8 +12,8 @@ def load_plain(text: str, *, as_text: bool = False) -> Any:
     """Return what a YAML text holds; with `as_text` all values are texts, as they stand there.
 
     Raises:
-        yaml.YAMLError: it is none, names a class, uses an alias (a few of which are enough to fill the memory), or is
-            nested deeper than `MAX_DEPTH`.
+        yaml.YAMLError: it is none, names a class, uses an alias (a few of which are enough to fill the memory), has a
+            key twice, or is nested deeper than `MAX_DEPTH`.
     """
     try:
         return (_Texts if as_text else _Values)(text).get_single_data()
@@ -36,6 +36,16 @@ class _Bounded(Composer):
             return super().compose_node(parent, index)
         finally:
             self._depth -= 1
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.YAMLError(f"the key `{key.value}` stands there twice; keep one of them")
+                seen.add((key.tag, key.value))
+        return node
 
 
 class _Values(_Bounded, yaml.SafeLoader):

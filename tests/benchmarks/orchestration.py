@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tasks.settings import PROJECT, Settings
 from tasks.subject import set_up
+from tests.agreed import agreed
 from zimage.demo import make_demo_photos
 
-CONSENT = PROJECT / "data" / "consent.yaml"
 PRESET = "tiny"
 AGAIN = 5
 
@@ -45,13 +45,14 @@ def repro(workspaces: Path, photos: Path, subject: str) -> float:
     """Return the seconds of `dvc repro` in the subject's workspace, which is made first where it is not there."""
     settings = Settings(project=PROJECT, workspaces=workspaces, store=str(workspaces / "store"))
     if not settings.workspace(subject).exists():
-        set_up(settings, subject, photos=str(photos), consent=str(CONSENT), preset=PRESET)
+        set_up(settings, subject, photos=str(photos), consent=str(agreed(workspaces, subject)), preset=PRESET)
     return run(settings.workspace(subject), workspaces, "dvc", "repro", "--quiet")
 
 
 def personalize(workspaces: Path, photos: Path, subject: str) -> float:
     """Return the seconds of the flow, with a server of its own."""
-    options = ["--subject", subject, "--photos", str(photos), "--consent", str(CONSENT), "--preset", PRESET]
+    consent = agreed(workspaces, subject)
+    options = ["--subject", subject, "--photos", str(photos), "--consent", str(consent), "--preset", PRESET]
     return run(PROJECT, workspaces, sys.executable, "-m", "flows", "personalize", *options)
 
 

@@ -80,6 +80,14 @@ def ada(places: Path) -> Path:
     return places / "workspaces" / ADA
 
 
+def test_nothing_is_promoted_after_the_consent_in_the_workspace_was_withdrawn(ada: Path) -> None:
+    consent = ada / "data" / "consent.yaml"
+    consent.write_text(consent.read_text().replace("may_publish: true", "may_publish: false"))
+
+    with pytest.raises(InputError, match="says may_publish: false"):
+        promote(PromoteSpec(subject=ADA, channel="staging"))
+
+
 def snapshot(places: Path) -> dict[str, bytes]:
     return {str(path.relative_to(places)): path.read_bytes() for path in places.rglob("*") if path.is_file()}
 

@@ -15,6 +15,7 @@ import pytest
 from flows.__main__ import ALLOWED, SPECS, _parser, main
 from flows.spec import PersonalizeSpec
 from tasks.policy import HEARTBEAT_S
+from tests.agreed import agreed
 from zimage.demo import make_demo_photos
 from zimage.folder import aside_of
 
@@ -124,7 +125,7 @@ def test_ctrl_c_ends_everything_and_leaves_nothing_half_done(tmp_path: Path) -> 
     command = [sys.executable, "-m", "flows", "prepare", "--subject", "ada", "--photos", str(tmp_path / "photos")]
     environment = {**os.environ, "ZIMAGE_WORKSPACES": str(tmp_path), "PREFECT_HOME": str(tmp_path / "prefect")}
     running = subprocess.Popen(
-        [*command, "--consent", str(PROJECT / "data" / "consent.yaml")],
+        [*command, "--consent", str(agreed(tmp_path, "ada"))],
         cwd=PROJECT,
         env=environment,
         stderr=subprocess.PIPE,

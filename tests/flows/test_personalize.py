@@ -35,6 +35,7 @@ from tasks.settings import PROJECT
 from tasks.storage import FolderStore
 from tasks.subject import Choices
 from tasks.workspace import Outcome, bring_up_to_date
+from tests.agreed import agreed
 from zimage.demo import make_demo_photos
 from zimage.errors import InputError
 from zimage.faces.consent import Consent
@@ -122,8 +123,7 @@ def ada(places: Path, prefect_server: None, tiny_base: Base) -> Ada:
     for photo in photos.glob("IMG_1*.jpg"):
         photo.write_bytes(planted(photo.read_bytes()))
     values = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
-    consent = PROJECT / "data" / "consent.yaml"
-    given = ["--photos", str(photos), "--consent", str(consent), "--base", tiny_base.model, *values]
+    given = ["--photos", str(photos), "--consent", str(agreed(places, "ada")), "--base", tiny_base.model, *values]
     arguments = ["personalize", "--subject", "ada"]
     first = run(*arguments, *given)
     return Ada(places / "workspaces" / "ada", arguments, first, run(*arguments))
@@ -197,9 +197,9 @@ def test_no_secret_and_no_place_is_in_anything_that_a_run_leaves(ada: Ada, place
     shutil.copytree(ada.workspace, passed)
     (passed / metrics.relative_to(ada.workspace)).write_text(metrics.read_text().replace('"fail"', '"pass"'))
     consent = passed / "data" / "consent.yaml"
-    agreed = yaml.safe_load(consent.read_text())
-    agreed |= {"scope": ["training", "evaluation", "publication"], "may_publish": True}
-    consent.write_text(yaml.safe_dump(agreed))
+    said = yaml.safe_load(consent.read_text())
+    said |= {"scope": ["training", "evaluation", "publication"], "may_publish": True}
+    consent.write_text(yaml.safe_dump(said))
     release = publish_task.fn(passed, "ada", FolderStore(tmp_path / "store"))
     database = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2])
 
@@ -331,12 +331,13 @@ def test_a_machine_of_a_pool_asks_the_consent_that_was_handed_over(
     assert said in str(refused.value)
 
 
-def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(places: Path, prefect_server: None) -> None:
+def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(ada: Ada, places: Path, prefect_server: None) -> None:
     (places / "none").mkdir()
+    shutil.copy(places / "photos" / "IMG_1001.jpg", places / "none")
 
     refused = run(
         *("personalize", "--subject", "bob", "--photos", str(places / "none")),
-        *("--consent", str(PROJECT / "data" / "consent.yaml")),
+        *("--consent", str(agreed(places, "bob"))),
     )
 
     assert refused.code == 2

@@ -10,6 +10,7 @@ from flows.__main__ import main
 from tasks.handover import Taken
 from tasks.leg import bring
 from tasks.settings import PROJECT, from_environment
+from tests.agreed import agreed
 from tests.album import Album
 from tests.tasks.faults import unwell
 from zimage.demo import make_demo_photos
@@ -42,20 +43,20 @@ def test_photos_and_a_consent_in_a_bucket_become_crops_and_what_is_added_there_c
     album: Album,
     photos: dict[str, bytes],
     prefect_server: None,
-    workspaces: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     *first, last = photos.items()
     for name, content in first:
         album.put(f"day 1/{name}", content)
     album.put("../../escaped.jpg", b"no photo")
-    consent = (PROJECT / "data" / "consent.yaml").read_bytes()
+    consent = agreed(tmp_path, "ada").read_bytes()
     album.client.put_object(Bucket="album", Key="agreed/ada.yaml", Body=consent)
     given = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
     prepare = ["prepare", "--subject", "ada", "--photos", "s3://album/ada"]
 
     assert main([*prepare, "--consent", "s3://album/agreed/ada.yaml", *given]) == 0
-    data = workspaces / "ada" / "data"
+    data = tmp_path / "workspaces" / "ada" / "data"
     rows = {row.name: row for row in read_rows(data / "ingest" / "photos.jsonl", PhotoRow)}
     assert {name for name, row in rows.items() if row.status == "kept"} == {f"day 1/{name}" for name, _ in first}
     assert [row.reason for name, row in rows.items() if name.startswith("renamed/")] == ["not_an_image"]
@@ -105,7 +106,7 @@ def test_a_bucket_that_cannot_be_read_ends_with_one_sentence_and_no_photos(
     workspaces: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    consent = str(PROJECT / "data" / "consent.yaml")
+    consent = str(agreed(workspaces.parent, "eve"))
 
     assert main(["prepare", "--subject", "eve", "--photos", "s3://album/eve", "--consent", consent]) == 2
 

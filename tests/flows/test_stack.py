@@ -32,6 +32,7 @@ from playwright.sync_api import Locator, Page, sync_playwright
 from flows.__main__ import LASTING, QUIET
 from flows.stack import ENDING, MARK, automations, end, ended_as_by_ctrl_c, started
 from tasks.settings import PROJECT
+from tests.agreed import agreed
 from tests.flows.faulty import Fault, Relay
 from zimage.demo import make_demo_photos
 from zimage.folder import aside_of
@@ -289,7 +290,10 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
         workers |= {name: stack.enter_context(worker("gpu", name, folder)) for name in ("one", "two")}
 
         spec = asked(folder, tiny_base)
-        runs = {subject: api.run("personalize", {"subject": subject, **spec}) for subject in ("bob", "ada")}
+        runs = {
+            subject: api.run("personalize", {"subject": subject, **spec, "consent": consent(folder, subject)})
+            for subject in ("bob", "ada")
+        }
         until("the store knows ada", lambda: told.stored("subjects/ada/state.json"))
         spoiling = threading.Thread(target=spoil, args=(relay, FAULTS))
         spoiling.start()
@@ -316,21 +320,23 @@ def last_kept(story: Story, subject: str) -> str:
 
 
 def asked(folder: Path, base: Base) -> dict[str, Any]:
-    """A spec with everything but the subject: few photos, few steps, a gate without rules, a consent that soon ends."""
+    """A spec with everything but the subject and its consent: few photos, few steps, a gate without rules."""
     make_demo_photos(folder / "photos", seed=1)
     for superfluous in sorted((folder / "photos").glob("IMG_1*.jpg"))[NUM_PHOTOS:]:
         superfluous.unlink()
-    consent = yaml.safe_load((PROJECT / "data" / "consent.yaml").read_text())
-    until = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=20)
-    consent |= {"may_publish": True, "scope": ["training", "evaluation", "publication"], "expires": until}
-    (folder / "consent.yaml").write_text(yaml.safe_dump(consent))
     return {
         "placement": "pools",
         "photos": str(folder / "photos"),
-        "consent": str(folder / "consent.yaml"),
         "base": base.model,
         "values": [f"{key}={json.dumps(value)}" for key, value in SMALL.items()],
     }
+
+
+def consent(folder: Path, subject: str) -> str:
+    """The file of a consent that allows all and soon ends."""
+    until = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=20)
+    scope = ["training", "evaluation", "publication"]
+    return str(agreed(folder, subject, may_publish=True, scope=scope, expires=until))
 
 
 def notice_sooner(api: Api) -> None:
@@ -432,7 +438,7 @@ def test_a_scan_starts_nothing_where_nothing_changed_and_warns_of_consents_that_
     assert story.api.ended(story.api.run("retrain", {})) == "Completed"
 
     assert story.api.artifact("retrain")["description"] == "2 subjects, 2 of them unchanged"
-    ends = yaml.safe_load((story.folder / "consent.yaml").read_text())["expires"]
+    ends = yaml.safe_load((story.folder / "ada.yaml").read_text())["expires"]
     for subject in ("ada", "bob"):
         assert "It will have to be renewed." in told_of(story, f"{subject}: consent until {ends}")
 

@@ -3,13 +3,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tasks.channels import Move, channel, promote, rollback, standing
+from tasks.handover import State, state_key
 from tasks.publish import publish as publish_task
+from tasks.sources import Source, source
 from tasks.storage import FolderStore
+from tasks.subject import Choices
 from tasks.tombstones import Counts, begin, finish
-from tests.tasks.finished import finished
+from tests.tasks.finished import CONSENT, finished
 from zimage.errors import InputError
+from zimage.faces.consent import Consent
 
 publish = publish_task.fn
 
@@ -134,6 +139,78 @@ def test_a_release_whose_consent_has_ended_is_promoted_nowhere(
 
     with pytest.raises(InputError, match=rf"The consent behind {release.name} expired on "):
         promote(store, "ada", "staging")
+
+
+WITHDRAWN = [
+    ({"expires": datetime.date(2020, 1, 1)}, "The consent of 'ada' expired on 2020-01-01"),
+    ({"may_publish": False}, "says may_publish: false"),
+    ({"scope": ["training", "evaluation"]}, "covers training, evaluation but not publication"),
+]
+
+
+def put_state(store: FolderStore, consent: Consent, source: Source) -> None:
+    state = State(
+        version=1,
+        writer="prepare",
+        choices=Choices(preset="tiny", base=None, values={}),
+        sources={"consent": source},
+        inputs={},
+        lock="",
+        consent=consent,
+    )
+    store.swap(state_key("ada"), state.model_dump_json().encode(), None)
+
+
+@pytest.mark.parametrize(("changes", "said"), WITHDRAWN)
+def test_after_a_consent_was_changed_in_the_workspace_nothing_is_promoted(
+    tmp_path: Path, store: FolderStore, names: list[str], changes: dict[str, object], said: str
+) -> None:
+    workspace = tmp_path / "ada"
+    for name in names:
+        promote(store, "ada", "production", name, workspace=workspace)
+    (workspace / "data" / "consent.yaml").write_text(yaml.safe_dump(CONSENT | changes))
+
+    with pytest.raises(InputError, match=said):
+        promote(store, "ada", "staging", workspace=workspace)
+    with pytest.raises(InputError, match=said):
+        rollback(store, "ada", "production", workspace=workspace)
+    assert channel(store, "ada", "staging") is None and at(store) == names[2]
+
+
+@pytest.mark.parametrize(("changes", "said"), WITHDRAWN)
+def test_after_a_consent_was_changed_in_the_state_nothing_is_promoted(
+    store: FolderStore, names: list[str], changes: dict[str, object], said: str
+) -> None:
+    put_state(store, Consent.model_validate(CONSENT | changes), Source(address="/nowhere/consent.yaml", seen=""))
+
+    with pytest.raises(InputError, match=said):
+        promote(store, "ada", "production")
+    assert at(store) is None
+
+
+@pytest.mark.parametrize(("changes", "said"), WITHDRAWN)
+def test_after_a_consent_was_changed_where_it_comes_from_nothing_is_promoted(
+    tmp_path: Path, store: FolderStore, names: list[str], changes: dict[str, object], said: str
+) -> None:
+    file = tmp_path / "agreed.yaml"
+    file.write_text(yaml.safe_dump(CONSENT))
+    put_state(store, Consent.model_validate(CONSENT), source(str(file)))
+    promote(store, "ada", "staging")
+    file.write_text(yaml.safe_dump(CONSENT | changes) + "# withdrawn\n")
+
+    with pytest.raises(InputError, match=said):
+        promote(store, "ada", "production")
+    assert at(store) is None
+
+
+def test_a_release_is_promoted_when_its_consent_was_renewed(tmp_path: Path, store: FolderStore) -> None:
+    today = datetime.datetime.now(datetime.UTC).date()
+    release = publish(finished(tmp_path / "ada", expires=today), "ada", store)
+    key = store.root / release.key / "manifest.json"
+    key.write_text(key.read_text().replace(str(today), str(today - datetime.timedelta(days=1))))
+    put_state(store, Consent.model_validate(CONSENT), Source(address="/nowhere/consent.yaml", seen=""))
+
+    assert promote(store, "ada", "staging").release == release.name
 
 
 def test_nothing_is_published_or_promoted_while_a_subject_is_being_forgotten(

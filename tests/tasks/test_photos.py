@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks import photos
-from tasks.photos import STRANGE, bring_photos, places
+from tasks.photos import STRANGE, brought, places
 from tests.album import Album
 from zimage.errors import InputError
 from zimage.folder import aside_of
@@ -19,6 +19,12 @@ def source(tmp_path: Path) -> Path:
     (folder / "a.jpg").write_bytes(b"a")
     (folder / "beach" / "b.jpg").write_bytes(b"b")
     return folder
+
+
+def bring_photos(source: str, target: Path) -> bool:
+    """Return whether the target had to change."""
+    with brought(source, target) as aside:
+        return aside is not None
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -86,6 +92,20 @@ def test_links_pipes_and_the_unreadable_stay_where_they_are_and_are_named(
     assert files(tmp_path / "photos") == {"a.jpg": b"a", "beach/b.jpg": b"b", "linked.jpg": b"a"}
     assert "3 of 6 entries in " in caplog.text and "'cycle', 'gone.jpg', 'pipe.jpg'" in caplog.text
     assert not bring_photos(str(source), tmp_path / "photos")
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed_and_named(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "secret.txt").write_text("not hers")
+    (source / "link.jpg").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "album").symlink_to(source)
+    with caplog.at_level(logging.WARNING):
+        assert bring_photos(str(tmp_path / "album"), tmp_path / "photos")
+
+    assert files(tmp_path / "photos") == {"a.jpg": b"a", "beach/b.jpg": b"b"}
+    assert "1 of 3 entries in " in caplog.text and "are no files of it that can be read" in caplog.text
+    assert "'link.jpg'" in caplog.text
 
 
 def test_a_name_that_is_no_text_becomes_one(source: Path, tmp_path: Path) -> None:

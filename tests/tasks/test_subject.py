@@ -1,4 +1,7 @@
+import datetime
 import importlib
+import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -7,10 +10,21 @@ import yaml
 from tasks.settings import PROJECT, Settings
 from tasks.subject import Choices, params_of, presets, set_up
 from tests.album import Album
+from tests.tasks.finished import CONSENT
 from zimage.errors import InputError
 from zimage.model.base import Base
 from zimage.section import checked
 from zimage.signatures import STAGES, signature
+
+PICTURE = b"\xff\xd8\xff a"  # as a JPEG begins
+
+
+def agreed(**changes: object) -> bytes:
+    return yaml.safe_dump(CONSENT | changes).encode()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -22,8 +36,8 @@ def settings(tmp_path: Path) -> Settings:
 def given(tmp_path: Path) -> dict[str, str]:
     """Photos and consent as a person hands them over."""
     (tmp_path / "holiday").mkdir()
-    (tmp_path / "holiday" / "a.jpg").write_bytes(b"a")
-    (tmp_path / "agreed.yaml").write_text("pseudonym: ada\n")
+    (tmp_path / "holiday" / "a.jpg").write_bytes(PICTURE)
+    (tmp_path / "agreed.yaml").write_bytes(agreed())
     return {"photos": str(tmp_path / "holiday"), "consent": str(tmp_path / "agreed.yaml")}
 
 
@@ -36,8 +50,8 @@ def test_a_subject_gets_a_workspace_with_everything_in_it(settings: Settings, gi
     workspace = set_up(settings, "ada", **given)
 
     assert workspace == settings.workspaces / "ada"
-    assert (workspace / "data" / "photos" / "a.jpg").read_bytes() == b"a"
-    assert (workspace / "data" / "consent.yaml").read_text() == "pseudonym: ada\n"
+    assert (workspace / "data" / "photos" / "a.jpg").read_bytes() == PICTURE
+    assert (workspace / "data" / "consent.yaml").read_bytes() == agreed()
     assert (workspace / "data" / "overrides").is_dir()
     assert (workspace / "dvc.yaml").read_bytes() == (PROJECT / "dvc.yaml").read_bytes()
     assert (workspace / "code.yaml").read_bytes() == (PROJECT / "code.yaml").read_bytes()
@@ -81,6 +95,7 @@ def test_comments_of_the_project_s_params_stay(settings: Settings, given: dict[s
 
 def test_one_subject_is_not_in_another_s_workspace(settings: Settings, given: dict[str, str]) -> None:
     ada = set_up(settings, "ada", **given, values={"train.steps": 20})
+    Path(given["consent"]).write_bytes(agreed(pseudonym="eve"))
     eve = set_up(settings, "eve", **given)
 
     assert ada != eve
@@ -100,15 +115,26 @@ def test_photos_and_consent_have_to_be_given_once(
 def test_a_consent_may_lie_in_a_bucket_and_a_changed_one_is_taken_over(
     settings: Settings, given: dict[str, str], album: Album
 ) -> None:
-    album.put("agreed.yaml", b"pseudonym: ada\n")
+    album.put("agreed.yaml", agreed())
     given["consent"] = "s3://album/ada/agreed.yaml"
     consent = set_up(settings, "ada", **given) / "data" / "consent.yaml"
-    assert consent.read_bytes() == b"pseudonym: ada\n"
+    assert consent.read_bytes() == agreed()
 
-    album.put("agreed.yaml", b"pseudonym: ada2\n")
+    album.put("agreed.yaml", agreed(may_publish=False))
     set_up(settings, "ada", **given)
 
-    assert consent.read_bytes() == b"pseudonym: ada2\n"
+    assert consent.read_bytes() == agreed(may_publish=False)
+
+
+def test_another_person_s_consent_is_refused(settings: Settings, given: dict[str, str]) -> None:
+    with pytest.raises(InputError) as refused:
+        set_up(settings, "grace", **given)
+
+    assert str(refused.value) == (
+        f"{given['consent']} is the consent of 'ada' and not of 'grace'; give the file whose `pseudonym` is grace, "
+        "or name the other subject."
+    )
+    assert not settings.workspace("grace").exists()
 
 
 @pytest.mark.parametrize("consent", ["s3://album/ada/none.yaml", "nowhere/none.yaml"])
@@ -139,6 +165,97 @@ def test_an_unknown_value_is_told_before_anything_is_made(settings: Settings, gi
     with pytest.raises(InputError, match=r"subject\.yaml: params\.yaml has no key `train\.stepz`"):
         set_up(settings, "ada", **given, values={"train.stepz": 20})
     assert not settings.workspace("ada").exists()
+
+
+@pytest.fixture
+def bad_inputs(tmp_path: Path, album: Album) -> Path:
+    """A folder with what is no photos, no decisions and no consent, some in a bucket too; and good photos."""
+    folder = tmp_path
+    (folder / "notes.txt").write_text("no photo")
+    (folder / "empty").mkdir()
+    (folder / "texts").mkdir()
+    shutil.copy(folder / "notes.txt", folder / "texts")
+    with zipfile.ZipFile(folder / "texts.zip", "w") as archive:
+        archive.write(folder / "notes.txt", "notes.txt")
+    (folder / "other").mkdir()
+    (folder / "other" / "b.jpg").write_bytes(PICTURE)
+    album.client.put_object(Bucket="album", Key="texts/notes.txt", Body=b"no photo")
+    consents: dict[str, dict[str, object]] = {
+        "eve": {"pseudonym": "eve"},
+        "child": {"adult": False},
+        "expired": {"expires": datetime.date(2020, 1, 1)},
+        "narrow": {"scope": ["publication"]},
+        "unknown": {"unknown": 1},
+        "odd": {"may_publish": "perhaps"},
+    }
+    for name, changes in consents.items():
+        (folder / f"{name}.yaml").write_bytes(agreed(**changes))
+        album.client.put_object(Bucket="album", Key=f"{name}.yaml", Body=agreed(**changes))
+    (folder / "twice.yaml").write_bytes(agreed() + b"may_publish: false\n")
+    (folder / "none.yaml").write_bytes(b"[")
+    (folder / "bytes.yaml").write_bytes(b"\xff\xfe")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"photos": "nope"}, r"There are no photos at .*/nope; name a folder"),
+        ({"photos": "notes.txt"}, r"There are no photos at .*/notes\.txt \(JPEG, PNG"),
+        ({"photos": "empty"}, r"There are no photos at .*/empty \(JPEG, PNG"),
+        ({"photos": "texts"}, r"There are no photos at .*/texts \(JPEG, PNG"),
+        ({"photos": "texts.zip"}, r"There are no photos at .*/texts\.zip \(JPEG, PNG"),
+        ({"photos": "s3://album/texts"}, r"There are no photos at s3://album/texts \(JPEG, PNG"),
+        ({"photos": "s3://album/nope"}, r"There are no photos at s3://album/nope; check"),
+        ({"photos": "other", "overrides": "nope"}, r"There is no folder .*/nope with decisions"),
+        ({"photos": "other", "overrides": "notes.txt"}, r"There is no folder .*/notes\.txt with decisions"),
+        ({"photos": "other", "overrides": "s3://album/nope"}, r"no photos at s3://album/nope"),
+        ({"consent": "eve.yaml"}, r"/eve\.yaml is the consent of 'eve' and not of 'ada'"),
+        ({"consent": "child.yaml"}, r"does not affirm an adult"),
+        ({"consent": "expired.yaml"}, "expired on 2020-01-01; ask for a new one"),
+        ({"consent": "narrow.yaml"}, r"covers publication but not training"),
+        ({"consent": "unknown.yaml"}, r"/unknown\.yaml: unknown key `unknown`"),
+        ({"consent": "odd.yaml"}, r"/odd\.yaml: `may_publish` is 'perhaps'"),
+        ({"consent": "twice.yaml"}, r"/twice\.yaml is not valid YAML \(the key `may_publish` stands there twice"),
+        ({"consent": "none.yaml"}, r"/none\.yaml is not valid YAML"),
+        ({"consent": "bytes.yaml"}, r"/bytes\.yaml is not valid YAML"),
+        ({"consent": "s3://album/odd.yaml"}, r"s3://album/odd\.yaml: `may_publish` is 'perhaps'"),
+        ({"base": "nobody/none"}, "nobody/none"),
+    ],
+)
+def test_what_is_refused_changes_nothing(
+    settings: Settings, given: dict[str, str], bad_inputs: Path, bad: dict[str, str], said: str
+) -> None:
+    before = contents(set_up(settings, "ada", **given, values={"train.steps": 20}))
+    good = {"photos": "other", "consent": "agreed.yaml"}
+    names = {
+        name: each if each.startswith("s3://") or name == "base" else str(bad_inputs / each)
+        for name, each in (good | bad).items()
+    }
+
+    with pytest.raises(InputError, match=said):
+        set_up(settings, "ada", **names, values={"train.steps": 7})  # type: ignore[arg-type]
+
+    assert contents(settings.workspace("ada")) == before
+
+
+def test_a_value_that_no_stage_takes_is_not_kept(settings: Settings, given: dict[str, str]) -> None:
+    before = contents(set_up(settings, "ada", **given, values={"train.rank": 4}))
+
+    with pytest.raises(InputError, match=r"^train with train\.steps=-5: `steps` is -5: input should be greater"):
+        set_up(settings, "ada", values={"train.steps": -5})
+
+    assert contents(settings.workspace("ada")) == before
+
+
+def test_a_value_that_was_kept_and_is_not_taken_any_more_is_told_with_its_file(
+    settings: Settings, given: dict[str, str]
+) -> None:
+    file = set_up(settings, "ada", **given, values={"train.steps": 20}) / "subject.yaml"
+    file.write_text(file.read_text().replace("20", "-5"))
+
+    with pytest.raises(InputError, match=rf"^train with train\.steps=-5 of {file}: `steps` is -5"):
+        set_up(settings, "ada", values={"ingest.min_photos": 7})
 
 
 @pytest.mark.parametrize("preset", presets())

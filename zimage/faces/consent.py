@@ -49,15 +49,24 @@ def read_consent(path: Path) -> Consent:
         raise InputError(f"There is no consent file {path}, so no photo is opened; write one like this:\n{EXAMPLE}")
     if path.stat().st_size > MAX_CONSENT_BYTES:
         raise InputError(f"{path} is larger than {MAX_CONSENT_BYTES} bytes; a consent file has a dozen lines.")
+    return consent_in(path.read_bytes(), str(path))
+
+
+def consent_in(content: bytes, where: str) -> Consent:
+    """Return the consent that the bytes of a YAML file hold; `where` names the file in the error.
+
+    Raises:
+        InputError: it is none, or it lacks something.
+    """
     try:
-        content = load_plain(path.read_text(encoding="utf-8"))
+        found = load_plain(content.decode("utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(
-            f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it and run again."
+            f"{where} is not valid YAML ({' '.join(str(error).split())}); correct it and run again."
         ) from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a consent such as:\n{EXAMPLE}")
-    return checked(content, Consent, str(path))
+    if not isinstance(found, dict):
+        raise InputError(f"{where} must hold a consent such as:\n{EXAMPLE}")
+    return checked(found, Consent, where)
 
 
 def require(consent: Consent, purpose: Purpose, today: datetime.date) -> None:
