@@ -20,7 +20,7 @@ from tasks.policy import SERVER_ERRORS
 from tasks.settings import Settings
 from tasks.shown import artifact_key
 from tasks.storage import open_store, store_errors
-from tasks.tombstones import unless_forgotten
+from tasks.tombstones import ForgottenError, unless_forgotten
 from tasks.unfinished import last_checkpoint
 from zimage.errors import InputError
 from zimage.folder import aside_of
@@ -72,6 +72,8 @@ class Course:
             self._pictures = found.pictures
             self._write(found, working=working)
             self._tell(found, working=working)
+        except ForgottenError:
+            raise
         except away as error:
             get_run_logger().warning("The course of the training could not be shown: %s", error)
 

@@ -140,7 +140,8 @@ def test_what_was_there_before_is_not_sent_again(tmp_path: Path) -> None:
 def test_a_store_that_is_away_costs_the_copy_and_not_the_training(
     tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "store").write_text("no folder")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "subjects").write_text("no folder")
 
     @flow
     def training() -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from tasks.dvc import StageFailedError
 from tasks.leg import working_on
-from tasks.settings import PROJECT
+from tasks.settings import PROJECT, Settings
 from tasks.workspace import (
     Outcome,
     bring_up_to_date,
@@ -223,6 +223,10 @@ def test_a_workspace_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     assert free.stdout == "in\n"
 
 
+def machine(folder: Path) -> Settings:
+    return Settings(project=PROJECT, workspaces=folder, store=str(folder / "store"))
+
+
 def test_workspaces_that_cannot_be_written_are_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
@@ -230,7 +234,7 @@ def test_workspaces_that_cannot_be_written_are_told(tmp_path: Path) -> None:
         pytest.raises(
             InputError, match=r"file/ada cannot be made \(Not a directory\); set ZIMAGE_WORKSPACES to another"
         ),
-        working_on(tmp_path / "file" / "ada", shared=False, makes=True),
+        working_on(machine(tmp_path), tmp_path / "file" / "ada", shared=False, makes=True),
     ):
         pass
 
@@ -238,7 +242,7 @@ def test_workspaces_that_cannot_be_written_are_told(tmp_path: Path) -> None:
 def test_working_on_nobody_leaves_no_folder(tmp_path: Path) -> None:
     with (
         pytest.raises(InputError, match=r"nobody has no workspace .*; run `prepare` or `personalize` first"),
-        working_on(tmp_path / "nobody", shared=False),
+        working_on(machine(tmp_path), tmp_path / "nobody", shared=False),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
