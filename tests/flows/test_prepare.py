@@ -9,7 +9,7 @@ from prefect import flow
 from flows.__main__ import main
 from tasks.handover import Taken
 from tasks.leg import bring
-from tasks.settings import PROJECT, from_environment
+from tasks.settings import from_environment
 from tests.agreed import agreed
 from tests.album import Album
 from tests.tasks.faults import unwell
@@ -73,7 +73,7 @@ def test_a_bucket_that_is_away_for_a_while_is_waited_for(
     album: Album, prefect_server: None, workspaces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     album.put("a.jpg", b"photo")
-    given = {"photos": "s3://album/ada", "consent": str(PROJECT / "data" / "consent.yaml"), "overrides": ""}
+    given = {"photos": "s3://album/ada", "consent": str(agreed(workspaces.parent, "ada")), "overrides": ""}
     settings, task = from_environment(), bring.with_options(retry_delay_seconds=0)
 
     @flow
@@ -88,9 +88,13 @@ def test_a_bucket_that_is_away_for_a_while_is_waited_for(
 
 
 def test_on_one_machine_a_bucket_that_is_away_is_told_at_once_in_one_sentence(
-    album: Album, prefect_server: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    album: Album,
+    prefect_server: None,
+    workspaces: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    consent = str(PROJECT / "data" / "consent.yaml")
+    consent = str(agreed(workspaces.parent, "eve"))
 
     with unwell("520 Unknown", "Unknown", times=99) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)

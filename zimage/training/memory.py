@@ -113,11 +113,10 @@ def check(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
 def _check_units(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
     """Refuse what a GPU has no units for."""
     memory = params.memory
-    capability, name = torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
     small = weights_gb(sizes, memory) < SMALL_GB
     if params.precision == "bfloat16" and not has_bfloat16_units(device) and not small:
         raise InputError(
-            f"train.precision is bfloat16, but {name} has no units for it; "
+            f"train.precision is bfloat16, but {torch.cuda.get_device_name(device)} has no units for it; "
             "use a GPU of the Ampere generation or a later one, or set train.precision to float32, which is slow."
         )
     if params.precision == "float32" and memory.frozen == "fp8":
@@ -125,8 +124,11 @@ def _check_units(params: TrainParams, sizes: Sizes, device: torch.device) -> Non
             "train.memory.frozen is `fp8`, whose products come out in bfloat16, but train.precision is float32; "
             "set train.precision to bfloat16, or frozen to `int8`."
         )
-    if memory.frozen == "fp8" and capability < FP8_CAPABILITY:
-        raise InputError(f"train.memory.frozen is `fp8`, but {name} has no units for it; set it to `int8`.")
+    if memory.frozen == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        raise InputError(
+            f"train.memory.frozen is `fp8`, but {torch.cuda.get_device_name(device)} has no units for it; "
+            "set it to `int8`."
+        )
     if memory.frozen in {"fp8", "int8"} and not memory.compile:
         logger.warning("8-bit weights are no faster than bfloat16 without train.memory.compile, only smaller")
 
