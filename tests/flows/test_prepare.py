@@ -70,9 +70,14 @@ def test_photos_and_a_consent_in_a_bucket_become_crops_and_what_is_added_there_c
 
 
 def test_a_bucket_that_is_away_for_a_while_is_waited_for(
-    album: Album, prefect_server: None, workspaces: Path, monkeypatch: pytest.MonkeyPatch
+    album: Album,
+    prefect_server: None,
+    photos: dict[str, bytes],
+    workspaces: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    album.put("a.jpg", b"photo")
+    photo = next(iter(photos.values()))
+    album.put("a.jpg", photo)
     given = {"photos": "s3://album/ada", "consent": str(agreed(workspaces.parent, "ada")), "overrides": ""}
     settings, task = from_environment(), bring.with_options(retry_delay_seconds=0)
 
@@ -84,7 +89,7 @@ def test_a_bucket_that_is_away_for_a_while_is_waited_for(
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
         brought()
 
-    assert (workspaces / "ada" / "data" / "photos" / "a.jpg").read_bytes() == b"photo"
+    assert (workspaces / "ada" / "data" / "photos" / "a.jpg").read_bytes() == photo
 
 
 def test_on_one_machine_a_bucket_that_is_away_is_told_at_once_in_one_sentence(
