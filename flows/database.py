@@ -81,7 +81,7 @@ def write_in_turn(address: str) -> None:
 
     Prefect's requests read before they write, and SQLite lets nobody write who began to read before somebody else
     wrote: such a request ends at once, with 503. Prefect's client tries again then; its UI, where a person clicked,
-    does not. Here a writer takes its turn before it reads, and SQLite makes it wait for that.
+    does not. Here a writer takes its turn before it reads.
 
     Args:
         address: Of the database, as SQLAlchemy writes it.

@@ -16,6 +16,7 @@ from tasks.store import Store, changed
 from tasks.tombstones import refuse_while_forgetting
 from zimage.errors import InputError
 from zimage.faces.consent import require
+from zimage.permission import today
 
 Name = Literal["staging", "production"]
 
@@ -166,11 +167,10 @@ def _release(store: Store, subject: str, name: str) -> Manifest:
 
 def _refuse_without_consent(store: Store, subject: str, manifest: Manifest, workspace: Path | None) -> None:
     """Pass if the subject agrees to publication today; the release's copy counts where nothing newer is known."""
-    today = datetime.datetime.now(datetime.UTC).date()
     known = consents(store, subject, workspace)
     for consent in known:
-        require(consent, "publication", today)
-    if not known and manifest.consent.expires < today:
+        require(consent, "publication", today())
+    if not known and manifest.consent.expires < today():
         raise InputError(
             f"The consent behind {manifest.release} expired on {manifest.consent.expires}; ask for a new one and "
             "publish again, or run the flow `forget`."

@@ -1,11 +1,10 @@
 """A leg on a machine of its own: started through its deployment, waited for, started again if its worker is lost."""
 
 import datetime
-import itertools
 import time
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
@@ -164,14 +163,18 @@ def _first_attempt(leg: str) -> int:
     That is one to begin where a person retries a run that failed, and one under way, or finished, where the run goes on
     after its worker was lost.
     """
+    attempt = 0
     with get_client(sync_client=True) as client:
-        for attempt in itertools.count():
-            key = FlowRunFilterIdempotencyKey(any_=[_key(leg, attempt)])
-            found = client.read_flow_runs(flow_run_filter=FlowRunFilter(idempotency_key=key))
-            state = found[0].state if found else None
-            if state is None or not state.is_final() or state.is_completed():
-                return attempt
-    raise AssertionError("counting never ends")
+        while _ended_in_vain(client, _key(leg, attempt)):
+            attempt += 1
+    return attempt
+
+
+def _ended_in_vain(client: SyncPrefectClient, key: str) -> bool:
+    by_key = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
+    found = client.read_flow_runs(flow_run_filter=by_key)
+    state = found[0].state if found else None
+    return state is not None and state.is_final() and not state.is_completed()
 
 
 def _key(leg: str, attempt: int | str) -> str:

@@ -146,7 +146,7 @@ def hand_over(
         sources=sources or (before.sources if before else {}),
         inputs=_inputs(folder),
         lock=_lock(folder),
-        consent=_consent(folder, before),
+        consent=consent_of(folder, before),
     )
     if before is not None:
         mend_noted(settings, subject)
@@ -215,7 +215,7 @@ def _inputs(folder: Path) -> dict[Input, str]:
     return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
 
 
-def _consent(folder: Path, before: State | None) -> Consent | None:
+def consent_of(folder: Path, before: State | None) -> Consent | None:
     """Return the consent that is here; where it was not fetched, it is the one that was handed over."""
     path = folder / "data" / "consent.yaml"
     if path.is_file():

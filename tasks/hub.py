@@ -4,7 +4,6 @@ What a release is stays in the store; a repository is a copy of one release at a
 repositories a subject has is written down before anything is sent, so that forgetting knows of them whatever happens.
 """
 
-import datetime
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from tasks.policy import store_task
 from tasks.release import INDEX, MANIFEST, Index, Manifest, fetch, release_key, releases, releases_key, relist
 from tasks.settings import Settings, hub_token
 from tasks.store import Store, StoreError
-from tasks.tombstones import delete_sent, refuse_if_forgotten
+from tasks.tombstones import ForgottenError, delete_sent, refuse_if_forgotten, taking_back
 from zimage.errors import InputError
+from zimage.permission import today
 
 TOKEN_BLOCK = "hf-token"
 
@@ -111,24 +111,20 @@ def _unless_forgotten(settings: Settings, store: Store, subject: str, release: s
     Raises:
         InputError: the subject was forgotten before or meanwhile, or history is left; the remedy too.
     """
-    workspace = settings.workspace(subject)
-    refuse_if_forgotten(store, subject, workspace)
     claimed: list[HubRecord] = []
-    try:
-        yield claimed
-    finally:
+
+    def take_back(forgotten: ForgottenError) -> None:
         try:
-            refuse_if_forgotten(store, subject, workspace)
-        except InputError as forgotten:
-            try:
-                for record in claimed or found(store, subject):
-                    note(store, subject, record)  # and the release: should this fail, `forget` has to know
-                    relist(store, subject, release)
-                    _take_off(settings, record, [release])
-            except StoreError as error:
-                raise InputError(f"{forgotten} It may still be on the hub ({error}); run `forget` again.") from None
-            delete_sent(store, [index_key(subject), releases_key(subject)], forgotten)
-            raise
+            for record in claimed or found(store, subject):
+                note(store, subject, record)  # and the release: should this fail, `forget` has to know
+                relist(store, subject, release)
+                _take_off(settings, record, [release])
+        except StoreError as error:
+            raise InputError(f"{forgotten} It may still be on the hub ({error}); run `forget` again.") from None
+        delete_sent(store, [index_key(subject), releases_key(subject)], forgotten)
+
+    with taking_back(store, subject, settings.workspace(subject), take_back):
+        yield claimed
 
 
 def title_of(release: str) -> str:
@@ -237,8 +233,7 @@ def _manifest(store: Store, subject: str, release: str) -> bytes:
 
 
 def _check_consent(manifest: Manifest) -> None:
-    today = datetime.datetime.now(datetime.UTC).date()
-    if not manifest.consent.may_publish or manifest.consent.expires < today:
+    if not manifest.consent.may_publish or manifest.consent.expires < today():
         raise InputError(
             f"{manifest.release} does not go to the hub: its consent ended on {manifest.consent.expires} or excludes "
             "publishing; ask for a new one and publish again."

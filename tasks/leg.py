@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.dvc import at_hand
-from tasks.handover import State, Taken
+from tasks.handover import State, Taken, consent_of
 from tasks.lease import leased
 from tasks.policy import StageTask, store_task
 from tasks.settings import Settings
@@ -16,7 +16,6 @@ from tasks.subject import set_up
 from tasks.tombstones import admit
 from tasks.workspace import Outcome, held, is_up_to_date
 from zimage.errors import InputError
-from zimage.faces.consent import read_consent
 from zimage.permission import require_for, today
 
 
@@ -78,8 +77,7 @@ def require_consent(workspace: Path, stages: Sequence[StageTask[...]], before: S
     Raises:
         InputError: no consent is known, or it has ended or does not cover what the leg does.
     """
-    here = workspace / "data" / "consent.yaml"
-    consent = read_consent(here) if here.is_file() else before.consent if before else None
+    consent = consent_of(workspace, before)
     if consent is None:
         raise InputError(
             f"{workspace.name} is not prepared: no consent is known here; run `personalize` with --consent."

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tasks.bucket import Bucket, Listed
 from zimage.errors import InputError
-from zimage.faces.decode import KNOWN, SIGNATURES
+from zimage.faces.decode import KNOWN, begins_like_a_picture
 from zimage.faces.given import Given
 from zimage.faces.sources import given
 from zimage.folder import aside_of, made_aside
@@ -89,7 +89,7 @@ def _begins_like_a_picture(one: Given) -> bool:
     else:
         with one.path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-    return head.startswith(SIGNATURES) or head[4:8] == b"ftyp"
+    return begins_like_a_picture(head)
 
 
 def places(keys: Sequence[str]) -> dict[str, str]:

@@ -35,6 +35,7 @@ from tasks.store import ConflictError, Store, StoreError
 from tasks.tombstones import refuse_if_forgotten, unless_forgotten
 from zimage.errors import InputError
 from zimage.faces.consent import Consent, read_consent, require
+from zimage.permission import today
 
 # Their versions decide what the weights become; the rest of constraints.txt is tied by the code's commit.
 PACKAGES = ("zimage", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
@@ -138,15 +139,14 @@ def gate(workspace: Path, *, accept_provisional: bool, use: Use) -> Verdict:
             f"Not published: the face engine {both.pop()} was both trained on and judged by, so its score tells "
             "nothing; evaluate with another engine."
         )
-    today = datetime.datetime.now(datetime.UTC).date()
-    require(read_consent(workspace / "data" / "consent.yaml"), "publication", today)
+    require(read_consent(workspace / "data" / "consent.yaml"), "publication", today())
     check_use(use, licences_of(params, found))
     return verdict
 
 
 def ends_soon(consent: Consent) -> str | None:
     """Return a sentence if a consent ends within a month, before it happens."""
-    left = consent.expires - datetime.datetime.now(datetime.UTC).date()
+    left = consent.expires - today()
     if left > ENDS_SOON:
         return None
     return f"The consent of {consent.pseudonym} ends in {left.days} days ({consent.expires}); renew it, or forget them."

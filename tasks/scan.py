@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import yaml
 
-from tasks.handover import State, read_state
+from tasks.handover import State, consent_of, read_state
 from tasks.settings import Settings
 from tasks.sources import content, look
 from tasks.storage import Store, StoreError
 from tasks.subject import Choices, presets
 from zimage.errors import InputError
-from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, consent_in, read_consent
+from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, consent_in
 from zimage.permission import require_for
 from zimage.signatures import STAGES
 
@@ -111,8 +111,7 @@ def consents(store: Store, subject: str, workspace: Path | None) -> list[Consent
 
 
 def _here(workspace: Path | None) -> Consent | None:
-    path = workspace / "data" / "consent.yaml" if workspace else None
-    return read_consent(path) if path and path.is_file() else None
+    return consent_of(workspace, None) if workspace else None
 
 
 def _looks(state: State) -> str:

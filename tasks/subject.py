@@ -1,7 +1,5 @@
 """A subject's workspace: made once, then kept in step with the project and with what was chosen for the subject."""
 
-import datetime
-import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +16,10 @@ from zimage.faces.consent import MAX_CONSENT_BYTES, consent_in, require
 from zimage.folder import write_whole
 from zimage.model.base import TINY, Base, identify
 from zimage.params import with_values
+from zimage.permission import today
 from zimage.plain_yaml import load_plain
 from zimage.section import Section, checked, read_params
-from zimage.signatures import STAGES, signature
+from zimage.signatures import STAGES, imported, signature
 
 PRESETS = Path(__file__).with_name("presets.yaml")
 DEFAULT_PRESET = "tiny"
@@ -159,10 +158,10 @@ def _check(params: str, chosen: Choices, values: Mapping[str, Any], file: Path) 
         InputError: one does not; the values of one's own there are named, with the file they are kept in if they are.
     """
     found = load_plain(params)
-    for stage in STAGES:
-        function = getattr(importlib.import_module(f"zimage.stages.{stage}"), stage)
-        for keyword, section in signature(stage).sections.items():
-            checked(found[section], function.__annotations__[keyword], _where(section, chosen, values, file))
+    for stage in map(signature, STAGES):
+        _, kinds = imported(stage)
+        for keyword, section in stage.sections.items():
+            checked(found[section], kinds[keyword], _where(section, chosen, values, file))
 
 
 def _where(section: str, chosen: Choices, values: Mapping[str, Any], file: Path) -> str:
@@ -193,7 +192,7 @@ def _agreed(consent: str, target: Path, subject: str) -> bytes | None:
             f"{consent} is the consent of {given.pseudonym!r} and not of {subject!r}; give the file whose `pseudonym` "
             f"is {subject}, or name the other subject."
         )
-    require(given, "training", datetime.datetime.now(datetime.UTC).date())
+    require(given, "training", today())
     return found
 
 

@@ -124,19 +124,32 @@ def unless_forgotten(store: Store, subject: str, workspace: Path) -> Iterator[li
     Raises:
         InputError: the subject was forgotten before or meanwhile, and whether something is left of what was sent.
     """
-    refuse_if_forgotten(store, subject, workspace)
     written: list[str] = []
-    try:
+    with taking_back(store, subject, workspace, lambda forgotten: delete_sent(store, written, forgotten)):
         yield written
+
+
+@contextmanager
+def taking_back(
+    store: Store, subject: str, workspace: Path, take_back: Callable[[ForgottenError], None]
+) -> Iterator[None]:
+    """Let the block send what is of a workspace; if the subject is forgotten meanwhile, `take_back` is called.
+
+    Raises:
+        ForgottenError: the subject was forgotten before or meanwhile.
+    """
+    refuse_if_forgotten(store, subject, workspace)
+    try:
+        yield
     finally:
         try:
             refuse_if_forgotten(store, subject, workspace)
         except ForgottenError as forgotten:
-            delete_sent(store, written, forgotten)
+            take_back(forgotten)
             raise
 
 
-def delete_sent(store: Store, written: list[str], forgotten: InputError) -> None:
+def delete_sent(store: Store, written: list[str], forgotten: ForgottenError) -> None:
     """Delete what was written of a subject that was forgotten.
 
     Raises:

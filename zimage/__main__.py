@@ -8,8 +8,6 @@ The only place where `zimage` reads the environment:
 import argparse
 import contextlib
 import errno
-import importlib
-import inspect
 import json
 import logging
 import os
@@ -18,13 +16,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zimage import migrate
 from zimage.errors import InputError
 from zimage.garbage import collect_rarely
 from zimage.lora import commands as lora
-from zimage.signatures import STAGES, Signature, signature
+from zimage.signatures import STAGES, Signature, imported, signature
 
 if TYPE_CHECKING:
     from zimage.doctor import Finding
@@ -103,7 +101,7 @@ def run_stage(stage: Signature, folders: list[Path], params_file: Path) -> None:
 
     _check_later(stage, params_file)
     _check_consent(stage.stage, folders[-1].parent / "consent.yaml")
-    function, kinds = _imported(stage)
+    function, kinds = imported(stage)
     sections = {keyword: read_section(params_file, name, kinds[keyword]) for keyword, name in stage.sections.items()}
     function(*folders, **sections)
 
@@ -115,7 +113,7 @@ def _check_later(stage: Signature, params_file: Path) -> None:
     known = {name for each in STAGES for name in signature(each).sections.values()}
     refuse_unknown(present, known, str(params_file))
     for later in map(signature, STAGES[STAGES.index(stage.stage) :]):
-        _, kinds = _imported(later)
+        _, kinds = imported(later)
         for keyword, name in later.sections.items():
             if name in present:
                 read_section(params_file, name, kinds[keyword])
@@ -127,12 +125,6 @@ def _check_consent(stage: str, path: Path) -> None:
 
     if path.is_file():  # a machine of a pool has none: there the leg has asked what was handed over
         require_for([stage], read_consent(path), today())
-
-
-def _imported(stage: Signature) -> tuple[Callable[..., None], dict[str, type[Any]]]:
-    """Return the stage's function and the types of its arguments."""
-    function = getattr(importlib.import_module(f"zimage.stages.{stage.stage}"), stage.stage)
-    return function, inspect.get_annotations(function, eval_str=True)
 
 
 def _summary(parsed: argparse.Namespace) -> int:

@@ -1,8 +1,12 @@
 """The stages as their signatures tell them, read from source: naming a stage's folders must not import torch."""
 
 import ast
+import importlib
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 STAGES = ("ingest", "detect", "caption", "encode", "train", "evaluate")  # in pipeline order
 FOLDER = Path(__file__).with_name("stages")
@@ -35,6 +39,12 @@ def signature(stage: str) -> Signature:
     keywords = [argument.arg for argument in function.args.kwonlyargs]
     sections = {keyword: stage if keyword == "params" else keyword for keyword in keywords}
     return Signature(stage, docstring.splitlines()[0], folders, sections)
+
+
+def imported(stage: Signature) -> tuple[Callable[..., None], dict[str, type[Any]]]:
+    """Return the stage's function and the types of its arguments; it takes what the stage imports, torch with it."""
+    function = getattr(importlib.import_module(f"zimage.stages.{stage.stage}"), stage.stage)
+    return function, inspect.get_annotations(function, eval_str=True)
 
 
 def _function(tree: ast.Module, name: str) -> ast.FunctionDef:

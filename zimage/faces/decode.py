@@ -140,8 +140,13 @@ def _opened(content: bytes) -> Image.Image:
         raise RefusedError("damaged", f"The file's header is damaged ({_said(error)}).") from None
 
 
+def begins_like_a_picture(content: bytes) -> bool:
+    """Return whether a file's first bytes are those of a known kind of picture; that it is one, only decoding tells."""
+    return content.startswith(SIGNATURES) or content[4:8] == b"ftyp"
+
+
 def _unidentified(content: bytes) -> RefusedError:
-    if content.startswith(SIGNATURES) or content[4:8] == b"ftyp":
+    if begins_like_a_picture(content):
         return RefusedError("damaged", "The file begins like a photo, but its header is damaged or of an unknown kind.")
     if content.startswith(ARCHIVES):
         return RefusedError("archive", "Archives inside the photos are not opened; unpack it, or give it alone.")

@@ -165,9 +165,7 @@ def products_dtype(precision: str, device: torch.device) -> torch.dtype:
     """
     dtype = DTYPES[precision]
     if dtype is torch.bfloat16 and not has_bfloat16_units(device):
-        logger.info(
-            "this %s has no bfloat16 units; products are in float32", device.type.upper().replace("CUDA", "GPU")
-        )
+        logger.info("this %s has no bfloat16 units; products are in float32", "CPU" if device.type == "cpu" else "GPU")
         return torch.float32
     return dtype
 
