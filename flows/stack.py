@@ -58,11 +58,11 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
         raise InputError(f"Port {port} is taken; stop what uses it, or choose another with --port.")
     logs = settings.logs
     with ended_as_by_ctrl_c(), ExitStack() as stack:
+        pages = _served(stack, settings, port + 1)
         command = ["server", "start", "--host", HOST, "--port", str(port)]
         parts = {"server": stack.enter_context(started(command, logs / "server.log"))}
         _wait_for_server(parts["server"], port, logs)
         deploy(notify=notify)
-        pages = _served(stack, settings, port + 1)
         for name, command, environment in _workers():
             told = {**environment, **({"ZIMAGE_PAGES": pages} if pages else {})}
             parts[name] = stack.enter_context(started(command, logs / f"{name}.log", told))
