@@ -1,4 +1,4 @@
-"""Prefect's database before its server starts: soon there, patient when two write at once, and fair after a pause.
+"""Prefect's database before its server starts: soon there, patient when two write at once, and in step after a pause.
 
 The first two are for SQLite. An empty one is copied, which takes no time; Prefect's migrations take seconds.
 `python -m flows.database` makes it, once for this environment and this version of Prefect. Where it is not there, or
@@ -15,14 +15,22 @@ import sys
 import tempfile
 from asyncio import AbstractEventLoop, Lock, get_running_loop
 from collections.abc import AsyncGenerator
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary
 
 from tasks.settings import inherited
 
+if TYPE_CHECKING:
+    from prefect.server.database.orm_models import FlowRunState
+    from prefect.server.events.schemas.automations import EventTrigger
+    from prefect.types._datetime import DateTime
+
 LISTENING = "zimage-lost-worker"  # infra/automations.yaml
+
+_has_turn: ContextVar[bool] = ContextVar("_has_turn", default=False)
 
 
 def empty() -> Path:
@@ -88,6 +96,7 @@ def write_in_turn(address: str) -> None:
     """
     from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
     from prefect.server.database.dependencies import MODELS_DEPENDENCIES
+    from prefect.server.events import triggers
     from sqlalchemy import make_url
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
@@ -98,38 +107,71 @@ def write_in_turn(address: str) -> None:
         async def begin_transaction(
             self, session: AsyncSession, with_for_update: bool = False
         ) -> AsyncGenerator[AsyncSessionTransaction, None]:
-            if SQLITE_BEGIN_MODE.get() is not None:  # within another, which has the turn, this would wait for ever
+            if _has_turn.get() or SQLITE_BEGIN_MODE.get() is not None:  # within another, it would wait for ever
                 async with super().begin_transaction(session, with_for_update) as transaction:
                     yield transaction
                 return
             # Who waits here is served in order, and keeps no connection of the few from anybody.
-            turn = self._turns.setdefault(get_running_loop(), Lock())
-            async with turn, super().begin_transaction(session, with_for_update=True) as transaction:
+            async with self.turn(), super().begin_transaction(session, with_for_update=True) as transaction:
                 await session.connection()  # begins now
                 SQLITE_BEGIN_MODE.set("DEFERRED")  # and whatever is opened until the end does not take a turn
                 yield transaction
 
+        @classmethod
+        def turn(cls) -> Lock:
+            return cls._turns.setdefault(get_running_loop(), Lock())
+
+    async def evaluate_in_turn(trigger: "EventTrigger", as_of: "DateTime") -> "DateTime":
+        # It fires, and only then notes that it has: who is told of it meanwhile, and answers, would be told again.
+        async with InTurn.turn():
+            token = _has_turn.set(True)
+            try:
+                return await evaluate(trigger, as_of)
+            finally:
+                _has_turn.reset(token)
+
     if make_url(address).get_backend_name() == "sqlite":
         MODELS_DEPENDENCIES["database_config"] = InTurn(connection_url=address)
+        evaluate = triggers.proactive_evaluation
+        triggers.proactive_evaluation = evaluate_in_turn
 
 
 async def listen_anew() -> None:
-    """Give every run that has to be heard of its whole time again: while there was no server, none could be heard.
+    """Let the server that this process is about to make listen as if there had been no pause.
 
-    Otherwise a server that was away for longer than a run may be silent takes all of them for lost as it starts. A
-    database without tables yet is left alone.
+    Every run that has to be heard of has its whole time again: while there was no server, none could be heard.
+    Otherwise one that was away for longer than a run may be silent takes all of them for lost as it starts. And what
+    each run's last state was counts as heard: a server remembers that in memory, and puts the next state aside for a
+    quarter of an hour if it does not know the one before. A database without tables yet is left alone.
     """
     from prefect.server.database.dependencies import provide_database_interface
+    from prefect.server.events.ordering import PRECEDING_EVENT_LOOKBACK
     from sqlalchemy import select
     from sqlalchemy.exc import SQLAlchemyError
 
     database, now = provide_database_interface(), datetime.datetime.now(datetime.UTC)
     ours = select(database.Automation.id).where(database.Automation.name == LISTENING)
+    last = database.FlowRun.state_id == database.FlowRunState.id
+    recent = database.FlowRunState.timestamp > now - PRECEDING_EVENT_LOOKBACK
     with contextlib.suppress(SQLAlchemyError, OSError):  # which its server will tell of
         async with database.session_context(begin_transaction=True) as session:
             listening = select(database.AutomationBucket).where(database.AutomationBucket.automation_id.in_(ours))
             for each in await session.scalars(listening):
                 each.end = max(each.end, now + (each.end - each.start))
+            for state in await session.scalars(
+                select(database.FlowRunState).join(database.FlowRun, last).where(recent)
+            ):
+                await _count_as_heard(state)
+
+
+async def _count_as_heard(state: "FlowRunState") -> None:
+    """Let the triggers of this process know the event of a state, which has the state's identity."""
+    from prefect.server.events.ordering.memory import CausalOrdering
+    from prefect.server.events.schemas.events import ReceivedEvent, Resource
+
+    run = Resource({"prefect.resource.id": f"prefect.flow-run.{state.flow_run_id}"})
+    event = ReceivedEvent(id=state.id, occurred=state.timestamp, event=f"prefect.flow-run.{state.name}", resource=run)
+    await CausalOrdering(scope="triggers").record_event_as_seen(event)
 
 
 def _is_used(target: Path) -> bool:

@@ -1,7 +1,10 @@
 import asyncio
 import contextlib
 import datetime
+import socket
 import sqlite3
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
@@ -9,13 +12,22 @@ from uuid import uuid4
 import httpx
 import pytest
 from prefect.server.database.dependencies import provide_database_interface, temporary_database_interface
-from prefect.server.events.schemas.automations import EventTrigger, Posture
+from prefect.server.events import triggers
+from prefect.server.events.actions import DoNothing
+from prefect.server.events.schemas.automations import Automation, EventTrigger, Firing, Posture
+from prefect.server.utilities.messaging.memory import Topic
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
 from sqlalchemy import select, text
 
 from flows.database import LISTENING, empty, listen_anew, make_empty, provide, write_in_turn
-from flows.stack import automations
+from flows.stack import HOST, automations, started
 from flows.temporary import TemporaryServer
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`write_in_turn` is for the rest of a process."""
+    monkeypatch.setattr(triggers, "proactive_evaluation", triggers.proactive_evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +206,85 @@ def test_runs_have_their_whole_time_to_be_heard_again_after_a_server_was_away(ma
         (LISTENING, "later"): ends["later"],
         **{("somebody else's", key): end for key, end in ends.items()},
     }
+
+
+def test_a_state_after_a_pause_is_acted_on_though_another_server_saw_the_one_before(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect lets it wait a quarter of an hour for an event that will not come."""
+    lost = {"type": "CRASHED", "message": "Its worker was lost, no heartbeat came for 90 s."}
+    go_on = next(each for each in automations("") if each["name"] == "zimage-go-on")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}")
+    with server(tmp_path) as client:
+        assert client.post("/automations/", json=go_on).is_success
+        flow = client.post("/flows/", json={"name": "personalize"}).json()["id"]
+        deployment = client.post("/deployments/", json={"name": "personalize", "flow_id": flow}).json()["id"]
+        run = client.post(f"/deployments/{deployment}/create_flow_run", json={"state": {"type": "RUNNING"}}).json()[
+            "id"
+        ]
+    with server(tmp_path) as client:
+        assert client.post(f"/flow_runs/{run}/set_state", json={"state": lost, "force": True}).is_success
+        until = time.monotonic() + 60
+        while (found := client.get(f"/flow_runs/{run}").json()["state"]["name"]) == "Crashed":
+            assert time.monotonic() < until
+            time.sleep(0.2)
+
+    assert found == "AwaitingRetry"
+
+
+@contextlib.contextmanager
+def server(folder: Path) -> Iterator[httpx.Client]:
+    """A server as a stack has it; all it knows lies in `PREFECT_HOME`."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    command = ["server", "start", "--host", HOST, "--port", str(port)]
+    with (
+        started(command, folder / "server.log") as process,
+        httpx.Client(base_url=f"http://{HOST}:{port}/api") as client,
+    ):
+        while process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if client.get("/health").is_success:
+                    break
+            time.sleep(0.1)
+        yield client
+
+
+@pytest.mark.filterwarnings("ignore:Type object:sqlalchemy.exc.SADeprecationWarning")  # of Prefect's own types
+def test_who_is_told_that_a_run_is_lost_cannot_answer_before_that_is_noted(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer, a new state of the run, would make it be told again."""
+    address = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
+    provide(address, made)
+    now, within, act = datetime.datetime.now(datetime.UTC), datetime.timedelta(seconds=90), triggers.act
+    trigger = EventTrigger(posture=Posture.Proactive, threshold=1, within=within, after={"heard"}, for_each={"run"})
+    automation = Automation(name=LISTENING, trigger=trigger, actions=[DoNothing()])
+
+    async def act_slowly(firing: Firing) -> None:
+        await act(firing)
+        await asyncio.sleep(0.5)
+
+    async def noted_before_the_answer() -> bool:
+        database, told = provide_database_interface(), Topic.by_name("actions").subscribe()
+        async with database.session_context(begin_transaction=True) as session:
+            session.add(database.Automation(id=automation.id, name=LISTENING, trigger=automation.trigger, actions=[]))
+            await session.flush()
+            bucket = {"automation_id": automation.id, "trigger_id": trigger.id, "bucketing_key": ["one"], "count": 0}
+            session.add(database.AutomationBucket(**bucket, start=now - 2 * within, end=now - within))
+        evaluation = asyncio.create_task(triggers.proactive_evaluation(trigger, now))
+        await told.get()
+        async with database.session_context(begin_transaction=True) as session:
+            found = await session.scalars(select(database.AutomationBucket))
+        await evaluation
+        return not found.all()
+
+    with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
+        write_in_turn(address)
+        monkeypatch.setattr(triggers, "act", act_slowly)
+        assert asyncio.run(asyncio.wait_for(noted_before_the_answer(), timeout=60))
 
 
 @pytest.mark.filterwarnings("ignore:Type object:sqlalchemy.exc.SADeprecationWarning")  # of Prefect's own types
