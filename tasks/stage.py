@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect.client.schemas.objects import State
+from prefect.runtime import task_run
 from prefect.states import Completed
 
 from tasks.course import Course
@@ -15,6 +16,9 @@ from tasks.shown import Bar, in_store, show_page_again, show_results
 from tasks.unfinished import STAGE as TRAIN
 from tasks.unfinished import Keeper
 from tasks.workspace import Outcome, bring_up_to_date
+
+# Tasks whose stage was run, and what it found is not shown yet; all attempts of a task are made by one process.
+_unshown: dict[str, Outcome] = {}
 
 NAMES = {Outcome.RAN: "Completed", Outcome.RESTORED: "Restored", Outcome.UNCHANGED: "Unchanged"}
 
@@ -54,11 +58,15 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
         return bring_up_to_date(workspace, stage, on_line=told, on_progress=follow, shared=shared)
 
     outcome = fetching(settings, workspace.name, ask, wants=read_by(workspace, stage)) if shared else ask()
+    attempted = str(task_run.id)
+    outcome = _unshown.get(attempted, outcome)
     if outcome is Outcome.UNCHANGED:
         show_page_again(settings, workspace, stage, shared=shared)
         return Completed(name=NAMES[outcome], message=f"{stage}: nothing it reads changed", data=outcome)
     if course is not None:
         course.end()
+    _unshown[attempted] = outcome  # an attempt after this one will find it unchanged
     show_results(settings, workspace, stage, shared=shared)
+    _unshown.pop(attempted)
     because = reason or "what it reads changed"
     return Completed(name=NAMES[outcome], message=f"{stage}: {outcome}, because {because}", data=outcome)

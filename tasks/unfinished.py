@@ -6,11 +6,14 @@ they belong to the run that finds them, the stage itself decides by their run's 
 
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from prefect.logging import get_run_logger
 
+from tasks.policy import store_task
 from tasks.settings import Settings
 from tasks.storage import ConflictError, MissingError, Store, open_store, store_errors
 from tasks.tombstones import ForgottenError, unless_forgotten
@@ -74,8 +77,9 @@ class Keeper:
         others = sorted(path for path in self._aside.rglob("*.*") if path.is_file() and path.parent != state.parent)
         for path in [state, *others]:  # the state first: two checkpoints later it is gone
             try:
-                sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-                self._put(sha256, path)
+                with _as_it_is(path) as moment:
+                    sha256 = hashlib.sha256(moment.read_bytes()).hexdigest()
+                    self._put(sha256, moment)
             except FileNotFoundError:
                 if path == state:
                     return
@@ -94,6 +98,7 @@ class Keeper:
         self._whole.add(sha256)
 
 
+@store_task("find unfinished")
 def fetch_unfinished(settings: Settings, subject: str) -> None:
     """Put an unfinished training of another machine where the stage looks for its own, if that is not there.
 
@@ -140,6 +145,16 @@ def forget_unfinished(settings: Settings, subject: str) -> None:
 def last_checkpoint(aside: Path) -> str:
     """Return the name of the last checkpoint of a training, or ""; names sort as their steps do."""
     return max((path.name for path in aside.glob(RESUME)), default="")
+
+
+@contextmanager
+def _as_it_is(path: Path) -> Iterator[Path]:
+    """Yield a file with the content of one moment: weights have their name when they are whole, all else may grow."""
+    if path.suffix == ".safetensors":
+        yield path
+        return
+    with TemporaryDirectory() as temporary:
+        yield Path(shutil.copyfile(path, Path(temporary) / path.name))
 
 
 def _index_of(key: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -12,11 +13,13 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from tasks.dvc import at_hand
+from tasks.settings import Settings
+from tasks.shown import show_results
 from tasks.train import train
 from tasks.workspace import Outcome, make
 from zimage.signatures import STAGES
 
-TIMEOUT_S = 5.0  # DVC has begun the stage in a second
+TIMEOUT_S = 20.0  # DVC has begun the stage in a second, on a quiet machine
 TRAIN = """
 import os, pathlib, subprocess, sys, time, yaml
 params = yaml.safe_load(pathlib.Path("params.yaml").read_text())["train"]
@@ -49,10 +52,10 @@ def workspace(tmp_path: Path, prefect_server: None) -> Iterator[Path]:
         yield folder
 
 
-def trained(workspace: Path, *, timeout_s: float | None = None, **params: Any) -> State[Any]:
+def trained(workspace: Path, *, timeout_s: float | None = None, retries: int = 0, **params: Any) -> State[Any]:
     """The final state of the task, with these params."""
     (workspace / "params.yaml").write_text(json.dumps({stage: {} for stage in STAGES} | {"train": PARAMS | params}))
-    task = train.with_options(timeout_seconds=timeout_s, retries=0)
+    task = train.with_options(timeout_seconds=timeout_s, retries=retries, retry_delay_seconds=0)
     ended: list[State[Any]] = []
 
     @flow
@@ -64,7 +67,10 @@ def trained(workspace: Path, *, timeout_s: float | None = None, **params: Any) -
 
 
 def is_running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_the_state_of_a_stage_says_why_it_ran(workspace: Path) -> None:
@@ -83,6 +89,24 @@ def test_the_state_of_a_stage_says_why_it_ran(workspace: Path) -> None:
         ("Restored", "train: restored, because code of train; train.steps 5 -> 4"),
     ]
     assert back.result() is Outcome.RESTORED
+
+
+def test_what_a_stage_found_is_shown_though_the_server_was_away_when_it_ended(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    def show(settings: Settings, workspace: Path, stage: str, *, shared: bool) -> None:
+        shown.append(stage)
+        if len(shown) == 1:
+            raise httpx.ConnectError("away")
+        show_results(settings, workspace, stage, shared=shared)
+
+    monkeypatch.setattr("tasks.stage.show_results", show)
+    state = trained(workspace, retries=1)
+
+    assert shown == ["train", "train"]
+    assert (state.name, state.result()) == ("Completed", Outcome.RAN)
 
 
 def test_a_stage_that_takes_too_long_ends_with_all_its_processes_and_the_next_run_works(workspace: Path) -> None:

@@ -1,9 +1,11 @@
 import hashlib
+import threading
 from pathlib import Path
 
 import boto3
 import pytest
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from tasks.forget import erase
 from tasks.settings import PROJECT, Settings
@@ -45,7 +47,7 @@ def kept(settings: Settings, *steps: int) -> None:
 
 @flow
 def fetched(settings: Settings) -> list[str]:
-    fetch_unfinished(settings, "ada")
+    fetch_unfinished.fn(settings, "ada")
     return sorted(path.relative_to(aside(settings)).as_posix() for path in aside(settings).rglob("*.*"))
 
 
@@ -61,6 +63,53 @@ def test_another_machine_gets_the_last_checkpoint_and_all_before_it(tmp_path: Pa
     ]
     assert (aside(other) / "resume" / "step-000100.safetensors").read_text() == "state 100"
     assert (aside(other) / "loss.csv").read_text() == "step\n100\n"
+
+
+def test_a_file_that_grows_while_it_is_kept_is_kept_as_it_was(tmp_path: Path, prefect_server: None) -> None:
+    settings, ended = machine(tmp_path, "one"), threading.Event()
+    trained(settings, 50)
+
+    def grow() -> None:
+        with (aside(settings) / "loss.csv").open("a") as file:
+            while not ended.wait(0.0001):
+                file.write("51,0.5\n")
+                file.flush()
+
+    growing = threading.Thread(target=grow)
+    growing.start()
+    kept(settings, *range(100, 400, 50))
+    ended.set()
+    growing.join()
+
+    stored = {path.name: path for path in (tmp_path / "store" / key_of("ada")).iterdir() if path.suffix != ".json"}
+    assert len(stored) > 6
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == name for name, path in stored.items())
+
+
+def test_a_store_that_was_away_for_a_moment_is_asked_again(
+    tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(machine(tmp_path, "one"), 50)
+    store, hidden = tmp_path / "store", tmp_path / "hidden"
+    store.rename(hidden)
+    store.write_text("not mounted")
+    failed: list[str] = []
+
+    @flow
+    def learn() -> None:
+        def come_back(_task: object, _run: object, state: State) -> bool:
+            failed.append(state.name or "")
+            store.unlink()
+            hidden.rename(store)
+            return True
+
+        task = fetch_unfinished.with_options(retry_delay_seconds=0, retry_condition_fn=come_back)
+        task(machine(tmp_path, "two"), "ada")
+
+    learn()
+
+    assert failed == ["Failed"]
+    assert (aside(machine(tmp_path, "two")) / "resume" / "step-000050.safetensors").is_file()
 
 
 def test_what_was_damaged_in_the_store_is_not_gone_on_with(tmp_path: Path, prefect_server: None) -> None:
