@@ -5,6 +5,7 @@ this machine only. Everything started here ends with it, however it ends.
 """
 
 import contextlib
+import os
 import platform
 import shutil
 import signal
@@ -37,9 +38,9 @@ AUTOMATIONS = PROJECT / "infra" / "automations.yaml"
 NOTIFY = "notify"  # stands for the webhook in automations.yaml
 MARK = "ZIMAGE_PART_OF"  # a variable that tells which part of a stack a process belongs to
 # Prefect's command, as a child that does not outlive this process; and the same where it is a server.
-CHILD = "from zimage.parent import die_with_parent; die_with_parent()"
-PREFECT = f"{CHILD}; from prefect.cli import app; app()"
-SERVER = f"{CHILD}; from flows.server import main; main()"
+PARENT = "import sys; from zimage.parent import die_with_parent; die_with_parent(int(sys.argv.pop(1)))"
+PREFECT = f"{PARENT}; from prefect.cli import app; app()"
+SERVER = f"{PARENT}; from flows.server import main; main()"
 
 
 def serve(settings: Settings, *, port: int, notify: str) -> None:
@@ -104,7 +105,7 @@ def deploy(*, notify: str) -> None:
     for pool in sorted({leg.pool for leg in LEGS.values()}):
         _make_pool(pool)
     command = ["--no-prompt", "deploy", "--prefect-file", str(DEPLOYMENTS), "--all"]
-    answer = subprocess.run([sys.executable, "-c", PREFECT, *command], cwd=PROJECT, capture_output=True, text=True)  # noqa: PLW1510
+    answer = subprocess.run(_child(PREFECT, command), cwd=PROJECT, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise InputError(f"The deployments could not be applied:\n{answer.stdout}{answer.stderr}")
     for automation in automations(notify):
@@ -137,7 +138,7 @@ def started(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         child = subprocess.Popen(
-            [sys.executable, "-c", SERVER if command[0] == "server" else PREFECT, *command],
+            _child(SERVER if command[0] == "server" else PREFECT, command),
             cwd=PROJECT,
             env={**inherited(), **(environment or {}), MARK: uuid4().hex},
             stdin=subprocess.DEVNULL,
@@ -150,6 +151,10 @@ def started(
     finally:
         end(child.pid)
         child.wait()
+
+
+def _child(code: str, command: Sequence[str]) -> list[str]:
+    return [sys.executable, "-c", code, str(os.getpid()), *command]
 
 
 def end(*pids: int) -> None:

@@ -1,12 +1,13 @@
 """A Prefect server for one run, where none is configured: on this machine only, and gone when the run's process is.
 
-`python -m flows.temporary FD` serves on a socket that listens already. It is started before Prefect is imported by who
-wants it, so that the two, of some seconds each, load side by side.
+`python -m flows.temporary FD PID` serves on a socket that listens already, until its parent PID ends. It is started
+before Prefect is imported by who wants it, so that the two, of some seconds each, load side by side.
 """
 
 import atexit
 import contextlib
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -66,7 +67,7 @@ class TemporaryServer:
             self._port = listening.getsockname()[1]
             self.api = f"http://{HOST}:{self._port}/api"
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flows.temporary", str(listening.fileno())],
+                [sys.executable, "-m", "flows.temporary", str(listening.fileno()), str(os.getpid())],
                 cwd=PROJECT,
                 env=EVENTS_KEPT | inherited() | ALONE,
                 stdin=subprocess.DEVNULL,
@@ -102,9 +103,9 @@ class TemporaryServer:
             self._process.wait()
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, parent: int) -> None:
     """Serve on the socket of this descriptor until told to end, or until the parent ends."""
-    die_with_parent()
+    die_with_parent(parent)
     collect_rarely()
     import uvicorn
     from prefect.server.api.server import create_app
@@ -122,4 +123,4 @@ def serve(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), int(sys.argv[2]))

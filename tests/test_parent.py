@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 import time
@@ -14,18 +13,46 @@ die_with_parent()
 print(os.getpid(), flush=True)
 time.sleep(600)
 """
-PARENT = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {CHILD!r}]); time.sleep(600)"
+LATE = """
+import os, sys, time
+from zimage.parent import die_with_parent
+while os.getppid() == int(sys.argv[1]):
+    time.sleep(0.01)
+print(os.getpid(), flush=True)
+die_with_parent(int(sys.argv[1]))
+time.sleep(600)
+"""
+
+
+def starts(child: str, then: str) -> list[str]:
+    """The command of a process that starts a child, tells it of itself, and does something then."""
+    starting = (
+        f"import os, subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())])"
+    )
+    return [sys.executable, "-c", f"{starting}; {then}"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be asked")
 def test_a_child_ends_when_its_parent_is_killed() -> None:
-    command = [sys.executable, "-c", PARENT]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT) as parent:
+    with subprocess.Popen(starts(CHILD, then="time.sleep(600)"), stdout=subprocess.PIPE, cwd=PROJECT) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         parent.kill()
         parent.stdout.read()  # ends when the child's end of the pipe is closed
 
+    assert_ends(child)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be asked")
+def test_a_child_whose_parent_was_gone_before_it_could_ask_ends_if_it_was_told_which_it_was() -> None:
+    said = subprocess.run(
+        starts(LATE, then="os._exit(0)"), stdout=subprocess.PIPE, cwd=PROJECT, check=True, timeout=60
+    ).stdout
+
+    assert_ends(int(said))
+
+
+def assert_ends(child: int) -> None:
     deadline = time.monotonic() + 10
     while _is_running(child) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -34,7 +61,6 @@ def test_a_child_ends_when_its_parent_is_killed() -> None:
 
 def _is_running(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # collected, the second while it is read
         return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"

@@ -8,14 +8,17 @@ import sys
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """Ask Linux to send this process SIGTERM when the thread that started it ends; elsewhere nothing is asked.
 
     The setting survives `exec` and is not inherited by children, so each process of a chain asks for itself.
+
+    Args:
+        parent: The process that started this one, if it told: it may have ended before this one came to ask.
     """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = os.getppid() if parent is None else parent
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it ended before it could be watched
         os.kill(os.getpid(), signal.SIGTERM)

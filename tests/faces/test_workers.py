@@ -105,5 +105,5 @@ def test_workers_end_when_their_parent_is_killed() -> None:
 def _is_zombie(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # collected, the second while it is read
         return True
