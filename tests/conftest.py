@@ -5,12 +5,15 @@ waits much of its time, for servers and other processes, and a second one, which
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
@@ -33,6 +36,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeSc
             return "waiting" if _waits(nodeid) else "computing"
 
     return Two(config, log)
+
+
+def pytest_configure() -> None:
+    """Let what tests start hear Ctrl-C and a hangup also where these tests run in the background, with both ignored."""
+    for each, heard in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
+        if signal.getsignal(each) == signal.SIG_IGN:
+            signal.signal(each, heard)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -91,6 +101,7 @@ def prefect_server() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
         patch.setenv("DO_NOT_TRACK", "1")
+        patch.setattr("prefect.testing.utilities._find_available_port", free_port)
         with prefect_test_harness(server_startup_timeout=300), temporary_settings(no_heartbeat):
             yield
 
@@ -98,13 +109,10 @@ def prefect_server() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of a real HTTP server that speaks S3."""
-    from moto.server import ThreadedMotoServer
+    from tests.s3 import serving_s3
 
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with serving_s3() as address:
+        yield address
 
 
 @pytest.fixture

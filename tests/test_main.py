@@ -213,10 +213,26 @@ def test_our_own_faults_keep_their_traceback(tmp_path: Path) -> None:
     assert "Traceback" in done.stderr
 
 
+# And goes on only after all tests.
+WRITES_ONE_PHOTO = """
+import sys, time
+import zimage.__main__, zimage.demo
+
+write = zimage.demo._write
+
+def write_and_wait(path, content):
+    write(path, content)
+    time.sleep(600)
+
+zimage.demo._write = write_and_wait
+sys.exit(zimage.__main__.main())
+"""
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_leaves_nothing_half_written(tmp_path: Path, how: signal.Signals) -> None:
     out = tmp_path / "photos"
-    command = [sys.executable, "-m", "zimage", "demo", str(out), "--seed", "1"]
+    command = [sys.executable, "-c", WRITES_ONE_PHOTO, "demo", str(out), "--seed", "1"]
     with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as running:
         while not (aside_of(out).exists() and any(aside_of(out).iterdir())):
             assert running.poll() is None

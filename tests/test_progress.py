@@ -31,6 +31,7 @@ def test_a_follower_sees_the_first_and_the_last_step(followed: Path) -> None:
 
 def test_a_follower_sees_the_numbers(followed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "FOLLOWED_EVERY_S", 0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
 
     with Progress("train", total=2) as work:
         work.advance(loss=0.25, phase="warm-up")

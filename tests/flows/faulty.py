@@ -7,6 +7,8 @@ import time
 from typing import Literal
 from urllib.parse import urlsplit
 
+from tests.ports import free_port
+
 Fault = Literal["none", "refuse", "error", "cut", "slow"]
 ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 CUT_AFTER = 100  # bytes of an answer
@@ -23,8 +25,8 @@ class Relay:
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname, parts.port)
-        self._listener = self._listening(0)
-        self.port = self._listener.getsockname()[1]
+        self.port = free_port()  # nobody takes it while nothing listens there
+        self._listener = self._listening(self.port)
         self.address = f"http://127.0.0.1:{self.port}"
         self.spoilt: dict[str, int] = {}
         self.fault: Fault = "none"

@@ -1,7 +1,6 @@
 import asyncio
 import contextlib
 import datetime
-import socket
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from sqlalchemy import select, text
 from flows.database import LISTENING, empty, listen_anew, make_empty, provide, write_in_turn
 from flows.stack import HOST, automations, started
 from flows.temporary import TemporaryServer
+from tests.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -236,9 +236,7 @@ def test_a_state_after_a_pause_is_acted_on_though_another_server_saw_the_one_bef
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[httpx.Client]:
     """A server as a stack has it; all it knows lies in `PREFECT_HOME`."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = ["server", "start", "--host", HOST, "--port", str(port)]
     with (
         started(command, folder / "server.log") as process,

@@ -200,11 +200,28 @@ def _losses(folder: Path) -> "np.ndarray[Any, np.dtype[np.float64]]":
         return np.array([float(row["loss"]) for row in csv.DictReader(file)])
 
 
+# So that there is time to be killed.
+SLOWLY = """
+import sys, time
+from zimage.__main__ import main
+from zimage.training.loop import Loop
+
+step = Loop.step
+
+def slow(loop, number):
+    time.sleep(0.1)
+    return step(loop, number)
+
+Loop.step = slow
+sys.exit(main())
+"""
+
+
 def _kill_after_first_state(encoded: Path, out: Path, base: Base, params: TrainParams, folder: Path) -> None:
     """Run the stage in a process of its own and kill it, without mercy, once it has left a state behind."""
     sections = {"train": params.model_dump(), "base": base.model_dump(), "subject": SUBJECT.model_dump()}
     (folder / "params.yaml").write_text(yaml.safe_dump(sections))
-    command = [sys.executable, "-m", "zimage", "train", str(encoded), str(out), "--params", str(folder / "params.yaml")]
+    command = [sys.executable, "-c", SLOWLY, "train", str(encoded), str(out), "--params", str(folder / "params.yaml")]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 300
     while not list((aside_of(out) / "resume").glob("step-*.safetensors")):

@@ -70,15 +70,20 @@ def test_a_command_that_fails_is_not_in_the_way_of_the_next(workspace: Path) -> 
 
 @pytest.mark.parametrize("who", ["dvc", "server"])
 def test_a_killed_process_is_a_failure_and_the_next_command_works(workspace: Path, who: str) -> None:
+    stage: list[psutil.Process] = []
+
     def kill(line: str) -> None:
         if line == "waiting":
             (server,) = servers()
             (dvc,) = psutil.Process(server).children()
+            stage.extend(dvc.children(recursive=True))
             os.kill(server if who == "server" else dvc.pid, signal.SIGKILL)
 
     with at_hand():
         with pytest.raises(StageFailedError, match="DVC ended without a word"):
             run(workspace, ["repro", "wait"], on_line=kill)
+        _, left = psutil.wait_procs(stage, timeout=30)
+        assert stage and not left, "a stage runs on that nobody waits for"
         assert told(workspace) == "told None"
 
 

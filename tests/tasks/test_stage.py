@@ -19,7 +19,7 @@ from tasks.train import train
 from tasks.workspace import Outcome, make
 from zimage.signatures import STAGES
 
-TIMEOUT_S = 20.0  # DVC has begun the stage in a second, on a quiet machine
+TIMEOUT_S = 10.0  # DVC has begun the stage in a second, on a quiet machine
 TRAIN = """
 import os, pathlib, subprocess, sys, time, yaml
 params = yaml.safe_load(pathlib.Path("params.yaml").read_text())["train"]

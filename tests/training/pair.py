@@ -4,8 +4,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Collection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel 
 
 import zimage.training.keeping
 import zimage.training.preparation  # noqa: F401
+from tests.ports import free_port
 from tests.training.crops import SUBJECT
 from zimage.model.base import Base
 from zimage.stages.train import train
@@ -38,10 +39,12 @@ def run_pair(encoded: Path, out: Path, params: TrainParams, base: Base, *, kille
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port, together = free_port(), context.Barrier(len(killed)) if killed else None
     pair = [
-        context.Process(target=_work, args=(rank, port, rank in killed, encoded, out, params, base)) for rank in (0, 1)
+        context.Process(
+            target=_work, args=(rank, port, together if rank in killed else None, encoded, out, params, base)
+        )
+        for rank in (0, 1)
     ]
     for process in pair:
         process.start()
@@ -51,16 +54,19 @@ def run_pair(encoded: Path, out: Path, params: TrainParams, base: Base, *, kille
     return [int(process.exitcode or 0) for process in pair]
 
 
-def _work(rank: int, port: int, killed: bool, encoded: Path, out: Path, params: TrainParams, base: Base) -> None:  # noqa: PLR0917
-    """Be one of two, told so as torchrun tells it."""
+def _work(  # noqa: PLR0917
+    rank: int, port: int, killed: Barrier | None, encoded: Path, out: Path, params: TrainParams, base: Base
+) -> None:
+    """Be one of two, told so as torchrun tells it; killed with all who come to `killed`, if that is given."""
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in told.items()}, TORCHELASTIC_RUN_ID="pair")
     torch.set_num_threads(1)
-    if killed:
+    if killed is not None:
         step = Loop.step
 
         def fatal(loop: Loop, number: int) -> torch.Tensor:
             if number == KILL_AT:
+                killed.wait(WAIT_S)
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(loop, number)
 

@@ -90,4 +90,4 @@ def _run_two(encoded: Path, out: Path, base: Base, params: TrainParams, folder: 
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[:4000] + done.stderr[-2000:]
