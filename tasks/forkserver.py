@@ -108,10 +108,11 @@ def _ended(child: int, woken: int) -> int:
 
 
 def _end_orphans() -> None:
-    """End all processes below this one: asked first, so that they tidy up, then killed; and collect them."""
+    """End all processes below this one, as far as they can be: asked first, so that they tidy up, then killed."""
     asked: set[psutil.Process] = set()
     kill_at = time.monotonic() + ORPHANS_END_WITHIN_S
-    while left := set(psutil.Process().children(recursive=True)):
+    give_up_at = kill_at + ORPHANS_END_WITHIN_S  # one may hang in a driver, and nobody shall wait for that
+    while (left := set(psutil.Process().children(recursive=True))) and time.monotonic() < give_up_at:
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if time.monotonic() > kill_at:
