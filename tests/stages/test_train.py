@@ -169,6 +169,19 @@ def test_a_training_adapter_is_worn_while_learning_and_left_out_of_the_result(
         _trained(tiny_encoded, tmp_path / "x", tiny_base, training_adapter={**pinned, "sha256": "00"})
 
 
+def test_a_training_adapter_that_sample_pictures_cannot_take_off_is_told(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, layer = tmp_path / "lokr.safetensors", "diffusion_model.layers.0.attention.to_q"
+    save_file({f"{layer}.lokr_w1": torch.eye(6), f"{layer}.lokr_w2": torch.full((8, 8), 0.1)}, path)
+    pinned = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "strength": 1.0}
+
+    _trained(tiny_encoded, tmp_path / "train", tiny_base, steps=1, training_adapter=pinned)
+
+    told = "sample pictures wear what the training adapter changes otherwise than by two matrices, in 1 of 1 layers"
+    assert told in caplog.messages
+
+
 def test_a_loss_that_is_no_number_stops_with_step_photos_sigma_and_norm(
     tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:

@@ -57,8 +57,14 @@ def merge(transformer: "ZImageTransformer2DModel", params: AdapterParams) -> dic
             )
         weight.data = (weight.float() + params.strength * difference.to(weight.device).float()).to(weight.dtype)
     logger.info("merged %s into %d layers at strength %g", path, len(changes), params.strength)
-    factors = {name: exact_factors(change) for name, change in changes.items()}
-    return {name: Factors(each.down, each.up * -params.strength) for name, each in factors.items() if each is not None}
+    exact = {name: each for name, change in changes.items() if (each := exact_factors(change)) is not None}
+    if len(exact) < len(changes):
+        logger.warning(
+            "sample pictures wear what the training adapter changes otherwise than by two matrices, in %d of %d layers",
+            len(changes) - len(exact),
+            len(changes),
+        )
+    return {name: Factors(each.down, each.up * -params.strength) for name, each in exact.items()}
 
 
 def addends_of(
