@@ -107,28 +107,30 @@ def write_in_turn(address: str) -> None:
         async def begin_transaction(
             self, session: AsyncSession, with_for_update: bool = False
         ) -> AsyncGenerator[AsyncSessionTransaction, None]:
-            if _has_turn.get() or SQLITE_BEGIN_MODE.get() is not None:  # within another, it would wait for ever
+            if _has_turn.get():  # within another, which has it, this would wait for ever
                 async with super().begin_transaction(session, with_for_update) as transaction:
                     yield transaction
                 return
             # Who waits here is served in order, and keeps no connection of the few from anybody.
             async with self.turn(), super().begin_transaction(session, with_for_update=True) as transaction:
                 await session.connection()  # begins now
-                SQLITE_BEGIN_MODE.set("DEFERRED")  # and whatever is opened until the end does not take a turn
+                SQLITE_BEGIN_MODE.set("DEFERRED")  # and so does whatever is opened until the end
                 yield transaction
 
         @classmethod
-        def turn(cls) -> Lock:
-            return cls._turns.setdefault(get_running_loop(), Lock())
+        @contextlib.asynccontextmanager
+        async def turn(cls) -> AsyncGenerator[None, None]:
+            async with cls._turns.setdefault(get_running_loop(), Lock()):
+                token = _has_turn.set(True)
+                try:
+                    yield
+                finally:
+                    _has_turn.reset(token)
 
     async def evaluate_in_turn(trigger: "EventTrigger", as_of: "DateTime") -> "DateTime":
         # It fires, and only then notes that it has: who is told of it meanwhile, and answers, would be told again.
         async with InTurn.turn():
-            token = _has_turn.set(True)
-            try:
-                return await evaluate(trigger, as_of)
-            finally:
-                _has_turn.reset(token)
+            return await evaluate(trigger, as_of)
 
     if make_url(address).get_backend_name() == "sqlite":
         MODELS_DEPENDENCIES["database_config"] = InTurn(connection_url=address)

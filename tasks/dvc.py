@@ -78,6 +78,8 @@ def run(
                 if line.startswith("ERROR: "):
                     errors.append(line.removeprefix("ERROR: "))
             code = server.code
+            if code < 0:  # DVC was killed, and could not end its stage
+                server.end()
         follower.look()
         if code != 0:
             raise _failure(follower.error, errors, folder)

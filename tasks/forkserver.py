@@ -12,7 +12,6 @@ import os
 import selectors
 import signal
 import sys
-import time
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
@@ -22,8 +21,6 @@ from zimage.garbage import collect_rarely
 from zimage.parent import adopt_orphans, die_with_parent
 
 ENDED = "\0ended "
-ORPHANS_END_WITHIN_S = 10.0
-LOOK_EVERY_S = 0.05
 # What `dvc repro` imports on its way, found by comparing `sys.modules` before and after.
 LOADED = (
     "dvc.cli.parser",
@@ -80,14 +77,12 @@ def serve() -> None:
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    adopt_orphans()
+    adopt_orphans()  # so that a stage whose DVC was killed is below this one, and ends with it
     for line in iter(sys.stdin.buffer.readline, b""):
         child = os.fork()
         if child == 0:
             _run(Command(**json.loads(line)))
         code = _ended(child, read)
-        if code < 0:  # killed, so that it could not end its stage
-            _end_orphans()
         sys.stdout.write(f"\n{ENDED}{code}\n")
         sys.stdout.flush()
 
@@ -105,25 +100,6 @@ def _ended(child: int, woken: int) -> int:
                 end_below()
             with contextlib.suppress(BlockingIOError):
                 os.read(woken, 4096)
-
-
-def _end_orphans() -> None:
-    """End all processes below this one, as far as they can be: asked first, so that they tidy up, then killed."""
-    asked: set[psutil.Process] = set()
-    kill_at = time.monotonic() + ORPHANS_END_WITHIN_S
-    give_up_at = kill_at + ORPHANS_END_WITHIN_S  # one may hang in a driver, and nobody shall wait for that
-    while (left := set(psutil.Process().children(recursive=True))) and time.monotonic() < give_up_at:
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if time.monotonic() > kill_at:
-                    process.kill()
-                elif process not in asked:
-                    process.terminate()
-        asked |= left
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        time.sleep(LOOK_EVERY_S)
 
 
 def _run(command: Command) -> NoReturn:

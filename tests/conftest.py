@@ -109,7 +109,7 @@ def prefect_server() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of a real HTTP server that speaks S3."""
-    from tests.s3 import serving_s3
+    from tests.tasks.faults import serving_s3
 
     with serving_s3() as address:
         yield address

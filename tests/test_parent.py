@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import runs
+
 PROJECT = Path(__file__).parent.parent
 CHILD = """
 import os, time
@@ -54,13 +56,6 @@ def test_a_child_whose_parent_was_gone_before_it_could_ask_ends_if_it_was_told_w
 
 def assert_ends(child: int) -> None:
     deadline = time.monotonic() + 10
-    while _is_running(child) and time.monotonic() < deadline:
+    while runs(child) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _is_running(child)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # collected, the second while it is read
-        return False
+    assert not runs(child)

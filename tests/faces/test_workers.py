@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import runs
 from zimage.errors import InputError
 from zimage.faces.consent import read_consent
 from zimage.faces.workers import Lost, mapped
@@ -97,13 +98,6 @@ def test_workers_end_when_their_parent_is_killed() -> None:
         parent.kill()
     assert len(workers) == 2
     deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{worker}").exists() and not _is_zombie(worker) for worker in workers):
+    while any(map(runs, workers)):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.2)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):  # collected, the second while it is read
-        return True

@@ -19,7 +19,7 @@ from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_sett
 from sqlalchemy import select, text
 
 from flows.database import LISTENING, empty, listen_anew, make_empty, provide, write_in_turn
-from flows.stack import HOST, automations, started
+from flows.stack import HOST, _wait_for_server, automations, started
 from flows.temporary import TemporaryServer
 from tests.ports import free_port
 
@@ -209,7 +209,7 @@ def test_runs_have_their_whole_time_to_be_heard_again_after_a_server_was_away(ma
 
 
 def test_a_state_after_a_pause_is_acted_on_though_another_server_saw_the_one_before(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefect lets it wait a quarter of an hour for an event that will not come."""
     lost = {"type": "CRASHED", "message": "Its worker was lost, no heartbeat came for 90 s."}
@@ -220,9 +220,8 @@ def test_a_state_after_a_pause_is_acted_on_though_another_server_saw_the_one_bef
         assert client.post("/automations/", json=go_on).is_success
         flow = client.post("/flows/", json={"name": "personalize"}).json()["id"]
         deployment = client.post("/deployments/", json={"name": "personalize", "flow_id": flow}).json()["id"]
-        run = client.post(f"/deployments/{deployment}/create_flow_run", json={"state": {"type": "RUNNING"}}).json()[
-            "id"
-        ]
+        created = client.post(f"/deployments/{deployment}/create_flow_run", json={"state": {"type": "RUNNING"}})
+        run = created.json()["id"]
     with server(tmp_path) as client:
         assert client.post(f"/flow_runs/{run}/set_state", json={"state": lost, "force": True}).is_success
         until = time.monotonic() + 60
@@ -242,11 +241,7 @@ def server(folder: Path) -> Iterator[httpx.Client]:
         started(command, folder / "server.log") as process,
         httpx.Client(base_url=f"http://{HOST}:{port}/api") as client,
     ):
-        while process.poll() is None:
-            with contextlib.suppress(httpx.TransportError):
-                if client.get("/health").is_success:
-                    break
-            time.sleep(0.1)
+        _wait_for_server(process, port, folder)
         yield client
 
 

@@ -34,7 +34,8 @@ from tasks.settings import PROJECT
 from tests.agreed import agreed
 from tests.flows.faulty import Fault, Relay
 from tests.ports import free_port
-from tests.s3 import serving_s3
+from tests.processes import runs
+from tests.tasks.faults import serving_s3
 from zimage.demo import make_demo_photos
 from zimage.folder import aside_of
 from zimage.model.base import Base
@@ -626,12 +627,7 @@ def serving(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", Api]]:
 
 
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    found = []
-    for each in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if each.is_running() and each.status() != psutil.STATUS_ZOMBIE:
-                found.append(each)
-    return found
+    return [each for each in processes if runs(each.pid)]
 
 
 def test_one_command_runs_a_stack_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
@@ -717,7 +713,7 @@ signal.pause()
         end(part.pid)
 
     assert late.is_file()
-    assert int(late.read_text()) not in [each.pid for each in running(list(psutil.process_iter()))]
+    assert not runs(int(late.read_text()))
 
 
 def test_a_stack_that_is_killed_leaves_no_process(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -18,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -29,12 +30,13 @@ AFTER = ("answer lost", "500 though done", "reset in mid-download", "bits flippe
 
 Start = Callable[..., Any]
 Environ = dict[str, Any]
+Application = Callable[[Environ, Start], Iterable[bytes]]
 
 
 class Faults:
     """A WSGI application in front of another."""
 
-    def __init__(self, inner: Callable[[Environ, Start], Iterable[bytes]], share: float, seed: int) -> None:
+    def __init__(self, inner: Application, share: float, seed: int) -> None:
         self.counts: Counter[str] = Counter()
         self.requests = 0
         self._inner, self._share = inner, share
@@ -146,10 +148,7 @@ def unwell(status: str, code: str, *, times: int, method: str = "") -> Iterator[
         times: How many requests, one after the other, are answered so.
         method: The only one that is; all with "".
     """
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
-
-    inner, left = DomainDispatcherApplication(create_backend_app), times
+    inner, left = _moto(), times
 
     def answered(environ: Environ, start: Start) -> Iterable[bytes]:
         nonlocal left
@@ -161,12 +160,37 @@ def unwell(status: str, code: str, *, times: int, method: str = "") -> Iterator[
         answer: Iterable[bytes] = inner(passed, start)
         return answer
 
-    server = make_server("127.0.0.1", 0, answered, threaded=True)
+    with _served(answered) as address:
+        yield address
+
+
+def serving_s3() -> AbstractContextManager[str]:
+    """The address of a server that decides conditional requests one by one, as S3 does and moto alone does not.
+
+    All servers of a process have the same buckets.
+    """
+    return _served(Faults(_moto(), share=0.0, seed=0).clean)
+
+
+@contextmanager
+def _served(application: Application) -> Iterator[str]:
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = make_server("127.0.0.1", 0, application, threaded=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
+    server.server_close()
+
+
+def _moto() -> Application:
+    from moto.server import DomainDispatcherApplication, create_backend_app
+
+    application: Application = DomainDispatcherApplication(create_backend_app)
+    return application
 
 
 def _body(environ: Environ) -> bytes:
@@ -207,16 +231,13 @@ def _half(content: bytes, environ: Environ) -> Iterable[bytes]:
 
 def serve(share: float, seed: int) -> None:
     """Serve on two ports until killed."""
-    import logging
-
-    from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
     from zimage.parent import die_with_parent
 
     die_with_parent()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    faults = Faults(DomainDispatcherApplication(create_backend_app), share, seed)
+    faults = Faults(_moto(), share, seed)
     servers = {
         "faulty": make_server("127.0.0.1", 0, faults, threaded=True),
         "clean": make_server("127.0.0.1", 0, faults.clean, threaded=True),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import yaml
 from prefect import flow
@@ -17,6 +16,7 @@ from tasks.settings import Settings
 from tasks.shown import show_results
 from tasks.train import train
 from tasks.workspace import Outcome, make
+from tests.processes import runs
 from zimage.signatures import STAGES
 
 TIMEOUT_S = 10.0  # DVC has begun the stage in a second, on a quiet machine
@@ -66,13 +66,6 @@ def trained(workspace: Path, *, timeout_s: float | None = None, retries: int = 0
     return ended[0]
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 def test_the_state_of_a_stage_says_why_it_ran(workspace: Path) -> None:
     first, longer = trained(workspace), trained(workspace, steps=5)
     code = (workspace / "code.yaml").read_text()
@@ -115,5 +108,5 @@ def test_a_stage_that_takes_too_long_ends_with_all_its_processes_and_the_next_ru
     assert given_up.is_failed()
     assert given_up.message == f"Task run exceeded timeout of {TIMEOUT_S} second(s)"
     stage, child = map(int, (workspace / "sleeping").read_text().split())
-    assert not is_running(stage) and not is_running(child)
+    assert not runs(stage) and not runs(child)
     assert trained(workspace).name == "Completed"

@@ -86,9 +86,7 @@ def test_a_file_that_grows_while_it_is_kept_is_kept_as_it_was(tmp_path: Path, pr
     assert all(hashlib.sha256(path.read_bytes()).hexdigest() == name for name, path in stored.items())
 
 
-def test_a_store_that_was_away_for_a_moment_is_asked_again(
-    tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_was_away_for_a_moment_is_asked_again(tmp_path: Path, prefect_server: None) -> None:
     kept(machine(tmp_path, "one"), 50)
     store, hidden = tmp_path / "store", tmp_path / "hidden"
     store.rename(hidden)

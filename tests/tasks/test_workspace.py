@@ -26,6 +26,7 @@ from tasks.workspace import (
     track,
     write_changed,
 )
+from tests.processes import runs
 from zimage.errors import InputError
 
 COPY = "import pathlib, shutil; pathlib.Path('data/b').mkdir(); shutil.copy('data/a', 'data/b/a'); print('copied')"
@@ -181,14 +182,6 @@ def test_no_process_outlives_a_killed_run(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert not any(map(runs, below))
     assert run_after(workspace) is Outcome.RAN
-
-
-def runs(pid: int) -> bool:
-    """Return whether a process does anything: one that ended may wait long for an init process that collects it."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def run_after(workspace: Path) -> Outcome:
