@@ -144,7 +144,7 @@ def hand_over(
         writer=f"{run} on {platform.node()}",
         choices=choices,
         sources=sources or (before.sources if before else {}),
-        inputs=_inputs(folder),
+        inputs=inputs_of(folder),
         lock=_lock(folder),
         consent=consent_of(folder, before),
     )
@@ -210,7 +210,8 @@ def _same(state: State, other: State) -> bool:
     return state.model_dump(exclude=passing) == other.model_dump(exclude=passing)
 
 
-def _inputs(folder: Path) -> dict[Input, str]:
+def inputs_of(folder: Path) -> dict[Input, str]:
+    """Return DVC's description of each input of a workspace that DVC tracks."""
     paths = {name: folder / "data" / f"{name}.dvc" for name in INPUTS}
     return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from tasks.handover import State, consent_of, read_state
+from tasks.handover import Input, State, consent_of, inputs_of, read_state
 from tasks.settings import Settings
 from tasks.sources import content, look
 from tasks.storage import Store, StoreError
@@ -146,24 +146,26 @@ def _inputs(state: State, consent_looks: str) -> Iterator[str]:
 
 
 def _results(state: State, project: Project) -> Iterator[str]:
-    """Yield which stages are missing, or were made with other settings, code or base model."""
+    """Yield which stages are missing, or were made with other settings, code, base model, inputs or results."""
     locked = (_parsed(state.lock) or {}).get("stages", {})
     params = params_now(project.params, state.choices)
     for stage in STAGES:
         if stage in locked:
             yield from _changes(stage, locked[stage].get("params", {}), params, project)
+            yield from _stale_reads(stage, locked, state.inputs)
         else:
             yield f"{stage} was not finished"
 
 
 def why(workspace: Path, stage: str) -> str:
-    """Return why a stage of a workspace has to run, as far as its settings and its code tell; "" if they do not."""
+    """Return why a stage of a workspace has to run, as far as settings, code and locked hashes tell; "" otherwise."""
     path = workspace / "dvc.lock"
     locked = (_yaml(path) if path.is_file() else {}).get("stages", {})
     if stage not in locked:
         return "it never ended here"
     here = read_project(workspace)
-    return "; ".join(_changes(stage, locked[stage].get("params", {}), here.params, here))
+    changes = _changes(stage, locked[stage].get("params", {}), here.params, here)
+    return "; ".join([*changes, *_stale_reads(stage, locked, inputs_of(workspace))])
 
 
 def _changes(stage: str, was: Mapping[str, Any], params: Mapping[str, Any], project: Project) -> Iterator[str]:
@@ -172,6 +174,29 @@ def _changes(stage: str, was: Mapping[str, Any], params: Mapping[str, Any], proj
         yield f"code of {stage}"
     for key in project.wanted[stage]:
         yield from _differing(was.get("params.yaml", {}).get(key), _at(params, key), key)
+
+
+def _stale_reads(stage: str, locked: Mapping[str, Any], inputs: Mapping[Input, str]) -> Iterator[str]:
+    """Yield which dependencies of a stage have another hash than what makes them has now.
+
+    Args:
+        stage: Its name, a key of `locked`.
+        locked: The stages of dvc.lock.
+        inputs: DVC's description of each input, by its name in `data/`.
+    """
+    made = {out["path"]: (name, _hash(out)) for name, each in locked.items() for out in each.get("outs", [])}
+    for name, description in inputs.items():
+        made[f"data/{name}"] = ("", _hash(_parsed(description)["outs"][0]))
+    for read in locked[stage].get("deps", []):
+        maker, now = made.get(read["path"], ("", None))
+        if now is not None and now != _hash(read):
+            yield f"{stage} did not read the newest {read['path']}{f' of {maker}' if maker else ''}"
+
+
+def _hash(entry: Mapping[str, Any]) -> str | None:
+    """Return the hash of a dependency or an output, under the name of its algorithm as DVC 3 writes it."""
+    found: str | None = entry.get(entry.get("hash", "md5"))
+    return found
 
 
 def _differing(was: Any, now: Any, key: str) -> list[str]:

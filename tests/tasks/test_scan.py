@@ -1,17 +1,20 @@
 import datetime
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tasks.handover import State, state_key
-from tasks.scan import NOT_KNOWN, Finding, Project, params_now, read_project, scan, subjects
+from tasks.dvc import at_hand
+from tasks.handover import State, inputs_of, state_key, track_inputs
+from tasks.scan import NOT_KNOWN, Finding, Project, params_now, read_project, scan, subjects, why
 from tasks.settings import PROJECT, Settings
 from tasks.sources import source
 from tasks.storage import FolderStore
 from tasks.subject import Choices, params_of
+from tasks.workspace import bring_up_to_date, make
 from tests.album import Album
 from tests.tasks.faults import unwell
 from zimage.faces.consent import Consent
@@ -149,6 +152,77 @@ def test_a_stage_that_never_ended_is_a_reason(settings: Settings, project: Proje
     put(settings, "ada", state.model_copy(update={"lock": yaml.safe_dump({"stages": stages})}))
 
     assert found(settings, project).reason == "evaluate was not finished"
+
+
+@pytest.fixture(scope="module")
+def run_by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose stages copy what they read, which real DVC has run on two photos."""
+    place = tmp_path_factory.mktemp("run_by_dvc")
+    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+    for name, stage in stages.items():
+        read = " ".join(stage["deps"])
+        stage["cmd"] = f"mkdir data/{name} && find {read} -type f | sort | xargs cat > data/{name}/all"
+    (place / "project").mkdir()
+    (place / "project" / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    for name in ("code.yaml", ".dvcignore"):
+        (place / "project" / name).write_text((PROJECT / name).read_text())
+    workspace = place / "workspaces" / "ada"
+    make(workspace, place / "project")
+    (workspace / "data" / "photos").mkdir()
+    for photo in ("1.jpg", "2.jpg"):
+        (workspace / "data" / "photos" / photo).write_text(photo)
+    (workspace / "data" / "consent.yaml").write_text(yaml.safe_dump(CONSENT))
+    (workspace / "params.yaml").write_text(params_of(PROJECT, CHOICES))
+    with at_hand():
+        track_inputs(workspace)
+        bring_up_to_date(workspace, "evaluate", on_line=print)
+    return workspace
+
+
+def handed_over(settings: Settings, workspace: Path) -> State:
+    """Put the state of a workspace into the store, as a phase that ends does."""
+    lock = (workspace / "dvc.lock").read_text()
+    state = State(version=1, writer="a phase", choices=CHOICES, sources={}, inputs=inputs_of(workspace), lock=lock,
+                  consent=Consent(**CONSENT))  # fmt: skip
+    put(settings, "ada", state)
+    return state
+
+
+def test_a_lora_of_photos_that_are_not_there_any_more_is_changed_and_every_stage_that_read_them_is_named(
+    settings: Settings, project: Project, run_by_dvc: Path
+) -> None:
+    shutil.copytree(run_by_dvc.parents[1], settings.workspaces.parent, dirs_exist_ok=True)
+    workspace = settings.workspace("ada")
+    handed_over(settings, workspace)
+    assert found(settings, project) == Finding("ada", "unchanged", "", CONSENT["expires"])
+
+    (workspace / "data" / "photos" / "2.jpg").unlink()
+    track_inputs(workspace)
+    handed_over(settings, workspace)
+    assert found(settings, project).reason == "ingest did not read the newest data/photos"
+
+    bring_up_to_date(workspace, "detect", on_line=print)  # `prepare` ends, and `learn` is lost
+    handed_over(settings, workspace)
+
+    finding = found(settings, project)
+    assert finding.verdict == "changed"
+    assert finding.reason == "; ".join(
+        f"{stage} did not read the newest data/detect of detect" for stage in ("caption", "encode", "evaluate")
+    )
+    assert why(workspace, "caption") == "caption did not read the newest data/detect of detect"
+
+
+def test_a_stage_that_made_the_same_from_other_photos_leaves_those_after_it_unchanged(
+    settings: Settings, project: Project, run_by_dvc: Path
+) -> None:
+    shutil.copytree(run_by_dvc.parents[1], settings.workspaces.parent, dirs_exist_ok=True)
+    workspace = settings.workspace("ada")
+    (workspace / "data" / "photos" / "2.jpg").rename(workspace / "data" / "photos" / "3.jpg")
+    track_inputs(workspace)
+    bring_up_to_date(workspace, "detect", on_line=print)
+    handed_over(settings, workspace)
+
+    assert found(settings, project).verdict == "unchanged"
 
 
 def test_an_expired_consent_stops_a_subject_and_says_so(settings: Settings, project: Project) -> None:
