@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,11 +128,14 @@ class _Server:
         with contextlib.suppress(BrokenPipeError):  # it died; what it said is told below
             self._process.stdin.write(command.line())
             self._process.stdin.flush()
+        due = time.monotonic() + LOOK_EVERY_S
         while True:
-            try:
-                line = self._said.get(timeout=LOOK_EVERY_S)
-            except queue.Empty:
+            if time.monotonic() >= due:  # also where lines come faster than this
                 look()
+                due = time.monotonic() + LOOK_EVERY_S
+            try:
+                line = self._said.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
                 continue
             if line is None:
                 self.code = self._process.wait() or 1

@@ -134,6 +134,29 @@ def test_progress_reaches_the_follower(tmp_path: Path) -> None:
     assert events == [{"name": "b", "done": 3, "total": 4}]
 
 
+PRINTING = """
+import json, os, pathlib, time
+path = pathlib.Path(os.environ["ZIMAGE_PROGRESS"])
+path.write_text(json.dumps({"name": "b", "done": 1, "total": 2}) + chr(10))
+for number in range(600):
+    if pathlib.Path("seen").exists():
+        break
+    print("line", number)
+    time.sleep(0.05)
+else:
+    raise SystemExit("its progress was not followed while it printed")
+"""
+
+
+def test_progress_reaches_the_follower_while_a_stage_prints_without_pause(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, PRINTING + COPY)
+
+    def see(_event: dict[str, object]) -> None:
+        (workspace / "seen").touch()
+
+    assert bring_up_to_date(workspace, "b", on_line=lambda _: None, on_progress=see) is Outcome.RAN
+
+
 def test_a_refusal_is_raised_as_the_stage_s_own_sentence(tmp_path: Path) -> None:
     workspace = workspace_with(tmp_path, command="python -m zimage summary nowhere")
 
