@@ -2,7 +2,8 @@
 
 The only place where `zimage` reads the environment:
     ZIMAGE_PROGRESS: a file to which progress, and the sentence of a failure, are appended as JSON lines. Who sets it
-        follows this process, which therefore ends when its parent does.
+        follows this process, and ends DVC, which this process ends with, by itself.
+    DVC_STAGE: set by DVC for what it starts.
 """
 
 import argparse
@@ -228,18 +229,19 @@ def _parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
 
 
 def _begin(followed: str | None) -> None:
-    """Set up what a whole process has once: log lines, offline libraries, SIGTERM like Ctrl-C, a follower."""
+    """Set up what a whole process has once: log lines, offline libraries, SIGTERM like Ctrl-C, its end, a follower."""
+    from zimage.parent import end_with_job
+
     collect_rarely()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("zimage").setLevel(logging.INFO)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
+    end_with_job(only_starter=bool(followed), started_by_dvc="DVC_STAGE" in os.environ)
     if followed:
-        from zimage.parent import die_with_parent
         from zimage.progress import follow_in
 
-        die_with_parent()
         follow_in(Path(followed))
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zimage.errors import InputError
+from zimage.lock import locked
 
 METRICS = "metrics.json"  # in the output of every stage
 
@@ -74,33 +75,41 @@ def make_writable(folder: Path, remedy: str = "name another place") -> None:
 def made_aside(out: Path, *, keep_on_failure: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `out`; on success it replaces `out`, on failure nothing of `out` has changed.
 
+    One process at a time makes an output: a lock lies beside it meanwhile.
+
     Args:
         out: The folder that shall appear, whole.
         keep_on_failure: Leave the folder aside behind when the body fails, and start from what an earlier failure
             left (the caller decides what of it is still good): this is how long work goes on where it stopped.
 
     Raises:
-        InputError: nothing can be written there.
+        InputError: nothing can be written there, or another process makes the same output.
     """
     make_writable(out.parent)
-    aside = aside_of(out)
-    if aside.exists() and not keep_on_failure:
-        shutil.rmtree(aside)
-    aside.mkdir(exist_ok=True)
-    try:
-        yield aside
-    except BaseException:
-        if not keep_on_failure:
-            shutil.rmtree(aside, ignore_errors=True)
-        raise
+    with locked(out.with_name(f".{out.name}.lock"), f"{out} is being written"):
+        aside = aside_of(out)
+        if aside.exists() and not keep_on_failure:
+            shutil.rmtree(aside)
+        aside.mkdir(exist_ok=True)
+        try:
+            yield aside
+        except BaseException:
+            if not keep_on_failure:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
+        _replace(out, aside)
+
+
+def _replace(out: Path, whole: Path) -> None:
+    """Let a whole folder take the place of `out`."""
     if out.exists():
         old = out.with_name(f".{out.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
-        aside.rename(out)
+        whole.rename(out)
         shutil.rmtree(old)
     else:
-        aside.rename(out)
+        whole.rename(out)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,11 +1,17 @@
-"""Children that do not outlive their parents, so that no killed run leaves work on the GPU behind."""
+"""Processes that do not outlive those they work for, so that no killed run leaves work on the GPU behind."""
 
 import ctypes
 import os
 import signal
 import sys
+import threading
+import time
+
+import psutil
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+LOOK_EVERY_S = 0.5
+SHELLS = {"sh", "ash", "bash", "busybox", "dash", "fish", "ksh", "mksh", "zsh"}
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -24,7 +30,72 @@ def die_with_parent(parent: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def end_with_job(*, only_starter: bool, started_by_dvc: bool) -> None:
+    """Send this process SIGTERM when an ancestor of it in its process group ends, however that ends.
+
+    The process group is what a shell calls a job: `make`, `dvc repro` and the shell through which DVC starts a stage,
+    or all that a CI step runs. DVC passes no signal on, and a shell outlives the DVC that started it (dash does not
+    replace itself by its last command), so watching the parent alone is not enough.
+
+    Args:
+        only_starter: Do not look beyond the first ancestor that is no shell. For a process whose job goes on without
+            its beginning, as below `nohup`, which ignores SIGHUP; that is found out here.
+        started_by_dvc: DVC has started this process. Where it is found no more, it ended meanwhile.
+    """
+    only_starter = only_starter or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    ancestors = _ancestors_in_group(only_starter=only_starter)
+    leads_job = os.getpgrp() == os.getpid()  # below torchrun, which makes a group of each process
+    if started_by_dvc and not leads_job and all(map(_is_shell, ancestors)):
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=_end_with, args=(ancestors,), daemon=True).start()
+
+
 def adopt_orphans() -> None:
     """Ask Linux to make this process the parent of all below it whose own parent ends; elsewhere nothing is asked."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _ancestors_in_group(*, only_starter: bool) -> list[psutil.Process]:
+    """Return the ancestors of this process in its process group, the nearest first."""
+    found: list[psutil.Process] = []
+    parent = psutil.Process().parent()
+    while parent is not None and _group_of(parent) == os.getpgrp():
+        found.append(parent)
+        if only_starter and not _is_shell(parent):
+            break
+        try:
+            parent = parent.parent()
+        except psutil.NoSuchProcess:  # it ended just now, as the thread will see at once
+            break
+    return found
+
+
+def _group_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except (ProcessLookupError, PermissionError):
+        return None
+
+
+def _is_shell(process: psutil.Process) -> bool:
+    try:
+        return process.name().lstrip("-") in SHELLS
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end_with(processes: list[psutil.Process]) -> None:
+    while all(map(_runs, processes)):
+        time.sleep(LOOK_EVERY_S)
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGTERM)  # to the main thread, so that it wakes up where it waits
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Return whether a process has not ended; one that nobody has collected has."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
