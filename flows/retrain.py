@@ -4,14 +4,16 @@ import datetime
 from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import replace
+from typing import Any
 
 from prefect import flow
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
+from prefect.states import Completed
 
 from flows.spec import PersonalizeSpec, RetrainSpec
-from tasks.elsewhere import at_work, start
+from tasks.elsewhere import at_work, completed_since_due, start
 from tasks.scan import Finding, read_project, scan, subjects
 from tasks.settings import Settings, from_environment
 from tasks.shown import show_scan
@@ -21,11 +23,19 @@ WARN_BEFORE = datetime.timedelta(days=30)
 
 
 @flow(name="retrain", flow_run_name="retrain")
-def retrain(spec: RetrainSpec) -> dict[str, int]:
+def retrain(spec: RetrainSpec) -> dict[str, int] | State[Any]:
     """Return how many subjects are unchanged, changed and stopped; the table tells the reason of each.
 
     Where a `personalize` has not ended yet, no other is started: it would wait for the subject, and be given up.
+    A scheduled run that is late ends as `Skipped` if a scan of the same kind has been made since it was due: after a
+    pause of any length one run catches up, and the others have nothing left to do.
     """
+    for other in completed_since_due():
+        if RetrainSpec.model_validate(other.parameters["spec"]) == spec:
+            began = f"{other.start_time:%Y-%m-%d %H:%M} UTC"
+            return Completed(
+                name="Skipped", message=f"A scan that began at {began}, after this one was due, was enough."
+            )
     settings = from_environment()
     store = open_store(settings.store)
     project = read_project(settings.project)

@@ -9,19 +9,22 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterId,
     FlowRunFilterIdempotencyKey,
     FlowRunFilterParentFlowRunId,
+    FlowRunFilterStartTime,
     FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType, TaskRun
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType, TaskRun, WorkPoolStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Completed
 from pydantic import BaseModel
 
 from tasks.dvc import StageFailedError
@@ -33,7 +36,9 @@ from zimage.errors import InputError
 from zimage.signatures import STAGES
 
 LOOK_EVERY_S = 2.0
+UNTAKEN_AFTER = datetime.timedelta(seconds=15)  # workers look every few seconds
 REFUSAL = "InputError: "
+COMPLETED = Completed().name or ""
 
 
 def run_leg(leg: str, spec: BaseModel, *, as_part: bool = True) -> dict[str, Outcome]:
@@ -115,20 +120,63 @@ def at_work(flow: str) -> dict[str, str]:
     return {subject_of(run): run.name for run in found}
 
 
+def completed_since_due() -> list[FlowRun]:
+    """Return the runs of this run's deployment that began after this run was due, and completed.
+
+    None where no schedule started this run: what a person asks for is done. Prefect starts runs that became due while
+    it or all workers were away, some or all of them, in any order.
+    """
+    found: list[FlowRun] = []
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(UUID(flow_run.id))
+        if not run.auto_scheduled or run.deployment_id is None:
+            return []
+        since = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id]),
+            start_time=FlowRunFilterStartTime(after_=run.expected_start_time),
+            state=FlowRunFilterState(name=FlowRunFilterStateName(any_=[COMPLETED])),
+        )
+        while page := client.read_flow_runs(flow_run_filter=since, limit=PAGE, offset=len(found)):
+            found += page
+    return found
+
+
 def wait_for(run: FlowRun) -> FlowRun:
-    """Return the run once it has ended; a server that is away is waited for."""
-    seen = time.monotonic()
+    """Return the run once it has ended; a server that is away is waited for.
+
+    If no worker takes the run although it is due, the log says why.
+    """
+    seen, said = time.monotonic(), ""
     while not (run.state and run.state.is_final()):
         time.sleep(LOOK_EVERY_S)
         try:
             with get_client(sync_client=True) as client:
                 run = client.read_flow_run(run.id)
+                if (reason := _not_taken(client, run)) not in ("", said):
+                    said = reason
+                    get_run_logger().warning("`%s` waits: %s", run.name, reason)
         except SERVER_ERRORS:
             if time.monotonic() - seen > SERVER_AWAY_S:
                 raise
         else:
             seen = time.monotonic()
     return run
+
+
+def _not_taken(client: SyncPrefectClient, run: FlowRun) -> str:
+    """Return why no worker can take a run that is due, and the remedy; "" where one can, or has."""
+    if run.state is None or not run.state.is_scheduled() or run.work_pool_name is None:
+        return ""
+    if run.estimated_start_time_delta < UNTAKEN_AFTER:
+        return ""
+    pool = client.read_work_pool(run.work_pool_name)
+    if pool.is_paused:
+        return (
+            f"the work pool `{pool.name}` is paused; resume it in the UI or by `prefect work-pool resume {pool.name}`."
+        )
+    if pool.status == WorkPoolStatus.NOT_READY:
+        return f"no worker of the pool `{pool.name}` is running; start one by `python -m flows work {pool.name}`."
+    return ""
 
 
 def outcomes(run: FlowRun) -> dict[str, Outcome]:

@@ -2,26 +2,39 @@
 
 import datetime
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+)
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import ArtifactSort
-from prefect.states import Cancelled, Completed, Pending, Running, Scheduled, Suspended
+from prefect.flow_engine import run_flow
+from prefect.states import Cancelled, Completed, Failed, Pending, Running, Scheduled, Suspended
 
 from flows.personalize import personalize
 from flows.retrain import retrain
 from flows.spec import RetrainSpec
+from flows.stack import DEPLOYMENTS
 from tasks.forget_runs import runs_of
 from tasks.scan import read_project
 from tasks.settings import PROJECT, Settings, from_environment
 from tests.tasks.test_scan import finished
 
 ADA, EVE = "ada-of-retrain", "eve-of-retrain"
+DECLARED = yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))
 FAR = datetime.date(2999, 12, 31)
 
 
@@ -116,6 +129,79 @@ def test_only_looking_starts_nothing_and_tells_what_is_at_work(place: Place) -> 
     retrain(RetrainSpec(only_look=True))
 
     assert place.table()[0]["reason"].endswith("; `working` is at work on it already")
+
+
+@dataclass(frozen=True)
+class Week:
+    """A week of nights that passed while no worker took a run."""
+
+    place: Place
+    deployment: UUID
+
+    def late(self) -> list[FlowRun]:
+        """The runs that Prefect plans for the week, in the order of their nights."""
+        now = datetime.datetime.now(datetime.UTC)
+        week = {
+            "start_time": (now - datetime.timedelta(days=7)).isoformat(),
+            "end_time": now.isoformat(),
+            "min_runs": 7,
+        }
+        self.place.client.request("POST", "/deployments/{id}/schedule", path_params={"id": self.deployment}, json=week)
+        of = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[self.deployment]))
+        found = self.place.client.read_flow_runs(flow_run_filter=of)
+        return sorted((each for each in found if each.auto_scheduled), key=lambda each: str(each.expected_start_time))
+
+    def ended(self, run: FlowRun) -> str:
+        """Run a run as a worker does, and return the name of its last state."""
+        state = run_flow(retrain, flow_run=run, parameters=run.parameters, return_type="state")
+        return str(state.name)  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def week(place: Place) -> Iterator[Week]:
+    (declared,) = next(each for each in DECLARED["deployments"] if each["name"] == "retrain")["schedules"]
+    nightly = CronSchedule(cron=declared["cron"], timezone=declared["timezone"])
+    deployment = place.client.create_deployment(
+        place.client.create_flow(retrain),
+        "retrain",
+        schedules=[DeploymentScheduleCreate(schedule=nightly, active=True)],
+        parameters={"spec": {}},
+    )
+    yield Week(place, deployment)
+    place.client.delete_deployment(deployment)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_after_a_week_one_late_run_catches_up_whichever_prefect_starts_first(week: Week, seed: int) -> None:
+    late = week.late()
+    random.Random(seed).shuffle(late)
+
+    assert [week.ended(run) for run in late] == ["Completed", *["Skipped"] * 6]
+    assert len(week.place.runs(ADA)) == 1
+
+
+def test_a_late_run_that_failed_catches_up_with_nothing(week: Week) -> None:
+    first, second, *_ = week.late()
+    week.place.client.set_flow_run_state(first.id, Running(), force=True)
+    week.place.client.set_flow_run_state(first.id, Failed(), force=True)
+
+    assert week.ended(second) == "Completed"
+
+
+def test_a_late_run_is_made_though_somebody_only_looked_meanwhile(week: Week) -> None:
+    late = week.late()
+    look = week.place.client.create_flow_run_from_deployment(week.deployment, parameters={"spec": {"only_look": True}})
+    assert week.ended(look) == "Completed"
+
+    assert week.ended(late[0]) == "Completed"
+    assert len(week.place.runs(ADA)) == 1
+
+
+def test_what_a_person_starts_is_never_skipped(week: Week) -> None:
+    assert week.ended(week.late()[0]) == "Completed"
+    now = week.place.client.create_flow_run_from_deployment(week.deployment)
+
+    assert week.ended(now) == "Completed"
 
 
 def test_who_was_only_run_on_this_machine_is_named(place: Place, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,12 +1,15 @@
 """Legs that other machines run, on a real server; what a worker would do to them is done here."""
 
+import datetime
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.flow_engine import run_flow
@@ -134,3 +137,57 @@ def test_a_run_that_is_lost_again_and_again_is_given_up(prefect_server: None) ->
         lost()
 
     assert began == 1 + PARENT_LOST
+
+
+PAUSED = "the work pool `elsewhere` is paused; resume it in the UI or by `prefect work-pool resume elsewhere`."
+ABSENT = "no worker of the pool `elsewhere` is running; start one by `python -m flows work elsewhere`."
+
+
+@pytest.fixture
+def pool(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The work pool of `learn`, whose runs count as waiting at once."""
+    monkeypatch.setattr(elsewhere, "UNTAKEN_AFTER", datetime.timedelta(0))
+    made = client.create_work_pool(WorkPoolCreate(name="elsewhere", type="process"))
+    learning = client.read_deployment_by_name("learn/learn")
+    client.update_deployment(learning.id, DeploymentUpdate(work_pool_name=made.name))
+    yield made.name
+    client.delete_work_pool(made.name)
+
+
+def warnings_while(
+    client: SyncPrefectClient, caplog: pytest.LogCaptureFixture, enough: Callable[[], bool]
+) -> list[str]:
+    """What a parent warns of while its leg waits, which ends once there is enough."""
+
+    def end() -> None:
+        begun = time.monotonic()
+        while not (legs(client) and enough()) and time.monotonic() - begun < 60:
+            time.sleep(0.05)
+        for run in legs(client):
+            client.set_flow_run_state(run.id, Completed(), force=True)
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    assert run_flow(parent, return_type="state").is_completed()  # type: ignore[union-attr]
+    ending.join()
+    return [each.getMessage() for each in caplog.records if " waits: " in each.getMessage()]
+
+
+@pytest.mark.parametrize(("paused", "reason"), [(True, PAUSED), (False, ABSENT)])
+def test_a_leg_that_no_worker_can_take_says_why_once(
+    client: SyncPrefectClient, pool: str, caplog: pytest.LogCaptureFixture, paused: bool, reason: str
+) -> None:
+    client.update_work_pool(pool, WorkPoolUpdate(is_paused=paused))
+
+    (said,) = warnings_while(client, caplog, lambda: reason in caplog.text)
+
+    assert said == f"`{legs(client)[0].name}` waits: {reason}"
+
+
+def test_a_leg_whose_worker_is_there_says_nothing(
+    client: SyncPrefectClient, pool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.send_worker_heartbeat(pool, "one")
+    looked = time.monotonic() + 1
+
+    assert warnings_while(client, caplog, lambda: time.monotonic() > looked) == []
