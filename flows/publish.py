@@ -26,6 +26,7 @@ from tasks.storage import open_store
 from tasks.workspace import pull
 
 WAITS_S = 14 * 24 * 3600
+UNANSWERED = "Nothing was published: the run was resumed without an answer. Start `publish` again to be asked again."
 
 
 class Approval(RunInput):
@@ -37,7 +38,7 @@ class Approval(RunInput):
 
 @flow(name="publish", flow_run_name="publish {spec.subject}")
 def publish(spec: PublishSpec) -> Release | State[Any]:
-    """Return the release of what the subject's workspace holds, or the state `Refused` if a person refused it.
+    """Return the release of what the subject's workspace holds, or the state `Refused` or `Unanswered`.
 
     Prefect runs a suspended flow from its start when it goes on: what is offered is looked at again, and a result that
     changed in the meantime is asked for again.
@@ -79,11 +80,16 @@ def _fetch(settings: Settings, subject: str) -> None:
 
 
 def _refused(spec: PublishSpec, workspace: Path) -> State[Any] | None:
-    """Ask a person, and return the state `Refused` if they refuse; nobody is asked about what the gate refuses."""
+    """Ask a person, and return the state `Refused` or `Unanswered` unless they say `publish`.
+
+    Nobody is asked about what the gate refuses.
+    """
     publishing.gate(workspace, accept_provisional=spec.accept_provisional, use=spec.use)
     offer = show_offer(from_environment(), workspace, shared=spec.placement == "pools")
     asked = Approval.with_initial_data(description=offer.text)
     answer = suspend_flow_run(wait_for_input=asked, timeout=WAITS_S, key=f"approve-{offer.content}")
+    if not answer.model_fields_set:  # Prefect takes the defaults then
+        return Completed(name="Unanswered", message=UNANSWERED)
     if answer.decision == "publish":
         return None
     return Completed(name="Refused", message=answer.reason or "A person refused it.")
