@@ -7,6 +7,7 @@ the configured database is no file of SQLite, a server does what Prefect does by
 
 import contextlib
 import datetime
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from asyncio import AbstractEventLoop, Lock, get_running_loop
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary
 
 from tasks.settings import inherited
+from zimage.errors import InputError
 
 if TYPE_CHECKING:
     from prefect.server.database.orm_models import FlowRunState
@@ -61,6 +63,37 @@ def prepare() -> None:
     address = PREFECT_API_DATABASE_CONNECTION_URL.value()
     provide(address, empty())
     write_in_turn(address)
+
+
+@contextlib.contextmanager
+def only_server(where: str) -> Iterator[None]:
+    """Lock PREFECT_HOME against other servers of this project (flock); the kernel unlocks it when the process dies.
+
+    Two servers on one SQLite both plan the runs of a schedule and both declare runs lost.
+
+    Args:
+        where: What to say of this server to others that are refused, such as "at http://127.0.0.1:4200".
+
+    Raises:
+        InputError: another server has it.
+    """
+    from prefect.settings import PREFECT_HOME
+
+    path = PREFECT_HOME.value() / "zimage-server.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            other = file.read().strip() or "in another process"
+            raise InputError(
+                f"A server runs {other} with PREFECT_HOME {path.parent} already; use that one, or stop it first."
+            ) from None
+        file.truncate(0)
+        file.write(f"{where} (process {os.getpid()})")
+        file.flush()
+        yield
 
 
 def provide(address: str, source: Path) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 import sys
 
-from flows.database import listen_anew, prepare
+from flows.database import listen_anew, only_server, prepare
+from zimage.errors import InputError
 
 
 def main() -> None:
@@ -17,4 +18,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.argv[1:1] = ["server", "start"]
-    main()
+    try:
+        with only_server("started by `python -m flows.server`"):
+            main()
+    except InputError as error:
+        sys.exit(f"flows: {error}")

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ import httpx
 import psutil
 import yaml
 
+from flows.database import only_server
 from tasks.pages import served
 from tasks.policy import LEGS
 from tasks.settings import PROJECT, Settings, inherited
@@ -52,13 +54,14 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
         notify: Address of a webhook that gets notifications, or "".
 
     Raises:
-        InputError: the port, or the next one, for pages, is taken, or a part did not start or ended by itself.
+        InputError: a server runs on this PREFECT_HOME already, the port, or the next one, for pages, is in use, or a
+            part did not start or ended by itself.
         KeyboardInterrupt: the process was interrupted, or asked to end; by now all of it has ended.
     """
-    if _answers(port):
-        raise InputError(f"Port {port} is taken; stop what uses it, or choose another with --port.")
     logs = settings.logs
     with ended_as_by_ctrl_c(), ExitStack() as stack:
+        stack.enter_context(only_server(f"at http://{HOST}:{port}"))
+        _refuse_port_in_use(port)
         pages = _served(stack, settings, port + 1)
         command = ["server", "start", "--host", HOST, "--port", str(port)]
         parts = {"server": stack.enter_context(started(command, logs / "server.log"))}
@@ -104,12 +107,33 @@ def deploy(*, notify: str) -> None:
     """
     for pool in sorted({leg.pool for leg in LEGS.values()}):
         _make_pool(pool)
-    command = ["--no-prompt", "deploy", "--prefect-file", str(DEPLOYMENTS), "--all"]
-    answer = subprocess.run(_child(PREFECT, command), cwd=PROJECT, capture_output=True, text=True, check=False)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".yaml") as file:
+        yaml.safe_dump(_declared_deployments(), file)
+        file.flush()
+        command = ["--no-prompt", "deploy", "--prefect-file", file.name, "--all"]
+        answer = subprocess.run(_child(PREFECT, command), cwd=PROJECT, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise InputError(f"The deployments could not be applied:\n{answer.stdout}{answer.stderr}")
     for automation in automations(notify):
         _make_automation(automation)
+
+
+def _declared_deployments() -> dict[str, Any]:
+    """Return infra/prefect.yaml without the schedules of deployments that the server has already.
+
+    A schedule in the file replaces all schedules of its deployment, slug or not: the one that a person switched on is
+    off again, and those added in the UI are gone. A file without `schedules` leaves them all as they are.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    declared: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))
+    with get_client(sync_client=True) as client:
+        for each in declared["deployments"]:
+            with contextlib.suppress(ObjectNotFound):
+                client.read_deployment_by_name(f"{each['name']}/{each['name']}")
+                each.pop("schedules", None)
+    return declared
 
 
 def automations(notify: str) -> list[dict[str, Any]]:
@@ -293,9 +317,15 @@ def _wait_for_end(parts: Mapping[str, "subprocess.Popen[bytes]"], logs: Path) ->
         time.sleep(LOOK_EVERY_S)
 
 
-def _answers(port: int) -> bool:
+def _refuse_port_in_use(port: int) -> None:
+    """Raise InputError if something listens on a port; beside another Prefect server, another port is no remedy."""
     with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
+        if probe.connect_ex((HOST, port)) != 0:
+            return
+    with contextlib.suppress(httpx.HTTPError):
+        if httpx.get(f"http://{HOST}:{port}/api/health", timeout=5.0).is_success:
+            raise InputError(f"A Prefect server answers on port {port} already; stop that one first.")
+    raise InputError(f"Port {port} is used by a program that is no Prefect server; stop it, or choose a free --port.")
 
 
 def _tell(settings: Settings, port: int, parts: list[str], pages: str) -> None:

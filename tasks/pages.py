@@ -71,7 +71,9 @@ def served(root: Path, port: int) -> Iterator[str]:
     try:
         server = http.server.ThreadingHTTPServer((HOST, port), handler)
     except OSError:
-        raise InputError(f"Port {port}, for pages, is taken; stop what uses it, or choose --port anew.") from None
+        raise InputError(
+            f"Port {port}, for pages, is taken; stop what uses it, or choose a --port with a free one after it."
+        ) from None
     with server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:

@@ -1,15 +1,19 @@
 """What is declared in infra/ is what the code has, and is as safe as it says."""
 
+import datetime
 import fnmatch
 import importlib
+import itertools
 import json
 import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import jsonschema
 import pytest
@@ -18,6 +22,7 @@ from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.events.schemas.automations import AutomationCore
+from prefect.server.schemas.schedules import CronSchedule
 from prefect.utilities.templating import apply_values
 
 from flows.__main__ import LASTING
@@ -68,6 +73,36 @@ def test_a_schedule_has_a_name_and_starts_nothing_by_itself() -> None:
 
     assert schedules
     assert all(schedule["slug"] and schedule["active"] is False for schedule in schedules)
+
+
+ZONES = {  # with the days of 2027 on which their clocks change
+    "Europe/Berlin": ("2027-03-28", "2027-10-31"),
+    "America/New_York": ("2027-03-14", "2027-11-07"),
+    "America/Santiago": ("2027-04-03", "2027-09-05"),  # at midnight
+    "Australia/Lord_Howe": ("2027-04-04", "2027-10-03"),  # by half an hour
+}
+
+
+@pytest.mark.parametrize(("zone", "day"), [(zone, day) for zone, days in ZONES.items() for day in days])
+def test_the_nightly_schedule_runs_once_a_night_where_clocks_change(zone: str, day: str) -> None:
+    """As Prefect's server plans it: again and again, three runs from now on."""
+    (declared,) = DEPLOYMENTS["retrain"]["schedules"]
+    nightly = CronSchedule(cron=declared["cron"], timezone=declared["timezone"])
+    hour, here = datetime.timedelta(hours=1), ZoneInfo(zone)
+    noon = datetime.datetime.combine(datetime.date.fromisoformat(day), datetime.time(12), here)
+    offsets = {(noon - 36 * hour).utcoffset(), (noon + 12 * hour).utcoffset()}
+    begin, end = (moment.astimezone(datetime.UTC) for moment in (noon - 48 * hour, noon + 48 * hour))
+
+    planned = {
+        datetime.datetime.fromtimestamp(each.timestamp(), datetime.UTC)
+        for start in range(96)
+        for each in nightly._get_dates_generator(n=3, start=begin + start * hour, end=end)
+    }
+
+    assert len(offsets) == 2, "the clocks change on another day"
+    nights = Counter((each.astimezone(here) - 12 * hour).date() for each in planned)
+    assert set(nights.values()) == {1} and len(nights) == 4
+    assert {later - earlier for earlier, later in itertools.pairwise(sorted(planned))} == {24 * hour}
 
 
 @pytest.mark.parametrize("declared", yaml_of("automations.yaml"), ids=lambda declared: declared["name"])

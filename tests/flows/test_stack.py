@@ -29,11 +29,13 @@ import yaml
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from flows.__main__ import LASTING, QUIET
+from flows.publish import UNANSWERED
 from flows.stack import ENDING, MARK, automations, end, ended_as_by_ctrl_c, started
 from tasks.settings import PROJECT
 from tests.agreed import agreed
 from tests.flows.faulty import Fault, Relay
 from tests.ports import free_port
+from tests.postgres import serving_postgres
 from tests.processes import runs
 from tests.tasks.faults import serving_s3
 from zimage.demo import make_demo_photos
@@ -486,9 +488,39 @@ def answer(page: Page, dialog: Locator) -> None:
     assert answered.value.ok, answered.value.text()
 
 
+OFFER = {"subject": "bob", "placement": "pools", "accept_provisional": True, "approval": True}
+
+
+def suspended(story: Story) -> str:
+    """A run of `publish` that waits for a person."""
+    run = story.api.run("publish", OFFER)
+    until("the question", lambda: story.api.state(run)["name"] == "Suspended")
+    return run
+
+
+def test_a_run_that_is_resumed_without_an_answer_says_so_and_publishes_nothing(story: Story) -> None:
+    run = suspended(story)
+    story.api.post(f"/flow_runs/{run}/resume", {})
+
+    assert story.api.ended(run) == "Unanswered"
+    assert story.api.state(run)["message"] == UNANSWERED
+    assert story.keys("subjects/bob/releases") == []
+
+
+def test_a_question_that_nobody_answers_in_time_fails_and_a_webhook_is_told(story: Story) -> None:
+    run = suspended(story)
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    details = {**story.api.state(run)["state_details"], "pause_timeout": now}
+    state = {"type": "PAUSED", "name": "Suspended", "state_details": details}
+    story.api.post(f"/flow_runs/{run}/set_state", {"state": state, "force": True})
+
+    assert story.api.ended(run) == "Failed"
+    assert "was paused and never resumed" in told_of(story, "publish bob: Failed")
+    assert story.keys("subjects/bob/releases") == []
+
+
 def test_a_release_is_refused_by_clicking_and_nothing_is_published(story: Story, page: Page) -> None:
-    offer = {"subject": "bob", "placement": "pools", "accept_provisional": True, "approval": True}
-    run = story.api.run("publish", offer)
+    run = story.api.run("publish", OFFER)
     dialog = question(story, page, run)
     dialog.locator("textarea").fill("not her smile")  # `refuse` is chosen until somebody chooses otherwise
     page.keyboard.press("Tab")
@@ -609,17 +641,19 @@ def working_in(folder: Path) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", Api]]:
+def serving(folder: Path, port: int = 0, **variables: str) -> Iterator[tuple["subprocess.Popen[str]", Api]]:
     """`python -m flows serve` with everything of it in a folder."""
-    port = free_port()
+    port = port or free_port()
     environment = {
         **os.environ,
+        **variables,
         "PREFECT_HOME": str(folder / "prefect"),
         "ZIMAGE_WORKSPACES": str(folder / "workspaces"),
         "ZIMAGE_STORE": str(folder / "store"),
     }
     command = [sys.executable, "-m", "flows", "serve", "--port", str(port)]
-    with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             yield process, Api(f"http://127.0.0.1:{port}/api")
         finally:
@@ -646,6 +680,161 @@ def test_one_command_runs_a_stack_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
     assert {each.laddr.ip for each in sockets if each.status == "LISTEN"} == {"127.0.0.1"}
     assert process.returncode == 0
     assert running(below) == []
+
+
+@dataclass
+class Nights:
+    """What became of the schedule of `retrain` in a stack that was paused, and then started again."""
+
+    waited: set[str]
+    late: list[dict[str, Any]]
+    fired: dict[str, Any]
+    log: list[str]
+    before: list[dict[str, Any]]
+    after: list[dict[str, Any]]
+
+
+def retrain_runs(api: Api, schedule: str) -> list[dict[str, Any]]:
+    """The runs that a schedule of `retrain` has made and that were due by now."""
+    due = {"expected_start_time": {"before_": datetime.datetime.now(datetime.UTC).isoformat()}}
+    asked = {"flow_runs": due, "deployments": {"name": {"any_": ["retrain"]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    found = api.post("/flow_runs/filter", asked)
+    return [each for each in found if (each["created_by"] or {}).get("id") == schedule]
+
+
+def add_schedule(api: Api, deployment: str) -> str:
+    """Add a schedule as the UI does; return its identity."""
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=5)
+    often = {"interval": 20, "anchor_date": soon.isoformat(), "timezone": "UTC"}  # Prefect plans every 5 s
+    (added,) = api.post(f"/deployments/{deployment}/schedules", [{"schedule": often, "active": True}])
+    return str(added["id"])
+
+
+def ended_run(api: Api, schedule: str) -> dict[str, Any]:
+    """The first run that a schedule has made, after its end."""
+    run = until("a run that a schedule started", lambda: retrain_runs(api, schedule))[0]
+    api.ended(run["id"])
+    found: dict[str, Any] = api.get(f"/flow_runs/{run['id']}")
+    return found
+
+
+def schedules(api: Api) -> list[dict[str, Any]]:
+    found = api.get("/deployments/name/retrain/retrain")["schedules"]
+    return sorted(
+        ({key: each[key] for key in ("id", "slug", "active", "schedule")} for each in found),
+        key=lambda each: str(each["id"]),
+    )
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    """No worker takes runs while three nights pass; then a schedule is added in the UI, and the stack started again."""
+    folder = tmp_path_factory.mktemp("nights")
+    now = datetime.datetime.now(datetime.UTC)
+    with serving(folder, PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS="2") as (process, api):
+        assert process.stdout is not None and process.stdout.readline()
+        deployment = api.get("/deployments/name/retrain/retrain")
+        (nightly,) = deployment["schedules"]
+        api.asked("PATCH", "/work_pools/cpu", json={"is_paused": True})
+        api.asked("PATCH", f"/deployments/{deployment['id']}/schedules/{nightly['id']}", json={"active": True})
+        week = {"start_time": (now - datetime.timedelta(days=3)).isoformat(), "end_time": now.isoformat()}
+        api.post(f"/deployments/{deployment['id']}/schedule", week)
+        late = retrain_runs(api, nightly["id"])
+        until("late runs", lambda: {api.state(each["id"])["name"] for each in late} == {"Late"})
+        waited = {api.state(each["id"])["name"] for each in late}
+        api.asked("PATCH", "/work_pools/cpu", json={"is_paused": False})
+        for each in late:
+            api.ended(each["id"])
+        late = [api.get(f"/flow_runs/{each['id']}") for each in late]
+        fired = ended_run(api, add_schedule(api, deployment["id"]))
+        log, before = api.log(fired["id"]), schedules(api)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    with serving(folder) as (process, api):
+        assert process.stdout is not None and process.stdout.readline()
+        return Nights(waited, late, fired, log, before, schedules(api))
+
+
+def test_after_a_pause_of_the_workers_one_late_run_catches_up(nights: Nights) -> None:
+    assert nights.waited == {"Late"}
+    assert sorted(each["state"]["name"] for each in nights.late) == ["Completed", "Skipped", "Skipped"]
+
+
+def test_a_schedule_starts_a_run_by_itself(nights: Nights) -> None:
+    assert nights.fired["auto_scheduled"]
+    assert nights.fired["state"]["name"] == "Completed"
+    assert any("Finished in state Completed" in line for line in nights.log)
+
+
+def test_schedules_stay_as_people_left_them_when_the_stack_starts_again(nights: Nights) -> None:
+    assert [each["active"] for each in nights.before] == [True, True]
+    assert nights.after == nights.before
+
+
+def test_a_schedule_starts_a_run_by_itself_on_postgresql(tmp_path: Path) -> None:
+    with (
+        serving_postgres() as address,
+        serving(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=address) as (process, api),
+    ):
+        assert process.stdout is not None and process.stdout.readline()
+        deployment = api.get("/deployments/name/retrain/retrain")
+        fired = ended_run(api, add_schedule(api, deployment["id"]))
+
+    assert fired["auto_scheduled"]
+    assert fired["state"]["name"] == "Completed"
+    assert not (tmp_path / "prefect" / "prefect.db").exists()
+
+
+def lock_of(home: Path, *, other_than: str = "") -> str:
+    """What the lock of a home says, once a server has taken it."""
+    path = home / "zimage-server.lock"
+    return str(
+        until("the lock", lambda: path.is_file() and path.read_text() != other_than and path.read_text(), HANGS_AFTER_S)
+    )
+
+
+def test_a_second_stack_with_the_same_home_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    home = tmp_path / "prefect"
+    with serving(tmp_path) as (first, api):
+        taken = lock_of(home)
+        with serving(tmp_path) as (second, _):
+            said = second.communicate(timeout=60)[1]
+        first.kill()
+        first.wait()
+        with serving(tmp_path):
+            lock_of(home, other_than=taken)
+
+    where = f"{api.address.removesuffix('/api')} (process {first.pid})"
+    assert second.returncode == 2
+    assert said == (
+        f"flows: A server runs at {where} with PREFECT_HOME {home} already; use that one, or stop it first.\n"
+    )
+
+
+def test_a_port_with_another_prefect_server_is_refused_and_no_other_port_suggested(tmp_path: Path) -> None:
+    """It may have the same database, and a stack's server on another port would be a second one on it."""
+    port = free_port()
+    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with started(command, tmp_path / "server.log", {"PREFECT_HOME": str(tmp_path / "other")}):
+        until("the server", lambda: httpx.get(f"http://127.0.0.1:{port}/api/health").is_success)
+        with serving(tmp_path, port=port) as (process, _):
+            said = process.communicate(timeout=60)[1]
+
+    assert process.returncode == 2
+    assert said == f"flows: A Prefect server answers on port {port} already; stop that one first.\n"
+
+
+def test_a_port_of_another_program_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with serving(tmp_path, port=port) as (process, _):
+            said = process.communicate(timeout=60)[1]
+
+    assert process.returncode == 2
+    assert (
+        said
+        == f"flows: Port {port} is used by a program that is no Prefect server; stop it, or choose a free --port.\n"
+    )
 
 
 def test_a_taken_port_for_pages_is_told_before_anything_is_started(tmp_path: Path) -> None:
