@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from flows import spec
 from flows.temporary import EVENTS_KEPT, TemporaryServer
 from tasks.dvc import at_hand
-from tasks.settings import PROJECT, from_environment
+from tasks.settings import PROJECT, from_environment, inherited
 from tasks.store import StoreError
 from zimage.errors import InputError
 from zimage.garbage import collect_rarely
@@ -102,7 +102,7 @@ def _work(pool: str, limit: int | None) -> int:
     from flows.stack import worker
 
     command = [sys.executable, "-m", "prefect", *worker(pool, limit=limit)]
-    os.execv(command[0], command)  # its signals reach it with nothing between
+    os.execve(command[0], command, inherited())  # its signals reach it with nothing between
 
 
 def _served(name: str, *, notify: str, port: int = PORT) -> int:

@@ -228,7 +228,7 @@ def _served(stack: ExitStack, settings: Settings, port: int) -> str:
     """Serve the pages of a store in a folder until the stack ends, and return where; "" for a bucket, which does it."""
     if settings.pages or "://" in settings.store:
         return settings.pages
-    return stack.enter_context(served(Path(settings.store).expanduser().absolute(), port))
+    return stack.enter_context(served(Path(settings.store), port))
 
 
 def _workers() -> Iterator[tuple[str, list[str], dict[str, str]]]:

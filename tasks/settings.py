@@ -1,11 +1,19 @@
-"""Where things are: the project, the workspaces, the store. From the environment; nothing here changes a result."""
+"""Where things are: the project, the workspaces, the store. From the environment; nothing here changes a result.
+
+Relative paths become absolute here, where they are read: DVC, workers and other children run in other folders.
+"""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from zimage.errors import InputError
 
 PROJECT = Path(__file__).parent.parent
 DEMO = "demo"
+FILE = "file://"
+PATHS = ("ZIMAGE_STORE", "ZIMAGE_WORKSPACES", "ZIMAGE_C2PA_CERTIFICATES", "ZIMAGE_C2PA_KEY")
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Settings:
     Args:
         project: The clone: params.yaml, dvc.yaml and code.yaml that all workspaces start from.
         workspaces: Folder with one workspace per subject (ZIMAGE_WORKSPACES).
-        store: Folder or `s3://bucket/prefix` for what outlives a workspace (ZIMAGE_STORE).
+        store: Absolute folder or `s3://bucket/prefix` for what outlives a workspace (ZIMAGE_STORE).
         endpoint: Address of a server that speaks S3, "" for Amazon's (AWS_ENDPOINT_URL_S3, as boto3 reads it).
         pages: Where a browser reaches pages of the store (ZIMAGE_PAGES): the page server of `make serve` for a folder,
             an endpoint for S3; "" where pages of a folder are opened as files, and S3 has one endpoint for all.
@@ -67,21 +75,46 @@ class Settings:
 
 
 def inherited() -> dict[str, str]:
-    """Return the environment of this process, for a child that shall have a little more of it."""
-    return dict(os.environ)
+    """Return the environment of this process for a child, which may run in another folder: its paths are absolute.
+
+    Raises:
+        InputError: see `from_environment`.
+    """
+    return {**os.environ, **{name: _absolute(os.environ[name]) for name in PATHS if os.environ.get(name)}}
 
 
 def from_environment() -> Settings:
-    """Return the settings of this process; what is unset lies in the project's folder."""
+    """Return the settings of this process; what is unset lies in the project's folder.
+
+    Raises:
+        InputError: a `file://` address names another machine or no absolute path.
+    """
     return Settings(
         project=PROJECT,
-        workspaces=Path(os.environ.get("ZIMAGE_WORKSPACES", PROJECT / "workspaces")).absolute(),
-        store=os.environ.get("ZIMAGE_STORE", str(PROJECT / "store")),
+        workspaces=Path(_absolute(os.environ.get("ZIMAGE_WORKSPACES") or str(PROJECT / "workspaces"))),
+        store=_absolute(os.environ.get("ZIMAGE_STORE") or str(PROJECT / "store")),
         endpoint=os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", "")),
         pages=os.environ.get("ZIMAGE_PAGES", ""),
         signing=_signing(),
         hub=os.environ.get("HF_ENDPOINT", "").rstrip("/"),
     )
+
+
+def _absolute(address: str) -> str:
+    """Return a path or a `file://` address as an absolute path; an address of another kind stays as it is.
+
+    Raises:
+        InputError: see `from_environment`.
+    """
+    if address.lower().startswith(FILE):
+        parts = urlsplit(address)
+        if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
+            raise InputError(
+                f"{address} is no address of a folder on this machine; write {FILE}/ABSOLUTE/PATH with three slashes, "
+                "or a plain path."
+            )
+        return unquote(parts.path)
+    return address if "://" in address else str(Path(address).expanduser().absolute())
 
 
 def site_cache() -> Path:
@@ -99,8 +132,8 @@ def _signing() -> Signing | None:
     if not certificates and not key:
         return None
     return Signing(
-        certificates=Path(certificates).absolute() if certificates else None,
-        key=Path(key).absolute() if key else None,
+        certificates=Path(_absolute(certificates)) if certificates else None,
+        key=Path(_absolute(key)) if key else None,
         algorithm=os.environ.get("ZIMAGE_C2PA_ALGORITHM", "es256"),
         timestamps=os.environ.get("ZIMAGE_C2PA_TIMESTAMPS", ""),
     )

@@ -12,7 +12,7 @@ from prefect import flow
 
 from tasks.forget import erase
 from tasks.handover import State, Taken, hand_over, read_state, state_key, take, track_inputs
-from tasks.settings import PROJECT, Settings
+from tasks.settings import PROJECT, Settings, from_environment
 from tasks.sources import Source
 from tasks.storage import open_store
 from tasks.subject import Choices
@@ -90,6 +90,20 @@ def test_another_machine_makes_the_next_stage_of_what_it_fetches_and_nothing_mor
     assert not (folder / "data" / "photos").exists()
     assert state.version == 2
     assert taken(first).state == state
+
+
+def test_a_relative_address_leads_state_and_data_into_one_folder(
+    first: Settings, prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZIMAGE_STORE", "./store")
+
+    prepared(replace(first, store=from_environment().store), "face")
+
+    assert [path for path in tmp_path.rglob("files") if path.parent.name == "dvc"] == [
+        tmp_path / "store/subjects/ada/dvc/files"
+    ]
+    assert list(tmp_path.rglob("state.json")) == [tmp_path / "store/subjects/ada/state.json"]
 
 
 def test_what_an_older_state_left_here_is_not_taken_for_a_change(first: Settings, prefect_server: None) -> None:
