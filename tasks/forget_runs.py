@@ -13,6 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
     LogFilter,
     LogFilterFlowRunId,
 )
@@ -21,6 +22,8 @@ from prefect.events.filters import EventAnyResourceFilter, EventFilter
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling
 from pydantic import TypeAdapter
+
+from tasks.shown import ARTIFACTS, SCAN, artifact_key
 
 Asked = TypeVar("Asked")
 
@@ -40,7 +43,8 @@ class Runs:
     Args:
         runs: Flow runs, by id; their task runs and logs go with them.
         working: Those that are under way.
-        artifacts: Artifacts of the runs, and tables of other runs with a line about the subject.
+        artifacts: Artifacts of the runs, those of deleted runs by their keys, and tables of scans with a line about the
+            subject.
         told_until: When the last of the server's events about the runs is dropped; None if there are none.
     """
 
@@ -65,10 +69,18 @@ def runs_of(subject: str, *, but: UUID | str | None = None) -> Runs:
         everything = list(_all_runs(client))
         runs = [run for run in everything if _is_about(run, subject) and str(run.id) != str(but)]
         ids = {run.id for run in runs}
-        artifacts = {one.id for one in _artifacts(client, list(ids)) if one.id is not None}
-        shared = [run.id for run in everything if run.id not in ids and not subject_of(run)]
-        artifacts |= {one.id for one in _artifacts(client, shared) if one.id is not None and _has_line(one, subject)}
-        return Runs(runs, sorted(artifacts), _told_until(client, list(ids)))
+        others = {run.id for run in everything if subject_of(run)} - ids
+        keys = ArtifactFilterKey(any_=[artifact_key(subject, name) for name in ARTIFACTS])
+        found = [
+            *(one for start in range(0, len(runs), PAGE) for one in _artifacts_of(client, runs[start : start + PAGE])),
+            *(one for one in _artifacts(client, ArtifactFilter(key=keys)) if one.flow_run_id not in others),
+            *(
+                one
+                for one in _artifacts(client, ArtifactFilter(key=ArtifactFilterKey(any_=[SCAN])))
+                if _has_line(one, subject)
+            ),
+        ]
+        return Runs(runs, sorted({one.id for one in found if one.id is not None}), _told_until(client, list(ids)))
 
 
 def cancel(runs: list[FlowRun]) -> None:
@@ -114,13 +126,15 @@ def _is_about(run: FlowRun, subject: str) -> bool:
     return subject_of(run) == subject or f"subject:{subject}" in run.tags
 
 
-def _artifacts(client: SyncPrefectClient, runs: list[UUID]) -> Iterator[Artifact]:
-    for start in range(0, len(runs), PAGE):
-        of = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=runs[start : start + PAGE]))
-        offset = 0
-        while page := client.read_artifacts(artifact_filter=of, limit=PAGE, offset=offset):
-            yield from page
-            offset += len(page)
+def _artifacts_of(client: SyncPrefectClient, runs: list[FlowRun]) -> Iterator[Artifact]:
+    return _artifacts(client, ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id for run in runs])))
+
+
+def _artifacts(client: SyncPrefectClient, wanted: ArtifactFilter) -> Iterator[Artifact]:
+    offset = 0
+    while page := client.read_artifacts(artifact_filter=wanted, limit=PAGE, offset=offset):
+        yield from page
+        offset += len(page)
 
 
 def _told_until(client: SyncPrefectClient, runs: list[UUID]) -> datetime.datetime | None:

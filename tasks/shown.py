@@ -31,9 +31,18 @@ from tasks.settings import Settings
 from tasks.storage import open_store
 from tasks.tombstones import unless_forgotten
 from zimage.identity.charts import curve
+from zimage.signatures import STAGES
 from zimage.summary import summary
 
 PAGES = {"detect": "contact_sheet.html", "evaluate": "report.html"}
+SCAN = "retrain"  # the key of the table about all subjects
+# Names of all artifacts about one subject; `forget` finds those of deleted runs by them.
+ARTIFACTS = (
+    *STAGES,
+    *(f"{stage}-progress" for stage in STAGES),
+    *(Path(page).stem for page in PAGES.values()),
+    *("loss", "offer", "photos", "training"),
+)
 SVG = 'xmlns="http://www.w3.org/2000/svg" width="640"'
 INK = (
     "<style>svg{background:#fff;font:11px sans-serif}text{fill:#333}"
@@ -57,7 +66,8 @@ class Offer:
 
 
 def artifact_key(subject: str, name: str) -> str:
-    """Return the key of a subject's artifact; Prefect takes no underscores in it, which a pseudonym may have."""
+    """Return the key of a subject's artifact, by its name in ARTIFACTS; Prefect takes no underscores in a key."""
+    assert name in ARTIFACTS
     plain = subject.replace("_", "-")
     told_apart = "" if plain == subject else f"-{hashlib.sha256(subject.encode()).hexdigest()[:4]}"
     return f"{plain}{told_apart}-{name.replace('_', '-')}"
@@ -222,7 +232,7 @@ def show_scan(findings: Sequence[Finding], started: Mapping[str, str]) -> None:
         for each in told
     ]
     about = f"{len(findings)} subjects, {unchanged} of them unchanged"
-    create_table_artifact(rows, key="retrain", description=about)
+    create_table_artifact(rows, key=SCAN, description=about)
 
 
 def show_offer(settings: Settings, workspace: Path, *, shared: bool) -> Offer:

@@ -135,6 +135,23 @@ def test_nothing_of_the_person_is_left_anywhere_and_everything_of_others(ada: Pa
     assert again.tombstone is not None and len(again.tombstone.forgotten) == 2
 
 
+def test_artifacts_of_runs_that_were_deleted_before_are_found_and_deleted(ada: Path) -> None:
+    scan()
+    with get_client(sync_client=True) as client:  # as the UI deletes runs
+        scans = [run for run in client.read_flow_runs() if run.name == "retrain"]
+        for run in [*runs_of(ADA).runs, *scans]:
+            client.delete_flow_run(run.id)
+    assert "artifact" in tables_naming(ADA)
+
+    listing = forget(ForgetSpec(subject=ADA, delete=True))
+
+    assert listing.tombstone is not None
+    counts = listing.tombstone.forgotten[-1].counts
+    assert (counts.runs, counts.artifacts) == (0, 2)
+    assert tables_naming(ADA) <= {"events", "event_resources"}
+    assert "artifact" in tables_naming(f"{ADA}-2")
+
+
 def test_a_person_whose_consent_is_none_is_listed_and_forgotten_like_others(ada: Path) -> None:
     (ada / "data" / "consent.yaml").write_bytes(b"pseudonym: \xff")
 
