@@ -33,6 +33,9 @@ class FolderStore:
     listing_lag_s: float = 0.0
     link_max_s: int = LINK_MAX_S
 
+    def require_usable(self, key: str) -> None:
+        """See Store; a folder does, or fails with an error at the first write."""
+
     def put_if_absent(self, key: str, source: Path) -> bool:
         """See Store; the file appears by a hard link from beside its place, which fails where the name is taken."""
         target = self._path(key)

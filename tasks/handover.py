@@ -93,8 +93,8 @@ def take(settings: Settings, subject: str, *, only_reads: bool = False) -> Taken
     machine found lost is sent anew from here, or its stage will be run again, except by a leg that `only_reads`.
 
     Raises:
-        InputError: the demo, which stays where it is; or the subject is being forgotten, or was since this machine's
-            workspace was made.
+        InputError: the demo, which stays where it is; the subject is being forgotten, or was since this machine's
+            workspace was made; or it is new, and the store would lose writes or could not forget it.
     """
     if subject == DEMO:
         raise InputError("The demo is no subject of the store; run it with `make demo` or `--placement local`.")
@@ -102,6 +102,8 @@ def take(settings: Settings, subject: str, *, only_reads: bool = False) -> Taken
     folder = settings.workspace(subject)
     admit(store, subject, folder)
     taken = read_state(store, subject)
+    if taken.state is None:
+        store.require_usable(state_key(subject))
     dvc.make(folder, settings.project)
     dvc.connect(folder, settings.remote(subject), settings.endpoint)
     if taken.state is not None:

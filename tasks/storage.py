@@ -37,13 +37,19 @@ PART_BYTES = 16 * 2**20  # of a file that is sent in parts; S3 takes 5 MiB to 5 
 TRIES = 5  # where an answer's body broke off, or a condition could not be decided; boto3 itself tries all else again
 LINK_MAX_S = 24 * 3600  # a person looks the next morning; a role's keys may end sooner
 LISTING_LAG_S = 1.0  # Amazon's does not lag (since 2020-12), others may
-ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
+ABSENT = frozenset({"NoSuchKey", "404", "NotFound", "ServerSideEncryptionConfigurationNotFoundError"})
 TAKEN = frozenset({"PreconditionFailed", "412"})
 UNDECIDED = frozenset({"ConditionalRequestConflict", "409"})  # others wrote or deleted meanwhile; nothing was stored
 SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+UNSUPPORTED = frozenset({"NotImplemented", "501", "MethodNotAllowed", "405"})
+SERVERS = "infra/access/servers.md lists servers that were tried"
+NO_TAG = f'"{32 * "0"}"'  # the tag of no object: a condition that cannot hold
+HEADERS = {"IfMatch": "If-Match", "IfNoneMatch": "If-None-Match"}
 FORBIDDEN = frozenset({"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
 
 Answer = TypeVar("Answer")
+# What servers were seen to honour by this process: their endpoint, the bucket, and the header of the condition.
+_honoured: set[tuple[str, str, str]] = set()
 
 
 def open_store(address: str, *, pages: str = "") -> Store:
@@ -109,6 +115,11 @@ class S3Store:
     def connect(cls, bucket: str, prefix: str, *, pages: str = "") -> "S3Store":
         """Return the store; nothing is asked of the server yet."""
         return cls(_client(), bucket, prefix, pages)
+
+    def require_usable(self, key: str) -> None:
+        """See Store; `key` has to be free."""
+        self.inventory(key)
+        self._require_if_match(key, b"", hashlib.sha256(b"").digest())
 
     def put_if_absent(self, key: str, source: Path) -> bool:
         """See Store; `If-None-Match: *`. Large files go in parts, and go on where an earlier attempt stopped."""
@@ -212,9 +223,15 @@ class S3Store:
 
     def delete(self, below: str) -> int:
         """See Store; delete markers and unfinished uploads go too."""
+        count = self._delete_versions(below)
         for upload in self._uploads(below):
             self._abort(upload["Key"], upload["UploadId"])
-        versions = [{"Key": each["Key"], "VersionId": each["VersionId"]} for each in self._versions(below)]
+        return count
+
+    def _delete_versions(self, below: str) -> int:
+        versions = [
+            {name: each[name] for name in ("Key", "VersionId") if name in each} for each in self._versions(below)
+        ]
         for start in range(0, len(versions), AT_ONCE):
             some = {"Objects": versions[start : start + AT_ONCE], "Quiet": True}
             failed = self._ask("delete_objects", Delete=some).get("Errors", [])
@@ -234,28 +251,140 @@ class S3Store:
         client = _client(self.pages) if self.pages else self.client
         return str(client.generate_presigned_url("get_object", Params=asked, ExpiresIn=seconds))
 
+    def versioning(self) -> str:
+        """Return `Enabled`, `Suspended`, or "" where the bucket never kept versions or its server keeps none."""
+        try:
+            return str(self._ask("get_bucket_versioning").get("Status", ""))
+        except _UnsupportedError:
+            return ""
+
+    def encryption(self) -> str:
+        """Return how the bucket encrypts what is put there, as `aws:kms KEY` or `AES256`; "" where that is unknown."""
+        try:
+            rules = self._ask("get_bucket_encryption")["ServerSideEncryptionConfiguration"]["Rules"]
+        except (_AbsentError, _UnsupportedError):
+            return ""
+        default = rules[0].get("ApplyServerSideEncryptionByDefault", {}) if rules else {}
+        return f"{default.get('SSEAlgorithm', '')} {default.get('KMSMasterKeyID', '')}".strip()
+
+    def require_deletable(self, key: str) -> None:
+        """Pass if these keys may delete an object, tried with one that must not exist: `null` is never its version.
+
+        Raises:
+            InputError: they may not.
+        """
+        some = {"Objects": [{"Key": self._full(key), "VersionId": "null"}], "Quiet": True}
+        for error in self._ask("delete_objects", Delete=some).get("Errors", []):
+            if error.get("Code") in FORBIDDEN:
+                raise InputError(f"{self._address()} forbids these keys to delete ({error['Code']}).")
+
     def _put(self, key: str, body: IO[bytes] | bytes, sha256: bytes, **condition: str) -> str:
         """Put an object and return its tag.
 
+        The first conditional request of a process to a bucket stands between two that must fail: a server that ignores
+        a condition shows it there, before it overwrites what others wrote.
+
         Raises:
             ConflictError: the condition does not hold, and not because of an earlier try of this very request.
+            InputError: the server ignores conditions or refuses them.
         """
+        if condition and not self._is_honoured("If-None-Match"):
+            self._require_condition_by_looking(key, **condition)
+            self._require_if_match(key, body, sha256)
         writer = uuid4().hex
-        request = {"Key": self._full(key), "Body": body, "Metadata": {"writer": writer}}
+        tag = self._put_once(key, body, sha256, writer, **condition)
+        if condition and not self._is_honoured("If-None-Match"):
+            self._require_if_none_match(key, body, sha256, writer)
+        return tag
+
+    def _put_once(self, key: str, body: IO[bytes] | bytes, sha256: bytes, writer: str, **condition: str) -> str:
         for _ in range(TRIES):
-            if not isinstance(body, bytes):
-                body.seek(0)
             try:
-                return str(
-                    self._ask(
-                        "put_object", **request, ChecksumAlgorithm="SHA256", ChecksumSHA256=_text(sha256), **condition
-                    )["ETag"]
-                )
+                return str(self._ask_to_put(key, body, sha256, writer, **condition)["ETag"])
             except _UndecidedError:
                 continue
             except (_TakenError, _AbsentError):  # 404 is how If-Match meets a deleted object
                 return self._written_by(key, writer)
         raise StoreError(f"{key} in {self._address()} was written or deleted by others {TRIES} times; run again.")
+
+    def _ask_to_put(self, key: str, body: IO[bytes] | bytes, sha256: bytes, writer: str, **condition: str) -> Any:
+        if not isinstance(body, bytes):
+            body.seek(0)
+        try:
+            return self._ask(
+                "put_object",
+                Key=self._full(key),
+                Body=body,
+                Metadata={"writer": writer},
+                ChecksumAlgorithm="SHA256",
+                ChecksumSHA256=_text(sha256),
+                **condition,
+            )
+        except _UnsupportedError:
+            if not condition:
+                raise
+            raise self._unfit(", ".join(HEADERS[name] for name in condition), "does not implement") from None
+
+    def _require_condition_by_looking(self, key: str, **condition: str) -> None:
+        """Pass if a condition holds now, without a word to the server about it.
+
+        Raises:
+            ConflictError: it does not.
+        """
+        found = self._head(key)
+        if (found["ETag"] if found else None) != condition.get("IfMatch"):
+            raise ConflictError(f"{key} was changed by somebody else")
+
+    def _require_if_match(self, key: str, body: IO[bytes] | bytes, sha256: bytes) -> None:
+        """Pass if the server refuses to put an object with a condition that cannot hold; nothing is left of that.
+
+        Args:
+            key: Of the object that is about to be put.
+            body: Its content: what a server that ignores the condition stores.
+            sha256: Of the content.
+
+        Raises:
+            InputError: the server ignores the condition or refuses it.
+        """
+        if self._is_honoured("If-Match"):
+            return
+        is_new = self._head(key) is None
+        try:
+            answer = self._ask_to_put(key, body, sha256, uuid4().hex, IfMatch=NO_TAG)
+        except (_TakenError, _AbsentError, _UndecidedError):
+            self._honours("If-Match")
+            return
+        if is_new:
+            self._delete_versions(key)
+        raise self._unfit("If-Match", "ignores", answer)
+
+    def _require_if_none_match(self, key: str, body: IO[bytes] | bytes, sha256: bytes, writer: str) -> None:
+        """Pass if the server refuses to put once more, as if it was not there, what was put a moment ago.
+
+        Raises:
+            InputError: the server ignores the condition.
+        """
+        try:
+            answer = self._ask_to_put(key, body, sha256, writer, IfNoneMatch="*")
+        except _TakenError:
+            self._honours("If-None-Match")
+        except _UndecidedError:  # the next request will show it
+            return
+        else:
+            raise self._unfit("If-None-Match", "ignores", answer)
+
+    def _is_honoured(self, header: str) -> bool:
+        return (self.client.meta.endpoint_url, self.bucket, header) in _honoured
+
+    def _honours(self, header: str) -> None:
+        _honoured.add((self.client.meta.endpoint_url, self.bucket, header))
+
+    def _unfit(self, header: str, does: str, answer: Any = None) -> InputError:
+        name = (answer or {}).get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("server", "")
+        return InputError(
+            f"The server of {self._address()}{f' ({name})' if name else ''} {does} the condition {header} of a write, "
+            f"so one writer would overwrite another without a word; use another server ({SERVERS}) or a folder."
+        )
 
     def _written_by(self, key: str, writer: str) -> str:
         """Return the tag of what is there if `writer` wrote it: the answer to its first try was lost."""
@@ -325,8 +454,26 @@ class S3Store:
     def _versions(self, below: str) -> list[dict[str, Any]]:
         """Return the versions, marks of deletions included, of the key `below` and of all keys below it."""
         kinds = ("Versions", "DeleteMarkers")
-        pages = self._pages("list_object_versions", Prefix=self._full(below))
-        return self._at_or_below(below, [entry for page in pages for kind in kinds for entry in page.get(kind, [])])
+        try:
+            pages = list(self._pages("list_object_versions", Prefix=self._full(below)))
+        except _UnsupportedError:
+            if self.versioning():
+                raise InputError(
+                    f"{self._address()} keeps versions, and its server cannot list them, so nobody could be forgotten; "
+                    f"switch versioning off in a new bucket, or use another server ({SERVERS})."
+                ) from None
+            return self._unversioned(below)
+        found = self._at_or_below(below, [entry for page in pages for kind in kinds for entry in page.get(kind, [])])
+        objects = [] if found else self._unversioned(below)  # a server that takes the request for another lists none
+        if objects and self.versioning():
+            raise StoreError(f"{self._address()} lists objects and no versions of them; run again.")
+        return found or objects
+
+    def _unversioned(self, below: str) -> list[dict[str, Any]]:
+        """Return the objects at and below a key as `_versions` does, in a bucket that keeps no versions."""
+        pages = self._pages("list_objects_v2", Prefix=self._full(below))
+        objects = self._at_or_below(below, [entry for page in pages for entry in page.get("Contents", [])])
+        return [{**each, "IsLatest": True} for each in objects]
 
     def _at_or_below(self, below: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         full = self._full(below)
@@ -404,6 +551,11 @@ class S3Store:
             return _TakenError(str(error))
         if code in UNDECIDED:
             return _UndecidedError(str(error))
+        if code in UNSUPPORTED:
+            return _UnsupportedError(
+                f"The server of {self._address()} does not implement `{operation}` ({code}); use another server "
+                f"({SERVERS}) or a folder."
+            )
         if code in SKEWED:
             return StoreError(
                 f"{self._address()} refuses this machine's clock; set it (NTP), more than 15 minutes off are too many."
@@ -437,6 +589,10 @@ class _AbsentError(StoreError):
 
 class _TakenError(StoreError):
     """The condition of a conditional request does not hold."""
+
+
+class _UnsupportedError(InputError):
+    """The server does not know such a request, or a header of it."""
 
 
 class _UndecidedError(StoreError):

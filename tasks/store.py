@@ -77,6 +77,17 @@ class Store(Protocol):
         """For how long a link may hold."""
         ...
 
+    def require_usable(self, key: str) -> None:
+        """Pass if the store keeps its promises; asked before the first photo of a subject is stored.
+
+        Args:
+            key: Of an object that is about to be written and does not exist yet.
+
+        Raises:
+            InputError: the store would overwrite what others wrote, or could not delete all there is of a subject.
+        """
+        ...
+
     def put_if_absent(self, key: str, source: Path) -> bool:
         """Store a file under `key` and return True; return False, and change nothing, where the key is taken."""
         ...

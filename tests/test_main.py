@@ -166,7 +166,8 @@ def test_no_stage_replaces_a_folder_that_it_did_not_make(workspace: Path, stage:
 
 
 def test_the_doctor_says_of_params_what_a_stage_says(workspace: Path) -> None:
-    assert "present  settings" in zimage("doctor", cwd=workspace).stdout
+    found = zimage("doctor", cwd=workspace).stdout
+    assert "present  settings" in found and "present  store rights" in found
     change(workspace, "\ntrain:\n", "\ntrain:\n  stepz: 3\n")
 
     done = zimage("doctor", cwd=workspace)

@@ -9,6 +9,8 @@ The only place where `zimage` reads the environment:
 import argparse
 import contextlib
 import errno
+import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -151,9 +153,18 @@ def _doctor(parsed: argparse.Namespace) -> int:
     findings = [
         *examine(parsed.params_file, prefect_api_url=os.environ.get("PREFECT_API_URL")),
         _params(parsed.params_file),
+        *_store(),
     ]
     print(*as_lines(findings), sep="\n")
     return USER_ERROR if any(finding.state == "missing" for finding in findings) else 0
+
+
+def _store() -> "list[Finding]":
+    """Return what the pipeline finds of its store, where it is installed too: `zimage` itself opens none."""
+    if importlib.util.find_spec("tasks") is None:
+        return []
+    found: list[Finding] = importlib.import_module("tasks.doctor").examine_environment()
+    return found
 
 
 def _params(params_file: Path) -> "Finding":

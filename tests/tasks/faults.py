@@ -18,10 +18,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 LAG_S = 0.2  # of a listing behind what was written
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: the peer sees a reset
@@ -164,6 +164,32 @@ def unwell(status: str, code: str, *, times: int, method: str = "") -> Iterator[
         yield address
 
 
+@contextmanager
+def lacking(*, ignored: Collection[str] = (), refused: Collection[str] = ()) -> Iterator[str]:
+    """The address of a server, with the buckets of `s3_server`, that lacks some of what S3 can.
+
+    Args:
+        ignored: Headers and parameters of a query that it takes no notice of, such as `If-Match` and `versions`.
+        refused: Those of which it says that they are not implemented.
+    """
+    inner = _moto()
+
+    def answered(environ: Environ, start: Start) -> Iterable[bytes]:
+        body, query = _body(environ), parse_qs(environ["QUERY_STRING"], keep_blank_values=True)
+        if any(_header(name) in environ or name in query for name in refused):
+            return _error(environ, start, "501 Not Implemented", "NotImplemented")
+        unnoticed = {_header(name) for name in ignored}
+        passed = {key: value for key, value in environ.items() if key not in unnoticed}
+        passed["QUERY_STRING"] = urlencode(
+            {name: value for name, value in query.items() if name not in ignored}, doseq=True
+        )
+        answer: Iterable[bytes] = inner({**passed, "wsgi.input": io.BytesIO(body)}, start)
+        return answer
+
+    with _served(answered) as address:
+        yield address
+
+
 def serving_s3() -> AbstractContextManager[str]:
     """The address of a server that decides conditional requests one by one, as S3 does and moto alone does not.
 
@@ -201,6 +227,10 @@ def _body(environ: Environ) -> bytes:
 
 def _query(environ: Environ) -> str:
     return " ".join(f"{key}=" for key in parse_qs(environ["QUERY_STRING"], keep_blank_values=True))
+
+
+def _header(name: str) -> str:
+    return f"HTTP_{name.upper().replace('-', '_')}"
 
 
 def _has_checksum(headers: list[tuple[str, str]]) -> bool:

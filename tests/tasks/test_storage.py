@@ -1,4 +1,5 @@
 import random
+import re
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from tasks.handover import take
+from tasks.settings import PROJECT, Settings
 from tasks.storage import (
     LOCKS,
     ConflictError,
@@ -21,7 +24,8 @@ from tasks.storage import (
     open_store,
     store_errors,
 )
-from tests.tasks.faults import unwell
+from tasks.store import clear
+from tests.tasks.faults import lacking, unwell
 from zimage.errors import InputError
 
 BUCKET = "faces"
@@ -421,3 +425,121 @@ def test_an_upload_that_somebody_ends_while_it_is_sent_can_be_tried_again(bucket
     with pytest.raises(StoreError, match=r"The upload of ada/lora to s3://faces/project is gone; run again") as raised:
         replace(bucket, part_bytes=5 * MIB).put_if_absent("ada/lora", large)
     assert isinstance(raised.value, store_errors())
+
+
+CONDITIONS = ["If-Match", "If-None-Match"]
+
+
+@pytest.fixture
+def another(s3: None) -> Iterator[S3Store]:
+    """A bucket that no process has seen to honour conditions, without versions."""
+    client = boto3.client("s3")
+    name = f"lacking-{random.randbytes(8).hex()}"
+    client.create_bucket(Bucket=name)
+    yield S3Store.connect(name, "project")
+    for found in client.list_objects_v2(Bucket=name).get("Contents", []):
+        client.delete_object(Bucket=name, Key=found["Key"])
+    client.delete_bucket(Bucket=name)
+
+
+def at(store: S3Store, address: str) -> S3Store:
+    return replace(store, client=boto3.client("s3", endpoint_url=address))
+
+
+@pytest.mark.parametrize("ignored", [CONDITIONS, *([each] for each in CONDITIONS)], ids="+".join)
+def test_a_server_that_ignores_a_condition_is_refused_before_it_overwrites_anything(
+    another: S3Store, source: Path, ignored: list[str]
+) -> None:
+    with lacking(ignored=ignored) as address:
+        store = at(another, address)
+        theirs = another.client.put_object(Bucket=another.bucket, Key="project/eve/state.json", Body=b"eve")["ETag"]
+
+        with pytest.raises(ConflictError):
+            store.swap("eve/state.json", b"ada", None)
+        with pytest.raises(InputError) as refused:
+            store.swap("ada/state.json", b"1", None)
+        with pytest.raises(InputError):
+            store.put_if_absent("ada/lora", source)
+
+    assert re.search(
+        rf"The server of s3://{another.bucket}/project \(Werkzeug/.*\) ignores the condition {ignored[0]} of a write, "
+        r"so one writer .*; use another server \(infra/access/servers\.md .*\) or a folder\.",
+        str(refused.value),
+    )
+    eve = another.read("eve/state.json")
+    assert eve is not None and (eve.content, eve.tag) == (b"eve", theirs)
+    left = {"ada/state.json", "ada/lora"} if ignored == ["If-None-Match"] else set()  # new ones, and nobody else's
+    assert set(another.keys("")) - {"eve/state.json"} == left
+
+
+@pytest.mark.parametrize("refused", CONDITIONS)
+def test_a_server_that_does_not_know_a_condition_is_refused_with_the_remedy(another: S3Store, refused: str) -> None:
+    with (
+        lacking(refused=[refused]) as address,
+        pytest.raises(InputError, match=rf"does not implement the condition {refused} of a write, .*; use another"),
+    ):
+        at(another, address).swap("ada/state.json", b"1", None)
+
+    assert another.keys("") == []
+
+
+def test_a_server_that_honours_conditions_is_asked_once_and_keeps_nothing_of_it(another: S3Store) -> None:
+    another.client.put_bucket_versioning(Bucket=another.bucket, VersioningConfiguration={"Status": "Enabled"})
+    sent: list[str] = []
+    for name in ("PutObject", "DeleteObjects", "DeleteObject"):
+        another.client.meta.events.register(f"before-call.s3.{name}", lambda model, **_: sent.append(model.name))
+
+    another.read("ada/state.json")
+    assert sent == []
+    first = another.swap("ada/state.json", b"1", None)
+    assert sent == ["PutObject"] * 3  # one that must fail, the object, and another that must fail
+    another.swap("ada/state.json", b"2", first)
+    assert sent == ["PutObject"] * 4
+
+    assert another.inventory("") == Inventory(objects=1, versions=2, bytes=2)
+    another.delete("")
+
+
+@pytest.mark.parametrize("how", ["ignored", "refused"])
+def test_where_a_server_lists_no_versions_and_keeps_none_everything_can_be_deleted(
+    another: S3Store, source: Path, how: str
+) -> None:
+    lacks = {how: ["versions"]}
+    with lacking(**lacks) as address:
+        store = at(another, address)
+        store.require_usable("ada/state.json")
+        for key in ("ada/1/lora", "adam/1/lora"):
+            store.put_if_absent(key, source)
+
+        assert store.inventory("ada") == Inventory(objects=1, versions=1, bytes=len(b"weights"))
+        clear(store, "ada")
+
+        assert store.inventory("ada").is_empty
+        assert store.keys("") == ["adam/1/lora"]
+
+
+def test_where_a_server_keeps_versions_and_cannot_list_them_nothing_is_stored(another: S3Store) -> None:
+    another.client.put_bucket_versioning(Bucket=another.bucket, VersioningConfiguration={"Status": "Enabled"})
+    with (
+        lacking(refused=["versions"]) as address,
+        pytest.raises(
+            InputError, match="keeps versions, and its server cannot list them, so nobody could be forgotten"
+        ),
+    ):
+        at(another, address).require_usable("ada/state.json")
+
+
+@pytest.mark.parametrize(("lacks", "said"), [(["versions"], "cannot list them"), (["If-Match"], "condition If-Match")])
+def test_a_store_that_cannot_be_used_is_refused_before_the_first_photo(
+    another: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: list[str], said: str
+) -> None:
+    another.client.put_bucket_versioning(Bucket=another.bucket, VersioningConfiguration={"Status": "Enabled"})
+    with lacking(refused=lacks) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+        settings = Settings(PROJECT, tmp_path / "workspaces", f"s3://{another.bucket}/project", address)
+
+        with pytest.raises(InputError, match=said):
+            take.fn(settings, "ada")
+
+    assert not (settings.workspace("ada") / "data" / "photos").exists()
+    assert another.keys("") == []
