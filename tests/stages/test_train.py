@@ -5,10 +5,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from tests.training.crops import SUBJECT
 from tests.training.recipe import recipe
 from zimage.errors import InputError
 from zimage.folder import aside_of
+from zimage.lora.header import read_header
 from zimage.model.base import Base
 from zimage.model.latents import image_of
 from zimage.stages.train import _out_of_memory_explained, train
@@ -213,6 +217,72 @@ def _losses(folder: Path) -> "np.ndarray[Any, np.dtype[np.float64]]":
         return np.array([float(row["loss"]) for row in csv.DictReader(file)])
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_loses_no_step_and_ends_with_the_lora_of_one_never_interrupted(
+    how: signal.Signals, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    params = recipe(steps=16, checkpoint_every=16)
+    train(tiny_encoded, tmp_path / "whole", params=params, base=tiny_base, subject=SUBJECT)
+    with _running(tiny_encoded, tmp_path / "stopped", tiny_base, params, tmp_path) as process:
+        assert process.stdout is not None
+        made = [next(line for line in process.stdout if line == f"{number}\n") for number in range(5)]
+        process.send_signal(how)
+        process.send_signal(how)  # a terminal's and a parent's come together
+        process.wait()
+    assert process.returncode == 2
+
+    train(tiny_encoded, tmp_path / "stopped", params=params, base=tiny_base, subject=SUBJECT)
+
+    assert json.loads((tmp_path / "stopped" / "metrics.json").read_text())["resumed_after"] >= len(made)
+    for name in ("lora.safetensors", "loss.csv"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_run_stopped_while_it_makes_sample_pictures_makes_them_when_it_goes_on(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    params = recipe(steps=6, checkpoint_every=3, samples={"steps": 60, "guidance_scale": 1.5, "seed": 5})
+    train(tiny_encoded, tmp_path / "whole", params=params, base=tiny_base, subject=SUBJECT)
+    with _running(tiny_encoded, tmp_path / "stopped", tiny_base, params, tmp_path) as process:
+        while not (aside_of(tmp_path / "stopped") / "samples").exists():
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.terminate()
+        process.wait()
+    assert not list((aside_of(tmp_path / "stopped") / "samples").iterdir())
+
+    train(tiny_encoded, tmp_path / "stopped", params=params, base=tiny_base, subject=SUBJECT)
+
+    assert json.loads((tmp_path / "stopped" / "metrics.json").read_text())["resumed_after"] == 3
+    for name in ("lora.safetensors", "loss.csv", "samples/step-000003-0.png", "samples/step-000006-0.png"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_run_begun_with_another_instruction_set_is_refused_or_gone_on_with_or_begun_anew(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("NOT CHECKED: this CPU has one instruction set only")
+    changes: dict[str, Any] = {"steps": 16, "checkpoint_every": 1}
+    whole = _trained(tiny_encoded, tmp_path / "whole", tiny_base, **changes)
+    here = json.loads((tmp_path / "whole" / "metrics.json").read_text())["devices"]
+    begun = tmp_path / "begun"
+    _kill_after_first_state(tiny_encoded, begun, tiny_base, recipe(**changes), tmp_path, ATEN_CPU_CAPABILITY="default")
+    shutil.copytree(aside_of(begun), aside_of(tmp_path / "anew"))
+
+    with pytest.raises(InputError, match=rf"on CPU .*DEFAULT.*; on {re.escape(here)} it would not end with the LoRA"):
+        _trained(tiny_encoded, begun, tiny_base, **changes)
+    _trained(tiny_encoded, begun, tiny_base, resume="any", **changes)
+    anew = _trained(tiny_encoded, tmp_path / "anew", tiny_base, resume="restart", **changes)
+
+    metrics = json.loads((begun / "metrics.json").read_text())
+    first, second = metrics["devices"].split("; ")
+    assert metrics["resumed_after"] >= 1 and " DEFAULT " in first and second == here
+    assert read_header(begun / "lora.safetensors").metadata["zimage.devices"] == metrics["devices"]
+    assert json.loads((tmp_path / "anew" / "metrics.json").read_text())["devices"] == here
+    assert all(torch.equal(anew[name], whole[name]) for name in whole)
+
+
 # So that there is time to be killed.
 SLOWLY = """
 import sys, time
@@ -223,23 +293,40 @@ step = Loop.step
 
 def slow(loop, number):
     time.sleep(0.1)
-    return step(loop, number)
+    made = step(loop, number)
+    print(number, flush=True)
+    return made
 
 Loop.step = slow
 sys.exit(main())
 """
 
 
-def _kill_after_first_state(encoded: Path, out: Path, base: Base, params: TrainParams, folder: Path) -> None:
-    """Run the stage in a process of its own and kill it, without mercy, once it has left a state behind."""
+@contextmanager
+def _running(
+    encoded: Path, out: Path, base: Base, params: TrainParams, folder: Path, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """The stage in a process of its own, which prints the number of each step it has made."""
     sections = {"train": params.model_dump(), "base": base.model_dump(), "subject": SUBJECT.model_dump()}
     (folder / "params.yaml").write_text(yaml.safe_dump(sections))
     command = [sys.executable, "-c", SLOWLY, "train", str(encoded), str(out), "--params", str(folder / "params.yaml")]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 300
-    while not list((aside_of(out) / "resume").glob("step-*.safetensors")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    with subprocess.Popen(command, cwd=ROOT, env=given, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _kill_after_first_state(
+    encoded: Path, out: Path, base: Base, params: TrainParams, folder: Path, **environment: str
+) -> None:
+    """Run the stage in a process of its own and kill it, without mercy, once it has left a state behind."""
+    with _running(encoded, out, base, params, folder, **environment) as process:
+        deadline = time.monotonic() + 300
+        while not list((aside_of(out) / "resume").glob("step-*.safetensors")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert process.returncode == -signal.SIGKILL

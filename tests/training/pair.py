@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Collection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -24,10 +25,13 @@ from zimage.training.params import TrainParams
 
 PR_GET_PDEATHSIG = 2  # linux/prctl.h
 KILL_AT = 3  # steps done
+STOP_AT = 2
 WAIT_S = 300
 
 
-def run_pair(encoded: Path, out: Path, params: TrainParams, base: Base, *, killed: Collection[int] = ()) -> list[int]:
+def run_pair(
+    encoded: Path, out: Path, params: TrainParams, base: Base, *, killed: Collection[int] = (), stopped: bool = False
+) -> list[int]:
     """Return the exit codes of two processes that train together.
 
     Args:
@@ -36,13 +40,14 @@ def run_pair(encoded: Path, out: Path, params: TrainParams, base: Base, *, kille
         params: Of the run.
         base: Of the run.
         killed: Ranks that are killed, without mercy, before their fourth step.
+        stopped: Both get SIGTERM in their third step, the one that follows first.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     port, together = free_port(), context.Barrier(len(killed)) if killed else None
     pair = [
         context.Process(
-            target=_work, args=(rank, port, together if rank in killed else None, encoded, out, params, base)
+            target=_work, args=(rank, port, together if rank in killed else None, stopped, encoded, out, params, base)
         )
         for rank in (0, 1)
     ]
@@ -55,7 +60,14 @@ def run_pair(encoded: Path, out: Path, params: TrainParams, base: Base, *, kille
 
 
 def _work(  # noqa: PLR0917
-    rank: int, port: int, killed: Barrier | None, encoded: Path, out: Path, params: TrainParams, base: Base
+    rank: int,
+    port: int,
+    killed: Barrier | None,
+    stopped: bool,
+    encoded: Path,
+    out: Path,
+    params: TrainParams,
+    base: Base,
 ) -> None:
     """Be one of two, told so as torchrun tells it; killed with all who come to `killed`, if that is given."""
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -71,6 +83,16 @@ def _work(  # noqa: PLR0917
             return step(loop, number)
 
         Loop.step = fatal  # type: ignore[method-assign]
+    if stopped:
+        make = Loop.step
+
+        def stopping(loop: Loop, number: int) -> torch.Tensor:
+            if number == STOP_AT:
+                time.sleep(0.0 if rank else 0.5)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return make(loop, number)
+
+        Loop.step = stopping  # type: ignore[method-assign]
     train(encoded, out, params=params, base=base, subject=SUBJECT)
     when_parent_dies = ctypes.c_int()
     ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(when_parent_dies))

@@ -30,6 +30,7 @@ PARAMS: dict[str, Any] = {
     "training_adapter": None,
     "memory": {"frozen": "plain", "checkpointing": "none", "offloaded_blocks": 0, "compile": False, "graphs": False},
     "checkpoint_every": 2,
+    "resume": "exact",
     "samples": None,
     "stored": "float32",
     "explosion": 100.0,

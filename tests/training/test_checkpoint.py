@@ -5,23 +5,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from zimage.training.checkpoint import State, read_last_state, run_identity, write_state
+from zimage.training.checkpoint import State, read_states, run_identity, write_state
 
 RUN = run_identity("params", "data")
+HERE = ("CPU of this test",)
+
+
+def read_last_state(folder: Path, run: str) -> State | None:
+    return next(read_states(folder, run=run), None)
 
 
 def _write(folder: Path, *steps: int, run: str = RUN) -> None:
     for step in steps:
-        write_state(
-            folder, State(step, {"values": torch.full((1000,), float(step)), "step": torch.tensor(1.0)}), run=run
-        )
+        tensors = {"values": torch.full((1000,), float(step)), "step": torch.tensor(1.0)}
+        write_state(folder, State(step, tensors, devices=HERE), run=run)
 
 
 def test_the_last_state_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     values = torch.randn(1000)
-    write_state(tmp_path, State(7, {"values": values}), run=RUN)
+    write_state(tmp_path, State(7, {"values": values}, devices=("a CPU", "a GPU"), pictures_due=True), run=RUN)
     found = read_last_state(tmp_path, run=RUN)
     assert found is not None and found.step == 7
+    assert found.devices == ("a CPU", "a GPU") and found.pictures_due
     assert torch.equal(found.tensors["values"], values)
 
 

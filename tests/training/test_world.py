@@ -60,6 +60,17 @@ def test_two_processes_of_which_any_is_killed_go_on_to_the_lora_of_two_never_int
         assert (out / name).read_bytes() == (two / name).read_bytes()
 
 
+def test_two_processes_that_are_stopped_lose_no_step(
+    two: Path, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "train"
+    codes = run_pair(tiny_encoded, out, PARAMS, tiny_base, stopped=True)
+    assert codes[0] == -signal.SIGTERM and codes[1] != 0
+    assert run_pair(tiny_encoded, out, PARAMS, tiny_base) == [0, 0]
+    assert json.loads((out / "metrics.json").read_text())["resumed_after"] == 3
+    assert (out / "lora.safetensors").read_bytes() == (two / "lora.safetensors").read_bytes()
+
+
 def test_a_batch_is_split_without_gap_or_overlap() -> None:
     world = World()
     rows = []

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import platform
 import resource
 
 import torch
@@ -25,6 +26,21 @@ def has_bfloat16_units(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
     return torch.cpu._is_avx512_bf16_supported()
+
+
+def device_kind(device: torch.device) -> str:
+    """Return what the rounding of results depends on: torch's version, the device's kind and its instructions.
+
+    Measured on a training of 20 steps (infra/decisions/10-resume-on-another-device.md): kernels for AVX2 instead of
+    AVX-512, and products without bfloat16 instructions, change its LoRA; the number of threads does not.
+    """
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} (torch {torch.__version__})"
+    found = torch.cpu.get_capabilities()
+    maker = str(found.get("cpu_name", "")).split("(")[0].split(" ")[0]  # MKL has other kernels for each
+    bits = [name for name in ("avx512_bf16", "amx_bf16") if found.get(name)]
+    names = [platform.machine(), maker, torch.backends.cpu.get_cpu_capability(), *bits]
+    return f"CPU {' '.join(filter(None, names))} (torch {torch.__version__})"
 
 
 def release(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """Pictures from the model as it is trained, by the pipeline's own rules: a look at it costs no second copy of it."""
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ def sample(
     *,
     steps: int,
     guidance_scale: float,
+    before_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Return latents (B, C, H, W), equal to what ZImagePipeline makes of the same noise and texts.
 
@@ -35,11 +37,13 @@ def sample(
         empty: The refined empty text (1, L', D), for guidance.
         steps: Euler steps.
         guidance_scale: As the pipeline counts: 0 is none, 4 is 5 elsewhere.
+        before_step: Called before each step; what it raises ends the sampling.
     """
     walk = copy.deepcopy(scheduler)
     walk.set_timesteps(device=noise.device, sigmas=torch.linspace(1.0, 1 / steps, steps).tolist(), mu=0.0)
     latents = noise
     for timestep in walk.timesteps:
+        before_step()
         sigma = (timestep / 1000).expand(len(latents))
         velocity = denoiser.velocity(latents, sigma, context)
         if guidance_scale > 0:

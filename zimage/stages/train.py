@@ -17,6 +17,7 @@ from zimage.records import read_rows, write_metrics
 from zimage.training.params import TrainParams
 
 if TYPE_CHECKING:
+    from zimage.training.checkpoint import State
     from zimage.training.keeping import Keeper
     from zimage.training.preparation import Prepared
 
@@ -28,8 +29,9 @@ LOSS_STEPS = 100  # that the metrics' mean losses are taken over
 def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: Subject) -> None:
     """Write a LoRA of the person, its checkpoints and the course of its learning.
 
-    A run that was stopped goes on from its last checkpoint, if data, parameters, base and code are still the same, and
-    ends with the LoRA it would have ended with. Started by `torchrun`, all its processes share the work.
+    A run that was stopped goes on from its last step, and one that was killed from its last checkpoint, if data,
+    parameters, base and code are still the same, and ends with the LoRA it would have ended with. Started by
+    `torchrun`, all its processes share the work.
 
     Args:
         encode: The folder of the encode stage.
@@ -39,8 +41,8 @@ def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: 
         subject: Its trigger is written into the LoRA.
 
     Raises:
-        InputError: see `check_out`; the data or the base cannot be used, the loss left all bounds, or the GPU's
-            memory is too small.
+        InputError: see `check_out`; the run was begun on another kind of device and `params.resume` is `exact`; the
+            data or the base cannot be used, the loss left all bounds, or the GPU's memory is too small.
     """
     from zimage.training.checkpoint import run_identity
     from zimage.training.preparation import prepare
@@ -51,7 +53,7 @@ def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: 
     folder = resolve(base)
     dataset = identify_files(encode.glob("*.*"), encode)
     code = fingerprint(__name__)
-    run = run_identity(params.model_dump_json(), dataset, base.identity, subject.trigger, code)
+    run = run_identity(params.model_dump_json(exclude={"resume"}), dataset, base.identity, subject.trigger, code)
     with _out_of_memory_explained(encode, folder, params):
         prepared = prepare(encode, folder, params, world)
         if world.leads:
@@ -66,30 +68,55 @@ def _lead(
     out: Path, prepared: "Prepared", params: TrainParams, *, base: Path, run: str, metadata: dict[str, str]
 ) -> None:
     """Make the run and keep what it leaves."""
+    from zimage.model.device import device_kind
     from zimage.training.keeping import Keeper
+    from zimage.training.resume import take_over
 
     with made_aside(out, keep_on_failure=True) as aside:
-        begin = _resumed(aside, prepared, run)
-        if begin == 0:
+        device = device_kind(prepared.denoiser.device)
+        state = take_over(aside, run=run, device=device, resume=params.resume)
+        if state is None:
             _empty(aside)
-        prepared.loop.world.agreed(begin)
+        else:
+            _restore(prepared, state)
+        begin = prepared.loop.world.agreed(state.step if state else 0)
+        devices = tuple(dict.fromkeys([*(state.devices if state else ()), device]))
+        metadata = {**metadata, "zimage.devices": "; ".join(devices)}
         with Progress("train", params.steps, begin) as progress:
             keeper = Keeper(
-                aside, prepared, params, base=base, metadata=metadata, run=run, begin=begin, progress=progress
+                aside,
+                prepared,
+                params,
+                base=base,
+                metadata=metadata,
+                run=run,
+                begin=begin,
+                devices=devices,
+                progress=progress,
             )
             with closing(keeper):
-                prepared.loop.run(begin, params.checkpoint_every, told=keeper.told, kept=keeper.kept)
+                if state is not None and state.pictures_due:
+                    keeper.kept(begin)
+                prepared.loop.run(
+                    begin, params.checkpoint_every, told=keeper.told, kept=keeper.kept, stopped=keeper.stopped
+                )
         keeper.save(aside / "lora.safetensors")
-        write_metrics(aside / "metrics.json", _metrics(prepared, keeper, params, begin))
+        write_metrics(aside / "metrics.json", _metrics(prepared, keeper, params, begin, devices))
         shutil.rmtree(aside / "resume")
 
 
 def _follow(out: Path, prepared: "Prepared", params: TrainParams, *, run: str) -> None:
     """Make this process's share of the run; nothing is read before the leading process has swept."""
+    from zimage.training.checkpoint import read_states
+
     begin = prepared.loop.world.agreed(0)
-    if begin and _resumed(aside_of(out), prepared, run) != begin:
-        raise InputError(f"{aside_of(out)} is not the same folder for all processes; give them one they share.")
-    prepared.loop.run(begin, params.checkpoint_every, told=_ignored, kept=_ignored)
+    if begin:
+        states = read_states(aside_of(out) / "resume", run=run)
+        state = next((state for state in states if state.step == begin), None)
+        if state is None:
+            raise InputError(f"{aside_of(out)} is not the same folder for all processes; give them one they share.")
+        _restore(prepared, state)
+    prepared.loop.run(begin, params.checkpoint_every, told=_ignored, kept=_ignored, stopped=_ignored)
 
 
 @contextmanager
@@ -110,16 +137,10 @@ def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams) -> I
         raise too_small(params, sizes_of(base), largest, caption, at_hand_gb(device_and_dtype()[0])) from None
 
 
-def _resumed(aside: Path, prepared: "Prepared", run: str) -> int:
-    """Return how many steps an earlier, stopped process of this run has made; their results are taken over."""
-    from zimage.training.checkpoint import read_last_state
-
-    state = read_last_state(aside / "resume", run=run)
-    if state is None:
-        return 0
+def _restore(prepared: "Prepared", state: "State") -> None:
+    """Let the run go on after a state."""
     prepared.loop.optimiser.restore(state.tensors)
     logger.info("going on after step %d", state.step)
-    return state.step
 
 
 def _empty(aside: Path) -> None:
@@ -131,7 +152,7 @@ def _empty(aside: Path) -> None:
             path.unlink()
 
 
-def _ignored(_: object) -> None:
+def _ignored(*_: object) -> None:
     """Take what only the leading process writes down."""
 
 
@@ -152,8 +173,11 @@ def _metadata(params: TrainParams, base: Base, subject: Subject, *, dataset: str
     )
 
 
-def _metrics(prepared: "Prepared", keeper: "Keeper", params: TrainParams, begin: int) -> dict[str, object]:
+def _metrics(
+    prepared: "Prepared", keeper: "Keeper", params: TrainParams, begin: int, devices: tuple[str, ...]
+) -> dict[str, object]:
     return {
+        "devices": "; ".join(devices),
         "steps": params.steps,
         "resumed_after": begin,
         "loss_first": round(keeper.record.mean(first=LOSS_STEPS), 6),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,19 @@ KEPT = 2  # the one before the last stands in where the last is torn
 
 @dataclass(frozen=True)
 class State:
-    """A run after `step` steps."""
+    """A run after `step` steps.
+
+    Args:
+        step: How many steps it has made.
+        tensors: All that the next step depends on.
+        devices: The kinds of devices that the steps were made on, in order (see `device_kind`).
+        pictures_due: The run was stopped before it had made the sample pictures of this step.
+    """
 
     step: int
     tensors: dict[str, Tensor]
+    devices: tuple[str, ...]
+    pictures_due: bool = False
 
 
 def write_state(folder: Path, state: State, *, run: str) -> None:
@@ -35,14 +45,19 @@ def write_state(folder: Path, state: State, *, run: str) -> None:
         run: What the state belongs to; another run's states are never gone on from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"run": run, "step": str(state.step)}
+    metadata = {
+        "run": run,
+        "step": str(state.step),
+        "devices": json.dumps(state.devices),
+        "pictures_due": json.dumps(state.pictures_due),
+    }
     write_tensors(folder / f"step-{state.step:06d}.safetensors", state.tensors, metadata)
     for old in sorted(folder.glob(PATTERN))[:-KEPT]:
         old.unlink()
 
 
-def read_last_state(folder: Path, *, run: str) -> State | None:
-    """Return the latest whole state of this run, or None; torn files are skipped with a warning."""
+def read_states(folder: Path, *, run: str) -> Iterator[State]:
+    """Yield the whole states of this run, the last one first; torn files are skipped with a warning."""
     for path in sorted(folder.glob(PATTERN), reverse=True):
         content = path.read_bytes()
         metadata = _metadata_if_whole(content)
@@ -51,8 +66,12 @@ def read_last_state(folder: Path, *, run: str) -> State | None:
         elif metadata.get("run") != run:
             logger.info("%s belongs to other data, parameters or code; it is not used", path)
         else:
-            return State(int(metadata["step"]), load(content))
-    return None
+            yield State(
+                int(metadata["step"]),
+                load(content),
+                devices=tuple(json.loads(metadata["devices"])),
+                pictures_due=json.loads(metadata["pictures_due"]),
+            )
 
 
 def _metadata_if_whole(content: bytes) -> dict[str, str] | None:

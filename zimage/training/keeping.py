@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Keeper:
         metadata: Of the LoRA files.
         run: What states belong to.
         begin: How many steps are done already.
+        devices: The kinds of devices that all steps are made on, those that are done already first.
         progress: Shown to whoever waits.
     """
 
@@ -54,12 +55,14 @@ class Keeper:
         metadata: Mapping[str, str],
         run: str,
         begin: int,
+        devices: tuple[str, ...],
         progress: Progress,
     ) -> None:
         self.record = Record(folder / "loss.csv", begin)
         self._board = Board(folder / "tensorboard", begin)
         self._folder, self._prepared, self._params = folder, prepared, params
         self._base, self._metadata, self._run, self._progress = base, metadata, run, progress
+        self._devices, self._last_state = devices, begin
         self._watch = Watch(params.explosion, self.record.losses)
         self._since = time.monotonic()
         self._training_s = 0.0
@@ -89,16 +92,32 @@ class Keeper:
         self._progress.advance(len(readings), loss=self.record.smooth, **speed)
         self._since = time.monotonic()
 
-    def kept(self, done: int) -> None:
-        """Write a checkpoint's LoRA, its pictures, and the state from which a stopped run goes on."""
+    def kept(self, done: int, stop: Callable[[], None] = lambda: None) -> None:
+        """Write a checkpoint's LoRA, its pictures, and the state from which a killed run goes on.
+
+        Args:
+            done: How many steps are done.
+            stop: Called between steps of the sampling of pictures; what it raises ends it.
+        """
         path = self._folder / "checkpoints" / f"step-{done:06d}.safetensors"
         path.parent.mkdir(exist_ok=True)
         self.save(path)
         if self._params.samples is not None:
-            self._write_samples(done, self._params.samples)
-        # Last of all: a state says that everything before it has been written.
-        write_state(self._folder / "resume", State(done, self._prepared.loop.optimiser.tensors()), run=self._run)
+            self._write_samples(done, self._params.samples, stop)
+        self._write_state(done)  # last of all: a state says that everything before it has been written
         self._since = time.monotonic()
+
+    def stopped(self, done: int) -> None:
+        """Write the state of the last step, unless it is written already; pictures of a checkpoint may be due."""
+        if done > self._last_state:
+            at_checkpoint = done % self._params.checkpoint_every == 0 or done == self._params.steps
+            self._write_state(done, pictures_due=at_checkpoint)
+
+    def _write_state(self, done: int, *, pictures_due: bool = False) -> None:
+        tensors = self._prepared.loop.optimiser.tensors()
+        state = State(done, tensors, devices=self._devices, pictures_due=pictures_due)
+        write_state(self._folder / "resume", state, run=self._run)
+        self._last_state = done
 
     def close(self) -> None:
         """Write what is still on its way."""
@@ -109,18 +128,18 @@ class Keeper:
         factors = self._prepared.adapters.factors(self._prepared.loop.optimiser.result)
         save_portable(path, factors, metadata=self._metadata, dtype=DTYPES[self._params.stored])
 
-    def _write_samples(self, done: int, params: SampleParams) -> None:
+    def _write_samples(self, done: int, params: SampleParams, stop: Callable[[], None]) -> None:
         """Write a picture of each sample prompt, of exactly the values that were saved."""
         (self._folder / "samples").mkdir(exist_ok=True)
         vae = open_vae(self._base, device=self._prepared.denoiser.device)
         with self._wearing_what_is_saved():
-            for number, latents in enumerate(self._latents(params)):
+            for number, latents in enumerate(self._latents(params, stop)):
                 pixels = decode(vae, latents)
                 image = image_of(pixels[0])
                 Image.fromarray(image).save(self._folder / "samples" / f"step-{done:06d}-{number}.png")
                 self._board.picture(number, done, image)
 
-    def _latents(self, params: SampleParams) -> Iterator[Tensor]:
+    def _latents(self, params: SampleParams, stop: Callable[[], None]) -> Iterator[Tensor]:
         dataset, denoiser = self._prepared.dataset, self._prepared.denoiser
         height, width = dataset.commonest_size()
         texts = [number for number, row in enumerate(dataset.texts) if row.sample]
@@ -138,6 +157,7 @@ class Keeper:
                 empty,
                 steps=params.steps,
                 guidance_scale=params.guidance_scale,
+                before_step=stop,
             )
 
     @contextmanager

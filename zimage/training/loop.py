@@ -14,6 +14,7 @@ from zimage.training.params import PreservationParams, ScheduleParams
 from zimage.training.plan import Step
 from zimage.training.recorded import Passes
 from zimage.training.schedule import rate_factor
+from zimage.training.stopping import deferred_stop
 from zimage.training.watch import Reading, Readings
 from zimage.training.world import World
 
@@ -49,23 +50,41 @@ class Loop:
     world: World
 
     def run(
-        self, begin: int, every: int, *, told: Callable[[list[Reading]], None], kept: Callable[[int], None]
+        self,
+        begin: int,
+        every: int,
+        *,
+        told: Callable[[list[Reading]], None],
+        kept: Callable[[int, Callable[[], None]], None],
+        stopped: Callable[[int], None],
     ) -> None:
-        """Make all steps from `begin` on.
+        """Make all steps from `begin` on; SIGINT and SIGTERM take effect at the end of a step.
 
         Args:
             begin: How many steps are done already.
             every: Steps between two calls of `kept`.
             told: Gets the numbers of steps, some steps later; of all steps made so far before `kept` is called.
-            kept: Gets how many steps are done, to keep what they made of the adapters.
+            kept: Gets how many steps are done, to keep what they made of the adapters, and what raises
+                KeyboardInterrupt where the run shall stop, to be called where that takes long.
+            stopped: Gets how many steps are done where the run stops, to keep its state.
         """
-        readings = Readings(self.objective.denoiser.device, READ_EVERY)
-        for number in range(begin, len(self.planned)):
-            told(readings.put(number, self.step(number)))
-            done = number + 1
-            if done % every == 0 or done == len(self.planned):
-                told(readings.rest())
-                kept(done)
+        readings, done = Readings(self.objective.denoiser.device, READ_EVERY), begin
+        with deferred_stop(together=self.world.size > 1) as stop:
+            try:
+                for number in range(begin, len(self.planned)):
+                    numbers = self.step(number)
+                    done = number + 1
+                    told(readings.put(number, numbers))
+                    if done % every == 0 or done == len(self.planned):
+                        told(readings.rest())
+                        kept(done, stop.raise_if_asked)
+                    if self.world.leads:  # who follows waits in each step for the leading process, and ends after it
+                        stop.raise_if_asked()
+            except BaseException:
+                if stop.asked:  # also where another process, which was stopped too, did not end this step
+                    told(readings.rest())
+                    stopped(done)
+                raise
 
     def step(self, number: int) -> Tensor:
         """Make one step and return its loss and the gradients' norm (2,), on the device."""

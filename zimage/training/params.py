@@ -18,6 +18,7 @@ Target = Literal[
     "final_layer",
 ]
 LossWeight = Literal["constant", "bell", "cosmap"]
+Resume = Literal["exact", "any", "restart"]
 
 
 class SigmaParams(Section):
@@ -149,7 +150,9 @@ class TrainParams(Section):
     """For Turbo: the de-distillation LoRA its frozen weights wear; null for Base and De-Turbo."""
     memory: MemoryParams
     checkpoint_every: int = Field(ge=1)
-    """Steps between LoRAs that are kept, and from which a stopped run goes on."""
+    """Steps between LoRAs that are kept, and from which a killed run goes on; a stopped one loses no step."""
+    resume: Resume
+    """On another kind of device, which rounds otherwise: exact refuses to go on, any goes on, restart begins anew."""
     samples: SampleParams | None
     """Pictures at each checkpoint; null for none."""
     stored: Literal["float32", "bfloat16"]
