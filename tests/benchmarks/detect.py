@@ -72,7 +72,7 @@ def main(count: int) -> None:
         plain = [observer(row) for row in rows]
         plain_s, plain_cpu_s = time.perf_counter() - started, time.process_time() - used
         started, used = time.perf_counter(), _children_s()
-        many = [entry for _, entry in mapped(partial(Observer, ENGINE, folder, folder / "many", ""), rows)]
+        many = [entry for _, entry in mapped(partial(Observer, ENGINE, folder, folder / "many", ""), rows, Path)]
         many_s, many_cpu_s = time.perf_counter() - started, _children_s() - used
         same = digest(plain) == digest([entry for entry in many if isinstance(entry, Path)])
     print(f"{count} photos, {cores()} cores ({platform.processor() or platform.machine()}), load before {load:.1f}")

@@ -25,15 +25,15 @@ def saved(folder: Path, name: str, pixels: object) -> Path:
 
 
 def test_no_folder_and_an_empty_one_say_nothing(tmp_path: Path, engine: Engine) -> None:
-    assert read_references(tmp_path / "reference", engine) is None
+    assert read_references(tmp_path / "reference", DLIB, engine.info) is None
     (tmp_path / "reference").mkdir()
-    assert read_references(tmp_path / "reference", engine) is None
+    assert read_references(tmp_path / "reference", DLIB, engine.info) is None
 
 
 def test_each_photo_gives_the_face_it_shows(tmp_path: Path, engine: Engine) -> None:
     saved(tmp_path / "reference", "a.png", data.astronaut())
     folder = saved(tmp_path / "reference", "b.jpg", data.astronaut()[:300, 80:380])
-    embeddings = read_references(folder, engine)
+    embeddings = read_references(folder, DLIB, engine.info)
     assert embeddings is not None and embeddings.shape == (2, 128)
 
 
@@ -41,7 +41,7 @@ def test_references_of_two_people_are_refused(tmp_path: Path, engine: Engine) ->
     saved(tmp_path / "reference", "a.png", data.astronaut())
     folder = saved(tmp_path / "reference", "b.png", other_people()[20:300, 800:1080])
     with pytest.raises(InputError, match=r"a\.png and b\.png in .* show different people; leave only"):
-        read_references(folder, engine)
+        read_references(folder, DLIB, engine.info)
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_a_reference_without_a_face_is_refused(
     if content is not None:
         (folder / "a.png").write_bytes(content)
     with pytest.raises(InputError, match=said):
-        read_references(folder, engine)
+        read_references(folder, DLIB, engine.info)

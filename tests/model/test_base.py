@@ -2,15 +2,26 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
 from tests.tiny_base import TEXT_WIDTH
 from zimage.errors import InputError
-from zimage.model.base import Base, identify, open_pipeline, open_scheduler, resolve
+from zimage.model.base import (
+    Base,
+    identify,
+    open_pipeline,
+    open_scheduler,
+    open_text_encoder,
+    open_transformer,
+    open_vae,
+    resolve,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -56,6 +67,26 @@ def test_a_folder_without_a_text_encoder_is_refused_by_name(tiny_base: Base, tmp
     shutil.rmtree(folder / "text_encoder")
     with pytest.raises(InputError, match="lacks text_encoder"):
         identify(str(folder))
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae"])
+def test_a_base_with_pickled_weights_only_is_refused_and_its_pickle_is_not_opened(
+    part: str, tiny_base: Base, tmp_path: Path
+) -> None:
+    folder = _copy(tiny_base, tmp_path)
+    (weights,) = (folder / part).glob("*.safetensors")
+    pickled = weights.with_name("pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin")
+    torch.save(load_file(weights), pickled)
+    weights.unlink()
+    with pytest.raises(InputError, match=rf"{part} has no weights in \.safetensors files \(others: {pickled.name}\)"):
+        identify(str(folder))
+    openers = {
+        "text_encoder": partial(open_text_encoder, dtype=torch.float32),
+        "transformer": partial(open_transformer, device="cpu", dtype=torch.float32),
+        "vae": partial(open_vae, device="cpu"),
+    }
+    with pytest.raises(OSError, match="safetensors"):
+        openers[part](folder)
 
 
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "absent", "empty"])

@@ -20,6 +20,7 @@ from zimage.captions.subject import Subject
 from zimage.captions.template import Language
 from zimage.errors import InputError
 from zimage.folder import write_whole
+from zimage.model.base import require_safetensors
 from zimage.section import Section
 
 if TYPE_CHECKING:
@@ -122,16 +123,20 @@ def open_vlm(params: VlmParams) -> Vlm:
     """Return the model, on the GPU in bfloat16 where there is one, else on the CPU in float32.
 
     Raises:
-        InputError: the model is not on this machine.
+        InputError: the model is not on this machine, or its weights are pickled.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     folder = find_model(params.model)
+    require_safetensors(folder)
     kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
     on_gpu = torch.cuda.is_available()
     model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.bfloat16 if on_gpu else torch.float32, local_files_only=True
+        folder,
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
     )
     model = model.to("cuda" if on_gpu else "cpu").eval()
     logger.info("captions by %s (%s)", folder.name, kind)

@@ -27,6 +27,7 @@ KNOWN = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC and AVIF"
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"BM", b"GIF8")
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
 RAWS = ("cr2", "cr3", "nef", "arw", "dng", "raf", "orf", "rw2")
+BYTES_A_PIXEL = 6  # that decoding takes at most, as measured by tests/faces/test_decode_memory.py
 MIN_SIDE_PX, MAX_ASPECT = 32, 10.0
 # What decoders raise on damaged data. Programming mistakes of ours would hide here too, so nothing of ours runs inside.
 DECODER_FAULTS = (

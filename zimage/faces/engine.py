@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -125,6 +125,19 @@ class Face:
         """The square root of the box's area."""
         left, top, right, bottom = self.box_xyxy
         return float((max(right - left, 0) * max(bottom - top, 0)) ** 0.5)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return it as what JSON can hold."""
+        plain = {"points_xy": self.points_xy.tolist(), "embedding": self.embedding.tolist()}
+        return vars(self) | plain | {"box_xyxy": [float(side) for side in self.box_xyxy], "score": float(self.score)}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Face:
+        """Return the face that `as_plain` described, equal to the last bit."""
+        import numpy as np
+
+        arrays = {name: np.asarray(plain[name], np.float32) for name in ("points_xy", "embedding")}
+        return cls(**plain | arrays | {"box_xyxy": tuple(plain["box_xyxy"])})
 
 
 class Engine(Protocol):

@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from zimage.faces.cache import Cache, filled
-from zimage.faces.decode import Limits, RefusedError, decoded
+from zimage.faces.decode import BYTES_A_PIXEL, Limits, RefusedError, decoded
 from zimage.faces.given import Given
 from zimage.faces.pictures import write_png
 
 PICTURE, FACTS = "photo.png", "facts.json"
+COPIES = 3  # of a file's bytes: as it came over the line, unpickled, and a decoder's own
+PROCESS_BYTES = 2 * 2**30  # address space of a process with all decoders and the pictures of one that keeps to the size
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,8 @@ class Intake:
         write_png(folder / PICTURE, picture.pixels_rgb)
         facts = Facts(picture.format, width, height, picture.notes, picture.taken_s)
         (folder / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
+
+
+def memory_needed(limits: Limits, max_bytes: int) -> int:
+    """Return the address space, in bytes, in which a process can take in any file that the limits allow."""
+    return PROCESS_BYTES + BYTES_A_PIXEL * limits.max_megapixels * 1_000_000 + COPIES * max_bytes

@@ -1,5 +1,7 @@
 """Photos that say whose face is meant, where the set itself leaves it open."""
 
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -7,40 +9,80 @@ from numpy.typing import NDArray
 
 from zimage.errors import InputError
 from zimage.faces.decode import Limits, RefusedError, decoded
-from zimage.faces.engine import Engine, Face
+from zimage.faces.engine import Engine, EngineInfo, EngineParams, between, open_engine
+from zimage.faces.given import Given
 from zimage.faces.sources import given
+from zimage.faces.workers import Lost, mapped
 
 LIMITS = Limits(max_megapixels=120, max_side_px=4096)
 MAX_BYTES, MAX_FILES = 100_000_000, 50
 
 
-def read_references(folder: Path, engine: Engine) -> NDArray[np.float32] | None:
+@dataclass(frozen=True)
+class Reference:
+    """The largest face in one photo, as its embedding; without one, why the photo cannot be used."""
+
+    embedding: list[float] | None = None
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Referrer:
+    """The work of one process that reads reference photos.
+
+    Attributes:
+        params: The engine, which is opened at the first photo.
+    """
+
+    params: EngineParams
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The opened engine."""
+        return open_engine(self.params)
+
+    def __call__(self, one: Given) -> Reference:
+        """Return the largest face in a photo."""
+        try:
+            found = self.engine.find(decoded(one.read(MAX_BYTES), LIMITS).pixels_rgb)
+        except RefusedError as error:
+            return Reference(refusal=error.detail)
+        return Reference(found[0].embedding.tolist() if found else None)
+
+
+def read_references(folder: Path, params: EngineParams, info: EngineInfo) -> NDArray[np.float32] | None:
     """Return the embeddings of the largest face in each photo of `folder`, (N, D); None where there is no photo.
+
+    Args:
+        folder: It may be absent.
+        params: The engine that looks.
+        info: Of the same engine.
 
     Raises:
         InputError: a photo cannot be used, shows no face, or shows another person than the first.
     """
     if not folder.is_dir():
         return None
-    names, faces = [], []
-    for one in given(folder, max_files=MAX_FILES, max_bytes=MAX_BYTES):
-        if not one.name.startswith("."):
-            names.append(one.name)
-            try:
-                faces.append(_face(decoded(one.read(MAX_BYTES), LIMITS).pixels_rgb, engine, folder / one.name))
-            except RefusedError as error:
-                raise InputError(f"The reference photo {folder / one.name} cannot be used: {error.detail}") from None
+    photos = (one for one in given(folder, max_files=MAX_FILES, max_bytes=MAX_BYTES) if not one.name.startswith("."))
+    names, embeddings = [], []
+    for one, read in mapped(partial(Referrer, params), photos, Reference):
+        names.append(one.name)
+        embeddings.append(_embedding(read, folder / one.name))
+    faces = np.asarray(embeddings, np.float32)
     for name, face in zip(names[1:], faces[1:], strict=True):
-        if not engine.same_person(faces[0], face):
+        if between(faces[:1], face[None], info.metric)[0, 0] > info.threshold:
             raise InputError(
                 f"The reference photos {names[0]} and {name} in {folder} show different people; "
                 "leave only photos of the subject."
             )
-    return np.stack([face.embedding for face in faces]) if faces else None
+    return faces if names else None
 
 
-def _face(image_rgb: NDArray[np.uint8], engine: Engine, path: Path) -> Face:
-    found = engine.find(image_rgb)
-    if not found:
-        raise InputError(f"No face was found in the reference photo {path}; use one that shows the subject's face.")
-    return found[0]
+def _embedding(read: Reference | Lost, photo: Path) -> list[float]:
+    refusal = read.detail if isinstance(read, Lost) else read.refusal
+    if refusal:
+        raise InputError(f"The reference photo {photo} cannot be used: {refusal}")
+    assert isinstance(read, Reference)
+    if read.embedding is None:
+        raise InputError(f"No face was found in the reference photo {photo}; use one that shows the subject's face.")
+    return read.embedding

@@ -3,7 +3,8 @@
 Why processes: dlib holds Python's lock while it embeds (measured: two threads 0.95 times as fast as one, two
 processes 1.86 to 2.02 times, see infra/benchmarks.md). Why not multiprocessing's pools: they break as a whole when a
 decoder crashes, cannot time out one item, outlive a killed parent, and run the caller's script again where it has no
-`if __name__` guard.
+`if __name__` guard. They also unpickle what a worker sends: here a worker that a file has taken over can only send
+JSON, which is checked against the type that is expected.
 """
 
 import os
@@ -16,7 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from zimage.errors import InputError
+from zimage.sandbox import small_environment
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,6 +31,9 @@ R = TypeVar("R")
 LIMIT_S = 120.0  # a photo takes seconds; what takes two minutes was made to
 AHEAD = 2  # items in flight for each worker: enough that none waits, few enough to bound memory
 THREADS_OF = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# Address space of a worker. Libraries start a thread for each core, and each reserves room for its stack.
+MEMORY_BYTES, MEMORY_BYTES_A_CORE = 6 * 2**30, 64 * 2**20
+MAX_ANSWER_BYTES = 16 * 2**20  # of a worker; the largest holds the faces in one picture
 
 
 @dataclass(frozen=True)
@@ -41,23 +51,27 @@ def cores() -> int:
 def mapped(
     make_work: Callable[[], Callable[[T], R]],
     items: Iterable[T],
+    kind: type[R],
     *,
     workers: int | None = None,
     limit_s: float = LIMIT_S,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[tuple[T, R | Lost]]:
     """Yield each item with what the work made of it, in the order of `items`, however many workers there are.
 
     Args:
         make_work: Called once in each worker; returns the work. Both it and the items are pickled.
         items: Are drawn only a few ahead of what is yielded, so memory stays bounded.
+        kind: Type of what the work returns; it crosses as JSON, so pydantic must know how to read it.
         workers: Processes; all cores where None.
         limit_s: Time one item may take.
+        memory_bytes: Address space one worker may have.
 
     Raises:
         InputError, OSError: raised by the work, and raised again here.
     """
     count = workers or cores()
-    crew: Crew[T, R] = Crew(make_work, limit_s)
+    crew = Crew(make_work, kind, limit_s=limit_s, memory_bytes=memory_bytes)
     waiting: deque[tuple[T, Future[R | Lost]]] = deque()
     threads = ThreadPoolExecutor(count)
     try:
@@ -79,8 +93,16 @@ def mapped(
 class Crew(Generic[T, R]):
     """The worker processes of one `mapped`: hired when there is work, replaced when one is lost."""
 
-    def __init__(self, make_work: Callable[[], Callable[[T], R]], limit_s: float) -> None:
-        self._make_work, self._limit_s = make_work, limit_s
+    def __init__(
+        self,
+        make_work: Callable[[], Callable[[T], R]],
+        kind: type[R],
+        *,
+        limit_s: float = LIMIT_S,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        self._make_work, self._limit_s, self._memory_bytes = make_work, limit_s, memory_bytes
+        self._answers = TypeAdapter(kind)
         self._idle: list[_Worker] = []
         self._all: list[_Worker] = []
         self._lock = threading.Lock()
@@ -94,18 +116,34 @@ class Crew(Generic[T, R]):
             if worker is None:
                 break
             try:
-                kind, value = worker.answer(item, self._limit_s)
+                content = worker.answer(item, self._limit_s)
             except TimeoutError:
                 worker.kill()
                 return Lost(f"It took longer than {self._limit_s:.0f} s to open.")
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):  # OSError: also an answer that claims to be longer than any
                 lost = Lost(f"Opening it ended the process that tried (exit code {worker.kill()}).")
                 continue
+            try:
+                answer = self._read(content)
+            except ValidationError:
+                worker.kill()
+                return Lost("The process that opened it gave an answer of an unknown form.")
             self._idle.append(worker)
-            if kind == "failed":
-                raise value
-            return value  # type: ignore[no-any-return]
+            return answer
         return lost
+
+    def _read(self, content: bytes) -> R:
+        """Return the answer in a worker's message, or raise what the work raised."""
+        message = _MESSAGE.validate_json(content)
+        match message:
+            case {"done": value}:
+                return self._answers.validate_json(value)
+            case {"input_error": sentence}:
+                raise InputError(sentence)
+            case {"os_error": text}:
+                code, reason, *place = from_json(text)
+                raise OSError(code, reason, *place)
+        raise RuntimeError(f"a worker failed:\n{message.get('failed')}")
 
     def stop(self) -> None:
         """End all workers, which wakes whoever waits for their answers, and hire no more."""
@@ -125,32 +163,41 @@ class Crew(Generic[T, R]):
                 return None
             if self._idle:
                 return self._idle.pop()
-            worker = _Worker(self._make_work)
+            worker = _Worker(self._make_work, self._memory_bytes)
             self._all.append(worker)
             return worker
+
+
+_MESSAGE = TypeAdapter(dict[Literal["done", "input_error", "os_error", "failed"], str])
 
 
 class _Worker:
     """One process and the line to it."""
 
-    def __init__(self, make_work: Callable[[], Callable[[Any], Any]]) -> None:
+    def __init__(self, make_work: Callable[[], Callable[[Any], Any]], memory_bytes: int) -> None:
+        memory_bytes += MEMORY_BYTES_A_CORE * cores()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "zimage.faces.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "zimage.faces.worker", str(theirs.fileno()), str(memory_bytes)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # decoders in C grumble there; tracebacks come over the line
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **dict.fromkeys(THREADS_OF, "1")},
+                env={
+                    **small_environment(os.environ),
+                    "PYTHONPATH": os.pathsep.join(sys.path),
+                    "MALLOC_ARENA_MAX": "2",  # glibc reserves 64 MB of address space for each of its arenas
+                    **dict.fromkeys(THREADS_OF, "1"),
+                },
             )
         self._line = Connection(ours.detach())
         self._line.send(make_work)
 
-    def answer(self, item: Any, limit_s: float) -> Any:
+    def answer(self, item: Any, limit_s: float) -> bytes:
         self._line.send(item)
         if not self._line.poll(limit_s):
             raise TimeoutError
-        return self._line.recv()
+        return self._line.recv_bytes(MAX_ANSWER_BYTES)
 
     def kill(self) -> int:
         self._process.kill()

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zimage.errors import InputError
+from zimage.model.base import require_safetensors
 from zimage.section import Section
 
 
@@ -71,7 +72,8 @@ def open_clip(params: ClipParams) -> Clip | None:
             return None
         folder = cached
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = CLIPModel.from_pretrained(folder, local_files_only=True).to(device).eval()
+    require_safetensors(folder)
+    model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device).eval()
     return Clip(model, CLIPProcessor.from_pretrained(folder, local_files_only=True), params.languages)
 
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from zimage.captions.template import Language
 from zimage.faces.engine import Engine, EngineParams, Face, open_engine
 from zimage.faces.pictures import fitted, read_rgb
-from zimage.faces.workers import LIMIT_S, Crew, Lost, cores
+from zimage.faces.workers import Crew, Lost, cores
 from zimage.identity.clip import Clip
 from zimage.identity.copies import Originals, most_alike
 from zimage.identity.following import template_following
@@ -48,12 +49,12 @@ class Finder:
         """The opened engines."""
         return [open_engine(one) for one in self.params]
 
-    def __call__(self, seen: Seen) -> list[list[Face]]:
-        """Return the faces in a picture, largest first, by each engine."""
+    def __call__(self, seen: Seen) -> list[list[dict[str, Any]]]:
+        """Return the faces in a picture, largest first, by each engine; see Face.as_plain."""
         picture = read_rgb(seen.file)
         if seen.long_px is not None:
             picture = fitted(picture, seen.long_px)
-        return [engine.find(picture) for engine in self.engines]
+        return [[face.as_plain() for face in engine.find(picture)] for engine in self.engines]
 
 
 class Search:
@@ -65,7 +66,7 @@ class Search:
 
     def __init__(self, params: Sequence[EngineParams]) -> None:
         self.params = list(params)
-        self._crew: Crew[Seen, list[list[Face]]] = Crew(partial(Finder, self.params), LIMIT_S)
+        self._crew = Crew(partial(Finder, self.params), list[list[dict[str, Any]]])
         self._threads = ThreadPoolExecutor(cores())
 
     def __enter__(self) -> "Search":
@@ -82,7 +83,7 @@ class Search:
         for seen, found in zip(pictures, self._threads.map(self._crew.done, pictures), strict=True):
             if isinstance(found, Lost):
                 raise RuntimeError(f"{seen.file} could not be searched for faces: {found.detail}")
-            yield found
+            yield [[Face.from_plain(face) for face in faces] for faces in found]
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,9 @@ def open_with_lora(model: OldModel, found: Inspection, strength: float) -> Any:
     if not (model.folder / "model_index.json").is_file():
         raise InputError(f"{model.folder} has no model_index.json; name the old model's folder in diffusers' layout.")
     try:
-        pipeline = DiffusionPipeline.from_pretrained(model.folder, dtype=dtype, local_files_only=True)
+        pipeline = DiffusionPipeline.from_pretrained(
+            model.folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"diffusers cannot open {model.folder} ({_first_line(error)}); copy the model again."

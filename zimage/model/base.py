@@ -27,8 +27,10 @@ TINY = "tiny"
 PIPELINE_CLASS = "ZImagePipeline"
 TRANSFORMER_CLASS = "ZImageTransformer2DModel"
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+PARTS_WITH_WEIGHTS = ("text_encoder", "transformer", "vae")
 # What from_pretrained reads: weights, configurations, tokenizer tables, chat templates. Not pictures nor licences.
 IDENTITY_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
+PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 HASHED_AT_ONCE = 8
 
 
@@ -106,6 +108,22 @@ def check_layout(folder: Path) -> None:
     absent = [part for part in PARTS if not (folder / part).is_dir()]
     if absent:
         raise InputError(f"{folder} lacks {', '.join(absent)}, but {wanted}; copy the model again, whole.")
+    for part in PARTS_WITH_WEIGHTS:
+        require_safetensors(folder / part)
+
+
+def require_safetensors(folder: Path) -> None:
+    """Refuse a model's folder without safetensors weights: other formats are pickles, which run code when opened.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not any(folder.glob("*.safetensors")):
+        others = ", ".join(sorted(path.name for path in folder.glob("*") if path.suffix in PICKLED)) or "none"
+        raise InputError(
+            f"{folder} has no weights in .safetensors files (others: {others}), and pickled weights are never opened, "
+            "since they can run code; save the model with `save_pretrained`, or copy its .safetensors files."
+        )
 
 
 def open_pipeline(
@@ -153,7 +171,9 @@ def open_text_encoder(folder: Path, *, dtype: "torch.dtype") -> "tuple[PreTraine
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = AutoModel.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True)
+    encoder = AutoModel.from_pretrained(
+        folder / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True
+    )
     return tokenizer, encoder.eval().requires_grad_(False)
 
 
@@ -163,7 +183,9 @@ def open_vae(folder: Path, *, device: "torch.device | str") -> "AutoencoderKL":
     from diffusers import AutoencoderKL
 
     _convolve_in_float32()
-    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32, local_files_only=True)
+    vae = AutoencoderKL.from_pretrained(
+        folder / "vae", dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
     return vae.to(device).eval().requires_grad_(False)
 
 
@@ -171,7 +193,9 @@ def open_transformer(folder: Path, *, device: "torch.device | str", dtype: "torc
     """Return the transformer of a resolved base, frozen, in evaluation mode."""
     from diffusers import ZImageTransformer2DModel
 
-    transformer = ZImageTransformer2DModel.from_pretrained(folder / "transformer", dtype=dtype, local_files_only=True)
+    transformer = ZImageTransformer2DModel.from_pretrained(
+        folder / "transformer", dtype=dtype, local_files_only=True, use_safetensors=True
+    )
     return transformer.to(device).eval().requires_grad_(False)
 
 

@@ -71,7 +71,7 @@ def detect(ingest: Path, overrides: Path, out: Path, *, params: DetectParams) ->
         rows,
         seen,
         overrides=decisions,
-        references=read_references(overrides / "reference", engine),
+        references=read_references(overrides / "reference", params.engine, engine.info),
         info=engine.info,
         rules=Rules(params.subject, params.quality, params.duplicates, params.split, params.crops),
     )
@@ -102,7 +102,7 @@ def _looked_at(
     seen: dict[str, Observation] = {}
     lost: dict[str, str] = {}
     with Progress("detect", len(kept)) as progress:
-        for row, entry in mapped(partial(Observer, engine, ingest, cache.folder, cache.salt), kept):
+        for row, entry in mapped(partial(Observer, engine, ingest, cache.folder, cache.salt), kept, Path):
             if isinstance(entry, Lost):
                 lost[row.photo] = entry.detail
             else:
@@ -137,7 +137,7 @@ def _cut(cases: list[Case], jobs: dict[str, Job], cache: Cache, aside: Path) -> 
     for folder in ("train", "holdout", "masks", "aligned"):
         (aside / folder).mkdir()
     chosen = [case for case in cases if case.chosen]
-    cuts = mapped(partial(Cutter, cache.folder, cache.salt), [jobs[case.row.photo] for case in chosen])
+    cuts = mapped(partial(Cutter, cache.folder, cache.salt), [jobs[case.row.photo] for case in chosen], Path)
     with Progress("crop", len(chosen)) as progress:
         for case, (job, entry) in zip(chosen, cuts, strict=True):
             if isinstance(entry, Lost):

@@ -17,7 +17,7 @@ from zimage.faces.cache import Cache, cache_of, salt
 from zimage.faces.consent import read_consent, require
 from zimage.faces.decode import Limits
 from zimage.faces.given import Given
-from zimage.faces.intake import PICTURE, Intake, Taken
+from zimage.faces.intake import PICTURE, Intake, Taken, memory_needed
 from zimage.faces.rows import PhotoRow
 from zimage.faces.sources import expected, given
 from zimage.faces.workers import Lost, mapped
@@ -80,8 +80,9 @@ def _taken_in(photos: Path, aside: Path, cache: Cache, params: IngestParams) -> 
     limits = Limits(max_megapixels=params.max_megapixels, max_side_px=params.max_side_px)
     files = given(photos, max_files=params.max_files, max_bytes=max_bytes)
     first_names: dict[str, str] = {}
+    work = partial(Intake, limits, max_bytes, cache.folder, cache.salt)
     with Progress("ingest", expected(photos)) as progress:
-        for one, taken in mapped(partial(Intake, limits, max_bytes, cache.folder, cache.salt), files):
+        for one, taken in mapped(work, files, Taken, memory_bytes=memory_needed(limits, max_bytes)):
             row = _row(one, taken, first_names)
             if row.file is not None and isinstance(taken, Taken) and taken.entry is not None:
                 cache.keep(taken.entry)
