@@ -29,6 +29,7 @@ from tasks.pages import served
 from tasks.policy import LEGS
 from tasks.settings import PROJECT, Settings, inherited
 from zimage.errors import InputError
+from zimage.folder import make_private
 
 HOST = "127.0.0.1"
 STARTS_WITHIN_S = 120.0
@@ -159,7 +160,7 @@ def started(
 
     It has a session of its own: a terminal sends Ctrl-C to everybody at once, and here the order matters.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_private(log.parent)
     with log.open("ab") as file:
         child = subprocess.Popen(
             _child(SERVER if command[0] == "server" else PREFECT, command),

@@ -15,6 +15,7 @@ from uuid import uuid4
 from tasks.pages import LINK_MAX_S, SECRET, secret_of, signed
 from tasks.store import MAX_FILE_BYTES, MAX_SMALL_BYTES, ConflictError, Inventory, MissingError, Stored, checked_key
 from zimage.errors import InputError
+from zimage.folder import make_private
 
 LOCKS = ".locks"  # a fixed number of them, so that none tells of a key that is gone
 
@@ -170,27 +171,28 @@ class FolderStore:
                 raise
             folder = folder.parent
 
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of the store; the topmost below the root, which may be anybody's, is closed to other users."""
+        make_private(self.root / folder.relative_to(self.root).parts[0] if folder != self.root else folder)
+        folder.mkdir(parents=True, exist_ok=True)
+
     @contextmanager
     def _aside(self, target: Path) -> Iterator[Path]:
         """Yield a hidden name beside `target`; what is left under it goes."""
         aside = target.with_name(f".{uuid4().hex}.part")
         try:
-            _make_folder(target.parent)
+            self._make_folder(target.parent)
             yield aside
         finally:
             aside.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        _make_folder(self.root / LOCKS)
+        self._make_folder(self.root / LOCKS)
         name = hashlib.sha256(key.encode()).hexdigest()[:2]
         with (self.root / LOCKS / name).open("w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def _make_folder(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _is_hidden(key: str) -> bool:

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 from zimage.errors import InputError
+from zimage.folder import make_private
 
 HOST = "127.0.0.1"
 SECRET = ".pages"  # in the store's folder; whoever can read it can read the pages themselves
@@ -126,7 +127,8 @@ def _signature(secret: bytes, key: str, expires: int) -> str:
 
 def _make_secret(root: Path) -> bytes:
     """Return the store's secret; the first who asks makes it, whole or not at all, for its owner only."""
-    root.mkdir(parents=True, exist_ok=True)
+    if not root.is_dir():
+        make_private(root)
     aside = root / f"{SECRET}.{uuid4().hex}"
     with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(os.urandom(SECRET_BYTES))

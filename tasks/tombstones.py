@@ -16,6 +16,7 @@ from tasks.settings import DEMO
 from tasks.store import Store, StoreError, changed, clear
 from tasks.workspace import write_changed
 from zimage.errors import InputError
+from zimage.folder import make_private
 
 MARK = Path(".dvc", "forgettings")  # in a workspace
 
@@ -101,6 +102,7 @@ def admit(store: Store, subject: str, workspace: Path) -> None:
     forgotten = _ended(store, subject)
     if (workspace / "data").exists() or (workspace / ".dvc" / "config").exists():
         _refuse_leftover(workspace, forgotten)
+    make_private(workspace)
     (workspace / MARK).parent.mkdir(parents=True, exist_ok=True)
     write_changed(workspace / MARK, f"{len(forgotten)}\n")
 

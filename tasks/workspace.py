@@ -5,14 +5,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from tasks.dvc import StageFailedError, run
 from zimage.errors import InputError
-from zimage.folder import make_writable, write_whole
+from zimage.folder import make_private, make_writable, write_whole
 
 # What DVC remembers of files, by their names, lies in the workspace; else it is in /var/tmp, for all to read, and stays
 # there. A relative path would count from where `dvc` is called.
@@ -39,6 +39,7 @@ class Outcome(StrEnum):
 
 def make(folder: Path, project: Path) -> None:
     """Make `folder` a workspace, or bring one up to date: a DVC repository of its own with the project's stages."""
+    make_private(folder)
     (folder / "data" / "overrides").mkdir(parents=True, exist_ok=True)
     site = folder.absolute() / ".dvc" / "tmp" / "site"
     (site / "repo").mkdir(parents=True, exist_ok=True)  # DVC would let everybody write there
@@ -61,6 +62,9 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it, or nothing can be written there.
     """
+    if not folder.exists():
+        with suppress(OSError):  # `make_writable` says what is wrong
+            make_private(folder)
     make_writable(folder, "set ZIMAGE_WORKSPACES to another place")
     path = folder / ".dvc" / "tmp" / "held"
     path.parent.mkdir(parents=True, exist_ok=True)

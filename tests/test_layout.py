@@ -35,6 +35,7 @@ ACROSS = {
     "tests/lora/test_matrix.py",
     "tests/test_access.py",
     "tests/test_audit.py",
+    "tests/tasks/test_private_folders.py",
     "tests/training/test_parity.py",
     "tests/training/test_on_a_gpu.py",
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from zimage.errors import InputError
 from zimage.lock import locked
 
+PRIVATE, OTHERS = 0o700, 0o077  # modes: of what is this user's only; what others may do
 METRICS = "metrics.json"  # in the output of every stage
 
 
@@ -69,6 +70,19 @@ def make_writable(folder: Path, remedy: str = "name another place") -> None:
         raise InputError(f"The folder {folder} cannot be made ({error.strerror}); {remedy}.") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"Nothing can be written in the folder {folder}; {remedy}.")
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user only, whatever the umask.
+
+    A folder of this user that is there already is closed to others; those above it stay as they are.
+    """
+    for each in reversed((folder, *folder.parents)):
+        if not each.exists():
+            each.mkdir(mode=PRIVATE, exist_ok=True)
+    found = folder.stat()
+    if found.st_mode & OTHERS and found.st_uid == os.geteuid():
+        folder.chmod(PRIVATE)
 
 
 @contextmanager
