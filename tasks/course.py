@@ -21,7 +21,7 @@ from tasks.settings import Settings
 from tasks.shown import artifact_key
 from tasks.storage import open_store, store_errors
 from tasks.tombstones import ForgottenError, unless_forgotten
-from tasks.unfinished import last_checkpoint
+from tasks.unfinished import LastState, last_state
 from zimage.errors import InputError
 from zimage.folder import aside_of
 from zimage.model.rows import TextRow
@@ -48,12 +48,13 @@ class Course:
         self._key = f"subjects/{self._subject}/pages/{run[:16]}/{NAME}"
         self._artifact: UUID | None = None
         self._pictures: dict[tuple[int, int], str] = {}
-        self._last, self._linked = "", time.monotonic()
+        self._last: LastState | None = None
+        self._linked = time.monotonic()
 
     def look(self) -> None:
         """Show what is new since the last look, if there is a new checkpoint."""
         aside = aside_of(self._workspace / "data" / "train")
-        last = last_checkpoint(aside)
+        last = last_state(aside)
         if last != self._last:
             self._last = last
             self._show(aside, working=True)

@@ -23,7 +23,7 @@ from zimage.errors import InputError
 
 QUIET = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}
 LOOK_EVERY_S = 0.5
-STOPS_WITHIN_S = 10.0
+STOPS_WITHIN_S = 20.0  # a training ends the step that it is in; Prefect kills a cancelled run after 30 s
 FULL = "No space left on device"
 NOT_FETCHED = r"Checkout failed for|failed to download|object \S+ is corrupted"  # of DVC 3.67
 

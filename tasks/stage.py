@@ -1,5 +1,6 @@
 """What all stage tasks share: DVC brings the stage up to date, and Prefect shows it while it happens."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tasks.repair import fetching, read_by
 from tasks.scan import why
 from tasks.settings import from_environment
 from tasks.shown import Bar, in_store, show_page_again, show_results
+from tasks.tombstones import ForgottenError
 from tasks.unfinished import STAGE as TRAIN
 from tasks.unfinished import Keeper
 from tasks.workspace import Outcome, bring_up_to_date
@@ -57,7 +59,13 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
     def ask() -> Outcome:
         return bring_up_to_date(workspace, stage, on_line=told, on_progress=follow, shared=shared)
 
-    outcome = fetching(settings, workspace.name, ask, wants=read_by(workspace, stage)) if shared else ask()
+    try:
+        outcome = fetching(settings, workspace.name, ask, wants=read_by(workspace, stage)) if shared else ask()
+    except BaseException:
+        if keeper is not None:  # a stopped training has just written the state of its last step
+            with contextlib.suppress(ForgottenError):
+                keeper.look()
+        raise
     attempted = str(task_run.id)
     outcome = _unshown.get(attempted, outcome)
     if outcome is Outcome.UNCHANGED:

@@ -1,24 +1,29 @@
 """Training that has not ended yet, kept in the store so that another machine can go on from its last checkpoint.
 
-Only `train` takes long enough to be worth it. Its checkpoints lie in the folder in which its output is made; whether
-they belong to the run that finds them, the stage itself decides by their run's hash.
+Only `train` takes long enough to be worth it. Its states lie in the folder in which its output is made, and name the
+run that they belong to, as the index in the store does. Which run is to go on only the stage knows, which computes its
+identity from what it reads; so what is fetched waits in a folder of its own for the stage to take it over.
 """
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from prefect.logging import get_run_logger
+from pydantic import ValidationError
 
 from tasks.policy import store_task
 from tasks.settings import Settings
 from tasks.storage import ConflictError, MissingError, Store, open_store, store_errors
 from tasks.tombstones import ForgottenError, unless_forgotten
 from zimage.errors import InputError
-from zimage.folder import aside_of
+from zimage.folder import aside_of, fetched_beside
+from zimage.lora.header import LoraFileError, read_header
 from zimage.section import Section
 
 STAGE = "train"
@@ -28,8 +33,10 @@ RESUME = "resume/step-*.safetensors"
 class Kept(Section):
     """The files of one moment of a training."""
 
+    run: str
+    """The identity of the run they belong to (see `zimage.training.checkpoint.run_identity`)."""
     last: str
-    """The checkpoint that was the last."""
+    """The name of the file of its last state."""
     files: dict[str, str]
     """The SHA-256 of each, by path."""
 
@@ -37,6 +44,15 @@ class Kept(Section):
 def key_of(subject: str) -> str:
     """Return below which key the unfinished training of `subject` is kept."""
     return f"subjects/{subject}/unfinished"
+
+
+class LastState(NamedTuple):
+    """The last state that a training left."""
+
+    run: str
+    """The identity of its run."""
+    name: str
+    """Of its file; the names of one run's states sort as their steps do."""
 
 
 class Keeper:
@@ -47,7 +63,7 @@ class Keeper:
         self._subject, self._workspace = subject, settings.workspace(subject)
         self._key = key_of(subject)
         self._aside = aside_of(self._workspace / "data" / STAGE)
-        self._last = last_checkpoint(self._aside)
+        self._last = last_state(self._aside)
         self._whole: set[str] = set()
 
     def look(self) -> None:
@@ -56,8 +72,8 @@ class Keeper:
         Raises:
             ForgottenError: the subject was forgotten meanwhile; nothing is kept, and the training ends.
         """
-        last = last_checkpoint(self._aside)
-        if last in (self._last, ""):
+        last = last_state(self._aside)
+        if last in (self._last, None):
             return
         self._last = last
         try:
@@ -67,13 +83,13 @@ class Keeper:
         except ForgottenError:
             raise
         except _failures() as error:
-            get_run_logger().warning("The checkpoint %s could not be kept in the store: %s", last, error)
+            get_run_logger().warning("The checkpoint %s could not be kept in the store: %s", last.name, error)
 
-    def _keep(self, last: str) -> None:
+    def _keep(self, last: LastState) -> None:
         index = _index_of(self._key)
         before = self._store.read(index)
         files = {}
-        state = self._aside / "resume" / last
+        state = self._aside / "resume" / last.name
         others = sorted(path for path in self._aside.rglob("*.*") if path.is_file() and path.parent != state.parent)
         for path in [state, *others]:  # the state first: two checkpoints later it is gone
             try:
@@ -85,7 +101,7 @@ class Keeper:
                     return
                 continue  # it was being made, and has its name by now
             files[path.relative_to(self._aside).as_posix()] = sha256
-        kept = Kept(last=last, files=files)
+        kept = Kept(run=last.run, last=last.name, files=files)
         self._store.swap(index, kept.model_dump_json(indent=2).encode(), before.tag if before else None)
 
     def _put(self, sha256: str, path: Path) -> None:
@@ -100,9 +116,10 @@ class Keeper:
 
 @store_task("find unfinished")
 def fetch_unfinished(settings: Settings, subject: str) -> None:
-    """Put an unfinished training of another machine where the stage looks for its own, if that is not there.
+    """Put an unfinished training of another machine where the stage finds it, unless it is here already.
 
-    One that is damaged or not complete in the store is left there: the stage goes on with what is here, or begins anew.
+    One that is damaged or not complete in the store, or of another version, is left there: the stage goes on with what
+    is here, or begins anew.
 
     Raises:
         InputError: it names files outside the stage's folder.
@@ -112,23 +129,29 @@ def fetch_unfinished(settings: Settings, subject: str) -> None:
     found = store.read(_index_of(key_of(subject)))
     if found is None:
         return
-    kept = Kept.model_validate_json(found.content)
-    if last_checkpoint(aside) >= kept.last:
+    try:
+        kept = Kept.model_validate_json(found.content)
+    except ValidationError:
+        get_run_logger().warning("An unfinished training in the store is of another version, and is not gone on with.")
+        return
+    waiting = fetched_beside(aside)
+    if any(_has(folder, kept) for folder in (aside, waiting)):
         return
     if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in kept.files):
         raise InputError(f"{key_of(subject)}/index.json names files outside its folder; it is none of ours: delete it.")
     aside.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=aside.parent, prefix=".fetched.") as temporary:
-        fetched = Path(temporary)
+        objects, whole = Path(temporary) / "objects", Path(temporary) / "whole"
+        objects.mkdir()
         for sha256 in set(kept.files.values()):
-            if not _is_whole(store, f"{key_of(subject)}/{sha256}", fetched / sha256):
+            if not _is_whole(store, f"{key_of(subject)}/{sha256}", objects / sha256):
                 get_run_logger().warning("An unfinished training was damaged in the store, and is not gone on with.")
                 return
-        for name, sha256 in sorted(kept.files.items(), key=lambda one: PurePosixPath(one[0]).match(RESUME)):
-            part = fetched / "part"
-            shutil.copyfile(fetched / sha256, part)
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            part.replace(aside / name)  # the state last, and at once: where it is, all is taken to be
+        for name, sha256 in kept.files.items():
+            (whole / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(objects / sha256, whole / name)
+        shutil.rmtree(waiting, ignore_errors=True)
+        whole.rename(waiting)
     get_run_logger().info("An unfinished training was fetched: %s", kept.last)
 
 
@@ -142,9 +165,18 @@ def forget_unfinished(settings: Settings, subject: str) -> None:
         get_run_logger().warning("What was kept of the training in the store is still there: %s", error)
 
 
-def last_checkpoint(aside: Path) -> str:
-    """Return the name of the last checkpoint of a training, or ""; names sort as their steps do."""
-    return max((path.name for path in aside.glob(RESUME)), default="")
+def last_state(aside: Path) -> LastState | None:
+    """Return the last state of the training in a folder, which has states of one run only; None where it has none."""
+    for path in sorted(aside.glob(RESUME), reverse=True):
+        with contextlib.suppress(LoraFileError, FileNotFoundError, KeyError):  # damaged; removed; of another version
+            return LastState(read_header(path).metadata["run"], path.name)
+    return None
+
+
+def _has(folder: Path, kept: Kept) -> bool:
+    """Return whether a folder has this state or a later one of the same run."""
+    last = last_state(folder)
+    return last is not None and last.run == kept.run and last.name >= kept.last
 
 
 @contextmanager

@@ -19,6 +19,11 @@ def aside_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.part")
 
 
+def fetched_beside(aside: Path) -> Path:
+    """Return where an unfinished training that was fetched from another machine waits to be taken over."""
+    return aside.with_name(f"{aside.name}.fetched")
+
+
 def check_out(out: Path, inputs: Iterable[Path], *, holds: str) -> None:
     """Refuse an output folder whose replacement would delete what no earlier run of the same work has made.
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from prefect import flow
@@ -20,6 +21,7 @@ from tests.album import Album
 from tests.tasks.faults import unwell
 from zimage.errors import InputError
 from zimage.folder import aside_of
+from zimage.training.checkpoint import State, write_state
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def trained(folder: Path, step: int) -> None:
     rows = [f"{number},0.5,0.5,1,1\n" for number in range(1, step + 1)]
     (folder / "loss.csv").write_text("step,loss,smooth,gradient_norm,learning_rate\n" + "".join(rows))
     Image.new("RGB", (64, 64)).save(folder / "samples" / f"step-{step:06d}-0.png")
-    (folder / "resume" / f"step-{step:06d}.safetensors").touch()
+    write_state(folder / "resume", State(step, {"values": torch.zeros(1)}, devices=("a CPU",)), run="this run")
 
 
 def told() -> tuple[str, str]:

@@ -1,9 +1,12 @@
 import hashlib
+import json
+import shutil
 import threading
 from pathlib import Path
 
 import boto3
 import pytest
+import torch
 from prefect import flow
 from prefect.client.schemas.objects import State
 
@@ -15,7 +18,9 @@ from tasks.unfinished import Keeper, fetch_unfinished, forget_unfinished, key_of
 from tests.album import Album
 from tests.tasks.faults import unwell
 from zimage.errors import InputError
-from zimage.folder import aside_of
+from zimage.folder import aside_of, fetched_beside
+from zimage.training.checkpoint import State as TrainingState
+from zimage.training.checkpoint import read_states, write_state
 
 
 def machine(tmp_path: Path, name: str) -> Settings:
@@ -26,29 +31,36 @@ def aside(settings: Settings) -> Path:
     return aside_of(settings.workspace("ada") / "data" / "train")
 
 
-def trained(settings: Settings, *steps: int) -> None:
+def trained(settings: Settings, *steps: int, run: str = "this run") -> None:
     """What a training leaves beside its output after these checkpoints: the last two states."""
-    for folder in ("checkpoints", "resume"):
-        (aside(settings) / folder).mkdir(parents=True, exist_ok=True)
+    (aside(settings) / "checkpoints").mkdir(parents=True, exist_ok=True)
     for step in steps:
-        (aside(settings) / "checkpoints" / f"step-{step:06d}.safetensors").write_text(f"lora {step}")
-        (aside(settings) / "resume" / f"step-{step:06d}.safetensors").write_text(f"state {step}")
-        for old in sorted((aside(settings) / "resume").iterdir())[:-2]:
-            old.unlink()
+        (aside(settings) / "checkpoints" / f"step-{step:06d}.safetensors").write_text(f"lora {step} of {run}")
+        state = TrainingState(step, {"values": torch.full((4,), float(step))}, devices=("a CPU",))
+        write_state(aside(settings) / "resume", state, run=run)
         (aside(settings) / "loss.csv").write_text(f"step\n{step}\n")
 
 
-def kept(settings: Settings, *steps: int) -> None:
+def kept(settings: Settings, *steps: int, run: str = "this run") -> None:
     keeper = Keeper(settings, "ada")
     for step in steps:
-        trained(settings, step)
+        trained(settings, step, run=run)
         keeper.look()
+
+
+def sha256_of(settings: Settings, name: str) -> str:
+    return hashlib.sha256((aside(settings) / name).read_bytes()).hexdigest()
+
+
+def waiting(settings: Settings) -> Path:
+    return fetched_beside(aside(settings))
 
 
 @flow
 def fetched(settings: Settings) -> list[str]:
+    """Return what waits for the stage to be taken over."""
     fetch_unfinished.fn(settings, "ada")
-    return sorted(path.relative_to(aside(settings)).as_posix() for path in aside(settings).rglob("*.*"))
+    return sorted(path.relative_to(waiting(settings)).as_posix() for path in waiting(settings).rglob("*.*"))
 
 
 def test_another_machine_gets_the_last_checkpoint_and_all_before_it(tmp_path: Path, prefect_server: None) -> None:
@@ -61,8 +73,10 @@ def test_another_machine_gets_the_last_checkpoint_and_all_before_it(tmp_path: Pa
         "loss.csv",
         "resume/step-000100.safetensors",
     ]
-    assert (aside(other) / "resume" / "step-000100.safetensors").read_text() == "state 100"
-    assert (aside(other) / "loss.csv").read_text() == "step\n100\n"
+    (state,) = read_states(waiting(other) / "resume", run="this run")
+    assert state.step == 100
+    assert (waiting(other) / "loss.csv").read_text() == "step\n100\n"
+    assert not aside(other).exists()
 
 
 def test_a_file_that_grows_while_it_is_kept_is_kept_as_it_was(tmp_path: Path, prefect_server: None) -> None:
@@ -107,51 +121,95 @@ def test_a_store_that_was_away_for_a_moment_is_asked_again(tmp_path: Path, prefe
     learn()
 
     assert failed == ["Failed"]
-    assert (aside(machine(tmp_path, "two")) / "resume" / "step-000050.safetensors").is_file()
+    assert (waiting(machine(tmp_path, "two")) / "resume" / "step-000050.safetensors").is_file()
 
 
 def test_what_was_damaged_in_the_store_is_not_gone_on_with(tmp_path: Path, prefect_server: None) -> None:
     kept(machine(tmp_path, "one"), 50)
-    stored = tmp_path / "store" / key_of("ada") / hashlib.sha256(b"state 50").hexdigest()
-    assert stored.read_text() == "state 50"
-    stored.write_text("state 51")
+    state = sha256_of(machine(tmp_path, "one"), "resume/step-000050.safetensors")
+    stored = tmp_path / "store" / key_of("ada") / state
+    stored.write_bytes(stored.read_bytes()[:-1] + b"x")
 
     assert fetched(machine(tmp_path, "two")) == []
 
 
 def test_what_an_interrupted_deletion_left_is_not_gone_on_with(tmp_path: Path, prefect_server: None) -> None:
     kept(machine(tmp_path, "one"), 50)
-    (tmp_path / "store" / key_of("ada") / hashlib.sha256(b"lora 50").hexdigest()).unlink()
+    lora = sha256_of(machine(tmp_path, "one"), "checkpoints/step-000050.safetensors")
+    (tmp_path / "store" / key_of("ada") / lora).unlink()
     other = machine(tmp_path, "two")
+    trained(other, 25)
 
     assert fetched(other) == []
-    trained(other, 25)
-    assert "resume/step-000025.safetensors" in fetched(other)
+    assert (aside(other) / "resume" / "step-000025.safetensors").is_file()
 
 
 def test_what_is_damaged_or_gone_in_the_store_is_mended_by_the_next_copy(tmp_path: Path, prefect_server: None) -> None:
     kept(machine(tmp_path, "one"), 50, 100)
-    stored = tmp_path / "store" / key_of("ada")
-    (stored / hashlib.sha256(b"lora 50").hexdigest()).unlink()
-    (stored / hashlib.sha256(b"state 100").hexdigest()).write_text("state 101")
+    stored, one = tmp_path / "store" / key_of("ada"), machine(tmp_path, "one")
+    lora, state = (sha256_of(one, f"{name}.safetensors") for name in ("checkpoints/step-000050", "resume/step-000100"))
+    (stored / lora).unlink()
+    (stored / state).write_text("damaged")
     other = machine(tmp_path, "two")
 
     kept(other, 50, 100)
 
-    assert (stored / hashlib.sha256(b"lora 50").hexdigest()).read_text() == "lora 50"
-    assert (stored / hashlib.sha256(b"state 100").hexdigest()).read_text() == "state 100"
+    for sha256 in (lora, state):
+        assert hashlib.sha256((stored / sha256).read_bytes()).hexdigest() == sha256
 
 
 def test_a_fetch_that_was_killed_is_done_again(tmp_path: Path, prefect_server: None) -> None:
     kept(machine(tmp_path, "one"), 50, 100)
     other = machine(tmp_path, "two")
-    (aside(other) / "loss.csv").mkdir(parents=True)  # so that it ends there
+    aside(other).parent.mkdir(parents=True)
+    waiting(other).write_text("in the way")  # so that it ends there
 
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(NotADirectoryError):
         fetched(other)
-    (aside(other) / "loss.csv").rmdir()
+    waiting(other).unlink()
 
     assert len(fetched(other)) == 4
+
+
+def test_a_later_step_of_an_old_run_hides_no_step_of_the_current_one(tmp_path: Path, prefect_server: None) -> None:
+    kept(machine(tmp_path, "one"), 200, 400)
+    other = machine(tmp_path, "two")
+    trained(other, 600, 800, run="old run")
+
+    assert "resume/step-000400.safetensors" in fetched(other)
+    assert sorted(path.name for path in (aside(other) / "resume").iterdir()) == [
+        "step-000600.safetensors",
+        "step-000800.safetensors",
+    ]
+
+
+def test_the_same_step_of_another_run_is_kept_in_its_place(tmp_path: Path, prefect_server: None) -> None:
+    one = machine(tmp_path, "one")
+    kept(one, 200, 400, run="old run")
+    keeper = Keeper(one, "ada")
+    shutil.rmtree(aside(one))  # as the stage does where another run begins
+
+    trained(one, 400)
+    keeper.look()
+
+    index = json.loads((tmp_path / "store" / key_of("ada") / "index.json").read_text())
+    assert index["run"] == "this run" and index["last"] == "step-000400.safetensors"
+    assert len(index["files"]) == 3
+
+
+def test_an_index_of_another_version_is_left_alone_and_replaced_by_the_next_checkpoint(
+    tmp_path: Path, prefect_server: None
+) -> None:
+    kept(machine(tmp_path, "one"), 50)
+    index = tmp_path / "store" / key_of("ada") / "index.json"
+    older = json.loads(index.read_text())
+    del older["run"]
+    index.write_text(json.dumps(older))
+    other = machine(tmp_path, "two")
+
+    assert fetched(other) == []
+    kept(other, 100)
+    assert "resume/step-000100.safetensors" in fetched(machine(tmp_path, "three"))
 
 
 @pytest.mark.parametrize("name", ["../../planted.txt", "/tmp/planted.txt", "resume/../../../planted.txt"])
@@ -170,8 +228,7 @@ def test_a_machine_that_is_further_keeps_what_it_has(tmp_path: Path, prefect_ser
     trained(other, 50, 100)
     (aside(other) / "loss.csv").write_text("my own")
 
-    fetched(other)
-
+    assert fetched(other) == []
     assert (aside(other) / "loss.csv").read_text() == "my own"
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from zimage.errors import InputError
+from zimage.folder import fetched_beside
 from zimage.training.checkpoint import State, run_identity, write_state
 from zimage.training.params import Resume
-from zimage.training.resume import fetched_beside, take_over
+from zimage.training.resume import take_over
 
 RUN, OTHER_RUN = run_identity("params"), run_identity("other params")
 HERE, ELSEWHERE = "CPU x86_64 AVX512", "CPU x86_64 AVX2"

@@ -8,13 +8,9 @@ import shutil
 from pathlib import Path
 
 from zimage.errors import InputError
+from zimage.folder import fetched_beside
 from zimage.training.checkpoint import State, read_states
 from zimage.training.params import Resume
-
-
-def fetched_beside(aside: Path) -> Path:
-    """Return where an unfinished training that was fetched from another machine waits to be taken over."""
-    return aside.with_name(f"{aside.name}.fetched")
 
 
 def take_over(aside: Path, *, run: str, device: str, resume: Resume) -> State | None:
