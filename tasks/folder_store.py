@@ -117,6 +117,10 @@ class FolderStore:
         status = {key: self._path(key).stat() for key in self.keys(below)}
         return {key: f"{each.st_size} {each.st_mtime_ns}" for key, each in status.items()}
 
+    def sizes(self, below: str) -> dict[str, int]:
+        """See Store."""
+        return {key: self._path(key).stat().st_size for key in self.keys(below)}
+
     def inventory(self, below: str) -> Inventory:
         """See Store; what was being written when its writer was killed counts as an upload."""
         objects = uploads = size = 0

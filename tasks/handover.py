@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tasks import workspace as dvc
 from tasks.log import told
 from tasks.policy import store_task
-from tasks.repair import mend_noted
+from tasks.repair import made_by, mend_noted, pushing
 from tasks.settings import DEMO, Settings
 from tasks.sources import Source
 from tasks.storage import ConflictError, Store, open_store
@@ -157,7 +157,12 @@ def hand_over(
     tracked = [f"data/{name}.dvc" for name in state.inputs if sources]
     with unless_forgotten(store, subject, folder) as written:
         written.append(f"subjects/{subject}/dvc")
-        dvc.push(folder, [*_locked(state.lock, stages), *tracked], on_line=told)
+        pushing(
+            settings,
+            subject,
+            lambda: dvc.push(folder, [*_locked(state.lock, stages), *tracked], on_line=told),
+            wants=[*made_by(folder, stages), *(each.removesuffix(".dvc") for each in tracked)],
+        )
         refuse_if_forgotten(store, subject, folder)
         try:
             store.swap(state_key(subject), state.model_dump_json(indent=2).encode(), taken.tag)

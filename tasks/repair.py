@@ -2,7 +2,9 @@
 
 DVC refuses what is damaged on arrival, but never sends it again: for `push` an object is there if its name is, and all
 of a folder is there if its listing is. So contents are compared here, where a fetch has failed, and what no copy was
-found of is noted in the store, for the machines that may still have one.
+found of is noted in the store, for the machines that may still have one. After a push sizes are compared, by one
+listing: what was cut off is sent again by a machine that has it. A record of the run cache that was cut off makes DVC
+fail (a KeyError, 3.67); it is emptied, which DVC takes for none.
 """
 
 import hashlib
@@ -16,7 +18,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tasks.dvc import FetchFailedError
+from tasks.dvc import FetchFailedError, StageFailedError
 from tasks.log import told
 from tasks.release import INDEX, MANIFEST, Index, Manifest, Part, release_key, releases_key
 from tasks.settings import Settings
@@ -57,11 +59,28 @@ def fetching(settings: Settings, subject: str, ask: Callable[[], Answer], *, wan
     """
     try:
         return ask()
-    except FetchFailedError:
+    except StageFailedError as error:
         with _objects(settings, subject) as objects:
-            if not objects.mend(wants):
+            if not objects.empty_broken_runs() and not (isinstance(error, FetchFailedError) and objects.mend(wants)):
                 raise
     return ask()
+
+
+def pushing(settings: Settings, subject: str, push: Callable[[], None], *, wants: Iterable[str]) -> None:
+    """Let DVC `push` the paths `wants` of the workspace, and send again what the store has shorter than this machine.
+
+    Raises:
+        FetchFailedError: it failed, although nothing is shorter; it reads the listings of folders that are there.
+    """
+    with _objects(settings, subject) as objects:
+        wanted = set(wants)
+        try:
+            push()
+        except FetchFailedError:
+            if not objects.mend_shortened(wanted):
+                raise
+            push()
+        objects.mend_shortened(wanted)
 
 
 def mend_noted(settings: Settings, subject: str, *, remake: bool = False) -> None:
@@ -132,6 +151,37 @@ class Objects:
             self._note(lambda now: [each for each in now if each not in done])
         if remake:
             _unlock(self.folder, {each.owner for each in noted if each not in done})
+
+    def mend_shortened(self, wants: set[str]) -> bool:
+        """Return whether the store had any object of the paths `wants`, or a record of a run, in another size."""
+        sizes = self.store.sizes(f"subjects/{self.subject}/dvc")
+        found = [(self._key(each), self._cached(each), each.md5) for each in self._all(wants)]
+        found += [(self._run_key(path), path, "") for path in self._runs() if self._run_key(path) in sizes]
+        shortened = [
+            (key, path)
+            for key, path, md5 in found
+            if path.is_file() and sizes.get(key) != path.stat().st_size and (_has(path, md5) if md5 else _is_run(path))
+        ]
+        for key, path in shortened:
+            self.store.mend(key, path)
+            told(f"{key} had {sizes.get(key, 0)} of {path.stat().st_size} bytes in the store; mended from the cache.")
+        return bool(shortened)
+
+    def empty_broken_runs(self) -> bool:
+        """Return whether a record of a run that DVC fetched was broken; it is emptied in the store and deleted here."""
+        broken = [path for path in self._runs() if path.stat().st_size and not _is_run(path)]
+        self.scratch.write_bytes(b"")
+        for path in broken:
+            self.store.mend(self._run_key(path), self.scratch)
+            path.unlink()
+            told(f"{self._run_key(path)} was damaged in the store; what it says of a run is not used.")
+        return bool(broken)
+
+    def _runs(self) -> list[Path]:
+        return [path for path in self._cache.glob("runs/*/*/*") if path.is_file()]
+
+    def _run_key(self, path: Path) -> str:
+        return f"subjects/{self.subject}/dvc/{path.relative_to(self._cache).as_posix()}"
 
     def _all(self, wants: set[str]) -> Iterator[Lost]:
         """Yield each object of some paths; a listing comes before what it lists, which it needs to be sound for."""
@@ -232,7 +282,11 @@ class Objects:
         return f"subjects/{self.subject}/dvc/files/md5/{each.md5[:2]}/{each.md5[2:]}"
 
     def _cached(self, each: Lost) -> Path:
-        return self.folder / ".dvc" / "cache" / "files" / "md5" / each.md5[:2] / each.md5[2:]
+        return self._cache / "files" / "md5" / each.md5[:2] / each.md5[2:]
+
+    @property
+    def _cache(self) -> Path:
+        return self.folder / ".dvc" / "cache"
 
     @property
     def _notes(self) -> str:
@@ -272,6 +326,15 @@ def _unlock(folder: Path, names: set[str]) -> None:
 def _yaml(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found or {}
+
+
+def _is_run(path: Path) -> bool:
+    """Return whether a file is a record of a run as DVC writes it, as far as DVC needs it whole to read it."""
+    try:
+        found = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError:
+        return False
+    return isinstance(found, dict) and all("path" in out for out in found.get("outs") or [{}])
 
 
 def _has(path: Path, md5: str) -> bool:

@@ -202,6 +202,10 @@ class S3Store:
         """See Store; the ETag."""
         return {self._short(found["Key"]): found["ETag"] for found in self._listed(below)}
 
+    def sizes(self, below: str) -> dict[str, int]:
+        """See Store."""
+        return {self._short(found["Key"]): int(found["Size"]) for found in self._listed(below)}
+
     def inventory(self, below: str) -> Inventory:
         """See Store."""
         versions = self._versions(below)

@@ -133,6 +133,10 @@ class Store(Protocol):
         """Return, for each key below `below`, something that changes when the object does; none is opened."""
         ...
 
+    def sizes(self, below: str) -> dict[str, int]:
+        """Return the size in bytes of each object below `below`, by its key; none is opened."""
+        ...
+
     def inventory(self, below: str) -> Inventory:
         """Return what lies at `below` and below it, deleted versions included."""
         ...

@@ -93,7 +93,13 @@ def test_a_remote_is_shown_with_its_address(workspace: Path) -> None:
         "[core]\n    remote = lab\n['remote \"lab\"']\n    url = s3://faces/ada\n"
     )
 
-    assert finding(workspace, "DVC remote").found == "lab: s3://faces/ada"
+    found = finding(workspace, "DVC remote")
+    assert (found.state, found.found) == ("without", "lab: s3://faces/ada, which does not verify what arrives")
+    assert found.remedy.startswith("`dvc remote modify lab verify true`")
+
+    with (workspace / ".dvc" / "config").open("a") as config:
+        config.write("    verify = true\n")
+    assert finding(workspace, "DVC remote") == Finding("DVC remote", "present", "lab: s3://faces/ada")
 
 
 def test_a_remedy_stands_below_what_it_mends() -> None:

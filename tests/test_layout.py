@@ -18,7 +18,7 @@ from zimage.signatures import STAGES, signature
 
 PROJECT = Path(__file__).parent.parent
 PACKAGES = ("zimage", "tasks", "flows")
-FOLDERS = {"flows", "tasks", "zimage", "infra", "tests", "data"}
+FOLDERS = {"flows", "tasks", "zimage", "infra", "tests", "data", "findings"}
 FILES = {
     *("README.md", "Makefile", "CHANGELOG.md", "pyproject.toml", "constraints.txt"),
     *("params.yaml", "dvc.yaml", "code.yaml", "dvc.lock"),

@@ -214,5 +214,9 @@ def _dvc_remote(workspace: Path) -> Finding:
     if name is None:
         remedy = "none is needed on one machine; `dvc remote add -d NAME URL` to share data"
         return Finding("DVC remote", "without", "none is set: all data stays in this workspace", remedy)
-    url = config.get(f"'remote \"{name}\"'", "url", fallback="without a url")
-    return Finding("DVC remote", "present", f"{name}: {url}")
+    section = f"'remote \"{name}\"'"
+    found = f"{name}: {config.get(section, 'url', fallback='without a url')}"
+    if not config.has_section(section) or not config.getboolean(section, "verify", fallback=False):
+        remedy = f"`dvc remote modify {name} verify true`; otherwise DVC takes a truncated object for whole"
+        return Finding("DVC remote", "without", f"{found}, which does not verify what arrives", remedy)
+    return Finding("DVC remote", "present", found)

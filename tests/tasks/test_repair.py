@@ -23,7 +23,7 @@ from tasks.sources import Source
 from tasks.storage import S3Store, Store, open_store
 from tasks.subject import Choices
 from tasks.tombstones import Counts, finish
-from tasks.workspace import Outcome, bring_up_to_date
+from tasks.workspace import Outcome, bring_up_to_date, push
 from tests.tasks.finished import finished, write
 from zimage.errors import InputError
 
@@ -49,6 +49,23 @@ def prepared(settings: Settings) -> State:
     bring_up_to_date(folder, "one", on_line=told, shared=True)
     photos = {"photos": Source(address="somewhere", seen="so")}
     return hand_over(settings, "ada", before, stages=("one",), sources=photos, choices=CHOICES, run="prepare ada")
+
+
+@flow
+def prepared_again(settings: Settings) -> State:
+    """What a leg does that changes nothing but where the photos come from."""
+    before = take(settings, "ada")
+    photos = {"photos": Source(address="elsewhere", seen="so")}
+    return hand_over(settings, "ada", before, stages=("one",), sources=photos, choices=CHOICES, run="prepare ada")
+
+
+@flow
+def learnt_and_lost(settings: Settings) -> None:
+    """What is there when the machine of the second leg is lost after it sent its results, before it handed over."""
+    take(settings, "ada")
+    folder = settings.workspace("ada")
+    bring_up_to_date(folder, "two", on_line=told, shared=True)
+    push(folder, ["two"], on_line=told)
 
 
 @flow
@@ -210,6 +227,35 @@ def test_a_damaged_listing_of_a_folder_is_written_anew_from_the_folder(first: Se
     prepared(first)
 
     assert learnt(elsewhere(first)) == b"".join(MADE.values())
+
+
+@pytest.mark.parametrize("kind", ["first", "first_s3"])
+def test_what_was_cut_off_in_the_store_is_mended_by_the_next_push_of_a_machine_that_has_it(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path
+) -> None:
+    settings: Settings = request.getfixturevalue(kind)
+    store, keys = open_store(settings.store), [listing(settings), *map(object_of, MADE.values())]
+    for key, left in zip(keys, (b"[", b"fac", b"", b"f"), strict=True):
+        write(tmp_path / "spoilt", left)
+        store.mend(key, tmp_path / "spoilt")
+
+    prepared_again(settings)
+
+    assert all(has(store, key, tmp_path) for key in keys)
+
+
+def test_a_record_of_a_run_that_was_cut_off_keeps_no_stage_from_running(first: Settings, tmp_path: Path) -> None:
+    learnt_and_lost(first)
+    runs, store = "subjects/ada/dvc/runs", open_store(first.store)
+    (record,) = [
+        path for path in Path(first.store, runs).rglob("*") if path.is_file() and b"data/two" in path.read_bytes()
+    ]
+    key = record.relative_to(first.store).as_posix()
+    write(tmp_path / "spoilt", record.read_bytes()[:20])
+    store.mend(key, tmp_path / "spoilt")
+
+    assert learnt(elsewhere(first)) == b"".join(MADE.values())
+    assert store.sizes(runs)[key] == 0  # which the next push of a machine that has it mends
 
 
 def test_an_earlier_version_in_the_store_is_a_copy(first_s3: Settings, tmp_path: Path) -> None:

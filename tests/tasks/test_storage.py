@@ -159,6 +159,14 @@ def test_a_stamp_changes_with_its_object_only(store: Store) -> None:
     assert after["ada/state"] != before["ada/state"]
 
 
+def test_sizes_are_those_of_all_below(store: Store, source: Path) -> None:
+    store.put_if_absent("ada/1/lora", source)
+    store.swap("ada/state.json", b"", None)
+    store.put_if_absent("adam/lora", source)
+
+    assert store.sizes("ada") == {"ada/1/lora": len(b"weights"), "ada/state.json": 0}
+
+
 def test_deleting_takes_all_below_and_nothing_beside(store: Store, source: Path) -> None:
     for key in ("ada/1/lora", "ada/2/lora", "adam/1/lora"):
         store.put_if_absent(key, source)
