@@ -51,6 +51,10 @@ QUIET = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
 }
 
+# A server that asks for a password locks out the clients of its own stack that do not send it.
+SERVER_PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"
+CLIENT_PASSWORD = "PREFECT_API_AUTH_STRING"
+
 HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 # Of a server that lasts, and of its workers. Leases in files outlive a restart of the server, those in memory do not.
 LASTING = {
@@ -67,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(_parser().parse_args(arguments))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if password := os.environ.get(SERVER_PASSWORD):
+        os.environ.setdefault(CLIENT_PASSWORD, password)
     name = given.pop("flow")
     if name in STACK:
         return _stack(name, **given)
@@ -109,6 +115,8 @@ def _served(name: str, *, notify: str, port: int = PORT) -> int:
     """Run the stack, or apply what is declared for it; return the exit code."""
     if name == "serve":
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+        origins = f"http://127.0.0.1:{port},http://localhost:{port}"  # of the UI
+        os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", origins)
     from flows.stack import deploy, serve
 
     try:

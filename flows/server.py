@@ -4,6 +4,7 @@ import asyncio
 import sys
 
 from flows.database import listen_anew, only_server, prepare
+from flows.origins import allow_own_origins
 from zimage.errors import InputError
 
 
@@ -11,6 +12,7 @@ def main() -> None:
     """Do what the command line asks of Prefect, which is to start a server, after all that goes before."""
     prepare()
     asyncio.run(listen_anew())
+    allow_own_origins()
     from prefect.cli import app
 
     app()

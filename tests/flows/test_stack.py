@@ -76,7 +76,7 @@ SMALL = {
 }
 PICTURES = Path(os.environ.get("CI_ARTIFACTS", PROJECT / "build")) / "ui"  # what a person sees, for whoever runs this
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"
 
 
 def until(what: str, look: Callable[[], Any], within_s: float = 400.0, every_s: float = 0.3) -> Any:
@@ -747,7 +747,8 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
             api.ended(each["id"])
         late = [api.get(f"/flow_runs/{each['id']}") for each in late]
         fired = ended_run(api, add_schedule(api, deployment["id"]))
-        log, before = api.log(fired["id"]), schedules(api)
+        log = until("its log", lambda: "Finished in state" in str(api.log(fired["id"])) and api.log(fired["id"]))
+        before = schedules(api)
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
     with serving(folder) as (process, api):
@@ -791,6 +792,53 @@ def lock_of(home: Path, *, other_than: str = "") -> str:
     return str(
         until("the lock", lambda: path.is_file() and path.read_text() != other_than and path.read_text(), HANGS_AFTER_S)
     )
+
+
+FOREIGN = """async (api) => {
+    const tried = async (what) => { try { return await what() } catch (error) { return "refused" } };
+    const asked = (path, options) => tried(async () => (await fetch(api + path, options)).status);
+    const flow = {method: "POST", headers: {"Content-Type": "application/json"}, body: '{"name": "foreign"}'};
+    const socket = () => new Promise((resolve) => {
+        const opened = new WebSocket(api.replace("http", "ws") + "/events/in");
+        opened.onopen = () => resolve("open"); opened.onerror = () => resolve("refused");
+    });
+    return [await asked("/flows/", flow), await asked("/version"), await socket()];
+}"""
+
+
+def test_a_page_of_another_origin_can_neither_read_nor_do_anything(tmp_path: Path, page: Page) -> None:
+    with serving(tmp_path) as (process, api), receiving() as (foreign, _):
+        assert process.stdout is not None and process.stdout.readline()
+        page.goto(foreign)  # an error page, and of its origin all the same
+        found = page.evaluate(FOREIGN, api.address)
+        flows = {each["name"] for each in api.post("/flows/filter", {})}
+        rebound = httpx.get(f"{api.address}/version", headers={"Host": "foreign.example:4200"})
+        for own in ("127.0.0.1", "localhost"):
+            page.goto(f"{api.address.removesuffix('/api').replace('127.0.0.1', own)}/deployments")
+            page.get_by_role("link", name="publish", exact=True).first.wait_for()
+
+    assert found == ["refused", "refused", "refused"]
+    assert "retrain" in flows and "foreign" not in flows
+    assert (rebound.status_code, rebound.text[:33]) == (403, "This server is only reached as 12")
+
+
+def test_a_stack_with_a_password_comes_up_and_answers_nobody_else(tmp_path: Path) -> None:
+    with serving(tmp_path, PREFECT_SERVER_API_AUTH_STRING="admin:a-password") as (process, api):
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"UI       {api.address.removesuffix('/api')}\n"
+        asked = f"{api.address}/deployments/name/retrain/retrain"
+        without = httpx.get(asked)
+        with_it = httpx.get(asked, auth=("admin", "a-password"))
+        workers = until(
+            "the worker",
+            lambda: httpx.post(
+                f"{api.address}/work_pools/cpu/workers/filter", json={}, auth=("admin", "a-password")
+            ).json(),
+        )
+
+    assert without.status_code == 401
+    assert with_it.json()["name"] == "retrain"
+    assert workers
 
 
 def test_a_second_stack_with_the_same_home_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:

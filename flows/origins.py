@@ -1,0 +1,64 @@
+"""Refuse what web pages of other origins ask of Prefect's server in the browser of somebody who runs one."""
+
+from collections.abc import Collection
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+ANY = "*"  # as PREFECT_SERVER_CORS_ALLOWED_ORIGINS has it where nobody set it
+
+
+class AllowedOrigins:
+    """ASGI middleware that answers 403 to a foreign `Host` or `Origin`, and closes web sockets that have one.
+
+    CORS only hides answers from a foreign page: its requests are carried out, and web sockets are not covered. The
+    host is checked because the name of a foreign page can be made to resolve to this machine. Programs send no origin.
+
+    Args:
+        app: What it protects.
+        origins: Those of the server's own pages, such as http://127.0.0.1:4200.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self._app, self._origins = app, set(origins)
+        self._hosts = {urlsplit(origin).netloc for origin in origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] in ("http", "websocket") and (refusal := self._refusal(Headers(scope=scope))):
+            refuse = WebSocketClose(1008, refusal) if scope["type"] == "websocket" else PlainTextResponse(refusal, 403)
+            await refuse(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> str:
+        if headers.get("host") not in self._hosts:
+            return f"This server is only reached as {' or '.join(sorted(self._hosts))}."
+        if "origin" in headers and headers["origin"] not in self._origins:
+            return "Pages of other origins may not use this server."
+        return ""
+
+
+def allow_own_origins() -> None:
+    """Protect the server that this process is about to make, if it is set up which origins are its own.
+
+    They are in PREFECT_SERVER_CORS_ALLOWED_ORIGINS. Prefect has no setting for hosts and no place for a middleware.
+    """
+    from prefect.server.api import server
+    from prefect.settings import PREFECT_SERVER_CORS_ALLOWED_ORIGINS
+
+    origins = PREFECT_SERVER_CORS_ALLOWED_ORIGINS.value().split(",")
+    if ANY in origins:
+        return
+    make = server.create_app
+
+    def make_protected(*arguments: Any, **options: Any) -> Any:
+        app = make(*arguments, **options)
+        app.add_middleware(AllowedOrigins, origins=origins)
+        return app
+
+    server.create_app = make_protected
