@@ -38,6 +38,7 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)  # of `kill` and of systemd; of a termi
 LOOK_EVERY_S = 0.5
 DEPLOYMENTS = PROJECT / "infra" / "prefect.yaml"
 AUTOMATIONS = PROJECT / "infra" / "automations.yaml"
+EXECUTED = {"command", "working_dir", "env"}  # fields of a job that decide what a worker executes
 NOTIFY = "notify"  # stands for the webhook in automations.yaml
 MARK = "ZIMAGE_PART_OF"  # a variable that tells which part of a stack a process belongs to
 # Prefect's command, as a child that does not outlive this process; and the same where it is a server.
@@ -107,7 +108,7 @@ def deploy(*, notify: str) -> None:
         InputError: Prefect refused a deployment; its own words stand above.
     """
     for pool in sorted({leg.pool for leg in LEGS.values()}):
-        _make_pool(pool)
+        make_pool(pool)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".yaml") as file:
         yaml.safe_dump(_declared_deployments(), file)
         file.flush()
@@ -262,13 +263,35 @@ def _gpus() -> list[str]:
     return answer.stdout.split() if answer.returncode == 0 else []
 
 
-def _make_pool(name: str) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
+def make_pool(name: str) -> None:
+    """Make a work pool whose runs cannot choose what a worker executes; one that is there becomes such a pool.
 
-    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+    Prefect's template for processes lets the job variables of any run set the command, its folder and its environment.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
+    with get_client(sync_client=True) as client:
+        with contextlib.suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        pool = client.read_work_pool(name)
+        if pool.type == "process":
+            # A pool without a template gets that of the first worker that serves it.
+            template = pool.base_job_template or ProcessWorker.get_default_base_job_template()
+            template = without_fields(template, EXECUTED)
+            client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+
+
+def without_fields(template: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    """Return a job template without these fields and the variables of their names: no value given to a run sets them.
+
+    A fixed environment would not do: Prefect adds what a run asks for to it. A run has its worker's environment.
+    """
+    job = {name: value for name, value in template["job_configuration"].items() if name not in names}
+    variables = {name: each for name, each in template["variables"]["properties"].items() if name not in names}
+    return {**template, "job_configuration": job, "variables": {**template["variables"], "properties": variables}}
 
 
 def _make_automation(declared: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What is declared in infra/ is what the code has, and is as safe as it says."""
 
+import asyncio
 import datetime
 import fnmatch
 import importlib
@@ -24,8 +25,10 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.events.schemas.automations import AutomationCore
 from prefect.server.schemas.schedules import CronSchedule
 from prefect.utilities.templating import apply_values
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from flows.__main__ import LASTING
+from flows.stack import make_pool
 from tasks.policy import HEARTBEAT_S, LEGS, LOST_AFTER_S
 
 INFRA = Path(__file__).parent.parent / "infra"
@@ -61,6 +64,24 @@ def test_what_a_deployment_sets_is_what_its_flow_can_be_asked(name: str) -> None
     whose = {"subject": "ada"} if "subject" in spec.model_fields else {}
 
     spec(**DEPLOYMENTS[name]["parameters"]["spec"], **whose)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_cannot_choose_what_a_worker_executes(there: bool, prefect_server: None) -> None:
+    name = f"processes-{there}"
+    asked = {"command": "touch mine", "working_dir": "/tmp", "env": {"PYTHONPATH": "/tmp"}, "name": "a run"}
+    with get_client(sync_client=True) as client:
+        if there:
+            template = ProcessWorker.get_default_base_job_template()
+            client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+        make_pool(name)
+        make_pool(name)
+        template = client.read_work_pool(name).base_job_template
+
+    job = asyncio.run(ProcessJobConfiguration.from_template_and_values(template, asked))
+
+    assert (job.command, job.working_dir, job.env) == (None, None, {})
+    assert job.name == "a run"
 
 
 def test_every_leg_can_be_started_on_its_own_machine() -> None:
