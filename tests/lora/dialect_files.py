@@ -1,5 +1,6 @@
 """LoRA files as each tool writes them, made from one set of weights; and the tiny Z-Image they belong to."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -105,5 +106,9 @@ DIALECTS: dict[str, Callable[[Weights, float], dict[str, Tensor]]] = {
 
 
 def write_dialect(path: Path, dialect: str, weights: Weights, scale: float) -> None:
-    """Write a file whose change is `scale` times the weights'."""
+    """Write a file whose change is `scale` times the weights'; peft's has its configuration beside it."""
     save_file(DIALECTS[dialect](weights, scale), path)
+    if dialect == "peft":
+        rank = len(next(iter(weights.values())).down)
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
+        path.with_name("adapter_config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -75,17 +75,22 @@ def kohya(widths: Widths, prefix: str = "lora_unet_") -> dict[str, tuple[int, ..
 def write_header(
     path: Path, shapes: dict[str, tuple[int, ...]], *, dtype: str = "BF16", metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a valid safetensors file of these shapes whose data are a hole of the right size."""
+    """Write a valid safetensors file of these shapes whose data are a hole of the right size; its alphas are 1."""
     header: dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
-    start = 0
+    start, alphas = 0, []
     for name, shape in shapes.items():
         stop = start + math.prod(shape) * {"BF16": 2, "F16": 2, "F32": 4}[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+        if name.endswith(".alpha") and math.prod(shape) == 1:
+            alphas.append(start)
         start = stop
     text = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + start)
+        for begin in alphas:
+            file.seek(8 + len(text) + begin)
+            file.write({"BF16": b"\x80\x3f", "F16": b"\x00\x3c", "F32": b"\x00\x00\x80\x3f"}[dtype])
 
 
 def _attention(name: str, **config: object) -> Widths:
@@ -223,14 +228,14 @@ FILES: dict[str, tuple[str, Callable[[], dict[str, tuple[int, ...]]]]] = {
         lambda: shapes_of_pairs(widths_of("ZImageTransformer2DModel"), "transformer.", *AB),
     ),
     "Z-Image, musubi-tuner": ("Z-Image", lambda: kohya(only(widths_of("ZImageTransformer2DModel"), *Z_IMAGE))),
-    "PixArt, unknown here": (
-        "unknown",
+    "PixArt, diffusers": (
+        "PixArt",
         lambda: shapes_of_pairs(
             _attention("PixArtTransformer2DModel", num_layers=4, cross_attention_dim=1152), "transformer.", *AB
         ),
     ),
-    "a language model, unknown here": (
-        "unknown",
+    "a language model": (
+        "language model",
         lambda: shapes_of_pairs(
             repeated("model.layers.{}", 36, {"self_attn.q_proj": (4096, 2560)}), "base_model.model.", *AB
         ),

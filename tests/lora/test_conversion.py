@@ -231,20 +231,20 @@ def test_a_full_difference_becomes_a_lora_of_its_rank(tmp_path: Path) -> None:
     [
         (
             {"lora_te_layers_0_mlp.lora_up.weight": torch.ones(2, 1)},
-            r"1 keys have no place .*lora_te_layers_0_mlp\.lora_up\.weight",
+            r"no place for 1 of its keys: 1 of the text encoder, such as 'lora_te_layers_0_mlp\.lora_up\.weight'",
         ),
         ({"diffusion_model.layers.0.attention.to_z.lora_A.weight": torch.ones(1, 2)}, "have no place"),
-        ({"diffusion_model.layers.0.attention.to_k.lora_mid.weight": torch.ones(1, 2)}, "have no place"),
-        ({f"{TO_Q}.lora_B.bias": torch.ones(32)}, r"have no place .*to_q\.lora_B\.bias"),
-        ({"diffusion_model.layers.0.attention.to_k.lora_A.weight": torch.ones(1, 32)}, "do not belong together"),
+        ({"diffusion_model.layers.0.attention.to_k.lora_mid.weight": torch.ones(1, 2)}, "is incomplete"),
+        ({f"{TO_Q}.lora_B.bias": torch.ones(32)}, r"no place .* 1 of biases, such as .*to_q\.lora_B\.bias"),
+        ({"diffusion_model.layers.0.attention.to_k.lora_A.weight": torch.ones(1, 32)}, "is incomplete"),
         (
             {"layers.0.attention.to_q.lora_A.weight": torch.ones(1, 32)}
             | {"layers.0.attention.to_q.lora_B.weight": torch.ones(32, 1)},
-            "changes layers.0.attention.to_q twice",
+            "several adapters of the same layers: diffusion_model.lora_A and lora_A",
         ),
-        ({f"{TO_Q}.dora_scale": torch.ones(32, 1)}, "is DoRA; its magnitudes depend on the base's weights"),
+        ({f"{TO_Q}.dora_scale": torch.ones(32, 1)}, "is DoRA, whose magnitudes depend on the base's weights"),
         ({f"{TO_Q}.alpha": torch.tensor([1.0, 2.0])}, "is not one number"),
-        ({f"{TO_Q}.alpha": torch.tensor(torch.nan)}, "holds NaN or infinity; use an earlier checkpoint"),
+        ({f"{TO_Q}.alpha": torch.tensor(torch.nan)}, "only a finite number above zero"),
     ],
 )
 def test_what_has_no_place_is_an_error_that_lists_it_and_nothing_is_written(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tests.lora.family_files import write_header
 from tests.lora.fuzz import read_many
-from zimage.lora.header import MAX_HEADER_BYTES, LoraFileError, read_header, read_scalar, shown
+from zimage.lora.header import MAX_HEADER_BYTES, LoraFileError, read_header, read_scalars, shown
 from zimage.lora.inspection import inspect_file
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -44,8 +44,7 @@ def test_a_scalar_is_read_in_every_dtype_it_comes_in(tmp_path: Path, dtype: torc
     path = tmp_path / "x.safetensors"
     save_file({"a.alpha": torch.tensor(12, dtype=dtype), "b": torch.zeros(2)}, path)
     header = read_header(path)
-    assert read_scalar(path, header, "a.alpha") == 12.0
-    assert read_scalar(path, header, "b") is None
+    assert read_scalars(path, header, ["a.alpha", "b"]) == {"a.alpha": 12.0, "b": None}
 
 
 @pytest.mark.parametrize(

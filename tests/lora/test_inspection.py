@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.lora.dialect_files import DIALECTS, factors_for_every_linear, tiny_transformer, write_dialect
-from tests.lora.family_files import AB, FILES, kohya, only, shapes_of_pairs, widths_of, write_header
+from tests.lora.family_files import AB, FILES, only, shapes_of_pairs, widths_of, write_header
 from zimage.lora.commands import as_text
 from zimage.lora.inspection import Inspection, inspect_file
 from zimage.lora.modules import is_module, released_shapes
@@ -131,9 +131,11 @@ def test_the_kind_is_told_from_the_factors(tmp_path: Path, shapes: dict[str, tup
 
 def test_dora_is_usable_in_comfyui_only(tmp_path: Path) -> None:
     shapes = {f"{ATTENTION}.lora_A.weight": (4, 3840), f"{ATTENTION}.lora_B.weight": (3840, 4)}
-    found = inspected(tmp_path / "x.safetensors", shapes | {f"{ATTENTION}.dora_scale": (3840, 1)})
-    assert (found.kind, found.verdict, found.comfyui, found.diffusers) == ("DoRA", "usable", "all", "some")
-    assert found.remedy == "Use it in ComfyUI only."
+    found = inspected(tmp_path / "x.safetensors", shapes | {f"{ATTENTION}.dora_scale": (1, 3840)})
+    assert (found.kind, found.verdict, found.comfyui, found.diffusers) == ("DoRA", "usable", "all", "wrong")
+    assert found.remedy.startswith("Use it in ComfyUI as it is.")
+    by_rows = inspected(tmp_path / "x.safetensors", shapes | {f"{ATTENTION}.dora_scale": (3840, 1)})
+    assert (by_rows.kind, by_rows.verdict, by_rows.comfyui) == ("DoRA", "unusable", "wrong")
     peft = {name.replace("diffusion_model.", "base_model.model."): shape for name, shape in shapes.items()}
     found = inspected(
         tmp_path / "y.safetensors", peft | {"base_model.model.layers.0.attention.to_q.lora_magnitude_vector": (3840,)}
@@ -148,8 +150,8 @@ def test_a_strength_that_only_metadata_tells_makes_a_file_convertible(tmp_path: 
     }
     told = {"lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 8})}
     found = inspected(tmp_path / "x.safetensors", shapes, **told)
-    assert (found.verdict, found.diffusers, found.comfyui) == ("convertible", "all", "some")
-    assert "ComfyUI does not read the strength" in found.reason
+    assert (found.verdict, found.diffusers, found.comfyui) == ("convertible", "all", "other strength")
+    assert "ComfyUI applies it with 0.5 times the strength that its metadata tells" in found.reason
     same = {"lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 4})}
     assert inspected(tmp_path / "y.safetensors", shapes, **same).verdict == "usable"
 
@@ -177,7 +179,8 @@ def test_a_strength_that_only_metadata_tells_makes_a_file_convertible(tmp_path: 
         ),
         (
             {f"{ATTENTION}.lora_A.weight": (4, 3840), f"{ATTENTION}.lora_B.weight": (3840, 4)}
-            | kohya({"model_layers_0_mlp": (64, 64)}, "lora_te_"),
+            | {"diffusion_model.layers.0.attention.to_x.lora_A.weight": (4, 64)}
+            | {"diffusion_model.layers.0.attention.to_x.lora_B.weight": (64, 4)},
             "1 of its 2 layers have no place in Z-Image",
         ),
     ],

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from zimage.errors import InputError
 from zimage.lora.header import LoraFileError
@@ -56,6 +56,11 @@ def _add(
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=DIALECTS, default="portable", help="the dialect to write; else portable")
     parser.add_argument("--rank", type=int, help="reduce to this rank by SVD; the error is told")
+    parser.add_argument("--adapter", metavar="NAME", help="which adapter to take of a file that holds several")
+    parser.add_argument(
+        "--alpha", metavar="tensors|metadata|NUMBER", help="which alpha holds, where a file tells two or none"
+    )
+    parser.add_argument("--leave-out", action="store_true", help="convert without what a portable LoRA cannot hold")
     parser.add_argument("--dtype", choices=list(DTYPES), help="else the source's where that loses nothing, or fp32")
 
 
@@ -80,15 +85,35 @@ def as_text(found: "Inspection") -> str:
         "kind": found.kind,
         "dialect": f"{found.dialect} ({found.written_by})",
         "rank": found.rank if found.rank is not None else "-",
-        "alpha": found.alpha if found.alpha is not None else "none stored (strength 1)",
+        "alpha": _alpha(found),
         "targets": targets + more,
         "weights": f"{found.num_tensors} tensors of {', '.join(found.dtype)}, {found.num_bytes / 1e6:.1f} MB",
-        "diffusers": f"applies {found.diffusers}",
-        "ComfyUI": f"applies {found.comfyui}",
+        "diffusers": _reading(found.diffusers),
+        "ComfyUI": _reading(found.comfyui),
         **{f"  {name}": value for name, value in found.metadata.items()},
     }
     lines = [f"{found.file}: {found.verdict}", found.reason, found.remedy, ""]
     return "\n".join([*lines, *(f"{name:<11} {value}" for name, value in facts.items())])
+
+
+_READINGS = {
+    "error": "refuses it",
+    "other strength": "applies it with another strength",
+    "wrong": "applies another change",
+}
+
+
+def _reading(reading: str) -> str:
+    """Return what a loader does, in a few words."""
+    return _READINGS.get(reading, reading if reading == "not measured" else f"applies {reading}")
+
+
+def _alpha(found: "Inspection") -> str:
+    """Return where the strength is, in words."""
+    stored = str(found.alpha) if found.alpha is not None else "none among the tensors"
+    if found.strength is not None:
+        return f"{stored}; its configuration tells a strength of {found.strength}"
+    return stored if found.alpha is not None else f"{stored} (strength 1)"
 
 
 def _convert(parsed: argparse.Namespace) -> int:
@@ -114,9 +139,22 @@ def _plan(parsed: argparse.Namespace) -> "Plan":
     import torch
 
     from zimage.lora.conversion import Plan
+    from zimage.lora.obstacles import Choices
 
     dtype = getattr(torch, DTYPES[parsed.dtype]) if parsed.dtype else None
-    return Plan(parsed.to, parsed.rank, dtype)
+    return Plan(parsed.to, parsed.rank, dtype, Choices(parsed.adapter, _alpha_choice(parsed.alpha), parsed.leave_out))
+
+
+def _alpha_choice(text: str | None) -> "Literal['tensors', 'metadata'] | float | None":
+    if text is None or text in {"tensors", "metadata"}:
+        return text  # type: ignore[return-value]
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise InputError(f"--alpha is `tensors`, `metadata` or a number above zero, not {text!r}.")
+    return number
 
 
 def _with_strength(text: str) -> tuple[Path, float]:

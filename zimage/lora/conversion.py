@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from zimage.errors import InputError
 from zimage.folder import make_writable
 from zimage.lora.change import Change, Kronecker, Spectrum, difference, exact_factors, norm, spectrum, written_out
 from zimage.lora.inspection import inspect_file
+from zimage.lora.obstacles import NO_CHOICES, Choices
 from zimage.lora.portable import MODELSPEC, Factors
 from zimage.lora.reading import Lora, read_lora
 from zimage.lora.tensors import write_tensors
@@ -48,11 +49,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to write: the dialect, the rank to reduce to (None: exactly), the dtype (None: no loss, else float32)."""
+    """How to write: the dialect, the rank to reduce to (None: exactly), the dtype (None: no loss, else float32).
+
+    Args:
+        choices: What a person says where the file leaves it open.
+    """
 
     dialect: Dialect
     rank: int | None
     dtype: torch.dtype | None
+    choices: Choices = NO_CHOICES
 
 
 def convert(path: Path, out: Path, plan: Plan) -> Outcome:
@@ -61,7 +67,7 @@ def convert(path: Path, out: Path, plan: Plan) -> Outcome:
     Raises:
         InputError: see `read_lora`; or it is no exact product of small rank and no rank was given.
     """
-    lora = read_lora(path)
+    lora = read_lora(path, plan.choices)
     about = {"zimage.converted_from": inspect_file(path).dialect}
     return _write(path, out, lora, _weights(path, lora, plan), plan=plan, about=about)
 
@@ -77,8 +83,8 @@ def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Pl
     for path, strength in zip(paths, strengths, strict=True):
         if not math.isfinite(strength):
             raise InputError(f"The strength of {path} is {strength:g}; give a finite number such as 0.8.")
-    loras = [read_lora(path) for path in paths]
-    exact = Plan(plan.dialect, None, plan.dtype)
+    loras = [read_lora(path, plan.choices) for path in paths]
+    exact = replace(plan, rank=None)
     parts = [_weights(path, lora, exact) for path, lora in zip(paths, loras, strict=True)]
     weights = {name: _sum(name, parts, strengths) for name in dict.fromkeys(name for part in parts for name in part)}
     narrowest_wins = max((lora.dtype for lora in loras), key=lambda dtype: dtype.itemsize)
@@ -100,7 +106,7 @@ def resize(path: Path, out: Path, plan: Plan, energy: float | None) -> Outcome:
         raise InputError("Say either to which rank (--rank 16) or how much to keep (--energy 0.99).")
     if energy is not None and not 0 < energy <= 1:
         raise InputError(f"The energy to keep is a share above 0 and at most 1, not {energy:g}; try 0.99.")
-    lora = read_lora(path)
+    lora = read_lora(path, plan.choices)
     weights = _weights(path, lora, plan) if energy is None else _keeping(lora, energy)
     about = {"zimage.resized": f"rank {plan.rank}" if energy is None else f"energy {energy:g}"}
     return _write(path, out, lora, weights, plan=plan, about=about)
@@ -196,7 +202,7 @@ def _share(off: float, size: float) -> float:
 def _check_finite(weights: Mapping[str, Factors], dtype: torch.dtype) -> None:
     for name, factors in weights.items():
         if not all(bool(torch.isfinite(tensor).all()) for tensor in factors):
-            raise InputError(f"The change of {name} is too large for {dtype}; write it with --dtype bf16 or float32.")
+            raise InputError(f"The change of {name} is too large for {dtype}; write it with --dtype bf16 or fp32.")
 
 
 def _error(change: Change, written: Factors) -> tuple[float, float]:

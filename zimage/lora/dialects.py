@@ -1,5 +1,6 @@
 """Who writes a LoRA file's keys, and which loaders read such keys for Z-Image."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,8 +36,6 @@ DIALECTS = (
 )
 MIXED = "mixed"
 UNNAMED = "unnamed"
-# Which of them diffusers 0.42.1 applies in full; measured, and measured again by tests/lora/test_matrix.py.
-READ_BY_DIFFUSERS = frozenset({"diffusers", "portable", "diffsynth", "kohya-split", "dotted-kohya", "kohya-native"})
 _BY_PREFIX = {
     "": "bare",
     "transformer.": "diffusers",
@@ -50,6 +49,8 @@ _BY_PREFIX = {
     "lycoris_": "lycoris",
     "lora_transformer_": "lora-transformer",
     "unet.": "diffusers",
+    "pipe.dit.": "diffsynth",
+    "dit.": "diffsynth",
 }
 _IN_NATIVE_NAMES = {"portable": "native", "kohya-split": "kohya-native"}
 _WITH_LORA_DOWN = {"portable": "dotted-kohya", "diffusers": "onetrainer-legacy"}
@@ -59,7 +60,7 @@ _WITH_DEFAULT = {"bare": "diffsynth"}
 def dialect_of(layers: Sequence[Layer]) -> str:
     """Return the dialect of a file's picture-model layers: a name of `DIALECTS`, `mixed`, or `unnamed`."""
     trunk = [layer for layer in layers if not layer.is_text_encoder]
-    prefixed = Counter(_BY_PREFIX.get(layer.prefix, UNNAMED) for layer in trunk)
+    prefixed = Counter(_BY_PREFIX.get(_bare(layer.prefix), UNNAMED) for layer in trunk)
     if not prefixed:
         return UNNAMED
     if len(prefixed) > 1:
@@ -70,7 +71,7 @@ def dialect_of(layers: Sequence[Layer]) -> str:
     styles = {layer.style for layer in trunk}
     if "lora_down" in styles:
         name = _WITH_LORA_DOWN.get(name, name)
-    if "lora_A.default" in styles:
+    if {"lora_A.default", "lora_A.other"} & styles:
         name = _WITH_DEFAULT.get(name, name)
     return name
 
@@ -89,18 +90,9 @@ def writers_of(dialect: str) -> str:
     return next((known.writers for known in DIALECTS if known.name == dialect), "nobody known")
 
 
-def diffusers_reads(layers: Sequence[Layer], dialect: str) -> bool:
-    """Return whether diffusers applies every one of these Z-Image layers, as they are.
-
-    LoKr is read since 0.42 where names are diffusers' own; LoHa is refused; DoRA's scale is dropped with a warning.
-    """
-    kinds = {layer.kind for layer in layers}
-    if kinds == {"LoKr"}:
-        return dialect in {"portable", "diffusers"} and not any(_is_native(layer) for layer in layers)
-    if kinds != {"LoRA"} or dialect not in READ_BY_DIFFUSERS:
-        return False
-    outer = {"x_embedder", "final_layer_linear", "final_layer_adaLN_modulation_1"}
-    return not (dialect == "kohya-native" and any(layer.module in outer for layer in layers))
+def _bare(prefix: str) -> str:
+    """Return a prefix without what wrappers of PyTorch put behind it."""
+    return re.sub(r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|…", "", prefix)
 
 
 def _is_native(layer: Layer) -> bool:

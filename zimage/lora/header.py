@@ -8,7 +8,7 @@ import json
 import math
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -76,7 +76,7 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise LoraFileError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
     raw = _parsed(path, content)
-    metadata = _metadata(path, raw.pop(METADATA_KEY, {}))
+    metadata = _metadata(path, {} if (given := raw.pop(METADATA_KEY, None)) is None else given)
     entries = {name: _entry(path, name, fields) for name, fields in raw.items()}
     if not entries:
         raise LoraFileError(f"{path} holds no tensors; it is an empty safetensors file: save or download it again.")
@@ -85,14 +85,17 @@ def read_header(path: Path) -> Header:
     return Header(entries, metadata, data_start, num_bytes)
 
 
-def read_scalar(path: Path, header: Header, name: str) -> float | None:
-    """Return the value of a tensor of one number (an alpha), or None when it is not one number of a common dtype."""
-    entry = header.entries[name]
+def read_scalars(path: Path, header: Header, names: Iterable[str]) -> dict[str, float | None]:
+    """Return the values of tensors of one number (alphas); None for one that is not one number of a common dtype."""
+    with path.open("rb") as file:
+        return {name: _scalar(file, header, header.entries[name]) for name in names}
+
+
+def _scalar(file: BinaryIO, header: Header, entry: Entry) -> float | None:
     if math.prod(entry.shape) != 1 or entry.dtype not in {*_SCALARS, "BF16"}:
         return None
-    with path.open("rb") as file:
-        file.seek(header.data_start + entry.start)
-        content = file.read(entry.stop - entry.start)
+    file.seek(header.data_start + entry.start)
+    content = file.read(entry.stop - entry.start)
     if entry.dtype == "BF16":
         return float(struct.unpack("<f", b"\0\0" + content)[0])
     return float(struct.unpack(_SCALARS[entry.dtype], content)[0])
@@ -119,11 +122,14 @@ def _json_bytes(path: Path, file: BinaryIO, num_bytes: int) -> bytes:
     if num_bytes == 0:
         raise LoraFileError(f"{path} is empty; download it again.")
     start = file.read(8)
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        raise LoraFileError(f"{path} is a pickle under another name; it was not loaded: ask for the .safetensors.")
-    if start.startswith(b"GGUF"):
-        raise LoraFileError(f"{path} is a GGUF file under another name; expected a .safetensors LoRA file.")
     length = int.from_bytes(start, "little")
+    # A length can begin like a pickle does (66,176 does); what would be a header after it then ends the doubt.
+    if not (2 <= length <= num_bytes - 8 and file.read(1) == b"{"):
+        if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+            raise LoraFileError(f"{path} is a pickle under another name; it was not loaded: ask for the .safetensors.")
+        if start.startswith(b"GGUF"):
+            raise LoraFileError(f"{path} is a GGUF file under another name; expected a .safetensors LoRA file.")
+    file.seek(8)
     if len(start) < 8 or length < 2 or length > num_bytes - 8:
         raise LoraFileError(
             f"{path} is truncated or no safetensors file: it has {num_bytes} bytes and promises a header of "

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict
 
 from zimage.lora.dialects import dialect_of, foreign_dialect_of, writers_of
 from zimage.lora.families import FamilyName, recognise
-from zimage.lora.header import Header, read_header, read_scalar, shown
+from zimage.lora.header import Header, read_header, read_scalars, shown
 from zimage.lora.layers import Kind, Layer, layers_of
-from zimage.lora.verdict import Reading, Word, judge
+from zimage.lora.loaders import Reading
+from zimage.lora.verdict import Word, judge
 
 N = TypeVar("N", int, float)
 
@@ -53,6 +54,7 @@ class Inspection(BaseModel):
     kind: Kind | Literal["mixed"]
     rank: int | list[int] | None
     alpha: float | list[float] | None
+    strength: float | list[float] | None  # alpha / rank as its configuration tells it, where one does
     dtype: list[str]
     num_tensors: int
     targets: list[Target]
@@ -76,7 +78,7 @@ def inspect_file(path: Path) -> Inspection:
     dialect = dialect_of(layers) if family.name == "Z-Image" else foreign_dialect_of(layers)
     kinds = {layer.kind for layer in layers}
     kind = next(iter(kinds)) if len(kinds) == 1 else _mixed_kind(kinds)
-    verdict = judge(path, layers, family, dialect, header.metadata)
+    verdict = judge(path, header, layers, family, dialect)
     return Inspection(
         file=str(path),
         num_bytes=header.num_bytes,
@@ -86,14 +88,15 @@ def inspect_file(path: Path) -> Inspection:
         kind=kind,
         rank=_one_or_all([layer.rank for layer in layers if layer.rank is not None]),
         alpha=_one_or_all(_alphas(path, header, layers)),
+        strength=_one_or_all(verdict.strengths),
         dtype=sorted({entry.dtype for entry in header.entries.values()}),
         num_tensors=len(header.entries),
         targets=_targets(layers),
         metadata={
             shown(name): shown(value, 200) for name, value in header.metadata.items() if _METADATA_SHOWN.fullmatch(name)
         },
-        diffusers=verdict.diffusers,
-        comfyui=verdict.comfyui,
+        diffusers=verdict.diffusers.reading,
+        comfyui=verdict.comfyui.reading,
         verdict=verdict.word,
         reason=verdict.reason,
         remedy=verdict.remedy,
@@ -114,8 +117,8 @@ def _one_or_all(values: Sequence[N]) -> N | list[N] | None:
 
 
 def _alphas(path: Path, header: Header, layers: Sequence[Layer]) -> list[float]:
-    alphas = [read_scalar(path, header, layer.keys["alpha"]) for layer in layers if "alpha" in layer.keys]
-    return [alpha for alpha in alphas if alpha is not None and math.isfinite(alpha)]
+    alphas = read_scalars(path, header, [layer.keys["alpha"] for layer in layers if "alpha" in layer.keys])
+    return [alpha for alpha in alphas.values() if alpha is not None and math.isfinite(alpha)]
 
 
 def _targets(layers: Sequence[Layer]) -> list[Target]:

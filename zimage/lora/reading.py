@@ -3,21 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zimage.errors import InputError
-from zimage.lora.adapter_metadata import Strengths, strengths_of
-from zimage.lora.change import Change, Dense, Hadamard, Kronecker, thirds
+from zimage.lora.change import Change, Dense, Hadamard, Kronecker, thirds, written_out
 from zimage.lora.families import recognise
 from zimage.lora.header import LoraFileError, read_header, shown
 from zimage.lora.inspection import inspect_file
 from zimage.lora.keys import Part
 from zimage.lora.layers import Layer, layers_of
 from zimage.lora.modules import QKV, QKV_PARTS, place_of
+from zimage.lora.obstacles import EXTRA, NO_CHOICES, Choices, adapters_of, is_matrix, name_of, obstacles
 from zimage.lora.portable import Factors
+from zimage.lora.strength import Strengths, strengths_of
+from zimage.lora.verdict import is_peft
 
 _DTYPES = {
     "F16": torch.float16,
@@ -27,7 +30,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-_NUM_LISTED = 20
+SAME_CHANGE = 1e-4  # of its size: two ways of writing one change, each rounded by itself
 
 
 @dataclass(frozen=True)
@@ -39,54 +42,82 @@ class Lora:
     dtype: torch.dtype  # of the file's factors, the widest
 
 
-def read_lora(path: Path) -> Lora:
+def read_lora(path: Path, choices: Choices = NO_CHOICES) -> Lora:
     """Return what a LoRA file does to Z-Image, whatever its dialect, in float32 or wider.
+
+    Args:
+        path: The file.
+        choices: What a person says where the file leaves it open; see `zimage.lora.obstacles`.
 
     Raises:
         LoraFileError: it is no believable safetensors file.
-        InputError: it was made for another model, a key has no place (all are listed), factors are missing or do not
-            belong together, a form cannot be expressed (DoRA), or values are NaN or infinite.
+        InputError: it was made for another model, a choice has to be made first (adapter, alpha, what to leave out),
+            factors are missing or do not belong together, a form cannot be expressed (DoRA), or values are NaN or
+            infinite. The sentences are those of `zimage inspect`.
     """
     header = read_header(path)
     layers = layers_of(header)
     family = recognise(layers)
     if family.name != "Z-Image":
         raise InputError(f"{path}: {inspect_file(path).reason} See `zimage inspect`.")
-    _check_places(path, layers)
-    factors = [name for layer in layers for part, name in layer.keys.items() if part != "alpha"]
+    strengths = strengths_of(header.metadata, path, beside=is_peft(layers))
+    if found := obstacles(path, header, layers, strengths, choices):
+        raise InputError(f"{path}: {found[0].reason.removesuffix('.')}. {found[0].remedy}")
+    several = adapters_of(layers)
+    chosen = [layer for layer in layers if is_matrix(layer) and _is_chosen(layer, several, choices)]
+    factors = [name for layer in chosen for part, name in layer.keys.items() if part not in {*EXTRA, "alpha"}]
+    if not factors:
+        raise InputError(f"{path}: {inspect_file(path).reason} {inspect_file(path).remedy}")
     dtypes = {header.entries[name].dtype for name in factors}
     if strange := dtypes - _DTYPES.keys():
         raise InputError(f"{path} stores weights as {', '.join(sorted(strange))}; known are {', '.join(_DTYPES)}.")
-    adapter = strengths_of(header.metadata)
     changes: dict[str, Change] = {}
     try:
         with safe_open(str(path), framework="pt") as file:
-            for layer in layers:
-                tensors = {part: _finite(path, name, file.get_tensor(name)) for part, name in layer.keys.items()}
-                for name, change in _changes_of(path, layer, tensors, adapter).items():
-                    if name in changes:
+            for layer in chosen:
+                kept = {part: name for part, name in layer.keys.items() if part not in EXTRA}
+                tensors = {part: _read(path, file, layer, part, name) for part, name in kept.items()}
+                for name, change in _changes_of(path, layer, tensors, _Strength(strengths, choices)).items():
+                    if name in changes and not _are_equal(changes[name], change):
                         raise InputError(f"{path} changes {name} twice, under different names; keep one of the two.")
                     changes[name] = change
     except SafetensorError as error:
         raise LoraFileError(f"{path} cannot be read ({shown(str(error))}); download it again.") from None
     widest = max((_DTYPES[dtype] for dtype in dtypes), key=lambda dtype: dtype.itemsize)
-    return Lora(changes, header.metadata, widest)
+    return Lora(changes, header.metadata, widest if widest.itemsize > 1 else torch.bfloat16)
 
 
-def _check_places(path: Path, layers: list[Layer]) -> None:
-    wrong = [name for layer in layers if _is_strange(layer) for name in layer.keys.values()]
-    if wrong:
-        listed = ", ".join(shown(name) for name in wrong[:_NUM_LISTED])
-        more = f" and {len(wrong) - _NUM_LISTED} more" if len(wrong) > _NUM_LISTED else ""
-        raise InputError(
-            f"{path}: {len(wrong)} keys have no place in a Z-Image LoRA and none is dropped silently: {listed}{more}; "
-            "leave them out in the tool that wrote the file."
-        )
+def _is_chosen(layer: Layer, several: list[str], choices: Choices) -> bool:
+    """Whether a layer is of the adapter that was chosen, where several change the same."""
+    return name_of(layer) not in several or name_of(layer) == choices.adapter
 
 
-def _is_strange(layer: Layer) -> bool:
-    no_form = {"unknown", "bias", "mid", "hada_t1", "hada_t2", "lokr_t2", "diff_b", "weight"}
-    return layer.is_text_encoder or place_of(layer.module) is None or bool(no_form & layer.keys.keys())
+def _are_equal(one: Change, other: Change) -> bool:
+    """Whether two ways of writing say the same: some tools write the fused and the split names side by side."""
+    first, second = written_out(one), written_out(other)
+    return first.shape == second.shape and float((first - second).norm()) <= SAME_CHANGE * float(first.norm())
+
+
+def _read(path: Path, file: Any, layer: Layer, part: Part, name: str) -> Tensor:
+    if part == "alpha" and layer.kind == "LoKr" and layer.rank is None:
+        return torch.ones(())  # means nothing there, and may be infinite
+    return _finite(path, name, file.get_tensor(name))
+
+
+@dataclass(frozen=True)
+class _Strength:
+    """By what a layer's product is multiplied, from its own alpha, a configuration or a person's word."""
+
+    config: Strengths
+    choices: Choices
+
+    def of(self, layer: Layer, alpha: float | None, rank: int | None) -> float:
+        if isinstance(self.choices.alpha, float) and rank is not None:
+            return self.choices.alpha / rank
+        told = self.config.of(layer.path, rank)
+        if told is not None and (alpha is None or self.choices.alpha == "metadata"):
+            return told
+        return alpha / rank if alpha is not None and rank is not None else 1.0
 
 
 def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
@@ -96,10 +127,10 @@ def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
     return wide
 
 
-def _changes_of(path: Path, layer: Layer, tensors: Mapping[Part, Tensor], adapter: Strengths) -> dict[str, Change]:
+def _changes_of(path: Path, layer: Layer, tensors: Mapping[Part, Tensor], strength: _Strength) -> dict[str, Change]:
     place = place_of(layer.module)
     assert place is not None
-    change = _change_of(path, layer, tensors, adapter)
+    change = _change_of(path, layer, tensors, strength)
     if not place.name.endswith(QKV):
         return {place.name: change}
     block = place.name.removesuffix(QKV)
@@ -109,43 +140,37 @@ def _changes_of(path: Path, layer: Layer, tensors: Mapping[Part, Tensor], adapte
     return {block + part: change for part, change in zip(QKV_PARTS, parts, strict=True)}
 
 
-def _change_of(path: Path, layer: Layer, tensors: Mapping[Part, Tensor], adapter: Strengths) -> Change:
+def _change_of(path: Path, layer: Layer, tensors: Mapping[Part, Tensor], strength: _Strength) -> Change:
     weights = dict(tensors)
     alpha = weights.pop("alpha", None)
     if alpha is not None and alpha.numel() != 1:
         raise InputError(f"{path}: the alpha of {shown(layer.path)!r} is not one number but {tuple(alpha.shape)}.")
-    if "dora_scale" in weights:
-        raise InputError(
-            f"{path}: {shown(layer.path)!r} is DoRA; its magnitudes depend on the base's weights and cannot be written "
-            "as a LoRA: use the file in ComfyUI, or merge it into a base in the tool that trained it."
-        )
     try:
-        return _of_form(layer, weights, float(alpha) if alpha is not None else None, adapter)
+        return _of_form(layer, weights, float(alpha) if alpha is not None else None, strength)
     except (ValueError, RuntimeError, IndexError):
         parts = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in weights.items())
         raise InputError(f"{path}: the factors of {shown(layer.path)!r} do not belong together ({parts}).") from None
 
 
-def _of_form(layer: Layer, weights: dict[Part, Tensor], alpha: float | None, adapter: Strengths) -> Change:
+def _of_form(layer: Layer, weights: dict[Part, Tensor], alpha: float | None, strength: _Strength) -> Change:
     """The change of one layer; ValueError when the parts are not a whole form or their shapes do not fit."""
     match weights:
         case {"down": down, "up": up, **rest} if not rest:
             pair = _checked(Factors(_flat(down), _flat(up)))
-            rank = len(pair.down)
-            return _times(alpha / rank if alpha is not None else adapter.of(layer.path, rank), pair)
+            return _times(strength.of(layer, alpha, len(pair.down)), pair)
         case {"hada_w1_a": up1, "hada_w1_b": down1, "hada_w2_a": up2, "hada_w2_b": down2, **rest} if not rest:
             first, second = _checked(Factors(down1, up1)), _checked(Factors(down2, up2))
             if first.up.shape[0] != second.up.shape[0] or first.down.shape[1] != second.down.shape[1]:
                 raise ValueError
-            return Hadamard(_times(alpha / len(first.down) if alpha is not None else 1.0, first), second)
+            return Hadamard(_times(strength.of(layer, alpha, len(first.down)), first), second)
         case {"diff": weight, **rest} if not rest and alpha is None and weight.ndim == 2 and weight.numel():
             return Dense(weight)
         case lokr if all(part.startswith("lokr_") for part in lokr):
-            return _kronecker(lokr, alpha)
+            return _kronecker(layer, lokr, alpha, strength)
     raise ValueError
 
 
-def _kronecker(weights: dict[Part, Tensor], alpha: float | None) -> Kronecker:
+def _kronecker(layer: Layer, weights: dict[Part, Tensor], alpha: float | None, strength: _Strength) -> Kronecker:
     sides, rank = [], None
     for whole, left, right in (("lokr_w1", "lokr_w1_a", "lokr_w1_b"), ("lokr_w2", "lokr_w2_a", "lokr_w2_b")):
         match [weights.pop(part, None) for part in (whole, left, right)]:  # type: ignore[call-overload]
@@ -159,8 +184,7 @@ def _kronecker(weights: dict[Part, Tensor], alpha: float | None) -> Kronecker:
     if weights or any(side.ndim != 2 or not side.numel() for side in sides):
         raise ValueError
     # With both matrices whole there is no rank, and alpha means nothing (lycoris: modules/lokr.py).
-    scale = alpha / rank if alpha is not None and rank is not None else 1.0
-    return Kronecker(sides[0] * scale, sides[1])
+    return Kronecker(sides[0] * strength.of(layer, alpha if rank is not None else None, rank), sides[1])
 
 
 def _times(strength: float, factors: Factors) -> Factors:

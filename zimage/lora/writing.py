@@ -6,14 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zimage.lora.adapter_metadata import KEY as ADAPTER_KEY
 from zimage.lora.modules import QKV, QKV_PARTS, native_name
 from zimage.lora.portable import Factors
+from zimage.lora.strength import METADATA_KEY
 from zimage.lora.tensors import HASH_KEY
 
 Dialect = Literal["portable", "comfyui", "kohya", "diffusers"]
 # Facts about the source's tensors that are no longer true of the new file's.
-STALE_METADATA = frozenset({ADAPTER_KEY, HASH_KEY, "sshs_model_hash", "sshs_legacy_hash", "format"})
+STALE_METADATA = frozenset({METADATA_KEY, HASH_KEY, "sshs_model_hash", "sshs_legacy_hash", "format"})
 
 
 def tensors_in(dialect: Dialect, weights: Mapping[str, Factors]) -> dict[str, Tensor]:
