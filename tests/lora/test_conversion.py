@@ -189,7 +189,7 @@ def test_a_lokr_is_written_exactly_where_its_rank_is_small(tmp_path: Path, decom
     )
     tensors = {f"{TO_Q}.{part}": tensor for part, tensor in {"lokr_w1": small, **large}.items()}
     save_file(tensors, tmp_path / "in.safetensors")
-    outcome = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", PORTABLE)
+    outcome = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", Plan("comfyui", None, None))
     assert outcome.ranks == (8,)
     expected = torch.kron(small, tall @ wide).double() * (0.5 if decomposed else 1.0)
     found = changes_in(tmp_path / "out.safetensors")["layers.0.attention.to_q"]
@@ -213,7 +213,7 @@ def test_a_lokr_of_full_rank_asks_how_much_to_keep_and_says_what_it_costs(tmp_pa
     path = tmp_path / "in.safetensors"
     save_file({f"{TO_Q}.lokr_w1": torch.randn(2, 2), f"{TO_Q}.lokr_w2": torch.randn(300, 300)}, path)
     with pytest.raises(InputError, match=r"no exact form of rank 256 or less.*--rank .*16: \d+\.\d%.*256: \d+\.\d%"):
-        convert(path, tmp_path / "out.safetensors", PORTABLE)
+        convert(path, tmp_path / "out.safetensors", Plan("comfyui", None, None))
     assert not (tmp_path / "out.safetensors").exists()
     outcome = convert(path, tmp_path / "out.safetensors", Plan("portable", 64, None))
     assert outcome.ranks == (64,)

@@ -235,3 +235,49 @@ def test_a_language_models_lora_is_not_taken_for_one_of_z_image(tmp_path: Path) 
     stem = "base_model.model.model.layers.0.self_attn.q_proj"
     content = {f"{stem}.lora_A.weight": torch.zeros(4, 2560), f"{stem}.lora_B.weight": torch.zeros(4096, 4)}
     assert inspect_file(written(tmp_path, content)).family == "language model"
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("decoder.up_blocks.0.resnets.0.conv1.weight", "an autoencoder"),
+        ("model.embed_tokens.weight", "a text encoder"),
+        ("towers.0.weight", "a model"),
+    ],
+)
+def test_whole_weights_are_not_called_a_lora(tmp_path: Path, name: str, what: str) -> None:
+    said = inspect_file(written(tmp_path, {name: torch.zeros(8, 8)}))
+    assert said.verdict == "unusable"
+    assert f"This is no LoRA but whole weights: {what}" in said.reason
+
+
+def test_a_lokr_of_whole_matrices_is_renamed_to_the_last_bit(tmp_path: Path) -> None:
+    stem = "lycoris_layers_0_attention_to_q"
+    content = {
+        f"{stem}.lokr_w1": torch.randn(8, 8).bfloat16(),
+        f"{stem}.lokr_w2": torch.randn(12, 12).bfloat16(),
+        f"{stem}.alpha": torch.tensor(10000.0),
+    }
+    path = written(tmp_path, content)
+    outcome = convert(path, tmp_path / "out.safetensors", Plan("portable", None, None))
+    found = load_file(tmp_path / "out.safetensors")
+    assert set(found) == {f"diffusion_model.{TO_Q}.lokr_w1", f"diffusion_model.{TO_Q}.lokr_w2"}
+    assert torch.equal(found[f"diffusion_model.{TO_Q}.lokr_w2"], content[f"{stem}.lokr_w2"])
+    assert (outcome.error, outcome.by_diffusers, outcome.by_comfyui) == (0.0, 0.0, 0.0)
+    assert inspect_file(tmp_path / "out.safetensors").verdict == "usable"
+
+
+def test_the_strength_of_a_lokr_goes_into_its_first_matrix(tmp_path: Path) -> None:
+    stem = "lycoris_layers_0_attention_to_q"
+    left, up, down = torch.randn(8, 8), torch.randn(12, 4), torch.randn(4, 12)
+    content = {f"{stem}.lokr_w1": left, f"{stem}.lokr_w2_a": up, f"{stem}.lokr_w2_b": down}
+    path = written(tmp_path, content | {f"{stem}.alpha": torch.tensor(3.0)})
+    expected = torch.kron(left.double(), up.double() @ down.double()) * 3 / 4
+    torch.testing.assert_close(converted(path)[TO_Q], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_alpha_of_eight_bits_is_read(tmp_path: Path) -> None:
+    content = {name: value.to(torch.float8_e4m3fn) for name, value in tensors().items()}
+    content |= {f"diffusion_model.{name}.alpha": torch.tensor(2.0).to(torch.float8_e4m3fn) for name in LAYERS}
+    said = inspect_file(written(tmp_path, content))
+    assert (said.alpha, said.verdict, said.diffusers) == (2.0, "convertible", "error")

@@ -4,6 +4,7 @@ O, I out and in features; R rank.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +28,14 @@ class Hadamard:
 class Kronecker:
     """LoKr: the Kronecker product of a small and a large matrix (arXiv 2309.14859; lycoris: modules/lokr.py)."""
 
-    left: Tensor  # (a, b)
+    left: Tensor  # (a, b), strength included
     right: Tensor  # (c, d); the change is (a c, b d)
+    parts: Mapping[str, Tensor] | None = None  # the tensors that give both, by their suffix (`lokr_w1`, `lokr_w2_a`, …)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the change, (out, in)."""
+        return self.left.shape[0] * self.right.shape[0], self.left.shape[1] * self.right.shape[1]
 
 
 @dataclass(frozen=True)
@@ -85,10 +92,18 @@ def thirds(change: Change) -> list[Change]:
         case Hadamard(first, second):
             ups = zip(first.up.chunk(3), second.up.chunk(3), strict=True)
             return [Hadamard(Factors(first.down, one), Factors(second.down, other)) for one, other in ups]
-        case Kronecker(left, right) if left.shape[0] % 3 == 0:
-            return [Kronecker(part, right) for part in left.chunk(3)]
+        case Kronecker(left, right, parts) if left.shape[0] % 3 == 0:
+            return [Kronecker(part, right, _third_of(parts, at)) for at, part in enumerate(left.chunk(3))]
         case _:
             return [Dense(part.contiguous()) for part in written_out(change).chunk(3)]
+
+
+def _third_of(parts: Mapping[str, Tensor] | None, at: int) -> dict[str, Tensor] | None:
+    """The tensors of one third of the rows: those of the first matrix, or of its first factor, are cut."""
+    if parts is None:
+        return None
+    cut = "lokr_w1" if "lokr_w1" in parts else "lokr_w1_a"
+    return {name: part.chunk(3)[at].contiguous() if name == cut else part for name, part in parts.items()}
 
 
 def _without_zeros(factors: Factors) -> Factors:
@@ -129,16 +144,29 @@ def spectrum(change: Change, most: int) -> Spectrum:
             return _thin_spectrum(factors, most)
 
 
-def difference(one: Factors, other: Factors) -> float:
-    """Return the Frobenius norm of the difference of two changes without writing them out.
+def difference(one: Factors | Kronecker, other: Factors | Kronecker) -> float:
+    """Return the Frobenius norm of the difference of two changes, without writing out those of one form.
 
     Exact to float64 where the factors themselves are close, else to 1e-8 of the changes' size.
     """
+    if isinstance(one, Kronecker) or isinstance(other, Kronecker):
+        return _kronecker_difference(one, other)
     down, up, down2, up2 = one.down.double(), one.up.double(), other.down.double(), other.up.double()
     if down.shape == down2.shape and up.shape == up2.shape:
         # B A - B' A' = (B - B') A + B' (A - A'): nothing large cancels when the factors are alike.
         return _thin_norm(Factors(torch.cat([down, down - down2]), torch.cat([up - up2, up2], dim=1)))
     return _thin_norm(Factors(torch.cat([down, down2]), torch.cat([up, -up2], dim=1)))
+
+
+def _kronecker_difference(one: Factors | Kronecker, other: Factors | Kronecker) -> float:
+    if not (isinstance(one, Kronecker) and isinstance(other, Kronecker)) or one.left.shape != other.left.shape:
+        return float((written_out(one) - written_out(other)).norm())
+    left, right, left2, right2 = one.left.double(), one.right.double(), other.left.double(), other.right.double()
+    # L x R - L' x R' = (L - L') x R + L' x (R - R'), and the inner product of A x B and C x D is <A, C> <B, D>.
+    off_left, off_right = left - left2, right - right2
+    square = (off_left.norm() * right.norm()) ** 2 + (left2.norm() * off_right.norm()) ** 2
+    mixed = 2 * (off_left * left2).sum() * (right * off_right).sum()
+    return math.sqrt(max(0.0, float(square + mixed)))
 
 
 def norm(change: Change) -> float:

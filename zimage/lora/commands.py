@@ -168,11 +168,10 @@ def _with_strength(text: str) -> tuple[Path, float]:
 
 
 def _tell(outcome: "Outcome") -> int:
-    ranks = ", ".join(map(str, outcome.ranks))
+    form = f"rank {', '.join(map(str, outcome.ranks))}" if outcome.ranks else "LoKr"
     size_mb = outcome.out.stat().st_size / 1e6
     print(  # noqa: T201
-        f"{outcome.out}: {outcome.dialect}, {outcome.num_layers} layers, rank {ranks}, "
-        f"{outcome.dtype}, {size_mb:.1f} MB"
+        f"{outcome.out}: {outcome.dialect}, {outcome.num_layers} layers, {form}, {outcome.dtype}, {size_mb:.1f} MB"
     )
     print(f"change against the source: {_error(outcome)}")  # noqa: T201
     for loader, off in (("diffusers", outcome.by_diffusers), ("ComfyUI", outcome.by_comfyui)):

@@ -13,12 +13,13 @@ from zimage.errors import InputError
 from zimage.folder import make_writable
 from zimage.lora.change import Change, Kronecker, Spectrum, difference, exact_factors, norm, spectrum, written_out
 from zimage.lora.inspection import inspect_file
+from zimage.lora.loaders import fit_one_factor
 from zimage.lora.obstacles import NO_CHOICES, Choices
 from zimage.lora.portable import MODELSPEC, Factors
 from zimage.lora.reading import Lora, read_lora
 from zimage.lora.tensors import write_tensors
 from zimage.lora.verification import applied_by_comfyui, applied_by_diffusers, depth_of, worst_difference
-from zimage.lora.writing import STALE_METADATA, Dialect, lossless_dtype, stored, tensors_in
+from zimage.lora.writing import STALE_METADATA, Dialect, Weight, lossless_dtype, stored, tensors_in, tensors_of
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +86,12 @@ def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Pl
             raise InputError(f"The strength of {path} is {strength:g}; give a finite number such as 0.8.")
     loras = [read_lora(path, plan.choices) for path in paths]
     exact = replace(plan, rank=None)
-    parts = [_weights(path, lora, exact) for path, lora in zip(paths, loras, strict=True)]
+    parts = [_pairs(path, lora, exact) for path, lora in zip(paths, loras, strict=True)]
     weights = {name: _sum(name, parts, strengths) for name in dict.fromkeys(name for part in parts for name in part)}
     narrowest_wins = max((lora.dtype for lora in loras), key=lambda dtype: dtype.itemsize)
     about = {f"zimage.merged_{at}": f"{path.name} x {strengths[at]:g}" for at, path in enumerate(paths)}
     together = Lora(weights, {"modelspec.title": " + ".join(path.stem for path in paths)}, narrowest_wins)
-    return _write(paths[0], out, together, _weights(paths[0], together, plan), plan=plan, about=about)
+    return _write(paths[0], out, together, _pairs(paths[0], together, plan), plan=plan, about=about)
 
 
 def resize(path: Path, out: Path, plan: Plan, energy: float | None) -> Outcome:
@@ -107,7 +108,7 @@ def resize(path: Path, out: Path, plan: Plan, energy: float | None) -> Outcome:
     if energy is not None and not 0 < energy <= 1:
         raise InputError(f"The energy to keep is a share above 0 and at most 1, not {energy:g}; try 0.99.")
     lora = read_lora(path, plan.choices)
-    weights = _weights(path, lora, plan) if energy is None else _keeping(lora, energy)
+    weights = _pairs(path, lora, plan) if energy is None else _keeping(lora, energy)
     about = {"zimage.resized": f"rank {plan.rank}" if energy is None else f"energy {energy:g}"}
     return _write(path, out, lora, weights, plan=plan, about=about)
 
@@ -125,7 +126,21 @@ def _sum(name: str, parts: Sequence[Mapping[str, Factors]], strengths: Sequence[
     )
 
 
-def _weights(path: Path, lora: Lora, plan: Plan) -> dict[str, Factors]:
+def _weights(path: Path, lora: Lora, plan: Plan) -> dict[str, Weight]:
+    """Return each layer's change in the form in which it is written: as it is where that can be, else two factors."""
+    if plan.rank is None and plan.dialect in {"portable", "diffusers"} and _is_readable_lokr(lora):
+        return {name: change for name, change in lora.changes.items() if isinstance(change, Kronecker)}
+    return dict(_pairs(path, lora, plan))
+
+
+def _is_readable_lokr(lora: Lora) -> bool:
+    """Whether a LoKr keeps its form under portable names: both loaders read it then (loaders.json)."""
+    products = [change for change in lora.changes.values() if isinstance(change, Kronecker) and change.parts]
+    sides = [(each.shape, (each.left.shape[0], each.left.shape[1])) for each in products]
+    return len(products) == len(lora.changes) and fit_one_factor(sides)
+
+
+def _pairs(path: Path, lora: Lora, plan: Plan) -> dict[str, Factors]:
     if plan.rank is not None and plan.rank < 1:
         raise InputError(f"A rank is a whole number from 1 on, not {plan.rank}; try 16.")
     return {name: _factors(path, name, change, plan.rank) for name, change in lora.changes.items()}
@@ -166,7 +181,7 @@ def _single(factors: Factors) -> Factors:
 
 
 def _write(
-    source: Path, out: Path, lora: Lora, weights: dict[str, Factors], *, plan: Plan, about: Mapping[str, str]
+    source: Path, out: Path, lora: Lora, weights: Mapping[str, Weight], *, plan: Plan, about: Mapping[str, str]
 ) -> Outcome:
     dtype = plan.dtype or (
         lora.dtype if plan.rank is not None and lora.dtype.itemsize == 2 else lossless_dtype(weights, lora.dtype)
@@ -185,7 +200,7 @@ def _write(
         out=out,
         dialect=plan.dialect,
         num_layers=len(rounded),
-        ranks=tuple(sorted({len(factors.down) for factors in rounded.values()})),
+        ranks=tuple(sorted({len(weight.down) for weight in rounded.values() if isinstance(weight, Factors)})),
         dtype=str(dtype).removeprefix("torch."),
         error=_share(*(math.hypot(*(pair[at] for pair in errors.values())) for at in (0, 1))),
         worst_error=_share(*errors[worst]),
@@ -199,21 +214,21 @@ def _share(off: float, size: float) -> float:
     return off / size if size else 0.0
 
 
-def _check_finite(weights: Mapping[str, Factors], dtype: torch.dtype) -> None:
-    for name, factors in weights.items():
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in factors):
+def _check_finite(weights: Mapping[str, Weight], dtype: torch.dtype) -> None:
+    for name, weight in weights.items():
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(weight)):
             raise InputError(f"The change of {name} is too large for {dtype}; write it with --dtype bf16 or fp32.")
 
 
-def _error(change: Change, written: Factors) -> tuple[float, float]:
+def _error(change: Change, written: Weight) -> tuple[float, float]:
     """The Frobenius norms of what was lost and of the whole."""
-    if isinstance(change, Factors):
+    if isinstance(change, Factors | Kronecker) and type(change) is type(written):
         return difference(change, written), norm(change)
     whole = written_out(change)
-    return float((whole - written.change()).norm()), float(whole.norm())
+    return float((whole - written_out(written)).norm()), float(whole.norm())
 
 
-def _verified(path: Path, weights: Mapping[str, Factors], dialect: Dialect) -> tuple[float | None, float | None]:
+def _verified(path: Path, weights: Mapping[str, Weight], dialect: Dialect) -> tuple[float | None, float | None]:
     by_comfyui = worst_difference(weights, applied_by_comfyui(path, depth_of(weights)))
     reads = dialect in {"portable", "diffusers"}
     by_diffusers = worst_difference(weights, applied_by_diffusers(path, weights)) if reads else None

@@ -30,6 +30,8 @@ BITS = {
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
 _SCALARS = {"F16": "<e", "F32": "<f", "F64": "<d", "I8": "<b", "U8": "<B", "I16": "<h", "I32": "<i", "I64": "<q"}
+# Of eight-bit floats: bits of the exponent, its bias, and whether they have infinity.
+_SMALL_FLOATS = {"F8_E4M3": (4, 7, False), "F8_E5M2": (5, 15, True)}
 
 
 class LoraFileError(InputError):
@@ -92,13 +94,28 @@ def read_scalars(path: Path, header: Header, names: Iterable[str]) -> dict[str, 
 
 
 def _scalar(file: BinaryIO, header: Header, entry: Entry) -> float | None:
-    if math.prod(entry.shape) != 1 or entry.dtype not in {*_SCALARS, "BF16"}:
+    if math.prod(entry.shape) != 1 or entry.dtype not in {*_SCALARS, *_SMALL_FLOATS, "BF16"}:
         return None
     file.seek(header.data_start + entry.start)
     content = file.read(entry.stop - entry.start)
     if entry.dtype == "BF16":
         return float(struct.unpack("<f", b"\0\0" + content)[0])
+    if entry.dtype in _SMALL_FLOATS:
+        bits, bias, has_infinity = _SMALL_FLOATS[entry.dtype]
+        return _small_float(content[0], bits, bias, has_infinity=has_infinity)
     return float(struct.unpack(_SCALARS[entry.dtype], content)[0])
+
+
+def _small_float(byte: int, exponent_bits: int, bias: int, *, has_infinity: bool) -> float:
+    """Return the number that eight bits are (OCP 8-bit floating point 1.0): sign, exponent, fraction."""
+    fraction_bits = 7 - exponent_bits
+    exponent, fraction = (byte >> fraction_bits) & (2**exponent_bits - 1), byte & (2**fraction_bits - 1)
+    sign, top = -1.0 if byte & 128 else 1.0, exponent == 2**exponent_bits - 1
+    if top and (has_infinity or fraction == 2**fraction_bits - 1):
+        return sign * math.inf if has_infinity and fraction == 0 else math.nan
+    if exponent == 0:
+        return float(sign * fraction * 2.0 ** (1 - bias - fraction_bits))
+    return float(sign * (1 + fraction / 2**fraction_bits) * 2.0 ** (exponent - bias))
 
 
 def _size_of(path: Path) -> int:

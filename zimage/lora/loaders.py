@@ -247,7 +247,17 @@ def is_balanced(layers: Sequence[Layer]) -> bool:
 
     diffusers 0.42.1:utils/peft_utils.py:_create_lokr_config looks for it among the left matrices' rows.
     """
-    sides = [(layer.shape, _left(layer)) for layer in layers if layer.kind == "LoKr" and layer.shape is not None]
+    return fit_one_factor(
+        [(layer.shape, _left(layer)) for layer in layers if layer.kind == "LoKr" and layer.shape is not None]
+    )
+
+
+def fit_one_factor(sides: Sequence[tuple[tuple[int, int], tuple[int, int]]]) -> bool:
+    """Return whether one `decompose_factor` of peft gives these Kronecker products.
+
+    Args:
+        sides: Of each layer the shape of its weight, (out, in), and that of the first matrix.
+    """
     candidates = [*sorted({rows for _, (rows, _) in sides}), -1]
     return any(
         all(

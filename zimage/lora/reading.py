@@ -172,6 +172,7 @@ def _of_form(layer: Layer, weights: dict[Part, Tensor], alpha: float | None, str
 
 def _kronecker(layer: Layer, weights: dict[Part, Tensor], alpha: float | None, strength: _Strength) -> Kronecker:
     sides, rank = [], None
+    parts = {str(part): tensor for part, tensor in weights.items()}
     for whole, left, right in (("lokr_w1", "lokr_w1_a", "lokr_w1_b"), ("lokr_w2", "lokr_w2_a", "lokr_w2_b")):
         match [weights.pop(part, None) for part in (whole, left, right)]:  # type: ignore[call-overload]
             case [Tensor() as tensor, None, None]:
@@ -184,7 +185,9 @@ def _kronecker(layer: Layer, weights: dict[Part, Tensor], alpha: float | None, s
     if weights or any(side.ndim != 2 or not side.numel() for side in sides):
         raise ValueError
     # With both matrices whole there is no rank, and alpha means nothing (lycoris: modules/lokr.py).
-    return Kronecker(sides[0] * strength.of(layer, alpha if rank is not None else None, rank), sides[1])
+    scale = strength.of(layer, alpha if rank is not None else None, rank)
+    first = "lokr_w1" if "lokr_w1" in parts else "lokr_w1_a"
+    return Kronecker(sides[0] * scale, sides[1], {**parts, first: parts[first] * scale})
 
 
 def _times(strength: float, factors: Factors) -> Factors:

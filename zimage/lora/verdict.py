@@ -23,6 +23,7 @@ RETRAIN = (
     "`zimage migrate` lets the old model draw the photos and trains from those."
 )
 CONVERT = "`zimage convert FILE --out OUT` makes a file that both apply in full."
+NO_LORA = "Put it where the loader of such models looks; a Z-Image LoRA is another, much smaller file."
 RANK = "Where no exact form of small rank exists, say how much to keep with `--rank`; the error is stated."
 _VOWELS = re.compile(r"SD|[AEIOX]")  # how it is said: an SDXL, an AuraFlow, a Flux
 SAME_NAMES: frozenset[FamilyName] = frozenset({"Lumina2", "Ideogram4", "FIBO 2", "OmniGen2"})
@@ -49,6 +50,8 @@ def is_peft(layers: Sequence[Layer]) -> bool:
 
 def judge(path: Path, header: Header, layers: Sequence[Layer], family: Family, dialect: str) -> Verdict:
     """Return the verdict of a file whose layers, family and dialect are known."""
+    if family.name != "Z-Image" and _is_whole_model(layers):
+        return Verdict("unusable", f"This is no LoRA but whole weights: {_whole(layers, family)}.", NO_LORA)
     if family.name != "Z-Image":
         return Verdict("unusable", _foreign_reason(path, layers, family, header.metadata), RETRAIN)
     if _is_whole_model(layers):
@@ -95,8 +98,20 @@ def _answer(about: str, by: Mapping[Loader, LoaderReading], found: Sequence[Obst
 
 
 def _is_whole_model(layers: Sequence[Layer]) -> bool:
-    """Whether all tensors are weights themselves, as in a checkpoint, and none is a factor or a difference."""
-    return all(layer.kind in {"full weights", "norm"} and {"weight", "bias"} & layer.keys.keys() for layer in layers)
+    """Whether tensors are weights themselves, as in a checkpoint, and none is a factor or a difference."""
+    factors = [layer for layer in layers if layer.kind not in {"full weights", "norm", "unknown"}]
+    weights = [layer for layer in layers if {"weight", "bias"} & layer.keys.keys()]
+    return not factors and 2 * len(weights) > len(layers)
+
+
+def _whole(layers: Sequence[Layer], family: Family) -> str:
+    """Return what whole weights are of, in words."""
+    names = {layer.module for layer in layers}
+    if any(re.match(r"(first_stage_model_)?(vae_)?(decoder|encoder)_(mid|up|down|conv_in)", name) for name in names):
+        return "an autoencoder (VAE)"
+    if any(re.search(r"embed_tokens$|token_embedding$|(^|_)shared$", name) for name in names):
+        return "a text encoder"
+    return "a model" if family.name in {"unknown", "language model"} else f"a {family.name} model"
 
 
 def _foreign_reason(path: Path, layers: Sequence[Layer], family: Family, metadata: Mapping[str, str]) -> str:

@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zimage.lora.change import difference, norm
+from zimage.lora.change import Kronecker, difference, norm
 from zimage.lora.comfyui_names import names, used_keys
 from zimage.lora.modules import is_module, native_name, width_of
 from zimage.lora.portable import Factors
+from zimage.lora.writing import Weight, kronecker_of
 
 
-def applied_by_diffusers(path: Path, weights: Mapping[str, Factors]) -> dict[str, Factors]:
+def applied_by_diffusers(path: Path, weights: Mapping[str, Weight]) -> dict[str, Weight]:
     """Return the changes that `ZImagePipeline.load_lora_weights` makes with a file, by layer.
 
     Args:
@@ -23,29 +24,53 @@ def applied_by_diffusers(path: Path, weights: Mapping[str, Factors]) -> dict[str
             no memory, so the released size (12 GB) needs none.
     """
     from diffusers import ZImagePipeline
+    from peft.tuners.lokr.layer import Linear as LoKrLinear
     from peft.tuners.lora import Linear
 
-    model = _empty_model({name: (len(up), down.shape[1]) for name, (down, up) in weights.items()})
+    model = _empty_model({name: _shape(weight) for name, weight in weights.items()})
     pipeline = ZImagePipeline(scheduler=None, vae=None, text_encoder=None, tokenizer=None, transformer=model)
     pipeline.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
-    changes = {}
+    changes: dict[str, Weight] = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, Linear):
+        if isinstance(layer, LoKrLinear):
+            (adapter,) = layer.active_adapters
+            changes[name] = kronecker_of(_parts_of(layer, adapter), layer.scaling[adapter])
+        elif isinstance(layer, Linear):
             (adapter,) = layer.lora_A.keys()
             down, up = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
             changes[name] = Factors(down.double() * layer.scaling[adapter], up.double())
     return changes
 
 
-def applied_by_comfyui(path: Path, num_layers: int) -> dict[str, Factors]:
-    """Return the changes that ComfyUI makes with a file of LoRA pairs, by diffusers' layer names.
+def _shape(weight: Weight) -> tuple[int, int]:
+    if isinstance(weight, Kronecker):
+        return weight.shape
+    return len(weight.up), weight.down.shape[1]
+
+
+def _parts_of(layer: Any, adapter: str) -> dict[str, Tensor]:
+    """The tensors of a LoKr layer of peft, by their suffixes."""
+    names = [name for name in layer.adapter_layer_names if adapter in getattr(layer, name)]
+    return {name: getattr(layer, name)[adapter].detach().double() for name in names}
+
+
+def applied_by_comfyui(path: Path, num_layers: int) -> dict[str, Weight]:
+    """Return the changes that ComfyUI makes with a file of LoRA pairs or Kronecker products, by diffusers' names.
 
     A fused qkv becomes the three rows' changes. Keys that ComfyUI drops are not in the answer.
     """
     table = names(num_layers)
     ours = {(native_name(stem), target.third): stem for stem, target in table.accepted.items() if is_module(stem)}
-    changes: dict[str, Factors] = {}
+    changes: dict[str, Weight] = {}
     tensors = load_file(path)
+    products: dict[str, dict[str, Tensor]] = {}
+    for key in used_keys(tensors, num_layers):
+        stem, _, suffix = key.rpartition(".")
+        if suffix.startswith("lokr_"):
+            products.setdefault(stem, {})[suffix] = tensors[key].double()
+    for stem, parts in products.items():
+        target = table.accepted[stem]
+        changes[ours[target.native, target.third]] = kronecker_of(parts)
     for up_key in sorted(used_keys(tensors, num_layers)):
         for up_suffix, down_suffix in table.pairs:
             stem = up_key.removesuffix(up_suffix)
@@ -58,7 +83,7 @@ def applied_by_comfyui(path: Path, num_layers: int) -> dict[str, Factors]:
     return changes
 
 
-def worst_difference(expected: Mapping[str, Factors], found: Mapping[str, Factors]) -> float:
+def worst_difference(expected: Mapping[str, Weight], found: Mapping[str, Weight]) -> float:
     """Return the largest difference of a layer's change, relative to its size; infinite when a layer is missing.
 
     A layer that is found but not expected counts by its size alone, so a change of nothing is no difference.
@@ -76,7 +101,7 @@ def worst_difference(expected: Mapping[str, Factors], found: Mapping[str, Factor
     return worst
 
 
-def depth_of(weights: Mapping[str, Factors]) -> int:
+def depth_of(weights: Mapping[str, Weight]) -> int:
     """Return how many layers the main stack needs at least for these names."""
     return 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("layers.")), default=0)
 

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zimage.lora.change import Kronecker
 from zimage.lora.modules import QKV, QKV_PARTS, native_name
 from zimage.lora.portable import Factors
 from zimage.lora.strength import METADATA_KEY
@@ -16,8 +17,11 @@ Dialect = Literal["portable", "comfyui", "kohya", "diffusers"]
 STALE_METADATA = frozenset({METADATA_KEY, HASH_KEY, "sshs_model_hash", "sshs_legacy_hash", "format"})
 
 
-def tensors_in(dialect: Dialect, weights: Mapping[str, Factors]) -> dict[str, Tensor]:
-    """Return the tensors of a file in a dialect, by key.
+Weight = Factors | Kronecker
+
+
+def tensors_in(dialect: Dialect, weights: Mapping[str, Weight]) -> dict[str, Tensor]:
+    """Return the tensors of a file in a dialect, by key; Kronecker products where the names stay split.
 
     portable: `diffusion_model.X.lora_A/B.weight`, split q, k and v: what diffusers and ComfyUI both read.
     diffusers: `transformer.X.lora_A/B.weight`: what diffusers itself saves; ComfyUI reads it since December 2025.
@@ -30,9 +34,14 @@ def tensors_in(dialect: Dialect, weights: Mapping[str, Factors]) -> dict[str, Te
         case "diffusers":
             return _pairs(weights, "transformer.")
         case "comfyui":
-            return _pairs(fused(weights), "diffusion_model.")
+            return _pairs(fused(_factors_of(weights)), "diffusion_model.")
         case "kohya":
-            return _kohya(fused(weights))
+            return _kohya(fused(_factors_of(weights)))
+
+
+def _factors_of(weights: Mapping[str, Weight]) -> dict[str, Factors]:
+    assert not any(isinstance(weight, Kronecker) for weight in weights.values()), "written in split names only"
+    return {name: weight for name, weight in weights.items() if isinstance(weight, Factors)}
 
 
 def fused(weights: Mapping[str, Factors]) -> dict[str, Factors]:
@@ -69,9 +78,13 @@ def _joined(parts: Mapping[str, Factors]) -> Factors:
     return Factors(downs, ups)
 
 
-def _pairs(weights: Mapping[str, Factors], prefix: str) -> dict[str, Tensor]:
+def _pairs(weights: Mapping[str, Weight], prefix: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name, (down, up) in weights.items():
+    for name, weight in weights.items():
+        if isinstance(weight, Kronecker):
+            tensors |= {f"{prefix}{name}.{suffix}": part for suffix, part in (weight.parts or {}).items()}
+            continue
+        down, up = weight
         tensors[f"{prefix}{name}.lora_A.weight"], tensors[f"{prefix}{name}.lora_B.weight"] = down, up
     return tensors
 
@@ -85,18 +98,39 @@ def _kohya(weights: Mapping[str, Factors]) -> dict[str, Tensor]:
     return tensors
 
 
-def stored(weights: Mapping[str, Factors], dtype: torch.dtype) -> dict[str, Factors]:
+def stored(weights: Mapping[str, Weight], dtype: torch.dtype) -> dict[str, Weight]:
     """Return the factors as a file of this dtype holds them."""
-    return {name: Factors(down.to(dtype), up.to(dtype)) for name, (down, up) in weights.items()}
+    return {name: _as_stored(weight, dtype) for name, weight in weights.items()}
 
 
-def lossless_dtype(weights: Mapping[str, Factors], source: torch.dtype) -> torch.dtype:
+def _as_stored(weight: Weight, dtype: torch.dtype) -> Weight:
+    if not isinstance(weight, Kronecker):
+        return Factors(weight.down.to(dtype), weight.up.to(dtype))
+    assert weight.parts is not None
+    return kronecker_of({name: part.to(dtype) for name, part in weight.parts.items()})
+
+
+def kronecker_of(parts: Mapping[str, Tensor], scale: float = 1.0) -> Kronecker:
+    """Return the Kronecker product that these tensors give, by their suffixes."""
+    sides = []
+    for name in ("lokr_w1", "lokr_w2"):
+        whole = parts.get(name)
+        sides.append(whole if whole is not None else parts[f"{name}_a"].double() @ parts[f"{name}_b"].double())
+    return Kronecker(sides[0] * scale, sides[1], dict(parts))
+
+
+def tensors_of(weight: Weight) -> list[Tensor]:
+    """Return the tensors that a file holds of a layer."""
+    return list((weight.parts or {}).values()) if isinstance(weight, Kronecker) else list(weight)
+
+
+def lossless_dtype(weights: Mapping[str, Weight], source: torch.dtype) -> torch.dtype:
     """Return the source's dtype if it holds these factors to the last bit, else float32.
 
     A strength that is a power of two keeps bfloat16 exact; any other needs the wider type.
     """
     if source.itemsize == 2:
-        factors = [tensor for pair in weights.values() for tensor in pair]
+        factors = [tensor for weight in weights.values() for tensor in tensors_of(weight)]
         if all(torch.equal(tensor.to(source).to(tensor.dtype), tensor) for tensor in factors):
             return source
     return torch.float32
