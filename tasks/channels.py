@@ -6,6 +6,7 @@ manifest is there, and that is written last.
 
 import datetime
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -19,6 +20,7 @@ from zimage.faces.consent import require
 from zimage.permission import today
 
 Name = Literal["staging", "production"]
+SHOWN = 10  # releases that a refusal names
 
 
 class Move(Part):
@@ -154,14 +156,16 @@ def _take_back_if_forgotten(store: Store, subject: str, name: Name) -> None:
 
 def _release(store: Store, subject: str, name: str) -> Manifest:
     if not name:
-        finished = releases(store, subject)
-        if not finished:
+        newest = next(releases(store, subject), None)
+        if newest is None:
             raise InputError(f"{subject} has no release yet; run the flow `publish` first.")
-        return finished[-1]
+        return newest
     manifest = manifest_of(store, subject, name)
     if manifest is None:
-        there = ", ".join(each.release for each in releases(store, subject)) or "none"
-        raise InputError(f"{subject} has no release {name} with a {MANIFEST}; there are: {there}.")
+        newest_first = [each.release for each in islice(releases(store, subject), SHOWN + 1)]
+        there = ", ".join([*reversed(newest_first[:SHOWN])]) or "none"
+        earlier = " and earlier ones" if len(newest_first) > SHOWN else ""
+        raise InputError(f"{subject} has no release {name} with a {MANIFEST}; there are: {there}{earlier}.")
     return manifest
 
 

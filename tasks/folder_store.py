@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,9 +135,9 @@ class FolderStore:
         """See Store; a folder keeps none."""
         yield from ()
 
-    def delete(self, below: str) -> int:
+    def delete(self, below: str, *, only: Callable[[str], bool] = lambda _: True) -> int:
         """See Store; what was left half written goes too, and folders that became empty."""
-        keys = list(self._keys(below))
+        keys = [key for key in self._keys(below) if only(key)]
         for key in keys:
             (self.root / key).unlink(missing_ok=True)
         top = self._path(below) if below else self.root

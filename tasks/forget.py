@@ -21,7 +21,7 @@ from tasks.forget_runs import Runs, runs_of
 from tasks.hub_index import HubRecord
 from tasks.lease import leased
 from tasks.policy import LEASE_S
-from tasks.release import INDEX, MANIFEST, Index, release_key, releases_key
+from tasks.release import INDEX, MANIFEST, releases_key
 from tasks.settings import DEMO, Settings, site_cache
 from tasks.storage import open_store
 from tasks.store import Inventory, Store, StoreError, clear
@@ -182,12 +182,8 @@ def erase(store: Store, workspace: Path, subject: str, counts: Counts) -> None:
 def erase_but_names(store: Store, workspace: Path, subject: str) -> None:
     """Delete all but the names of releases and repositories, by which what is left on the hub is found again."""
     _unpublish(store, subject)
-    below, releases, kept = _prefix(subject), releases_key(subject), hub_index.index_key(subject)
-    for key in (f"{releases}/{name}" for name in store.names(releases) if name != INDEX):
-        store.delete(key)
-    for key in (f"{below}/{name}" for name in store.names(below)):
-        if key not in {releases, kept}:
-            store.delete(key)
+    names = {f"{releases_key(subject)}/{INDEX}", hub_index.index_key(subject)}
+    store.delete(_prefix(subject), only=lambda key: key not in names)
     if workspace.exists():
         _remove(workspace)
 
@@ -205,9 +201,7 @@ def empty(store: Store, subject: str) -> None:
 def _unpublish(store: Store, subject: str) -> None:
     """Delete what makes releases: pointers to them, then their manifests."""
     store.delete(f"{_prefix(subject)}/channels")
-    index = store.read(f"{releases_key(subject)}/{INDEX}")
-    for listed in Index.model_validate_json(index.content).releases if index else []:
-        store.delete(f"{release_key(subject, listed.name)}/{MANIFEST}")
+    store.delete(releases_key(subject), only=lambda key: key.endswith(f"/{MANIFEST}"))
 
 
 def _prefix(subject: str) -> str:

@@ -175,7 +175,7 @@ def _origin(record: HubRecord, repository: Repository, head: str) -> Origin:
 
 def _is_ours(store: Store, subject: str, entry: Any) -> bool:
     """Return whether the hub's entry of a manifest is that of a release of this subject."""
-    names = [manifest.release for manifest in releases(store, subject)]
+    names = (manifest.release for manifest in releases(store, subject))
     return entry is not None and any(is_file(entry, _manifest(store, subject, name)) for name in names)
 
 

@@ -6,7 +6,7 @@ given out by an index that is read by its key: listings may lag behind on some s
 
 import datetime
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,11 +141,13 @@ def manifest_of(store: Store, subject: str, name: str) -> Manifest | None:
     return None if found is None else Manifest.model_validate_json(found.content)
 
 
-def releases(store: Store, subject: str) -> list[Manifest]:
-    """Return all finished releases of a subject, by number."""
+def releases(store: Store, subject: str) -> Iterator[Manifest]:
+    """Yield the finished releases of a subject, the newest first; each is read when it is asked for."""
     found = store.read(f"{releases_key(subject)}/{INDEX}")
-    names = [listed.name for listed in Index.model_validate_json(found.content).releases] if found else []
-    return [manifest for name in names if (manifest := manifest_of(store, subject, name)) is not None]
+    for listed in reversed(Index.model_validate_json(found.content).releases if found else []):
+        manifest = manifest_of(store, subject, listed.name)
+        if manifest is not None:
+            yield manifest
 
 
 def fetch(store: Store, subject: str, name: str, folder: Path) -> Manifest:

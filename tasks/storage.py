@@ -225,16 +225,19 @@ class S3Store:
                     self.client.download_file(self.bucket, self._full(key), str(target), ExtraArgs=wanted)
                 yield
 
-    def delete(self, below: str) -> int:
+    def delete(self, below: str, *, only: Callable[[str], bool] = lambda _: True) -> int:
         """See Store; delete markers and unfinished uploads go too."""
-        count = self._delete_versions(below)
+        count = self._delete_versions(below, only)
         for upload in self._uploads(below):
-            self._abort(upload["Key"], upload["UploadId"])
+            if only(self._short(upload["Key"])):
+                self._abort(upload["Key"], upload["UploadId"])
         return count
 
-    def _delete_versions(self, below: str) -> int:
+    def _delete_versions(self, below: str, only: Callable[[str], bool] = lambda _: True) -> int:
         versions = [
-            {name: each[name] for name in ("Key", "VersionId") if name in each} for each in self._versions(below)
+            {name: each[name] for name in ("Key", "VersionId") if name in each}
+            for each in self._versions(below)
+            if only(self._short(each["Key"]))
         ]
         for start in range(0, len(versions), AT_ONCE):
             some = {"Objects": versions[start : start + AT_ONCE], "Quiet": True}
@@ -357,6 +360,8 @@ class S3Store:
             answer = self._ask_to_put(key, body, sha256, uuid4().hex, IfMatch=NO_TAG)
         except (_TakenError, _AbsentError, _UndecidedError):
             self._honours("If-Match")
+            return
+        except _ForbiddenError:  # a policy may ask for another condition, as that of manifests does
             return
         if is_new:
             self._delete_versions(key)
@@ -565,7 +570,7 @@ class S3Store:
                 f"{self._address()} refuses this machine's clock; set it (NTP), more than 15 minutes off are too many."
             )
         if code in FORBIDDEN:
-            return InputError(
+            return _ForbiddenError(
                 f"{self._address()} forbids `{operation}` to these keys ({code}); infra/access says which role may."
             )
         if code == "NoSuchBucket":
@@ -593,6 +598,10 @@ class _AbsentError(StoreError):
 
 class _TakenError(StoreError):
     """The condition of a conditional request does not hold."""
+
+
+class _ForbiddenError(InputError):
+    """These keys, or a policy of the bucket, do not allow such a request."""
 
 
 class _UnsupportedError(InputError):

@@ -145,8 +145,13 @@ class Store(Protocol):
         """Write each version of the object but the latest to `target`, the newest first; where versions are kept."""
         ...
 
-    def delete(self, below: str) -> int:
-        """Delete every version of the object `below` and of all below it; return how many versions there were."""
+    def delete(self, below: str, *, only: Callable[[str], bool] = lambda _: True) -> int:
+        """Delete every version of the object `below` and of all below it; return how many versions there were.
+
+        Args:
+            below: A key.
+            only: Whether the objects with this key are deleted, and not left.
+        """
         ...
 
     def link(self, key: str, *, seconds: int) -> str:

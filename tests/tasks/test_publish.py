@@ -181,7 +181,7 @@ def test_other_content_is_the_next_release(workspace: Path, store: FolderStore) 
 
     assert second.name.startswith("2-")
     assert (store.root / first.key / LORA).read_bytes() == lora(0)
-    assert [manifest.release for manifest in releases(store, "ada")] == [first.name, second.name]
+    assert [manifest.release for manifest in releases(store, "ada")] == [second.name, first.name]
 
 
 def test_an_interrupted_publication_is_no_release_and_is_completed_by_the_next(
@@ -190,7 +190,7 @@ def test_an_interrupted_publication_is_no_release_and_is_completed_by_the_next(
     whole = publish(workspace, "ada", store)
     (store.root / whole.key / MANIFEST).unlink()
     (store.root / whole.key / "report.html").unlink()
-    assert releases(store, "ada") == []
+    assert list(releases(store, "ada")) == []
 
     completed = publish(workspace, "ada", store)
 

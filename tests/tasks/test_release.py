@@ -4,8 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
+import boto3
+import pytest
+
+from tasks.channels import promote
+from tasks.forget import empty
+from tasks.publish import publish
+from tasks.release import INDEX, MANIFEST, Index, Listed, Manifest, release_key, releases_key
 from tasks.settings import PROJECT
+from tasks.storage import FolderStore, S3Store
+from tests.tasks.finished import finished
+from zimage.errors import InputError
 
 OPERATIONS, SEED = 40, 7  # 1,000 and more: python -m tests.tasks.campaign; figures in infra/benchmarks.md
 
@@ -20,3 +33,62 @@ def test_whatever_fails_and_whoever_is_killed_no_release_is_half_visible_lost_or
     assert told["broken promises"] == []
     assert told["outcomes"]["publish done"] > 0 and told["outcomes"]["forget done"] > 0
     assert sum(count for what, count in told["faults"].items() if what != "requests") > 10
+
+
+@pytest.fixture
+def bucket(s3: None) -> Iterator[S3Store]:
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="releases")
+    store = replace(S3Store.connect("releases", "project"), listing_lag_s=0.0)
+    yield store
+    store.delete("")
+    client.delete_bucket(Bucket="releases")
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    folder = FolderStore(tmp_path / "store")
+    key = publish.fn(finished(tmp_path / "ada"), "ada", folder).key
+    return Manifest.model_validate_json((folder.root / key / MANIFEST).read_bytes())
+
+
+def released(store: S3Store, manifest: Manifest, count: int) -> list[str]:
+    """Put as many releases into the store as are asked for, and return their names."""
+    names = [f"{number}-0a1b2c3d" for number in range(1, count + 1)]
+    for name in names:
+        content = manifest.model_copy(update={"release": name}).model_dump_json().encode()
+        store.swap(f"{release_key('ada', name)}/{MANIFEST}", content, None)
+    index = Index(releases=[Listed(name=name, content=name) for name in names])
+    store.swap(f"{releases_key('ada')}/{INDEX}", index.model_dump_json().encode(), None)
+    return names
+
+
+def requests(store: S3Store, ask: Callable[[], object]) -> list[str]:
+    """The requests that a call made."""
+    made: list[str] = []
+    store.client.meta.events.register("before-call.s3", lambda model, **_: made.append(model.name), unique_id="count")
+    ask()
+    store.client.meta.events.unregister("before-call.s3", unique_id="count")
+    return sorted(made)
+
+
+def test_promoting_and_forgetting_take_as_many_requests_for_many_releases_as_for_few(
+    bucket: S3Store, manifest: Manifest
+) -> None:
+    promoted, forgotten = [], []
+    for count in (2, 25):
+        names = released(bucket, manifest, count)
+        promoted.append(requests(bucket, lambda: promote(bucket, "ada", "staging")))
+        assert promote(bucket, "ada", "staging").release == names[-1]
+        forgotten.append(requests(bucket, lambda: empty(bucket, "ada")))
+        assert bucket.inventory("").is_empty
+
+    assert promoted[0] == promoted[1]
+    assert forgotten[0] == forgotten[1] and forgotten[0].count("DeleteObjects") == 3  # channels, manifests, the rest
+
+
+def test_a_refusal_names_the_newest_releases_only(bucket: S3Store, manifest: Manifest) -> None:
+    names = released(bucket, manifest, 12)
+
+    with pytest.raises(InputError, match=f"there are: {', '.join(names[2:])} and earlier ones"):
+        promote(bucket, "ada", "staging", "99-0a1b2c3d")

@@ -175,6 +175,14 @@ def test_deleting_takes_all_below_and_nothing_beside(store: Store, source: Path)
     assert store.keys("") == ["adam/1/lora"]
 
 
+def test_only_what_is_chosen_is_deleted(store: Store, source: Path) -> None:
+    for key in ("ada/1/lora", "ada/1/manifest", "ada/2/manifest"):
+        store.put_if_absent(key, source)
+
+    assert store.delete("ada", only=lambda key: key.endswith("/manifest")) == 2
+    assert store.keys("") == ["ada/1/lora"]
+
+
 def test_deleting_in_a_versioned_bucket_leaves_no_version(bucket: S3Store) -> None:
     first = bucket.swap("ada/state.json", b"1", None)
     bucket.swap("ada/state.json", b"2", first)
@@ -489,6 +497,13 @@ def test_a_server_that_does_not_know_a_condition_is_refused_with_the_remedy(anot
         at(another, address).swap("ada/state.json", b"1", None)
 
     assert another.keys("") == []
+
+
+def test_a_policy_that_asks_for_another_condition_keeps_nobody_from_writing(another: S3Store) -> None:
+    with unwell("403 Forbidden", "AccessDenied", times=1, method="PUT") as address:
+        at(another, address).swap("ada/releases/1/manifest.json", b"{}", None)
+
+    assert another.keys("") == ["ada/releases/1/manifest.json"]
 
 
 def test_a_server_that_honours_conditions_is_asked_once_and_keeps_nothing_of_it(another: S3Store) -> None:
