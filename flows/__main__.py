@@ -32,8 +32,10 @@ SPECS: dict[str, type[spec.SubjectSpec]] = {
 STACK = {
     "serve": "Run a Prefect server, a worker for each pool, and all deployments, until Ctrl-C.",
     "deploy": "Apply pools, deployments and automations to the configured server.",
+    "watch": "Look after lost runs of the configured server, until Ctrl-C; one for each server, `serve` has it.",
     "work": "Take runs of a pool of the configured server and do them on this machine, until Ctrl-C.",
 }
+ELSEWHERE = ("work", "watch")  # what serves a server that runs already
 FLAGS = {"values": "--set"}
 STAGED = ("personalize", "prepare", "learn")  # flows that bring stages up to date
 ALONE = {"publish": "pass"}  # what an option means that is given without a value
@@ -97,14 +99,29 @@ def _stack(name: str, **given: Any) -> int:
     for key, value in LASTING.items():
         os.environ.setdefault(key, value)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-    return _work(**given) if name == "work" else _served(name, **given)
+    if name in ELSEWHERE and "PREFECT_API_URL" not in os.environ:
+        print("flows: No server is configured; set PREFECT_API_URL, such as http://HOST:4200/api.", file=sys.stderr)
+        return USER_ERROR
+    match name:
+        case "work":
+            return _work(**given)
+        case "watch":
+            return _watch()
+    return _served(name, **given)
+
+
+def _watch() -> int:
+    from flows.watch import main as watch
+
+    try:
+        watch()
+    except KeyboardInterrupt:
+        print("flows: Stopped.", file=sys.stderr)
+    return 0
 
 
 def _work(pool: str, limit: int | None) -> int:
-    """Become a worker of the configured server; return the exit code where none is configured."""
-    if "PREFECT_API_URL" not in os.environ:
-        print("flows: No server is configured; set PREFECT_API_URL, such as http://HOST:4200/api.", file=sys.stderr)
-        return USER_ERROR
+    """Become a worker of the configured server."""
     from flows.stack import worker
 
     command = [sys.executable, "-m", "prefect", *worker(pool, limit=limit)]
@@ -236,6 +253,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "work":
             command.add_argument("pool", choices=["cpu", "gpu"], help="whose runs it takes")
             command.add_argument("--limit", type=int, metavar="RUNS", help="at a time; 1 for a GPU")
+            continue
+        if name == "watch":
             continue
         address = os.environ.get("ZIMAGE_NOTIFY", "")
         command.add_argument("--notify", default=address, metavar="URL", help="a webhook that gets notifications")

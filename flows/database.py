@@ -27,10 +27,6 @@ from zimage.errors import InputError
 
 if TYPE_CHECKING:
     from prefect.server.database.orm_models import FlowRunState
-    from prefect.server.events.schemas.automations import EventTrigger
-    from prefect.types._datetime import DateTime
-
-LISTENING = "zimage-lost-worker"  # infra/automations.yaml
 
 _has_turn: ContextVar[bool] = ContextVar("_has_turn", default=False)
 
@@ -129,7 +125,6 @@ def write_in_turn(address: str) -> None:
     """
     from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
     from prefect.server.database.dependencies import MODELS_DEPENDENCIES
-    from prefect.server.events import triggers
     from sqlalchemy import make_url
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
@@ -160,24 +155,15 @@ def write_in_turn(address: str) -> None:
                 finally:
                     _has_turn.reset(token)
 
-    async def evaluate_in_turn(trigger: "EventTrigger", as_of: "DateTime") -> "DateTime":
-        # It fires, and only then notes that it has: who is told of it meanwhile, and answers, would be told again.
-        async with InTurn.turn():
-            return await evaluate(trigger, as_of)
-
     if make_url(address).get_backend_name() == "sqlite":
         MODELS_DEPENDENCIES["database_config"] = InTurn(connection_url=address)
-        evaluate = triggers.proactive_evaluation
-        triggers.proactive_evaluation = evaluate_in_turn
 
 
 async def listen_anew() -> None:
-    """Let the server that this process is about to make listen as if there had been no pause.
+    """Let the automations of the server that this process is about to make act on runs that an earlier server began.
 
-    Every run that has to be heard of has its whole time again: while there was no server, none could be heard.
-    Otherwise one that was away for longer than a run may be silent takes all of them for lost as it starts. And what
-    each run's last state was counts as heard: a server remembers that in memory, and puts the next state aside for a
-    quarter of an hour if it does not know the one before. A database without tables yet is left alone.
+    What each run's last state was counts as seen: a server remembers that in memory, and puts the next state aside for
+    a quarter of an hour if it does not know the one before. A database without tables yet is left alone.
     """
     from prefect.server.database.dependencies import provide_database_interface
     from prefect.server.events.ordering import PRECEDING_EVENT_LOOKBACK
@@ -185,14 +171,10 @@ async def listen_anew() -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     database, now = provide_database_interface(), datetime.datetime.now(datetime.UTC)
-    ours = select(database.Automation.id).where(database.Automation.name == LISTENING)
     last = database.FlowRun.state_id == database.FlowRunState.id
     recent = database.FlowRunState.timestamp > now - PRECEDING_EVENT_LOOKBACK
     with contextlib.suppress(SQLAlchemyError, OSError):  # which its server will tell of
         async with database.session_context(begin_transaction=True) as session:
-            listening = select(database.AutomationBucket).where(database.AutomationBucket.automation_id.in_(ours))
-            for each in await session.scalars(listening):
-                each.end = max(each.end, now + (each.end - each.start))
             for state in await session.scalars(
                 select(database.FlowRunState).join(database.FlowRun, last).where(recent)
             ):

@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect import Flow, flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 
 from flows.learn import learn
 from flows.prepare import prepare
 from flows.publish import publish
 from flows.spec import LearnSpec, PersonalizeSpec, PrepareSpec, PublishSpec
-from tasks.elsewhere import cancel_parts, refuse_if_lost_too_often, run_leg, start
+from tasks.elsewhere import run_leg, start
+from tasks.lost import cancel_parts
 from tasks.publish import Release
 from tasks.workspace import Outcome
 from zimage.errors import InputError
@@ -32,13 +34,14 @@ class Personalized:
 
 
 def _cancel_parts(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    cancel_parts(flow_run)
+    """Cancel the legs of a cancelled run, which Prefect leaves running."""
+    with get_client(sync_client=True) as client:
+        cancel_parts(client, flow_run)
 
 
 @flow(name="personalize", flow_run_name="personalize {spec.subject}", on_cancellation=[_cancel_parts])
 def personalize(spec: PersonalizeSpec) -> Personalized:
     """Return what became of each stage and, if publishing was asked for, the release."""
-    refuse_if_lost_too_often()
     prepared = PrepareSpec(**spec.model_dump(exclude={"publish", "hub_repository"}))
     learned = LearnSpec(subject=spec.subject, placement=spec.placement)
     if spec.placement == "pools":

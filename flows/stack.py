@@ -45,6 +45,8 @@ MARK = "ZIMAGE_PART_OF"  # a variable that tells which part of a stack a process
 PARENT = "import sys; from zimage.parent import die_with_parent; die_with_parent(int(sys.argv.pop(1)))"
 PREFECT = f"{PARENT}; from prefect.cli import app; app()"
 SERVER = f"{PARENT}; from flows.server import main; main()"
+WATCH = f"{PARENT}; from flows.watch import main; main()"
+RETIRED = ("zimage-lost-worker", "zimage-go-on")  # automations of earlier versions, whose work the watch does
 
 
 def serve(settings: Settings, *, port: int, notify: str) -> None:
@@ -69,6 +71,7 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
         parts = {"server": stack.enter_context(started(command, logs / "server.log"))}
         _wait_for_server(parts["server"], port, logs)
         deploy(notify=notify)
+        parts["watch"] = stack.enter_context(started(["watch"], logs / "watch.log"))
         for name, command, environment in _workers():
             told = {**environment, **({"ZIMAGE_PAGES": pages} if pages else {})}
             parts[name] = stack.enter_context(started(command, logs / f"{name}.log", told))
@@ -116,8 +119,18 @@ def deploy(*, notify: str) -> None:
         answer = subprocess.run(_child(PREFECT, command), cwd=PROJECT, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise InputError(f"The deployments could not be applied:\n{answer.stdout}{answer.stderr}")
+    apply_automations(notify)
+
+
+def apply_automations(notify: str) -> None:
+    """Make the declared automations, update those that differ, and delete those that only earlier versions had.
+
+    Args:
+        notify: Address of the webhook, or "".
+    """
     for automation in automations(notify):
         _make_automation(automation)
+    _delete_automations(RETIRED)
 
 
 def _declared_deployments() -> dict[str, Any]:
@@ -157,14 +170,14 @@ def automations(notify: str) -> list[dict[str, Any]]:
 def started(
     command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run Prefect's `command` beside this process, with what it says in `log`; end all it started with the block.
+    """Run Prefect's `command`, or the watch, with its output in `log`; end all it started with the block.
 
     It has a session of its own: a terminal sends Ctrl-C to everybody at once, and here the order matters.
     """
     make_private(log.parent)
     with log.open("ab") as file:
         child = subprocess.Popen(
-            _child(SERVER if command[0] == "server" else PREFECT, command),
+            _child({"server": SERVER, "watch": WATCH}.get(command[0], PREFECT), command),
             cwd=PROJECT,
             env={**inherited(), **(environment or {}), MARK: uuid4().hex},
             stdin=subprocess.DEVNULL,
@@ -301,10 +314,23 @@ def _make_automation(declared: dict[str, Any]) -> None:
     automation = AutomationCore.model_validate(declared)
     with get_client(sync_client=True) as client:
         known = client.read_automations_by_name(automation.name)
-        if known:
-            client.update_automation(known[0].id, automation)
-        else:
+        if not known:
             client.create_automation(automation)
+            return
+        # An update gives the trigger a new id, and Prefect forgets what the old one has seen and waits for.
+        enabled = {"enabled": known[0].enabled}  # somebody may have switched it off
+        stored = AutomationCore.model_validate(known[0].model_dump(exclude={"id"}))
+        wanted = AutomationCore.model_validate(declared | enabled)
+        if wanted != stored:
+            client.update_automation(known[0].id, wanted)
+
+
+def _delete_automations(names: Sequence[str]) -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        for known in [each for name in names for each in client.read_automations_by_name(name)]:
+            client.delete_automation(known.id)
 
 
 def _make_webhook(address: str) -> str:

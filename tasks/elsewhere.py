@@ -13,7 +13,6 @@ from prefect.client.schemas.filters import (
     FlowRunFilterExpectedStartTime,
     FlowRunFilterId,
     FlowRunFilterIdempotencyKey,
-    FlowRunFilterParentFlowRunId,
     FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateName,
@@ -24,12 +23,13 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelling, Completed
+from prefect.states import Cancelled, Completed
 from pydantic import BaseModel
 
 from tasks.dvc import StageFailedError
-from tasks.forget_runs import PAGE, subject_of
-from tasks.policy import LEGS, PARENT_LOST, SERVER_AWAY_S, SERVER_ERRORS
+from tasks.forget_runs import PAGE, WORKS, subject_of
+from tasks.lost import Silence, cancel_parts, end_if_lost, is_dead
+from tasks.policy import DEAD_AFTER, LEGS, PART_WAITS_S, SERVER_AWAY_S, SERVER_ERRORS
 from tasks.stage import NAMES
 from tasks.workspace import Outcome
 from zimage.errors import InputError
@@ -74,16 +74,6 @@ def run_leg(leg: str, spec: BaseModel, *, as_part: bool = True) -> dict[str, Out
     raise StageFailedError(f"`{run.name}` ended as {run.state.name}: {said}")
 
 
-def refuse_if_lost_too_often() -> None:
-    """Let a run that was lost with its worker again and again end (infra/automations.yaml, zimage-go-on).
-
-    Raises:
-        StageFailedError: it was.
-    """
-    if flow_run.run_count > PARENT_LOST + 1:
-        raise StageFailedError(f"This run was lost with its worker {flow_run.run_count - 1} times; it is given up.")
-
-
 def start(leg: str, spec: BaseModel, *, attempt: int | str = 0, as_part: bool = True) -> FlowRun:
     """Return the run of a leg, started unless this attempt of this run has started it before.
 
@@ -105,7 +95,8 @@ def start(leg: str, spec: BaseModel, *, attempt: int | str = 0, as_part: bool = 
 def at_work(flow: str) -> dict[str, str]:
     """Return the name of a run of `flow` for each subject that has one which was to start by now and has not ended.
 
-    Waiting for a worker, for a retry or for a person is being at work. What a schedule has planned for later is not.
+    Waiting for a worker, for a retry or for a person is being at work. What a schedule has planned for later is not,
+    nor is a run that cannot end any more.
     """
     others = [each for each in StateType if each not in TERMINAL_STATES]
     due = FlowRunFilter(
@@ -117,7 +108,7 @@ def at_work(flow: str) -> dict[str, str]:
     with get_client(sync_client=True) as client:
         while page := client.read_flow_runs(flow_filter=of, flow_run_filter=due, limit=PAGE, offset=len(found)):
             found += page
-    return {subject_of(run): run.name for run in found}
+        return {subject_of(run): run.name for run in found if not is_dead(client, run, DEAD_AFTER)}
 
 
 def completed_since_due() -> list[FlowRun]:
@@ -142,11 +133,15 @@ def completed_since_due() -> list[FlowRun]:
 
 
 def wait_for(run: FlowRun) -> FlowRun:
-    """Return the run once it has ended; a server that is away is waited for.
+    """Return the run once it has ended; a server that is away is waited for, and a run that is lost is ended.
 
     If no worker takes the run although it is due, the log says why.
+
+    Raises:
+        StageFailedError: nobody took the run, or resumed it, within `PART_WAITS_S`; it is cancelled.
     """
-    seen, said = time.monotonic(), ""
+    seen, said, silence = time.monotonic(), "", Silence()
+    state, since = None, seen
     while not (run.state and run.state.is_final()):
         time.sleep(LOOK_EVERY_S)
         try:
@@ -155,11 +150,18 @@ def wait_for(run: FlowRun) -> FlowRun:
                 if (reason := _not_taken(client, run)) not in ("", said):
                     said = reason
                     get_run_logger().warning("`%s` waits: %s", run.name, reason)
+                if run.state and run.state.type in WORKS:
+                    end_if_lost(client, run, silence)
         except SERVER_ERRORS:
+            silence.begin_again()
             if time.monotonic() - seen > SERVER_AWAY_S:
                 raise
-        else:
-            seen = time.monotonic()
+            continue
+        seen = time.monotonic()
+        if run.state and (run.state.id != state or run.state.type in WORKS):
+            state, since = run.state.id, seen
+        elif seen - since > PART_WAITS_S:
+            _give_up(run)
     return run
 
 
@@ -179,6 +181,17 @@ def _not_taken(client: SyncPrefectClient, run: FlowRun) -> str:
     return ""
 
 
+def _give_up(run: FlowRun) -> None:
+    assert run.state is not None
+    message = (
+        f"`{run.name}` was {run.state.name} for {PART_WAITS_S // (24 * 3600)} days and is given up; start a worker of "
+        "its pool, or resume what is suspended, and run again."
+    )
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Cancelled(message=message))
+    raise StageFailedError(message)
+
+
 def outcomes(run: FlowRun) -> dict[str, Outcome]:
     """Return what became of each stage, as the states of the run's tasks tell it, in pipeline order."""
     of = {name: outcome for outcome, name in NAMES.items()}
@@ -188,21 +201,12 @@ def outcomes(run: FlowRun) -> dict[str, Outcome]:
     return {stage: found[stage] for stage in STAGES if stage in found}
 
 
-def cancel_parts(parent: FlowRun) -> None:
-    """Cancel all legs that a cancelled run has started and that have not ended; Prefect leaves them running."""
-    parts = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent.id]))
-    with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=parts):
-            if not (run.state and run.state.is_final()):
-                client.set_flow_run_state(run.id, Cancelling(message="The run it is part of was cancelled."))
-
-
 def cancel_parts_if_cancelled() -> None:
     """Cancel this run's legs if it is being cancelled; a worker that only stops leaves them to go on."""
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(UUID(flow_run.id))
-    if run.state and (run.state.is_cancelling() or run.state.is_cancelled()):
-        cancel_parts(run)
+        if run.state and (run.state.is_cancelling() or run.state.is_cancelled()):
+            cancel_parts(client, run)
 
 
 def _first_attempt(leg: str) -> int:

@@ -3,14 +3,19 @@
 photos, gate, settings  InputError: never tried again, they do not change by waiting
 a stage                 as often as its policy says; what DVC has finished is kept, training goes on from a checkpoint
 the store               STORE_RETRY_AFTER_S; in pools a bucket that photos or a consent come from, too
-a lost worker           noticed by missed heartbeats (LOST_AFTER_S, infra/automations.yaml); its leg is started again
-                        elsewhere, as often as its leg says, once its lease has run out (LEASE_S). A `personalize`
-                        in pools goes on as the same run, PARENT_LOST times: its legs went on meanwhile, and it finds
-                        them by the keys it started them with. A leg that a person started alone is only told of
+a lost worker           noticed by `python -m flows watch`: a run of any flow whose heartbeats stopped (LOST_AFTER_S),
+                        or that no worker began (PENDING_S), ends as Crashed, or as Cancelled if it was being cancelled.
+                        One that is suspended is left alone. A parent starts its leg again elsewhere, as often as the
+                        leg says, once its lease has run out (LEASE_S). Runs of GOES_ON that are nobody's part go on as
+                        the same run, PARENT_LOST times: `personalize` finds its legs, which went on meanwhile, by the
+                        keys it started them with. `prepare` or `learn` that a person started alone, `promote` and
+                        `forget` are only reported
+a stopped stack         the same, and does not count as a loss: after the next start such runs go on
 a person's retry        of a failed `personalize` starts the leg that failed anew, with all its attempts
 the server away         waited for, SERVER_AWAY_S
 """
 
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -69,9 +74,17 @@ class LegPolicy:
 
 
 LEGS = {"prepare": LegPolicy("cpu", lost=2), "learn": LegPolicy("gpu", lost=3), "publish": LegPolicy("cpu", lost=2)}
-PARENT_LOST = 3  # how often a `personalize` goes on after its worker was lost
+PARENT_LOST = 3  # how often a run of GOES_ON goes on after its worker was lost
 HEARTBEAT_S = 30  # the least that Prefect takes
 LOST_AFTER_S = 90  # three heartbeats
+# From when a worker has taken a run to when it begins. A process takes seconds; a job may wait for a machine.
+PENDING_S = {"process": 600, "other": 24 * HOUR_S}
+DEAD_AFTER = datetime.timedelta(hours=1)  # a silence that a watch would not have let pass
+FLOWS = ["personalize", "prepare", "learn", "publish", "retrain", "promote", "forget"]
+# Started twice, each does what it does once: `promote` may move a channel back, and a person waits for `forget`.
+GOES_ON = ["personalize", "publish", "retrain"]
+GOES_ON_WITHIN = datetime.timedelta(days=14)
+PART_WAITS_S = 14 * 24 * HOUR_S  # for a worker, or a person, before its parent gives it up
 LEASE_S = 60  # the least that Prefect takes; renewed at three quarters of it
 LEASE_WAIT_S = 600  # for a subject that somebody else works on
 SERVER_AWAY_S = 600

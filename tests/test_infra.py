@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime
-import fnmatch
 import importlib
 import itertools
 import json
@@ -29,7 +28,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from flows.__main__ import LASTING
 from flows.stack import make_pool
-from tasks.policy import HEARTBEAT_S, LEGS, LOST_AFTER_S
+from tasks.policy import FLOWS, GOES_ON, HEARTBEAT_S, LEGS, LOST_AFTER_S
 
 INFRA = Path(__file__).parent.parent / "infra"
 POOLS = sorted({leg.pool for leg in LEGS.values()})
@@ -135,26 +134,11 @@ def test_an_automation_is_one_that_prefect_reads(declared: dict[str, Any]) -> No
     AutomationCore.model_validate(declared)
 
 
-def test_a_parent_that_was_given_up_is_one_that_goes_on() -> None:
-    lost, onward = (
-        next(each for each in yaml_of("automations.yaml") if each["name"] == name)
-        for name in ("zimage-lost-worker", "zimage-go-on")
-    )
-
-    said = onward["trigger"]["match"]["prefect.state-message"]
-    assert any(fnmatch.fnmatchcase(lost["actions"][0]["message"], pattern) for pattern in said)
-
-
-def test_a_worker_counts_as_lost_when_the_policy_says_so() -> None:
-    (lost,) = [each for each in yaml_of("automations.yaml") if each["name"] == "zimage-lost-worker"]
-
-    assert lost["trigger"]["within"] == LOST_AFTER_S
-    assert f"{LOST_AFTER_S} s" in lost["actions"][0]["message"]
-    assert int(LASTING["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) == HEARTBEAT_S < LOST_AFTER_S
+def test_what_goes_on_by_itself_is_a_flow_with_a_deployment() -> None:
+    assert set(GOES_ON) <= set(FLOWS) == set(DEPLOYMENTS)
 
 
 def test_every_place_that_runs_flows_gives_heartbeats_three_times_as_often_as_a_run_is_called_lost() -> None:
-    (lost,) = [each for each in yaml_of("automations.yaml") if each["name"] == "zimage-lost-worker"]
     environments = {
         **{
             name: service["environment"] for name, service in SERVICES.items() if "worker" in service.get("command", [])
@@ -165,7 +149,8 @@ def test_every_place_that_runs_flows_gives_heartbeats_three_times_as_often_as_a_
 
     assert {"worker-cpu", "worker-gpu"} < set(environments)
     for where, found in environments.items():
-        assert int(found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) * 3 <= lost["trigger"]["within"], where
+        assert int(found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) * 3 <= LOST_AFTER_S, where
+    assert int(LASTING["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) == HEARTBEAT_S
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -1,25 +1,20 @@
 import asyncio
 import contextlib
-import datetime
 import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid4
 
 import httpx
 import pytest
 from prefect.server.database.dependencies import provide_database_interface, temporary_database_interface
 from prefect.server.events import triggers
-from prefect.server.events.actions import DoNothing
-from prefect.server.events.schemas.automations import Automation, EventTrigger, Firing, Posture
-from prefect.server.utilities.messaging.memory import Topic
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
-from sqlalchemy import select, text
+from sqlalchemy import text
 
-from flows.database import LISTENING, empty, listen_anew, make_empty, provide, write_in_turn
-from flows.stack import HOST, _wait_for_server, automations, started
+from flows.database import empty, listen_anew, make_empty, provide, write_in_turn
+from flows.stack import HOST, _wait_for_server, started
 from flows.temporary import TemporaryServer
 from tests.ports import free_port
 
@@ -165,55 +160,16 @@ def test_a_session_within_another_does_not_wait_for_it(begins: bool, made: Path,
         assert asyncio.run(asyncio.wait_for(count_within(), timeout=10)) == 1
 
 
-@pytest.mark.filterwarnings("ignore:Type object:sqlalchemy.exc.SADeprecationWarning")  # of Prefect's own types
-def test_runs_have_their_whole_time_to_be_heard_again_after_a_server_was_away(made: Path, tmp_path: Path) -> None:
-    address = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
-    provide(address, made)
-    now, within = datetime.datetime.now(datetime.UTC), datetime.timedelta(seconds=90)
-    listening = EventTrigger(posture=Posture.Proactive, threshold=1, within=within)
-    ends = {"long ago": now - datetime.timedelta(hours=1), "later": now + datetime.timedelta(hours=1)}
-
-    async def ends_after_listening() -> dict[tuple[str, str], datetime.datetime]:
-        database, found = provide_database_interface(), {}
-        async with database.session_context(begin_transaction=True) as session:
-            for name in (LISTENING, "somebody else's"):
-                automation = database.Automation(name=name, trigger=listening, actions=[])
-                session.add(automation)
-                await session.flush()
-                for key, end in ends.items():
-                    session.add(
-                        database.AutomationBucket(
-                            automation_id=automation.id,
-                            trigger_id=uuid4(),
-                            bucketing_key=[name, key],
-                            start=end - within,
-                            end=end,
-                            count=0,
-                        )
-                    )
-        await listen_anew()
-        async with database.session_context() as session:
-            for each in await session.scalars(select(database.AutomationBucket)):
-                name, key = each.bucketing_key
-                found[name, key] = each.end
-        return found
-
-    with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
-        found = asyncio.run(ends_after_listening())
-
-    assert datetime.timedelta(0) <= found.pop((LISTENING, "long ago")) - (now + within) < within
-    assert found == {
-        (LISTENING, "later"): ends["later"],
-        **{("somebody else's", key): end for key, end in ends.items()},
-    }
-
-
 def test_a_state_after_a_pause_is_acted_on_though_another_server_saw_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefect lets it wait a quarter of an hour for an event that will not come."""
     lost = {"type": "CRASHED", "message": "Its worker was lost, no heartbeat came for 90 s."}
-    go_on = next(each for each in automations("") if each["name"] == "zimage-go-on")
+    go_on = {
+        "name": "acts on what an earlier server began",
+        "trigger": {"type": "event", "posture": "Reactive", "expect": ["prefect.flow-run.Crashed"], "threshold": 1},
+        "actions": [{"type": "change-flow-run-state", "state": "SCHEDULED", "name": "AwaitingRetry"}],
+    }
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}")
     with server(tmp_path) as client:
@@ -246,49 +202,10 @@ def server(folder: Path) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.filterwarnings("ignore:Type object:sqlalchemy.exc.SADeprecationWarning")  # of Prefect's own types
-def test_who_is_told_that_a_run_is_lost_cannot_answer_before_that_is_noted(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The answer, a new state of the run, would make it be told again."""
-    address = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
-    provide(address, made)
-    now, within, act = datetime.datetime.now(datetime.UTC), datetime.timedelta(seconds=90), triggers.act
-    trigger = EventTrigger(posture=Posture.Proactive, threshold=1, within=within, after={"heard"}, for_each={"run"})
-    automation = Automation(name=LISTENING, trigger=trigger, actions=[DoNothing()])
-
-    async def act_slowly(firing: Firing) -> None:
-        await act(firing)
-        await asyncio.sleep(0.5)
-
-    async def noted_before_the_answer() -> bool:
-        database, told = provide_database_interface(), Topic.by_name("actions").subscribe()
-        async with database.session_context(begin_transaction=True) as session:
-            session.add(database.Automation(id=automation.id, name=LISTENING, trigger=automation.trigger, actions=[]))
-            await session.flush()
-            bucket = {"automation_id": automation.id, "trigger_id": trigger.id, "bucketing_key": ["one"], "count": 0}
-            session.add(database.AutomationBucket(**bucket, start=now - 2 * within, end=now - within))
-        evaluation = asyncio.create_task(triggers.proactive_evaluation(trigger, now))
-        await told.get()
-        async with database.session_context(begin_transaction=True) as session:
-            found = await session.scalars(select(database.AutomationBucket))
-        await evaluation
-        return not found.all()
-
-    with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
-        write_in_turn(address)
-        monkeypatch.setattr(triggers, "act", act_slowly)
-        assert asyncio.run(asyncio.wait_for(noted_before_the_answer(), timeout=60))
-
-
-@pytest.mark.filterwarnings("ignore:Type object:sqlalchemy.exc.SADeprecationWarning")  # of Prefect's own types
 def test_a_database_without_tables_is_left_to_its_server(tmp_path: Path) -> None:
     address = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
     with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
         asyncio.run(listen_anew())
-
-
-def test_the_automation_that_listens_has_this_name() -> None:
-    assert LISTENING in [each["name"] for each in automations("")]
 
 
 def test_its_name_tells_the_version_that_made_it() -> None:

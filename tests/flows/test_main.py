@@ -80,7 +80,7 @@ def test_every_pattern_is_told_in_words() -> None:
 
 
 def test_a_worker_needs_nothing_but_the_servers_address(tmp_path: Path) -> None:
-    """Else its runs tell of themselves too seldom, and are given up while they work (infra/automations.yaml)."""
+    """Else its runs tell of themselves too seldom, and are given up while they work (tasks/policy.py)."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "PYTHON"))}
         environment = {

@@ -28,6 +28,7 @@ from flows.personalize import personalize
 from flows.retrain import retrain
 from flows.spec import RetrainSpec
 from flows.stack import DEPLOYMENTS
+from tasks import elsewhere
 from tasks.forget_runs import runs_of
 from tasks.scan import read_project
 from tasks.settings import PROJECT, Settings, from_environment
@@ -118,6 +119,19 @@ def test_a_run_that_is_planned_for_later_is_in_nobody_s_way(place: Place) -> Non
     retrain(RetrainSpec())
 
     assert len(place.runs(ADA)) == 2
+
+
+def test_a_run_that_cannot_end_is_in_nobody_s_way(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing starts a run that is scheduled without a deployment, and a long silence is that of a dead process."""
+    place.working(ADA, Scheduled())
+    retrain(RetrainSpec())
+    assert len(place.runs(ADA)) == 2
+
+    (other,) = [run for run in place.runs(ADA) if run.name != "working"]
+    place.client.set_flow_run_state(other.id, Pending(), force=True)
+    monkeypatch.setattr(elsewhere, "DEAD_AFTER", datetime.timedelta(seconds=-1))
+    retrain(RetrainSpec())
+    assert len(place.runs(ADA)) == 3
 
 
 def test_only_looking_starts_nothing_and_tells_what_is_at_work(place: Place) -> None:

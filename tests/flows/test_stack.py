@@ -30,7 +30,8 @@ from playwright.sync_api import Locator, Page, sync_playwright
 
 from flows.__main__ import LASTING, QUIET
 from flows.publish import UNANSWERED
-from flows.stack import ENDING, MARK, automations, end, ended_as_by_ctrl_c, started
+from flows.stack import ENDING, MARK, end, ended_as_by_ctrl_c, started
+from tasks.policy import FLOWS
 from tasks.settings import PROJECT
 from tests.agreed import agreed
 from tests.flows.faulty import Fault, Relay
@@ -273,6 +274,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
             "ZIMAGE_STORE": STORE,
+            "ZIMAGE_LOST_AFTER_S": str(LOST_AFTER_S),
             "OMP_NUM_THREADS": "1",
         }.items():
             patch.setenv(name, value)
@@ -285,7 +287,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
         running.enter_context(started(server, folder / "server.log"))
         until("the server", lambda: httpx.get(f"{api.address}/health").is_success)
         subprocess.run([sys.executable, "-m", "flows", "deploy", "--notify", webhook], cwd=PROJECT, check=True)
-        notice_sooner(api)
+        stack.enter_context(started(["watch"], folder / "watch.log"))
         workers = {"cpu": stack.enter_context(worker("cpu", "cpu", folder))}
         workers |= {name: stack.enter_context(worker("gpu", name, folder)) for name in ("one", "two")}
 
@@ -342,15 +344,6 @@ def consent(folder: Path, subject: str) -> str:
     until = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=20)
     scope = ["training", "evaluation", "publication"]
     return str(agreed(folder, subject, may_publish=True, scope=scope, expires=until))
-
-
-def notice_sooner(api: Api) -> None:
-    """Shorten the time after which a worker counts as lost."""
-    (found,) = [each for each in api.post("/automations/filter", {}) if each["name"] == "zimage-lost-worker"]
-    declared = next(each for each in automations("") if each["name"] == "zimage-lost-worker")
-    declared["trigger"]["within"] = LOST_AFTER_S
-    answer = httpx.put(f"{api.address}/automations/{found['id']}", json={**declared, "enabled": True})
-    assert answer.is_success, answer.text
 
 
 def test_two_subjects_at_once_become_loras_on_other_machines(story: Story) -> None:
@@ -883,6 +876,36 @@ def test_a_port_of_another_program_is_refused_with_the_remedy(tmp_path: Path) ->
         said
         == f"flows: Port {port} is used by a program that is no Prefect server; stop it, or choose a free --port.\n"
     )
+
+
+def test_a_run_goes_on_by_itself_after_its_stack_was_stopped_and_after_a_power_cut(
+    tmp_path: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZIMAGE_LOST_AFTER_S", "40")  # heartbeats come every 30 s
+    spec = asked(tmp_path, tiny_base) | {
+        "subject": "ada",
+        "consent": consent(tmp_path, "ada"),
+        "publish": "provisional",
+    }
+
+    with serving(tmp_path) as (process, api):
+        until("the deployments", lambda: len(api.post("/deployments/filter", {})) == len(FLOWS))
+        run = api.run("personalize", spec)
+        until("a leg", lambda: api.state(run)["type"] == "RUNNING" and api.runs("prepare ada"), every_s=0.05)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    with serving(tmp_path) as (process, api):
+        until("the training", lambda: learns(api, "ada"), every_s=0.05)
+        stopped = api.states(run)
+        kill(process.pid)
+    with serving(tmp_path) as (process, api):
+        assert api.ended(run, within_s=400, goes_on=True) == "Completed"
+        states = api.states(run)
+        process.send_signal(signal.SIGINT)
+
+    assert stopped.count("Crashed") == stopped.count("AwaitingRetry") == 1
+    assert states.count("Crashed") == states.count("AwaitingRetry") == 2
+    assert len(list(tmp_path.glob("store/subjects/ada/releases/*/manifest.json"))) == 1
 
 
 def test_a_taken_port_for_pages_is_told_before_anything_is_started(tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, Wor
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.flow_engine import run_flow
-from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Running
+from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Pending, Running
 
 from flows.learn import learn
 from flows.spec import LearnSpec
 from tasks import elsewhere
-from tasks.dvc import StageFailedError
-from tasks.elsewhere import refuse_if_lost_too_often, run_leg, start
-from tasks.policy import LEGS, PARENT_LOST
+from tasks.elsewhere import run_leg, start
+from tasks.lost import Silence
+from tasks.policy import LEGS
 
 SPEC = LearnSpec(subject="ada-elsewhere", placement="pools")
 
@@ -123,20 +123,17 @@ def test_a_run_that_goes_on_finds_its_leg_under_way_or_finished(client: SyncPref
     assert [each.id for each in legs(client)] == [leg.id]
 
 
-def test_a_run_that_is_lost_again_and_again_is_given_up(prefect_server: None) -> None:
-    began = 0
+def test_a_leg_that_nobody_takes_is_given_up_and_cancelled(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elsewhere, "PART_WAITS_S", 0.5)
 
-    @flow(name="personalize", retries=PARENT_LOST + 1, retry_delay_seconds=0)
-    def lost() -> None:
-        nonlocal began
-        refuse_if_lost_too_often()
-        began += 1
-        raise RuntimeError("the worker was lost")
+    state = run_flow(parent, flow_run=client.create_flow_run(parent), return_type="state")
 
-    with pytest.raises(StageFailedError, match=f"was lost with its worker {PARENT_LOST + 1} times; it is given up"):
-        lost()
-
-    assert began == 1 + PARENT_LOST
+    (leg,) = legs(client)
+    assert state.is_failed()  # type: ignore[union-attr]
+    assert "was Scheduled for" in str(state.message)  # type: ignore[union-attr]
+    assert leg.state is not None and leg.state.is_cancelled()
 
 
 PAUSED = "the work pool `elsewhere` is paused; resume it in the UI or by `prefect work-pool resume elsewhere`."
@@ -191,3 +188,16 @@ def test_a_leg_whose_worker_is_there_says_nothing(
     looked = time.monotonic() + 1
 
     assert warnings_while(client, caplog, lambda: time.monotonic() > looked) == []
+
+
+def test_a_leg_that_no_worker_begins_is_started_again_by_who_waits_for_it(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elsewhere, "Silence", lambda: Silence(lost_after_s=60, pending_s=1))
+    with worker(Pending(), Completed()):
+        state = run_flow(parent, flow_run=client.create_flow_run(parent), return_type="state")
+
+    first, second = legs(client)
+    assert state.is_completed()  # type: ignore[union-attr]
+    assert first.state is not None and first.state.is_crashed()
+    assert second.state is not None and second.state.is_completed()
