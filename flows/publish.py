@@ -14,7 +14,7 @@ from pydantic import Field
 
 from flows.spec import PublishSpec
 from tasks import publish as publishing
-from tasks.handover import take
+from tasks.handover import Taken, take
 from tasks.hub import publish_to_hub
 from tasks.leg import working_on
 from tasks.log import told
@@ -24,6 +24,7 @@ from tasks.settings import Settings, from_environment
 from tasks.shown import show_offer
 from tasks.storage import open_store
 from tasks.workspace import pull
+from zimage.errors import InputError
 
 WAITS_S = 14 * 24 * 3600
 UNANSWERED = "Nothing was published: the run was resumed without an answer. Start `publish` again to be asked again."
@@ -48,7 +49,7 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
     shared = spec.placement == "pools"
     with working_on(settings, workspace, shared=shared):
         if shared:
-            take(settings, spec.subject, only_reads=True)
+            _require_result(take(settings, spec.subject, only_reads=True), spec.subject)
             _fetch(settings, spec.subject)
         if spec.approval and (refused := _refused(spec, workspace)):
             return refused
@@ -67,6 +68,14 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
     if release.notice:
         get_run_logger().warning("%s", release.notice)
     return release
+
+
+def _require_result(taken: Taken, subject: str) -> None:
+    if taken.state is None or not {"train", "evaluate"} <= taken.state.stages:
+        raise InputError(
+            f"The store has no finished result of {subject}: run `personalize` with placement `pools`, or publish on "
+            f"the machine that made it: python -m flows publish --subject {subject}."
+        )
 
 
 def _fetch(settings: Settings, subject: str) -> None:

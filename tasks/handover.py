@@ -48,6 +48,11 @@ class State(Section):
     consent: Consent | None = None
     """What the person agreed to, for machines that cannot see the file; None in states that are older than this."""
 
+    @property
+    def stages(self) -> set[str]:
+        """Return the stages that have a result."""
+        return set(_stages(self.lock))
+
 
 @dataclass(frozen=True)
 class Taken:
