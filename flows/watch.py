@@ -1,7 +1,6 @@
 """The watch over the runs of a server: `python -m flows watch`, one for each server."""
 
 import logging
-import os
 import sys
 import time
 
@@ -12,14 +11,11 @@ def main() -> None:
     """Look after lost runs of the configured server until this process ends; what was done goes to standard error."""
     from tasks.lost import Silence, Watch
     from tasks.policy import LOST_AFTER_S, PENDING_S
+    from tasks.settings import silence_limits
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("tasks.lost").setLevel(logging.INFO)
-    silence = Silence(
-        float(os.environ.get("ZIMAGE_LOST_AFTER_S", LOST_AFTER_S)),
-        float(os.environ.get("ZIMAGE_PENDING_S", PENDING_S["process"])),
-    )
-    watch = Watch(silence)
+    watch = Watch(Silence(*silence_limits(LOST_AFTER_S, PENDING_S["process"])))
     while True:
         watch.look()
         time.sleep(LOOK_EVERY_S)

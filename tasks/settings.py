@@ -122,6 +122,19 @@ def site_cache() -> Path:
     return Path(os.environ.get("DVC_SITE_CACHE_DIR", "/var/tmp/dvc"))
 
 
+def silence_limits(lost_after_s: float, pending_s: float) -> tuple[float, float]:
+    """Return how many seconds a run may be silent, and how many it may take to begin, where others are not set.
+
+    Args:
+        lost_after_s: Unless ZIMAGE_LOST_AFTER_S is set, to more than the time between two heartbeats.
+        pending_s: Unless ZIMAGE_PENDING_S is set.
+    """
+    return (
+        float(os.environ.get("ZIMAGE_LOST_AFTER_S", lost_after_s)),
+        float(os.environ.get("ZIMAGE_PENDING_S", pending_s)),
+    )
+
+
 def hub_token() -> str:
     """Return the token for the hub, "" where the environment has none; kept out of Settings, which may be shown."""
     return os.environ.get("HF_TOKEN", "")

@@ -310,7 +310,7 @@ def main() -> int:
         "ZIMAGE_STORE": str(folder / "store"),
         "ZIMAGE_WORKSPACES": str(folder / "workspaces"),
         "ZIMAGE_LOST_AFTER_S": "45",  # heartbeats come every 30 s
-        "ZIMAGE_PENDING_S": "90",
+        "ZIMAGE_PENDING_S": "150",
         "OMP_NUM_THREADS": "1",
     }
     tell(f"seed {given.seed}, everything in {folder}")
