@@ -75,7 +75,8 @@ class Stack:
         for name in names:
             part = self.parts[name]
             process = part.stack.enter_context(started(part.command, self.folder / f"{name}.log"))
-            part.pid, part.mark = process.pid, psutil.Process(process.pid).environ()[MARK]
+            part.pid = process.pid
+            part.mark = until("its environment", lambda: _mark(psutil.Process(process.pid)))  # noqa: B023
             self.marks.add(part.mark)
             if name == "server":
                 until("the server", lambda: httpx.get(f"{self.api.address}/health").is_success, 120)
