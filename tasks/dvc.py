@@ -25,6 +25,7 @@ QUIET = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}
 LOOK_EVERY_S = 0.5
 STOPS_WITHIN_S = 20.0  # a training ends the step that it is in; Prefect kills a cancelled run after 30 s
 FULL = "No space left on device"
+BLOCKING = re.compile(r"^  \(PID (\d+)\): (.*)$")  # of DVC 3.67, after the error that says what is blocked
 NOT_FETCHED = r"Checkout failed for|failed to download|object \S+ is corrupted"  # of DVC 3.67
 
 
@@ -72,18 +73,20 @@ def run(
         progress = Path(temporary) / "progress.jsonl"
         follower = _Follower(progress, on_progress)
         errors: list[str] = []
+        blocking: re.Match[str] | None = None
         command = Command(str(folder), arguments, _environment() | {"ZIMAGE_PROGRESS": str(progress)})
         with _servers.one() as server:
             for line in server.lines(command, follower.look):
                 on_line(line)
                 if line.startswith("ERROR: "):
                     errors.append(line.removeprefix("ERROR: "))
+                blocking = BLOCKING.search(line) or blocking
             code = server.code
             if code < 0:  # DVC was killed, and could not end its stage
                 server.end()
         follower.look()
         if code != 0:
-            raise _failure(follower.error, errors, folder)
+            raise _failure(follower.error, errors, folder, blocking)
 
 
 def _environment() -> dict[str, str]:
@@ -232,12 +235,15 @@ def _pump(source: IO[str], said: "queue.Queue[str | None]") -> None:
     said.put(None)
 
 
-def _failure(sentence: str | None, errors: list[str], folder: Path) -> Exception:
+def _failure(sentence: str | None, errors: list[str], folder: Path, blocking: re.Match[str] | None) -> Exception:
     said = errors[-1] if errors else "DVC ended without a word"
     if sentence is not None:
         return InputError(sentence)
     if FULL in said:
         return InputError(f"The disk of {folder} is full; free some space and run again: what was finished is kept.")
+    if blocking is not None and said.endswith("is being blocked by:"):
+        holder = f"process {blocking[1]} (`{blocking[2]}`)"
+        return InputError(f"{folder} is being worked on by {holder}; wait for it to end, or stop it.")
     if re.search(r"Unable to acquire lock", said):
         return InputError(f"{folder} is being worked on by another `dvc`; wait for it to end, or stop it.")
     if re.search(NOT_FETCHED, said):

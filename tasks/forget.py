@@ -6,6 +6,7 @@ meets half a release; a tombstone is begun before and ended after, and nothing i
 
 import contextlib
 import os
+import platform
 import re
 import shutil
 import signal
@@ -26,9 +27,10 @@ from tasks.settings import DEMO, Settings, site_cache
 from tasks.storage import open_store
 from tasks.store import Inventory, Store, StoreError, clear
 from tasks.tombstones import Counts, Tombstone
-from tasks.workspace import held
+from tasks.workspace import held, lock_path
 from zimage.errors import InputError
 from zimage.faces.consent import read_consent
+from zimage.lock import Holder, holder_of
 
 ENDS_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.2
@@ -217,30 +219,31 @@ def _refuse_or_cancel(runs: Runs, *, cancel: bool) -> None:
 
 @contextlib.contextmanager
 def _held(workspace: Path, *, cancel: bool) -> Iterator[None]:
-    """Hold the workspace, if there is one; with `cancel`, who holds it is ended first."""
+    """Hold the workspace, if there is one; with `cancel`, a process of this machine that holds it is ended first.
+
+    Raises:
+        InputError: another process holds it, and does not end or is on another machine.
+    """
     if not workspace.exists():
         yield
         return
     deadline = time.monotonic() + (ENDS_WITHIN_S if cancel else 0.0)
+    asked: Holder | None = None
     with contextlib.ExitStack() as stack:
         while True:
             try:
                 stack.enter_context(held(workspace))
                 break
             except InputError:
-                if time.monotonic() >= deadline:
+                holder = holder_of(lock_path(workspace))
+                if time.monotonic() >= deadline or (holder and holder.host != platform.node()):
                     raise
-                _end_holder(workspace)
+                if holder and holder != asked:  # once: a second time would cut off what it tidies up
+                    asked = holder
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(holder.pid, signal.SIGINT)
                 time.sleep(LOOK_EVERY_S)
         yield
-
-
-def _end_holder(workspace: Path) -> None:
-    """Ask the process that holds a workspace to end, as Ctrl-C does."""
-    said = (workspace / ".dvc" / "tmp" / "held").read_text(encoding="utf-8").removeprefix("process ").strip()
-    if said.isdigit():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(said), signal.SIGINT)
 
 
 def _remove(workspace: Path) -> None:

@@ -13,6 +13,7 @@ import selectors
 import signal
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import psutil
@@ -117,6 +118,11 @@ def _run(command: Command) -> NoReturn:
     os.chdir(command.folder)
     sys.argv = ["dvc", *command.arguments]
     sys.exit(main(command.arguments))
+
+
+def is_dvc(command: list[str]) -> bool:
+    """Return whether a process with this command line may be DVC: called by itself, or forked by a server."""
+    return any(word == "tasks.forkserver" or Path(word).name == "dvc" for word in command)
 
 
 def bind() -> None:

@@ -14,7 +14,7 @@ from tasks.sources import Source, look, source
 from tasks.storage import open_store
 from tasks.subject import set_up
 from tasks.tombstones import admit
-from tasks.workspace import Outcome, held, is_up_to_date
+from tasks.workspace import Outcome, held, is_up_to_date, locked_stages
 from zimage.errors import InputError
 from zimage.permission import require_for, today
 
@@ -37,6 +37,7 @@ def working_on(settings: Settings, workspace: Path, *, shared: bool, makes: bool
     with at_hand():
         if not shared:
             with held(workspace):
+                locked_stages(workspace)
                 admit(open_store(settings.store), settings.subject(workspace), workspace)
                 yield
             return

@@ -1,8 +1,6 @@
 """A subject's workspace: making it, holding it, and what DVC is asked about it."""
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,9 +8,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import psutil
+import yaml
+
 from tasks.dvc import StageFailedError, run
+from tasks.forkserver import is_dvc
 from zimage.errors import InputError
 from zimage.folder import make_private, make_writable, write_whole
+from zimage.lock import locked
 
 # What DVC remembers of files, by their names, lies in the workspace; else it is in /var/tmp, for all to read, and stays
 # there. A relative path would count from where `dvc` is called.
@@ -26,6 +29,7 @@ CONFIG = """[core]
     type = "reflink,copy"
 """
 SHARED = ["--pull", "--allow-missing"]
+CLOCKS_DIFFER_S = 2.0  # the kernel's, which files have, and that of processes' starts
 UP_TO_DATE = "Data and pipelines are up to date."
 
 
@@ -66,31 +70,76 @@ def held(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # `make_writable` says what is wrong
             make_private(folder)
     make_writable(folder, "set ZIMAGE_WORKSPACES to another place")
-    path = folder / ".dvc" / "tmp" / "held"
+    path = lock_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise InputError(f"{folder} is being worked on by {holder}; wait for it to end, or stop it.") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        _forget_torn_locks(folder)
+    with locked(path, f"{folder} is being worked on"):
+        _release_stale_locks(folder)
         yield
 
 
-def _forget_torn_locks(folder: Path) -> None:
-    """Remove DVC's record of locks if it is half written, as a killed DVC can leave it; no other DVC would begin."""
+def lock_path(folder: Path) -> Path:
+    """Return the file that names the process which works in a workspace (see `zimage.lock.holder_of`)."""
+    return folder / ".dvc" / "tmp" / "held"
+
+
+def _release_stale_locks(folder: Path) -> None:
+    """Remove DVC's record of its locks (rwlock) where it is damaged, and entries in it of processes that are no DVC.
+
+    A killed DVC can leave the file half written, and no other DVC would begin. It leaves its entries in any case: DVC
+    ignores them once no process has their number, but numbers are given again.
+    """
     path = folder / ".dvc" / "tmp" / "rwlock"
     try:
-        json.loads(path.read_bytes())
+        record = json.loads(path.read_bytes())
+        written = path.stat().st_mtime
+        writers = record.get("write", {})
+        readers = record.get("read", {})
+        left = {
+            "write": {of: info for of, info in writers.items() if _may_be_dvc(info["pid"], written)},
+            "read": {
+                of: [info for info in infos if _may_be_dvc(info["pid"], written)] for of, infos in readers.items()
+            },
+        }
     except FileNotFoundError:
-        pass
-    except ValueError:
+        return
+    except (ValueError, AttributeError, KeyError, TypeError):
         path.unlink(missing_ok=True)
+        return
+    left["read"] = {of: infos for of, infos in left["read"].items() if infos}
+    if left != {"write": writers, "read": readers}:
+        write_whole(path, json.dumps(left).encode())
+
+
+def _may_be_dvc(pid: int, written: float) -> bool:
+    """Return whether a process may be the DVC that an entry names, which was written at that time at the latest."""
+    try:
+        process = psutil.Process(pid)
+        return is_dvc(process.cmdline()) and bool(process.create_time() <= written + CLOCKS_DIFFER_S)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:  # another user's
+        return True
+
+
+def locked_stages(folder: Path) -> dict[str, Any]:
+    """Return the entries of a workspace's dvc.lock by stage; none where it has no dvc.lock.
+
+    Raises:
+        InputError: it is damaged, with what to do.
+    """
+    path = folder / "dvc.lock"
+    if not path.is_file():
+        return {}
+    try:
+        lock = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        stages = lock.get("stages", {})
+        if "schema" in lock and all(isinstance(entry, dict) and "cmd" in entry for entry in stages.values()):
+            return dict(stages)
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError):
+        pass
+    raise InputError(
+        f"{path} is damaged; delete it and run again: results that are in the cache are restored, others made again."
+    )
 
 
 def is_up_to_date(folder: Path, stage: str, *, shared: bool = False) -> bool:

@@ -2,10 +2,13 @@
 
 import contextlib
 import datetime
+import fcntl
 import json
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -32,7 +35,7 @@ from tasks.lease import leased
 from tasks.publish import publish as publish_task
 from tasks.settings import PROJECT
 from tasks.storage import FolderStore
-from tasks.workspace import make, track
+from tasks.workspace import lock_path, make, track
 from tests.tasks.finished import finished, write
 from tests.tasks.hub_server import Hub
 from zimage.errors import InputError
@@ -219,6 +222,47 @@ def test_a_run_that_is_at_work_on_the_person_has_to_be_cancelled_first(ada: Path
 
     assert not ada.exists()
     assert run.id not in {each.id for each in runs_of(ADA).runs}
+
+
+HOLDS = """
+import os, signal, sys, time
+from pathlib import Path
+from tasks.workspace import held
+with held(Path(sys.argv[1])):
+    try:
+        print("in", flush=True)
+        time.sleep(600)
+    except KeyboardInterrupt:
+        time.sleep(3)
+        Path(sys.argv[2]).write_text("tidied up")
+"""
+
+
+def test_who_holds_the_workspace_is_asked_to_end_once_and_tidies_up(places: Path, tmp_path: Path) -> None:
+    workspace = finished(places / "workspaces" / ADA, seed=1)
+    command = [sys.executable, "-c", HOLDS, str(workspace), str(tmp_path / "tidy")]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"in\n"
+
+        forget(ForgetSpec(subject=ADA, delete=True, cancel=True))
+
+    assert (tmp_path / "tidy").read_text() == "tidied up"
+    assert not workspace.exists()
+
+
+def test_a_process_of_another_machine_is_not_taken_for_one_of_this(places: Path) -> None:
+    workspace = finished(places / "workspaces" / ADA, seed=1)
+    path = lock_path(workspace)
+    path.parent.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "600"]) as stranger, path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"{stranger.pid} another-machine")
+        file.flush()
+        with pytest.raises(InputError, match=rf"worked on by process {stranger.pid} on another-machine; wait for it"):
+            forget(ForgetSpec(subject=ADA, delete=True, cancel=True))
+
+        assert stranger.poll() is None
+        stranger.kill()
 
 
 @flow(name="learn", flow_run_name="learn {spec.subject}")

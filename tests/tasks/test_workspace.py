@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -213,7 +214,7 @@ def run_after(workspace: Path) -> Outcome:
     return run(workspace)
 
 
-@pytest.mark.parametrize(("written", "kept"), [("", False), ('{"/data', False), ('{"/data/a": {}}', True)])
+@pytest.mark.parametrize(("written", "kept"), [("", False), ('{"/data', False), ("[]", False), ("{}", True)])
 def test_a_record_of_locks_that_a_killed_dvc_left_half_written_is_forgotten(
     tmp_path: Path, written: str, kept: bool
 ) -> None:
@@ -222,6 +223,67 @@ def test_a_record_of_locks_that_a_killed_dvc_left_half_written_is_forgotten(
     record.write_text(written)
     with held(tmp_path):
         assert record.exists() == kept
+
+
+def test_a_lock_of_a_killed_dvc_whose_number_another_process_has_now_blocks_nothing(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, COPY)
+    blocked_by(workspace, os.getpid())  # this process is no DVC
+
+    with pytest.raises(InputError) as refused:
+        run(workspace)
+    with held(workspace):
+        assert run(workspace) is Outcome.RAN
+
+    assert str(refused.value) == (
+        f"{workspace} is being worked on by process {os.getpid()} (`dvc repro b`); wait for it to end, or stop it."
+    )
+
+
+def test_a_lock_of_a_dvc_that_runs_is_respected(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, WAITING)
+    command = [Path(sys.executable).with_name("dvc"), "repro", "--quiet"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    with subprocess.Popen(command, cwd=workspace, env=environment) as dvc:
+        while not (workspace / "pid").exists():
+            assert dvc.poll() is None
+            time.sleep(0.05)
+        with held(workspace), pytest.raises(InputError, match=rf"is being worked on by process {dvc.pid} \(`.*repro"):
+            run(workspace)
+        dvc.terminate()
+        os.kill(int((workspace / "pid").read_text()), signal.SIGTERM)
+
+
+def blocked_by(workspace: Path, pid: int) -> None:
+    """Leave the entry of a DVC that was killed while it ran stage `b`."""
+    entry = {"pid": pid, "cmd": "dvc repro b"}
+    record = {"write": {str(workspace / "data" / "b"): entry}, "read": {str(workspace / "data" / "a"): [entry]}}
+    (workspace / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(record))
+
+
+DAMAGED = (b"", b"stages: [", b"schema: '2.0'\nstages:\n  b: null\n", b"schema: '2.0'\nstages:\n", b"\xff\xfe", b"[]")
+
+
+def test_a_damaged_dvc_lock_is_one_sentence_with_the_remedy_before_anything_runs(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, COPY)
+    assert run(workspace) is Outcome.RAN
+    lock, said = workspace / "dvc.lock", set()
+
+    for content in DAMAGED:
+        lock.write_bytes(content)
+        with pytest.raises(InputError) as refused, working_on(machine(tmp_path), workspace, shared=False):
+            pass
+        said.add(str(refused.value))
+    lock.unlink()
+
+    assert said == {
+        f"{lock} is damaged; delete it and run again: results that are in the cache are restored, others made again."
+    }
+    with working_on(machine(tmp_path), workspace, shared=False):
+        assert run(workspace) is Outcome.RESTORED
 
 
 def test_a_workspace_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
@@ -235,7 +297,8 @@ def test_a_workspace_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
         refused = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     free = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
 
-    assert f"{workspace} is being worked on by process {os.getpid()}; wait for it to end" in refused.stderr
+    holder = f"process {os.getpid()} on {platform.node()}"
+    assert f"{workspace} is being worked on by {holder}; wait for it to end" in refused.stderr
     assert free.stdout == "in\n"
 
 
