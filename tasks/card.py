@@ -10,22 +10,11 @@ import yaml
 
 from tasks.licences import shown_base
 from tasks.release import Agreed, Use
+from zimage.identity.wording import FEW, FIGURES, OF_THE_RELEASE, estimate_of, rule_of, shown
 from zimage.lora.comfyui import Use as ComfyUse
 from zimage.lora.comfyui import usage
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-FIGURES = {
-    "face_found": "a face is found",
-    "same_of_all": "the same person as in the held-out photos, of all pictures",
-    "same_of_found": "the same, of the pictures with a face",
-    "base_same_of_found": "the same with the base model alone",
-    "second_same": "the same person by the second engine",
-    "gain": "gain over the base model (0) towards real photos (1)",
-    "clip_drop": "prompt following lost, by CLIP",
-    "copied": "pictures that are a training photo come back",
-    "leak_rise": "the person appears uncalled, above the base model",
-}
-RATES = frozenset(FIGURES) - {"gain", "clip_drop"}
 
 
 @dataclass(frozen=True)
@@ -52,13 +41,14 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Row:
     """A row of the card's table."""
 
     says: str
     value: str
     interval: str
     n: int
+    rule: str
 
 
 def card(told: Told) -> str:
@@ -82,7 +72,7 @@ def card(told: Told) -> str:
         rank=train["rank"],
         verdict=metrics["verdict"],
         why=metrics["why"],
-        figures=figures(metrics),
+        rows=rows(metrics),
         engines=engines(metrics),
         holdout=metrics["engine"]["holdout_photos"],
         pictures=metrics["pictures"],
@@ -106,24 +96,22 @@ def meta(told: Told) -> dict[str, Any]:
     }
 
 
-def figures(metrics: Mapping[str, Any]) -> list[Figure]:
-    """Return the figures that were measured, with their intervals."""
-    found = metrics["estimates"]
+def rows(metrics: Mapping[str, Any]) -> list[Row]:
+    """Return the figures that were measured, for and against the LoRA, with their intervals and the gate's rules."""
+    found = [(figure, estimate_of(metrics, figure)) for figure in (*FIGURES, *OF_THE_RELEASE)]
     return [
-        Figure(says, _shown(name, one["value"]), _interval(name, one), one["n"])
-        for name, says in FIGURES.items()
-        if (one := found.get(name)) and one["value"] is not None
+        Row(
+            figure.says,
+            shown(one["value"], one["n"], figure.unit),
+            "" if one["low"] is None else " to ".join(shown(one[end], FEW, figure.unit) for end in ("low", "high")),
+            one["n"],
+            rule_of(metrics, figure),
+        )
+        for figure, one in found
+        if one["value"] is not None
     ]
 
 
 def engines(metrics: Mapping[str, Any]) -> list[str]:
     """Return the ids of the face engines that judged."""
     return [one["engine_id"] for one in (metrics["engine"], metrics.get("second_engine")) if one]
-
-
-def _interval(name: str, one: Mapping[str, Any]) -> str:
-    return "" if one["low"] is None else f"{_shown(name, one['low'])} to {_shown(name, one['high'])}"
-
-
-def _shown(name: str, value: float) -> str:
-    return f"{value:.1%}" if name in RATES else f"{value:.2f}"

@@ -5,7 +5,7 @@ import datetime
 import importlib.metadata
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,14 +131,6 @@ def gate(workspace: Path, *, accept_provisional: bool, use: Use) -> Verdict:
         )
     if verdict == "provisional" and not accept_provisional:
         raise InputError("Not published, the verdict is provisional; `--accept-provisional` accepts that.")
-    both = {_engine(each) for each in _engines_in(params["train"])} & {
-        _engine(each) for each in (params["evaluate"]["engine"], params["evaluate"].get("second_engine")) if each
-    }
-    if both:
-        raise InputError(
-            f"Not published: the face engine {both.pop()} was both trained on and judged by, so its score tells "
-            "nothing; evaluate with another engine."
-        )
     require(read_consent(workspace / "data" / "consent.yaml"), "publication", today())
     check_use(use, licences_of(params, found))
     return verdict
@@ -168,19 +160,6 @@ def _put(store: Store, key: str, source: Path) -> bool:
 
 def _mended(damaged: list[str]) -> str | None:
     return f"Damaged in the store, and mended: {', '.join(damaged)}." if damaged else None
-
-
-def _engines_in(section: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield all face engines that a section of params.yaml names, however deep."""
-    if isinstance(section, dict):
-        for key, value in section.items():
-            if key.endswith("engine") and isinstance(value, dict):
-                yield value
-            yield from _engines_in(value)
-
-
-def _engine(section: Mapping[str, Any]) -> str:
-    return f"{section['name']} {section.get('pack') or ''}".strip()
 
 
 def _origin(workspace: Path, subject: str) -> dict[str, Any]:

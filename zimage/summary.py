@@ -6,17 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from zimage.errors import InputError
+from zimage.identity.wording import lines
 
 FINAL = "lora.safetensors"
-RATES = {
-    "face_found_rate": "a face is found in the pictures",
-    "same_person_rate": "of those, the same person as in the held-out photos",
-    "base_same_person_rate": "the same with the base model alone",
-}
 
 
 def summary(workspace: Path) -> list[str]:
-    """Return lines with the verdict, the rates behind it, and where report and LoRA are, or that they are out of date.
+    """Return lines with the verdict, the figures for and against it, and where report and LoRA are, if up to date.
 
     Raises:
         InputError: nothing has been evaluated in `workspace` yet.
@@ -27,7 +23,7 @@ def summary(workspace: Path) -> list[str]:
     found = json.loads(metrics.read_text(encoding="utf-8"))
     return [
         f"verdict  {found['verdict']}: {found['why']}",
-        *(f"{found[key]:>7.1%}  {meaning}" for key, meaning in RATES.items()),
+        *lines(found),
         f"report   {(metrics.parent / 'report.html').resolve()}",
         f"LoRA     {_lora(workspace, found['chosen'])}",
     ]

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from zimage.identity.intervals import Estimate, mean, rate, wilson
+from zimage.identity.intervals import Estimate, mean, rate, rate_difference, wilson
 
 PROMPTS, SEEDS = 12, 4  # the reporting half of both suites
 EVALUATIONS = 1200
@@ -49,6 +49,29 @@ def test_rates_are_covered_95_of_100_times_however_much_prompts_differ(icc: floa
         return rate(passed.tolist()), truth
 
     assert 0.93 <= coverage(one, seed=100 + int(10 * icc)) <= 0.97
+
+
+def test_a_difference_of_rates_has_newcombes_interval() -> None:
+    of_70, of_80 = [[True] * 56 + [False] * 14], [[True] * 48 + [False] * 32]
+    estimate = rate_difference(of_70, of_80)
+    assert estimate.value == pytest.approx(0.2)
+    # Newcombe (1998), Statistics in Medicine 17:873, table II, method 10, contrast (a)
+    assert (estimate.low, estimate.high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+
+
+@pytest.mark.parametrize("agreement", [0.0, 0.5, 0.9])
+def test_differences_of_paired_rates_are_covered_at_least_94_of_100_times(agreement: float) -> None:
+    def one(rng: np.random.Generator) -> tuple[Estimate, float]:
+        shared = rng.random((PROMPTS, SEEDS))
+        own = np.where(rng.random((PROMPTS, SEEDS)) < agreement, shared, rng.random((PROMPTS, SEEDS)))
+        return rate_difference((shared < 0.6).tolist(), (own < 0.3).tolist()), 0.3
+
+    assert coverage(one, seed=200 + int(10 * agreement)) >= 0.94
+
+
+def test_three_pairs_that_all_differ_keep_their_doubt() -> None:
+    estimate = rate_difference([[True]] * 3, [[False]] * 3)
+    assert estimate.value == 1 and estimate.low is not None and estimate.low < 0.5
 
 
 def test_taking_pictures_for_independent_would_cover_far_too_rarely() -> None:

@@ -1,6 +1,7 @@
 """Pictures whose score is known beforehand, judged by the real engine: each must get what it deserves."""
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -62,12 +63,18 @@ def judged(
         lora=rows(pictures, judge_of, engine),
         base=rows(strangers, judge_of, engine, "base"),
         leaks=[],
-        variety=[variety(pictures)],
-        base_variety=[variety(strangers)],
+        base_leaks=[],
+        variety=by_pair(pictures),
+        base_variety=by_pair(strangers),
         ceiling=judge_of.targets.ceiling(),
     )
     found = figures(evidence, copy_correlation=0.95, resamples=500, generator=np.random.default_rng(0))
     return found, judge(found, GATE, embedded=True)
+
+
+def by_pair(pictures: Sequence[Picture]) -> dict[str, dict[tuple[int, int], float]]:
+    """Return how unlike each other pictures are, as if all were of one prompt."""
+    return {"prompt": dict(zip(combinations(range(len(pictures)), 2), variety(pictures), strict=True))}
 
 
 def broken(judgement: Judgement) -> set[str]:

@@ -1,4 +1,5 @@
 import csv
+import html
 import json
 import re
 from pathlib import Path
@@ -151,6 +152,38 @@ def test_the_page_for_a_release_shows_all_that_was_made_and_no_real_photo(finish
     assert set(re.findall(r"data:[^\"']+", pages["release.html"])) == {src for _, src in shown["release.html"]}
 
 
+def test_a_rule_that_is_off_stands_in_the_report_with_what_it_would_have_judged(finished: Path) -> None:
+    found = json.loads((finished / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    page = (finished / "evaluate" / "report.html").read_text(encoding="utf-8")
+    rows = {row[0]: row[1:] for row in (re.findall("<td[^>]*>(.*?)</td>", line) for line in page.splitlines()) if row}
+
+    copied = found["gate"]["copy_rate_max"]
+    assert (copied["verdict"], copied["n"]) == ("off", 4)
+    assert copied["value"] == found["copy_rate"] > 0.02  # all views are of one photograph
+    limit, value, _interval, n, mark = rows["Copies of training photos"]
+    assert (limit, n) == ("not a rule here (usually 2 %)", "4")
+    assert value == f"{round(4 * copied['value'])}\u00a0of\u00a04" and "off, would break" in mark
+    assert "copies of training photos" in found["why"] and found["why"] in html.unescape(page)
+    assert len([row for row in rows.values() if len(row) == 5]) >= 10
+
+
+def test_a_limit_that_was_changed_is_named_at_the_rule_and_at_the_verdict(finished: Path) -> None:
+    found = json.loads((finished / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    page = (finished / "evaluate" / "report.html").read_text(encoding="utf-8")
+
+    assert "Changed limits: same person, lower end of interval at least 30 % (usually 55 %)." in found["why"]
+    assert "at least 30 % (changed; usually 55 %)" in page
+
+
+def test_few_pictures_are_counted_and_not_written_in_percent(finished: Path) -> None:
+    page = (finished / "evaluate" / "report.html").read_text(encoding="utf-8")
+
+    values = re.findall(r'<div class="value">(.*?)</div>\n<div class="says">(.*?)</div>', page)
+    assert ("4\u00a0of\u00a04", "of the pictures show a face") in values
+    assert ("1\u00a0of\u00a01", "asked for the class noun alone show the person uncalled") in values
+    assert "the subject appears uncalled in 1 of 1" in page
+
+
 def test_choosing_and_reporting_share_no_picture(finished: Path) -> None:
     lora = [row for row in scores(finished) if row["weights"] == "lora"]
     prompts = {half: {row["prompt"] for row in lora if row["half"] == half} for half in ("choosing", "reporting")}
@@ -168,7 +201,7 @@ def test_an_untrained_lora_fails_and_is_a_result_nonetheless(
         ("base", "", "0.0"), ("lora", "step-000010.safetensors", "1.0"), ("lora", "lora.safetensors", "1.0"),
         ("lora", "step-000010.safetensors", "0.5"),
     }  # fmt: skip
-    assert len(rows) == 4 + 3 * 2 + 2 * 2 + 2  # base; three cells to choose by; reporting; leaks
+    assert len(rows) == 4 + 2 + 3 * 2 + 2 * 2 + 2  # base, its leaks; three cells to choose by; reporting; leaks
     assert all((workspace / "evaluate" / row["file"]).is_file() for row in rows)
     assert all(row["engine"].startswith("dlib") and row["threshold"] == "0.6" for row in rows)
 
@@ -220,7 +253,7 @@ def test_two_independent_engines_judge_side_by_side_and_are_never_mixed(
     assert found["impostors"]["faces"] == 8 and found["impostors"]["same_person"] == 0
     page = (workspace / "evaluate" / "report.html").read_text(encoding="utf-8")
     assert first["engine_id"] in page and "second, independent engine" in page
-    assert f"{second['engine_id']}; 100\u00a0% of 4 pictures are the person to it" in page
+    assert f"{second['engine_id']}; 4 of 4 pictures are the person to it" in page
     assert "6 in insightface/t1.jpg" in page and "1 − cosine in CLIP" in page
     assert page.count('alt="another person, ') == 8
     release = (workspace / "evaluate" / "release.html").read_text(encoding="utf-8")
@@ -278,6 +311,33 @@ def test_a_strength_of_0_draws_the_base_models_own_pictures(
     }
     for prompt in ("near-1", "near-2", "far-1", "far-2"):
         assert np.array_equal(read_rgb(files["lora", prompt, "0"]), read_rgb(files["base", prompt, "0"]))
+
+
+def test_a_lora_without_effect_loses_nothing_against_the_base_model_although_half_of_the_prompts_chose(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
+) -> None:
+    (workspace / "suite.yaml").write_text(SUITE.replace("{subject}", "{class}"), encoding="utf-8")
+    sweep = params.sweep.model_copy(update={"strengths": [0.0], "reference_strength": 0.0})
+    seeds = params.seeds.model_copy(update={"base": 2})
+    clip = ClipParams(model=str(write_tiny_clip(workspace)), languages=["en", "zh"])
+    asked = params.model_copy(update={"sweep": sweep, "seeds": seeds, "clip": clip})
+
+    found: dict[str, Any] = run(detect, workspace, asked, tiny_base)["estimates"]  # type: ignore[assignment]
+
+    assert found["clip_drop"] == {"value": 0, "low": 0, "high": 0, "n": 2 * 2}
+    assert (found["variety_ratio"]["value"], found["variety_ratio"]["n"]) == (1, 2)
+    assert (found["leak_rise"]["value"], found["leak_rise"]["n"]) == (0, 1)
+
+
+def test_the_trigger_which_clip_does_not_know_counts_for_no_drop(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
+) -> None:
+    hand_in(workspace, params, tiny_base, small(views(1, seed=50)), small(views(1, seed=50)))
+    clip = ClipParams(model=str(write_tiny_clip(workspace)), languages=["en", "zh"])
+
+    found: dict[str, Any] = run(detect, workspace, params.model_copy(update={"clip": clip}), tiny_base)
+
+    assert found["estimates"]["clip_drop"]["value"] == 0
 
 
 def test_a_failed_run_leaves_the_old_report_and_keeps_the_pictures_it_made(

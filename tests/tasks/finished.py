@@ -85,8 +85,8 @@ def lora(seed: int) -> bytes:
 
 
 def metrics(weights: bytes, verdict: str, engine: Any) -> dict[str, Any]:
-    def estimate(value: float, low: float, high: float) -> dict[str, Any]:
-        return {"value": value, "low": low, "high": high, "n": 48}
+    def estimate(value: float, low: float, high: float, n: int = 48) -> dict[str, Any]:
+        return {"value": value, "low": low, "high": high, "n": n}
 
     return {
         "verdict": verdict,
@@ -97,10 +97,29 @@ def metrics(weights: bytes, verdict: str, engine: Any) -> dict[str, Any]:
         "pictures": 114,
         "suite": "/home/somebody/suites/mine.yaml",
         "estimates": {
-            "same_of_all": estimate(0.979, 0.872, 0.997),
+            "face_found": estimate(1.0, 0.926, 1.0),
+            "same_of_found": estimate(47 / 48, 0.872, 0.997),
+            "same_of_all": estimate(47 / 48, 0.872, 0.997),
+            "base_same_of_found": estimate(1 / 3, 0.061, 0.792, 3),
+            "copied": estimate(23 / 48, 0.345, 0.617),
+            "following": estimate(0.4729, 0.4, 0.55),
             "gain": estimate(0.8, 0.7, 0.9),
             "clip": {"value": None, "low": None, "high": None, "n": 0},
         },
+        "leaks": {
+            "leak_class": estimate(1.0, 0.438, 1.0, 3),
+            "leak_other": estimate(0.0, 0.0, 0.561, 3),
+            "leak_two": {"value": None, "low": None, "high": None, "n": 0},
+        },
+        "gate": gate(),
+    }
+
+
+def gate() -> dict[str, Any]:
+    """Two rules as metrics.json holds them: one is off, the other is broken."""
+    return {
+        "copy_rate_max": {"verdict": "off", "unit": "count", "limit": None, "usual": 0.02},
+        "leak_rise_max": {"verdict": "fail", "unit": "count", "limit": 0.1, "usual": 0.1},
     }
 
 

@@ -114,9 +114,22 @@ def test_the_card_tells_base_licences_consent_and_scores_with_intervals(workspac
     assert "| base model tiny | Apache-2.0 |" in text
     assert "| face engine dlib-resnet-v1/55533b28 | CC0-1.0 (weights), BSL-1.0 (dlib) |" in text
     assert "to: training, evaluation, publication, until 2999-12-31" in text
-    assert "of all pictures | 97.9% | 87.2% to 99.7% | 48 |" in text
+    same = "| 97.9 % | of all pictures are the same person as the held-out photos | 87.2 % to 99.7 % | 48 |  |"
+    assert same in text
     assert "by CLIP" not in text  # which was not measured
     assert "PROVISIONAL" not in text
+
+
+def test_the_card_tells_copies_leaks_and_following_and_which_of_them_is_no_rule(
+    workspace: Path, store: FolderStore
+) -> None:
+    text = (published(workspace, store)[0] / "README.md").read_text()
+
+    assert (
+        "| 47.9 % | of the pictures are copies of a training photo | 34.5 % to 61.7 % | 48 | not a rule here |" in text
+    )
+    assert "| 3 of 3 | pictures asked for the class noun alone show the person | 43.8 % to 100 % | 3 | limit at" in text
+    assert "| 47.3 % | of what a prompt asks for is found again in its picture | 40 % to 55 % | 48 |  |" in text
 
 
 @pytest.mark.parametrize("trigger", ["ohzw", "ohzw: #1 'of' \"all\""])
@@ -356,14 +369,6 @@ def test_consent_that_ends_soon_is_told_before_it_happens(tmp_path: Path, store:
     release = publish(finished(tmp_path / "ada", expires=soon), "ada", store)
 
     assert release.notice == f"The consent of ada ends in 9 days ({soon}); renew it, or forget them."
-
-
-def test_an_engine_that_was_trained_on_is_no_judge(workspace: Path, store: FolderStore) -> None:
-    params = yaml.safe_load((workspace / "params.yaml").read_text())
-    params["train"]["likeness"] = {"weight": 0.1, "engine": params["evaluate"]["engine"]}
-    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
-
-    assert "the face engine dlib was both trained on and judged by" in refusal(workspace, store)
 
 
 def test_non_commercial_models_are_refused_for_commercial_use_only(tmp_path: Path, store: FolderStore) -> None:

@@ -23,7 +23,7 @@ class SeedParams(Section):
     base: int = Field(ge=1, description="of the base model, for every prompt; 2 or more give its variety")
     choosing: int = Field(ge=1, description="of each checkpoint and strength, for the choosing half of the prompts")
     reporting: int = Field(ge=1, description="of the chosen LoRA, for the reporting half")
-    leaks: int = Field(ge=1, description="of the chosen LoRA, for the leak prompts")
+    leaks: int = Field(ge=1, description="of the chosen LoRA and of the base model, for the leak prompts")
 
 
 class SweepParams(Section):
@@ -50,7 +50,8 @@ class Outcome:
     """All scored pictures, and what was chosen by them.
 
     Args:
-        base: Of the base model.
+        base: Of the base model, on all likeness prompts.
+        base_leaks: Of the base model, for the leak prompts: the same prompts and noise as `leaks`.
         swept: Of every checkpoint and strength that was tried, on the choosing half.
         reporting: Of the chosen LoRA, on the other half (on all prompts where nothing was to be chosen).
         leaks: Of the chosen LoRA, for the leak prompts.
@@ -61,6 +62,7 @@ class Outcome:
     """
 
     base: list[PictureRow]
+    base_leaks: list[PictureRow]
     swept: dict[tuple[Path, float], list[PictureRow]]
     reporting: list[PictureRow]
     leaks: list[PictureRow]
@@ -72,7 +74,8 @@ class Outcome:
     @property
     def rows(self) -> list[PictureRow]:
         """Every picture, base model first."""
-        return [*self.base, *(row for rows in self.swept.values() for row in rows), *self.reporting, *self.leaks]
+        swept = [row for rows in self.swept.values() for row in rows]
+        return [*self.base, *self.base_leaks, *swept, *self.reporting, *self.leaks]
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,13 @@ class Contest:
         if not choosing:
             sides = {name: "leak" if side == "leak" else "reporting" for name, side in sides.items()}
         wanted = [prompt for prompt in self.prompts if sides[prompt.id] != "leak"]
-        base = self.trial.rows(asked_of_base(wanted, sides, self.seeds.base, subject=self.subject), "base model")
+        leaks = [prompt for prompt in self.prompts if sides[prompt.id] == "leak"]
+        asked = [
+            asked_of_base(prompts, sides, seeds, subject=self.subject)
+            for prompts, seeds in ((wanted, self.seeds.base), (leaks, self.seeds.leaks))
+        ]
+        of_base = self.trial.rows([*asked[0], *asked[1]], "base model")
+        base, base_leaks = of_base[: len(asked[0])], of_base[len(asked[0]) :]
         swept: dict[tuple[Path, float], list[PictureRow]] = {}
         chooser = [prompt for prompt in wanted if sides[prompt.id] == "choosing"]
         at = self.sweep.reference_strength
@@ -112,9 +121,9 @@ class Contest:
         strength_sweep = self._sweep([(lora, strength) for strength in strengths], chooser, swept)
         strength = strengths[strength_sweep.chosen] if strength_sweep else strengths[0]
         reporting = [prompt for prompt in wanted if sides[prompt.id] == "reporting"]
-        leaks = [prompt for prompt in self.prompts if sides[prompt.id] == "leak"]
         return Outcome(
             base=base,
+            base_leaks=base_leaks,
             swept=swept,
             reporting=self._rows(reporting, "reporting", self.seeds.reporting, lora, strength),
             leaks=self._rows(leaks, "leak", self.seeds.leaks, lora, strength),

@@ -1,17 +1,19 @@
 """All figures of an evaluation, computed from the rows of its pictures."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zimage.identity.intervals import Estimate, bootstrap, mean, rate
+from zimage.identity.intervals import Estimate, bootstrap, mean, rate, rate_difference
 from zimage.identity.rows import PictureRow
 from zimage.identity.suite import Kind
 
 UNMEASURED = Estimate(None, None, None, 0)
+
+PairValues = Mapping[tuple[int, int], float]  # by the seeds of two pictures of one prompt: 0 where they are the same
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,14 @@ class Figures:
         second_same: Same person by the second engine, of all pictures.
         following: Phrases of the prompt found again in the picture.
         clip: Agreement of picture and prompt in CLIP.
-        clip_drop: By how much that is below the base model's, over the same prompts.
+        clip_drop: By how much that is below the base model's, over the same prompts and seeds.
         copied: Share of pictures that are a training crop come back.
         nearest_share: Largest share of faces that are nearest to one and the same training photo.
         variety: How unlike each other pictures of one prompt are, 0 to 2.
-        variety_ratio: That, over the base model's.
+        variety_ratio: That, over the base model's, over the same prompts and seeds.
         yaw_spread_deg: Standard deviation of the turn of the head.
         leaks: For each kind of leak prompt, the share of pictures in which the subject appeared uncalled.
-        leak_rise: The largest of those, less the base model's rate.
+        leak_rise: The largest rise of one of those over the base model's, over the same prompts and seeds.
         base_face_found: As face_found, for the base model.
         base_same_of_found: As same_of_found, for the base model; 0 where it drew no face at all.
         base_same_of_all: As same_of_all, for the base model.
@@ -75,7 +77,8 @@ class Evidence:
         lora: Pictures of the chosen LoRA on the reporting half.
         base: Pictures of the base model on all likeness prompts.
         leaks: Pictures of the chosen LoRA on the leak prompts.
-        variety: For each prompt, 1 minus the correlation of every pair of its pictures.
+        base_leaks: Pictures of the base model on the leak prompts.
+        variety: How unlike each other the pictures of each prompt are, by prompt.
         base_variety: The same for the base model.
         ceiling: Distances of real training photos to the held-out centroid.
     """
@@ -83,8 +86,9 @@ class Evidence:
     lora: Sequence[PictureRow]
     base: Sequence[PictureRow]
     leaks: Sequence[PictureRow]
-    variety: Sequence[Sequence[float]]
-    base_variety: Sequence[Sequence[float]]
+    base_leaks: Sequence[PictureRow]
+    variety: Mapping[str, PairValues]
+    base_variety: Mapping[str, PairValues]
     ceiling: NDArray[np.float32]
 
 
@@ -96,9 +100,6 @@ def figures(evidence: Evidence, *, copy_correlation: float, resamples: int, gene
 
     lora, base = by_prompt(evidence.lora), by_prompt(evidence.base)
     leaks: dict[str, Estimate] = {kind: rate(_leaked(by_prompt(evidence.leaks), kind)) for kind in LEAKS}
-    base_same = rate([[row.same for row in rows] for rows in base])
-    clip, base_clip = (averaged(_present(rows, lambda row: row.clip)) for rows in (lora, base))
-    variety, base_variety = averaged(evidence.variety), averaged(evidence.base_variety)
     return Figures(
         face_found=rate([[row.faces > 0 for row in rows] for rows in lora]),
         same_of_found=rate([[row.same for row in rows if row.faces] for rows in lora]),
@@ -107,18 +108,18 @@ def figures(evidence: Evidence, *, copy_correlation: float, resamples: int, gene
         distance=averaged(_present(lora, lambda row: row.distance)),
         second_same=rate([[row.second_same for row in rows if row.second_same is not None] for rows in lora]),
         following=averaged(_present(lora, lambda row: row.following)),
-        clip=clip,
-        clip_drop=_difference(base_clip, clip),
+        clip=averaged(_present(lora, lambda row: row.clip)),
+        clip_drop=averaged(clip_drops(evidence.lora, evidence.base)),
         copied=rate([[row.likeness_to_copy >= copy_correlation for row in rows] for rows in lora]),
         nearest_share=_nearest_share(evidence.lora),
-        variety=variety,
-        variety_ratio=_ratio(variety, base_variety),
+        variety=averaged([list(pairs.values()) for pairs in evidence.variety.values()]),
+        variety_ratio=variety_ratio(evidence.variety, evidence.base_variety, resamples=resamples, generator=generator),
         yaw_spread_deg=_spread(evidence.lora),
         leaks=leaks,
-        leak_rise=_difference(_largest(leaks), base_same),
+        leak_rise=leak_rise(evidence.leaks, evidence.base_leaks),
         base_face_found=rate([[row.faces > 0 for row in rows] for rows in base]),
         base_same_of_found=rate([[row.same for row in rows if row.faces] for rows in base]),
-        base_same_of_all=base_same,
+        base_same_of_all=rate([[row.same for row in rows] for rows in base]),
         base_yaw_spread_deg=_spread(evidence.base),
         ceiling=Estimate(float(evidence.ceiling.mean()), None, None, len(evidence.ceiling)),
         floor=averaged(_present(base, lambda row: row.distance)),
@@ -159,6 +160,64 @@ def gain(
     return Estimate(value, low, high, n)
 
 
+def paired(
+    lora: Sequence[PictureRow], base: Sequence[PictureRow]
+) -> tuple[list[list[PictureRow]], list[list[PictureRow]]]:
+    """Return the pictures of those prompts and seeds (so of that noise) that both have, by prompt and in one order."""
+    of_base = {(row.prompt, row.seed): row for row in base}
+    of_both = by_prompt([row for row in lora if (row.prompt, row.seed) in of_base])
+    return of_both, [[of_base[row.prompt, row.seed] for row in rows] for rows in of_both]
+
+
+def clip_drops(lora: Sequence[PictureRow], base: Sequence[PictureRow]) -> list[list[float]]:
+    """Return by how much each picture agrees less with its prompt, in CLIP, than the base model's, by prompt."""
+    return [
+        [
+            there.clip - here.clip
+            for here, there in zip(*pair, strict=True)
+            if here.clip is not None and there.clip is not None
+        ]
+        for pair in zip(*paired(lora, base), strict=True)
+    ]
+
+
+def variety_ratio(
+    lora: Mapping[str, PairValues], base: Mapping[str, PairValues], *, resamples: int, generator: np.random.Generator
+) -> Estimate:
+    """Return the variety of the LoRA's pictures over the base model's, over the prompts and pairs of seeds of both.
+
+    Unmeasured where there is no such pair, or where the base model's pictures do not vary at all.
+    """
+    pairs = {prompt: values.keys() & base.get(prompt, {}).keys() for prompt, values in lora.items()}
+    sums = np.array(
+        [
+            (sum(lora[prompt][pair] for pair in both), sum(base[prompt][pair] for pair in both))
+            for prompt, both in pairs.items()
+            if both
+        ],
+        float,
+    ).reshape(-1, 2)  # (prompts, LoRA and base model)
+    n = sum(len(both) for both in pairs.values())
+    if sums[:, 1].sum() <= 0:
+        return Estimate(None, None, None, n)
+
+    def statistic(drawn: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        of_lora, of_base = drawn[0].T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(of_base > 0, of_lora / of_base, np.nan)
+
+    low, high = bootstrap([sums], statistic, resamples, generator)
+    return Estimate(float(sums[:, 0].sum() / sums[:, 1].sum()), low, high, n)
+
+
+def leak_rise(lora: Sequence[PictureRow], base: Sequence[PictureRow]) -> Estimate:
+    """Return how much more often the subject appears uncalled than by the base model, for the worst kind of prompt."""
+    pictures = paired(lora, base)
+    rises = [rate_difference(*(_leaked(rows, kind) for rows in pictures)) for kind in LEAKS]
+    measured = [rise for rise in rises if rise.value is not None]
+    return max(measured, key=lambda rise: rise.value or 0.0, default=UNMEASURED)
+
+
 def by_prompt(rows: Sequence[PictureRow]) -> list[list[PictureRow]]:
     """Return the rows of each prompt together, in the order of their first appearance."""
     groups: dict[str, list[PictureRow]] = {}
@@ -196,20 +255,3 @@ def _nearest_share(rows: Sequence[PictureRow]) -> Estimate:
 def _spread(rows: Sequence[PictureRow]) -> Estimate:
     yaws = [row.yaw_deg for row in rows if row.yaw_deg is not None]
     return Estimate(float(np.std(yaws, ddof=1)), None, None, len(yaws)) if len(yaws) > 1 else UNMEASURED
-
-
-def _largest(estimates: dict[str, Estimate]) -> Estimate:
-    measured = [estimate for estimate in estimates.values() if estimate.value is not None]
-    return max(measured, key=lambda estimate: estimate.value or 0.0, default=UNMEASURED)
-
-
-def _difference(first: Estimate, second: Estimate) -> Estimate:
-    if first.value is None or second.value is None:
-        return UNMEASURED
-    return Estimate(first.value - second.value, None, None, min(first.n, second.n))
-
-
-def _ratio(first: Estimate, second: Estimate) -> Estimate:
-    if first.value is None or not second.value:
-        return UNMEASURED
-    return Estimate(first.value / second.value, None, None, min(first.n, second.n))

@@ -29,6 +29,7 @@ from zimage.identity.likeness import Targets
 from zimage.identity.reals import RealPhoto, Reals
 from zimage.identity.results import Findings, sha256_of
 from zimage.identity.rows import PictureRow
+from zimage.identity.wording import Unit, counted, limit_shown, shown, value_shown
 from zimage.section import Section
 
 REPORT, RELEASE = "report.html", "release.html"
@@ -36,6 +37,16 @@ PACKAGES = ("zimage", "torch", "diffusers", "transformers", "peft", "dlib-bin", 
 JPEG_QUALITY = 84
 EXTREMES = 6  # best and worst pictures, and pairs with training photos
 SWEPT_PROMPTS = 8  # rows of the sheet of strengths
+MARKS = {
+    "pass": ("holds", "pass"),
+    "fail": ("broken", "fail"),
+    "not measured": ("not measured", "open"),
+    "off": ("off", "off"),
+}
+LEAK_CARDS = {
+    "leak_class": "asked for the class noun alone show the person uncalled",
+    "leak_two": "asked for two people give both the same face",
+}
 
 
 class ReportParams(Section):
@@ -95,14 +106,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Line:
-    """A rule of the gate, ready to be shown."""
+    """A rule of the gate, ready to be shown; `mark` is what became of it, and `state` its colour."""
 
     says: str
     limit: str
     value: str
     interval: str
     n: int
-    verdict: str
+    mark: str
+    state: str
 
 
 @dataclass(frozen=True)
@@ -194,16 +206,23 @@ class _Page:
             "second": findings.judge.second,
             "variety_by": "1 − cosine in CLIP" if findings.judge.clip else "1 − correlation of their pixels",
             "percent": _percent,
+            "shown": _shown,
+            "counted": counted,
         }
 
     def _cards(self) -> list[Card]:
+        """Return the main figures, those that speak for the LoRA first, then those that speak against it."""
         figures = self.findings.figures
-        of_base = figures.base_same_of_found
-        return [
+        cards = [
             _card(figures.face_found, "of the pictures show a face", "pictures"),
             _card(figures.same_of_found, "of the faces are the same person as the held-out photos", "faces"),
-            _card(figures.gain, "of the way from the base model's strangers to real photos", "pictures"),
-            _card(of_base, "of the base model's faces pass for the person, without the LoRA", "faces"),
+            _card(figures.gain, "of the way from the base model's strangers to real photos", "pictures", "share"),
+            _card(figures.base_same_of_found, "of the base model's faces are that person, without the LoRA", "faces"),
+            _card(figures.copied, "of the pictures are copies of a training photo", "pictures"),
+            _card(figures.following, "of what a prompt asks for is found again in its picture", "pictures", "share"),
+        ]
+        return cards + [
+            _card(figures.leaks[kind], says, "pictures") for kind, says in LEAK_CARDS.items() if figures.leaks[kind].n
         ]
 
     def _glance(self, ranked: Sequence[PictureRow]) -> list[Sheet]:
@@ -297,7 +316,7 @@ class _Page:
         for kind, estimate in self.findings.figures.leaks.items():
             rows = [row for row in self.findings.outcome.leaks if row.kind == kind]
             if rows:
-                detail = f"the subject appears uncalled in {_percent(estimate.value)} of {estimate.n}"
+                detail = f"the subject appears uncalled in {counted(estimate.value or 0.0, estimate.n)}"
                 sheets.append(Sheet(says[kind], detail, [self._picture(row) for row in rows]))
         return sheets
 
@@ -330,19 +349,32 @@ class _Page:
         return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
-def _card(estimate: Estimate, says: str, counted: str) -> Card:
+def _card(estimate: Estimate, says: str, counted_are: str, unit: Unit = "count") -> Card:
     bar = [
         None if end is None else 100 * min(max(end, 0.0), 1.0) for end in (estimate.value, estimate.low, estimate.high)
     ]
-    return Card(_percent(estimate.value), says, f"{estimate.n} {counted}", *bar)
+    return Card(_shown(estimate.value, estimate.n, unit), says, f"{estimate.n} {counted_are}", *bar)
 
 
 def _line(rule: Ruled) -> Line:
-    shown: Callable[[float | None], str] = _number if rule.name == "clip_drop_max" else _percent
-    limit = f"{rule.limit:g}" if rule.name == "clip_drop_max" else f"{100 * rule.limit:g}\u00a0%"
-    sign = "at least" if rule.name.endswith("_min") else "at most"
-    interval = f"{shown(rule.low)} to {shown(rule.high)}" if rule.low is not None else ""
-    return Line(rule.says, f"{sign} {limit}", shown(rule.judged), interval, rule.n, rule.verdict)
+    """Return a rule of the gate; one that is off shows what it would have judged."""
+    usual = value_shown(rule.usual, rule.unit)
+    if rule.limit is None:
+        limit = f"not a rule here (usually {usual})"
+    else:
+        changed = f" (changed; usually {usual})" if rule.limit != rule.usual else ""
+        limit = limit_shown(rule.name, rule.limit, rule.unit) + changed
+    part: Unit = "number" if rule.unit == "number" else "share"
+    interval = f"{_shown(rule.low, rule.n, part)} to {_shown(rule.high, rule.n, part)}" if rule.low is not None else ""
+    mark, state = MARKS[rule.verdict]
+    if rule.verdict == "off" and rule.is_usual is False:
+        mark, state = "off, would break", "open"
+    return Line(rule.says, limit, _shown(rule.judged, rule.n, rule.unit), interval, rule.n, mark, state)
+
+
+def _shown(value: float | None, n: int, unit: Unit) -> str:
+    """Return a figure that no line is broken in, or a dash."""
+    return "–" if value is None else shown(value, n, unit).replace(" ", "\u00a0")
 
 
 def _aspects(rows: Sequence[PictureRow]) -> list[Aspect]:
@@ -429,10 +461,7 @@ def _mean(values: Sequence[float], shown: Callable[[float | None], str]) -> str:
 
 
 def _percent(value: float | None) -> str:
-    if value is None:
-        return "–"
-    digits = 1 if 0 < value < 0.095 else 0  # a rate of 2.1 % breaks a limit of 2 %, and should be seen to
-    return f"{100 * value:.{digits}f}\u00a0%"
+    return _shown(value, 0, "share")
 
 
 def _number(value: float | None) -> str:

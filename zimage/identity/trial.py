@@ -22,11 +22,14 @@ class Asked:
         prompt: The prompt with its places for the subject.
         half: Whether it helps to choose or to report.
         request: The picture itself.
+        judged_text: What it should show, in the words that the base model is asked: the trigger, which CLIP does not
+            know, would count against the LoRA.
     """
 
     prompt: Prompt
     half: Half
     request: Request
+    judged_text: str
 
     @property
     def file(self) -> str:
@@ -39,12 +42,9 @@ class Asked:
 def asked_of_base(prompts: Sequence[Prompt], sides: dict[str, Half], seeds: int, *, subject: Subject) -> list[Asked]:
     """Return the pictures of the base model alone, asked for the class noun."""
     return [
-        Asked(
-            prompt,
-            sides[prompt.id],
-            Request(prompt.id, without_trigger(prompt, subject.class_noun), seed, lora=None, strength=0.0),
-        )
+        Asked(prompt, sides[prompt.id], Request(prompt.id, text, seed, lora=None, strength=0.0), text)
         for prompt in prompts
+        for text in [without_trigger(prompt, subject.class_noun)]
         for seed in range(seeds)
     ]
 
@@ -54,8 +54,9 @@ def asked_of_lora(
 ) -> list[Asked]:
     """Return the pictures of a LoRA at one strength."""
     return [
-        Asked(prompt, half, Request(prompt.id, with_subject(prompt, subject), seed, lora, strength))
+        Asked(prompt, half, Request(prompt.id, with_subject(prompt, subject), seed, lora, strength), judged_text)
         for prompt in prompts
+        for judged_text in [without_trigger(prompt, subject.class_noun)]
         for seed in range(seeds)
     ]
 
@@ -83,7 +84,7 @@ class Trial:
         info = self.judge.targets.info
         return [
             PictureRow(
-                **self.judge.scored(read_rgb(file), found, one.request.text, one.prompt.language).model_dump(),
+                **self.judge.scored(read_rgb(file), found, one.judged_text, one.prompt.language).model_dump(),
                 file=one.file,
                 prompt=one.prompt.id,
                 kind=one.prompt.kind,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +19,7 @@ from zimage.identity.album import Album, Sampling
 from zimage.identity.clip import ClipParams, open_clip
 from zimage.identity.contest import Contest, Outcome, ResamplingParams, SeedParams, SweepParams, candidates_of
 from zimage.identity.copies import variety
-from zimage.identity.figures import Evidence, by_prompt, figures
+from zimage.identity.figures import Evidence, PairValues, by_prompt, figures
 from zimage.identity.gallery import Gallery
 from zimage.identity.gate import GateParams, judge
 from zimage.identity.impostors import Impostors, impostors
@@ -171,6 +172,7 @@ def _findings(
         lora=outcome.reporting,
         base=outcome.base,
         leaks=outcome.leaks,
+        base_leaks=outcome.base_leaks,
         variety=_varieties(trial, outcome.reporting),
         base_variety=_varieties(trial, outcome.base),
         ceiling=trial.judge.targets.ceiling(),
@@ -195,11 +197,20 @@ def _findings(
     )
 
 
-def _varieties(trial: Trial, rows: Sequence[PictureRow]) -> list[list[float]]:
+def _varieties(trial: Trial, rows: Sequence[PictureRow]) -> dict[str, PairValues]:
     """Return how unlike each other the pictures of each prompt are: to CLIP where it is present, else by their pixels.
 
     A face engine could not tell: it is made not to see expression, light and framing, which are what should vary.
     """
     clip = trial.judge.clip
     unlike = variety if clip is None else clip.variety
-    return [unlike([read_rgb(trial.folder / row.file) for row in group]) for group in by_prompt(rows)]
+    return {
+        group[0].prompt: dict(
+            zip(
+                combinations([row.seed for row in group], 2),
+                unlike([read_rgb(trial.folder / row.file) for row in group]),
+                strict=True,
+            )
+        )
+        for group in by_prompt(rows)
+    }
