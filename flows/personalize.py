@@ -42,7 +42,7 @@ def _cancel_parts(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
 @flow(name="personalize", flow_run_name="personalize {spec.subject}", on_cancellation=[_cancel_parts])
 def personalize(spec: PersonalizeSpec) -> Personalized:
     """Return what became of each stage and, if publishing was asked for, the release."""
-    prepared = PrepareSpec(**spec.model_dump(exclude={"publish", "hub_repository"}))
+    prepared = PrepareSpec(**spec.model_dump(exclude={"publish", "accept_toy", "hub_repository"}))
     learned = LearnSpec(subject=spec.subject, placement=spec.placement)
     if spec.placement == "pools":
         outcomes = run_leg("prepare", prepared) | run_leg("learn", learned)
@@ -59,6 +59,7 @@ def _published(spec: PersonalizeSpec, outcomes: dict[str, Outcome]) -> Personali
         subject=spec.subject,
         placement=spec.placement,
         accept_provisional=ask or spec.publish == "provisional",
+        accept_toy=spec.accept_toy,
         approval=ask,
         hub_repository=spec.hub_repository,
     )

@@ -1,6 +1,9 @@
 """Photos in, crops out: the leg that needs no GPU."""
 
+from pathlib import Path
+
 from prefect import flow
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.spec import PrepareSpec
@@ -8,9 +11,12 @@ from tasks.detect import detect
 from tasks.handover import Taken, hand_over, take, track_inputs
 from tasks.ingest import ingest
 from tasks.leg import bring, require_consent, up_to_date, working_on
+from tasks.parts import raw_params
 from tasks.settings import Settings, from_environment
 from tasks.subject import choices, set_up
 from tasks.workspace import Outcome
+from zimage.identity.wording import TOY
+from zimage.model.base import is_packaged
 from zimage.params import parsed
 
 STAGES = (ingest, detect)
@@ -27,6 +33,7 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
     with working_on(settings, workspace, shared=False, makes=True):
         chosen = parsed(spec.chosen())
         set_up(settings, spec.subject, **_given(spec), base=spec.base, preset=spec.preset, values=chosen)
+        _warn_of_toy(workspace)
         require_consent(workspace, STAGES, None)
         return up_to_date(workspace, STAGES, shared=False)
 
@@ -35,6 +42,7 @@ def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Ou
     workspace = settings.workspace(spec.subject)
     chosen = parsed(spec.chosen())
     sources = bring(settings, spec.subject, taken, _given(spec), base=spec.base, preset=spec.preset, values=chosen)
+    _warn_of_toy(workspace)
     require_consent(workspace, STAGES, taken.state)
     track_inputs(workspace)
     outcomes = up_to_date(workspace, STAGES, shared=True)
@@ -48,6 +56,12 @@ def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Ou
         run=flow_run.name,
     )
     return outcomes
+
+
+def _warn_of_toy(workspace: Path) -> None:
+    """Say before any work is done that what is trained will do nothing with the real model."""
+    if is_packaged(raw_params(workspace)["base"]["model"]):
+        get_run_logger().warning("%s", TOY)
 
 
 def _given(spec: PrepareSpec) -> dict[str, str]:

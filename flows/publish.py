@@ -60,6 +60,7 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
             store,
             accept_provisional=spec.accept_provisional,
             use=spec.use,
+            accept_toy=spec.accept_toy,
             signing=settings.signing,
         )
         if spec.hub_repository:
@@ -93,7 +94,7 @@ def _refused(spec: PublishSpec, workspace: Path) -> State[Any] | None:
 
     Nobody is asked about what the gate refuses.
     """
-    publishing.gate(workspace, accept_provisional=spec.accept_provisional, use=spec.use)
+    publishing.gate(workspace, accept_provisional=spec.accept_provisional, use=spec.use, accept_toy=spec.accept_toy)
     offer = show_offer(from_environment(), workspace, shared=spec.placement == "pools")
     asked = Approval.with_initial_data(description=offer.text)
     answer = suspend_flow_run(wait_for_input=asked, timeout=WAITS_S, key=f"approve-{offer.content}")

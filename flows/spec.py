@@ -21,6 +21,13 @@ HubRepository = Annotated[
         "private, if it is not there.",
     ),
 ]
+AcceptToy = Annotated[
+    bool,
+    Field(
+        title="Also of the toy model",
+        description="Publish a LoRA of the packaged toy model too, which does nothing with the real Z-Image.",
+    ),
+]
 Preset = Literal["", "tiny", "8gb", "16gb", "24gb", "80gb", "turbo-8gb", "turbo-16gb", "turbo-24gb", "turbo-80gb"]
 Publish = Literal["never", "ask", "pass", "provisional"]
 Placement = Literal["local", "pools"]
@@ -100,6 +107,7 @@ class PublishSpec(PlacedSpec):
     use: Use = Field(
         "non-commercial", title="Use", description="What the release is for; licences of models may forbid it."
     )
+    accept_toy: AcceptToy = False
     hub_repository: HubRepository = ""
     approval: bool = Field(False, title="Ask first", description="Wait for a person who sees verdict and report.")
 
@@ -124,6 +132,7 @@ class PersonalizeSpec(PrepareSpec):
         title="Publish",
         description="never; ask: a person decides; pass: if the verdict is; provisional: also if it is that.",
     )
+    accept_toy: AcceptToy = False
     hub_repository: HubRepository = ""
 
 

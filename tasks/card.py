@@ -10,9 +10,9 @@ import yaml
 
 from tasks.licences import shown_base
 from tasks.release import Agreed, Use
-from zimage.identity.wording import FEW, FIGURES, OF_THE_RELEASE, estimate_of, rule_of, shown
+from zimage.identity.wording import FEW, FIGURES, OF_THE_RELEASE, TOY, estimate_of, rule_of, shown
 from zimage.lora.comfyui import Use as ComfyUse
-from zimage.lora.comfyui import usage
+from zimage.lora.comfyui import usage, usage_of_toy
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
@@ -67,7 +67,8 @@ def card(told: Told) -> str:
         strength=f"{told.lora.strength:g}",
         trigger=told.lora.trigger,
         prompt=told.lora.prompt,
-        usage=usage(told.lora),
+        toy=TOY if metrics["sampled"]["packaged"] else "",
+        usage=usage_of_toy(told.lora) if metrics["sampled"]["packaged"] else usage(told.lora),
         steps=train["steps"],
         rank=train["rank"],
         verdict=metrics["verdict"],

@@ -14,12 +14,13 @@ from tasks.samples import write_samples
 from zimage.captions.template import subject as called
 from zimage.errors import InputError
 from zimage.faces.consent import Consent
+from zimage.lora.comfyui import Evaluated, release_files, usage_of_toy, variant_of
 from zimage.lora.comfyui import Use as ComfyUse
-from zimage.lora.comfyui import release_files
 from zimage.lora.header import read_header
 from zimage.summary import chosen_lora
 
 METRICS, REPORT, CARD = "metrics.json", "report.html", "README.md"  # as they are called in a release
+USAGE = "USAGE.txt"
 EVALUATE = Path("data/evaluate")
 PREFIX = "diffusion_model."  # that of zimage.lora.portable, which would load torch
 
@@ -42,8 +43,10 @@ def gathered(workspace: Path, folder: Path, subject: str, *, use: Use, consent: 
         raise InputError(f"{parts[REPORT]} is missing, the report without real photos; run the flow `learn` again.")
     told = Told(subject, use, lora, agreed(consent), params, metrics, licences)
     parts[CARD] = _made(folder / CARD, card(told).encode())
-    for file in release_files(lora):
-        parts[file.name] = _made(folder / file.name, file.content)
+    if metrics["sampled"]["packaged"]:
+        parts[USAGE] = _made(folder / USAGE, usage_of_toy(lora).encode())
+    else:
+        parts |= {file.name: _made(folder / file.name, file.content) for file in release_files(lora)}
     (folder / SAMPLES).mkdir()
     correlation = params["evaluate"]["copy_correlation"]
     samples = write_samples(
@@ -53,11 +56,23 @@ def gathered(workspace: Path, folder: Path, subject: str, *, use: Use, consent: 
 
 
 def how_used(workspace: Path, subject: str) -> ComfyUse:
-    """Return how the LoRA is used: under the subject's name, at the strength that was chosen."""
-    section = params_of(workspace)["subject"]
-    trigger = called(section["trigger"], section["class_noun"], "en")
-    strength = metrics_of(workspace)["chosen"]["strength"]
-    return ComfyUse(f"{subject}.safetensors", strength, f"a photo of {trigger}", trigger)
+    """Return how the LoRA is used: under the subject's name, at the strength and with the settings of the evaluation.
+
+    Raises:
+        InputError: an older version evaluated it, and did not write down how.
+    """
+    metrics, params = metrics_of(workspace), params_of(workspace)
+    trigger = called(params["subject"]["trigger"], params["subject"]["class_noun"], "en")
+    made = metrics.get("sampled")
+    if made is None:
+        raise InputError(f"{workspace} was evaluated by an older version; run the flow `learn` again.")
+    evaluated = Evaluated(
+        base=params["base"]["model"],
+        variant=variant_of(raw_params(workspace)["base"]["model"], made["shift"], made["guidance_scale"]),
+        **{key: made[key] for key in ("side_px", "steps", "guidance_scale", "shift")},
+    )
+    strength = metrics["chosen"]["strength"]
+    return ComfyUse(f"{subject}.safetensors", strength, f"a photo of {trigger}", trigger, evaluated)
 
 
 def metrics_of(workspace: Path) -> dict[str, Any]:

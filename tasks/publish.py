@@ -35,6 +35,8 @@ from tasks.store import ConflictError, Store, StoreError
 from tasks.tombstones import refuse_if_forgotten, unless_forgotten
 from zimage.errors import InputError
 from zimage.faces.consent import Consent, read_consent, require
+from zimage.identity.wording import TOY
+from zimage.model.base import is_packaged
 from zimage.permission import today
 
 # Their versions decide what the weights become; the rest of constraints.txt is tied by the code's commit.
@@ -70,6 +72,7 @@ def publish(
     *,
     accept_provisional: bool = False,
     use: Use = "non-commercial",
+    accept_toy: bool = False,
     signing: Signing | None = None,
 ) -> Release:
     """Return the release of what `workspace` holds, made unless the same content is one already.
@@ -82,7 +85,7 @@ def publish(
         InputError: the verdict, the consent or a licence forbids it, the workspace is not finished, pictures are to be
             signed and cannot be, or the subject was forgotten, before or meanwhile.
     """
-    verdict = gate(workspace, accept_provisional=accept_provisional, use=use)
+    verdict = gate(workspace, accept_provisional=accept_provisional, use=use, accept_toy=accept_toy)
     if signing:
         check_signing(signing)
     consent = read_consent(workspace / "data" / "consent.yaml")
@@ -117,7 +120,7 @@ def publish(
     return Release(name, key, is_new=True, notice=notice)
 
 
-def gate(workspace: Path, *, accept_provisional: bool, use: Use) -> Verdict:
+def gate(workspace: Path, *, accept_provisional: bool, use: Use, accept_toy: bool = False) -> Verdict:
     """Return the verdict of a workspace that may be published.
 
     Raises:
@@ -129,6 +132,8 @@ def gate(workspace: Path, *, accept_provisional: bool, use: Use) -> Verdict:
         raise InputError(
             f"Not published, the verdict is fail: {found['why'].rstrip('.')}. More or better photos help most."
         )
+    if is_packaged(params["base"]["model"]) and not accept_toy:
+        raise InputError(f"Not published. {TOY} `--accept-toy` publishes this one all the same.")
     if verdict == "provisional" and not accept_provisional:
         raise InputError("Not published, the verdict is provisional; `--accept-provisional` accepts that.")
     require(read_consent(workspace / "data" / "consent.yaml"), "publication", today())

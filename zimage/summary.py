@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zimage.errors import InputError
-from zimage.identity.wording import lines
+from zimage.identity.wording import TOY, lines
 
 FINAL = "lora.safetensors"
 
@@ -26,6 +26,7 @@ def summary(workspace: Path) -> list[str]:
         *lines(found),
         f"report   {(metrics.parent / 'report.html').resolve()}",
         f"LoRA     {_lora(workspace, found['chosen'])}",
+        *([f"note     {TOY}"] if found.get("sampled", {}).get("packaged") else []),
     ]
 
 

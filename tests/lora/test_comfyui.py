@@ -1,14 +1,33 @@
 """The ComfyUI workflows against the signatures of ComfyUI's nodes."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 
-from zimage.lora.comfyui import Link, Node, Use, Variant, api_form, check, release_files, signatures, ui_form, workflow
+from zimage.lora.comfyui import (
+    Evaluated,
+    Link,
+    Node,
+    Use,
+    Variant,
+    api_form,
+    check,
+    release_files,
+    signatures,
+    ui_form,
+    usage,
+    variant_of,
+    workflow,
+)
 
-USE = Use("ada.safetensors", 0.9, "a photo of ohwx woman in a park", "ohwx woman")
+OF_BASE = Evaluated("Tongyi-MAI/Z-Image", "base", side_px=512, steps=28, guidance_scale=3.0, shift=6.0)
+OF_TURBO = Evaluated("Tongyi-MAI/Z-Image-Turbo", "turbo", side_px=768, steps=9, guidance_scale=0.0, shift=3.0)
+USE = Use("ada.safetensors", 0.9, "a photo of ohwx woman in a park", "ohwx woman", OF_BASE)
 
 
 @pytest.mark.parametrize("variant", ["base", "turbo"])
@@ -32,16 +51,91 @@ def test_the_lora_stands_between_the_base_model_and_the_sampler_at_its_strength(
     assert prompt[positive["inputs"]["clip"][0]]["inputs"]["type"] == "lumina2"
 
 
-def test_turbo_is_drawn_in_few_steps_without_guidance_and_base_with_it() -> None:
-    settings = {}
-    for variant in ("base", "turbo"):
-        prompt = api_form(workflow(USE, variant))
-        sampler = next(node for node in prompt.values() if node["class_type"] == "KSampler")["inputs"]
-        settings[variant] = (sampler["steps"], sampler["cfg"], prompt["1"]["inputs"]["unet_name"])
-    assert settings == {
-        "base": (30, 4.0, "z_image_bf16.safetensors"),
-        "turbo": (8, 1.0, "z_image_turbo_bf16.safetensors"),
+def settings(evaluated: Evaluated, variant: Variant) -> dict[str, Any]:
+    """Return what decides a workflow's pictures besides prompt, LoRA and noise."""
+    nodes = api_form(workflow(replace(USE, evaluated=evaluated), variant))
+    by_kind = {node["class_type"]: node for node in nodes.values()}
+    sampler = by_kind["KSampler"]
+    return {
+        "model": by_kind["UNETLoader"]["inputs"]["unet_name"],
+        "shift": by_kind["ModelSamplingAuraFlow"]["inputs"]["shift"],
+        "side": by_kind["EmptySD3LatentImage"]["inputs"]["width"],
+        "title": sampler["_meta"]["title"],
+        **{key: sampler["inputs"][key] for key in ("steps", "cfg", "sampler_name", "scheduler")},
     }
+
+
+def test_the_workflow_of_the_base_draws_as_the_evaluation_did() -> None:
+    assert settings(OF_BASE, "base") == {
+        **{"model": "z_image_bf16.safetensors", "steps": 28, "cfg": 4.0, "shift": 6.0, "side": 512},
+        **{"sampler_name": "euler", "scheduler": "simple", "title": "Draw (as evaluated)"},
+    }
+    assert settings(OF_TURBO, "turbo") == {
+        **{"model": "z_image_turbo_bf16.safetensors", "steps": 9, "cfg": 1.0, "shift": 3.0, "side": 768},
+        **{"sampler_name": "euler", "scheduler": "simple", "title": "Draw (as evaluated)"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "variant", "steps", "cfg"), [(OF_BASE, "turbo", 8, 1), (OF_TURBO, "base", 30, 4)]
+)
+def test_the_other_variant_is_marked_as_not_measured(
+    evaluated: Evaluated, variant: Variant, steps: int, cfg: float
+) -> None:
+    found = settings(evaluated, variant)
+    assert (found["title"], found["steps"], found["cfg"]) == ("Draw (not measured)", steps, cfg)
+    assert f"comfyui-{variant}.json (not measured: {steps} steps" in usage(replace(USE, evaluated=evaluated))
+
+
+@pytest.mark.parametrize(
+    ("base", "shift", "guidance_scale", "variant"),
+    [
+        ("Tongyi-MAI/Z-Image", 6.0, 3.0, "base"),
+        ("Tongyi-MAI/Z-Image-Turbo", 3.0, 0.0, "turbo"),
+        ("ostris/Z-Image-De-Turbo", 3.0, 0.0, None),
+        ("/models/z-image", 6.0, 3.0, "base"),
+        ("/models/turbo", 3.0, 0.0, "turbo"),
+        ("/models/other", 2.0, 3.0, None),
+    ],
+)
+def test_the_variant_is_told_by_hub_id_and_else_by_how_the_base_draws(
+    base: str, shift: float, guidance_scale: float, variant: Variant | None
+) -> None:
+    assert variant_of(base, shift, guidance_scale) == variant
+
+
+def test_the_lora_of_a_base_that_comfyui_has_no_file_of_was_measured_with_neither_workflow() -> None:
+    lines = usage(replace(USE, evaluated=Evaluated("ostris/Z-Image-De-Turbo", None, 512, 28, 3.0, 3.0))).splitlines()
+    assert lines[0].count("not measured") == 2 and "as evaluated" not in lines[0]
+    assert 'from_pretrained("ostris/Z-Image-De-Turbo"' in lines[1]
+
+
+@pytest.mark.parametrize("evaluated", [OF_BASE, OF_TURBO])
+def test_comfyui_visits_the_noise_levels_that_the_evaluation_did(evaluated: Evaluated) -> None:
+    walk = FlowMatchEulerDiscreteScheduler(shift=evaluated.shift)
+    walk.set_timesteps(
+        sigmas=np.linspace(1.0, 1 / evaluated.steps, evaluated.steps), mu=0.0
+    )  # zimage/model/sampling.py
+    # ComfyUI 0.3.76: comfy/model_sampling.py, ModelSamplingDiscreteFlow; comfy/samplers.py, simple_scheduler
+    times = np.arange(1, 1001) / 1000
+    table = evaluated.shift * times / (1 + (evaluated.shift - 1) * times)
+    simple = [table[-(1 + int(x * 1000 / evaluated.steps))] for x in range(evaluated.steps)] + [0.0]
+    assert walk.sigmas.numpy() == pytest.approx(np.array(simple), abs=3e-3)  # its table has 1,000 levels
+
+
+@pytest.mark.parametrize("variant", ["base", "turbo"])
+def test_each_model_file_has_its_link_and_folder_where_comfyuis_window_looks_for_them(variant: Variant) -> None:
+    nodes = ui_form(workflow(USE, variant))["nodes"]
+    loaders = [node for node in nodes if node["type"] in {"UNETLoader", "CLIPLoader", "VAELoader"}]
+    assert len(loaders) == 3
+    for node in loaders:
+        (model,) = node["properties"]["models"]
+        folder = next(spec["folder"] for spec in signatures()[node["type"]]["inputs"].values() if spec.get("folder"))
+        assert (model["name"], model["directory"]) == (node["widgets_values"][0], folder)
+        assert re.fullmatch(
+            rf"https://huggingface.co/Comfy-Org/z_image(_turbo)?/resolve/main/.*{folder}/{model['name']}", model["url"]
+        )
+    assert not any("models" in node["properties"] for node in nodes if node not in loaders)
 
 
 @pytest.mark.parametrize("variant", ["base", "turbo"])
@@ -127,4 +221,10 @@ def test_a_release_gets_four_workflows_and_three_lines() -> None:
     lines = files["USAGE.txt"].splitlines()
     assert [line.split(":")[0] for line in lines] == ["ComfyUI", "diffusers", "Prompt"]
     assert all("0.9" in line for line in lines[:2])
+    assert (
+        "version 0.3.76 or newer" in lines[0]
+        and "(as evaluated: 28 steps, cfg 4, euler, simple, shift 6, 512 px)" in lines[0]
+    )
+    assert 'from_pretrained("Tongyi-MAI/Z-Image"' in lines[1]
+    assert "height=512, width=512, num_inference_steps=28, guidance_scale=3)" in lines[1]
     assert "'ohwx woman'" in lines[2]

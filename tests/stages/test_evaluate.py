@@ -157,13 +157,16 @@ def test_a_rule_that_is_off_stands_in_the_report_with_what_it_would_have_judged(
     page = (finished / "evaluate" / "report.html").read_text(encoding="utf-8")
     rows = {row[0]: row[1:] for row in (re.findall("<td[^>]*>(.*?)</td>", line) for line in page.splitlines()) if row}
 
-    copied = found["gate"]["copy_rate_max"]
-    assert (copied["verdict"], copied["n"]) == ("off", 4)
-    assert copied["value"] == found["copy_rate"] > 0.02  # all views are of one photograph
+    copied, leaked = found["gate"]["copy_rate_max"], found["gate"]["leak_rise_max"]
+    assert (copied["verdict"], copied["value"], copied["n"]) == ("off", found["copy_rate"], 4)
+    assert (leaked["verdict"], leaked["value"], leaked["n"]) == ("off", 1, 1)
     limit, value, _interval, n, mark = rows["Copies of training photos"]
-    assert (limit, n) == ("not a rule here (usually 2 %)", "4")
-    assert value == f"{round(4 * copied['value'])}\u00a0of\u00a04" and "off, would break" in mark
-    assert "copies of training photos" in found["why"] and found["why"] in html.unescape(page)
+    assert (limit, value, n) == ("not a rule here (usually 2 %)", f"{round(4 * copied['value'])}\u00a0of\u00a04", "4")
+    limit, value, _interval, n, mark = rows["The subject appears uncalled, above the base model"]
+    assert (limit, value, n) == ("not a rule here (usually 10 %)", "1\u00a0of\u00a01", "1")
+    assert "off, would break" in mark
+    assert "the subject appears uncalled, above the base model (1 of 1)" in found["why"]
+    assert found["why"] in html.unescape(page)
     assert len([row for row in rows.values() if len(row) == 5]) >= 10
 
 

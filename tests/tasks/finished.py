@@ -36,7 +36,7 @@ INSIGHTFACE = DLIB | {
     "licence": "released insightface packs: non-commercial research only; other packs: see their own licence",
 }
 PARAMS = {  # what publishing reads of it
-    "base": {"model": "tiny", "identity": "sha256:00"},
+    "base": {"model": "Tongyi-MAI/Z-Image", "identity": "hub:0123"},
     "subject": {"trigger": "ohzw", "class_noun": "woman"},
     "caption": {"vlm": None},
     "train": {"steps": 800, "rank": 4},
@@ -46,6 +46,10 @@ PARAMS = {  # what publishing reads of it
         "clip": None,
         "copy_correlation": 0.95,
     },
+}
+SAMPLED = {
+    **{"side_px": 512, "steps": 28, "guidance_scale": 3.0, "shift": 6.0},
+    **{"packaged": False, "sampler": "euler"},
 }
 CHECKPOINT = "step-000400.safetensors"
 STRENGTH = 0.8
@@ -96,6 +100,7 @@ def metrics(weights: bytes, verdict: str, engine: Any) -> dict[str, Any]:
         "second_engine": None,
         "pictures": 114,
         "suite": "/home/somebody/suites/mine.yaml",
+        "sampled": SAMPLED,
         "estimates": {
             "face_found": estimate(1.0, 0.926, 1.0),
             "same_of_found": estimate(47 / 48, 0.872, 0.997),

@@ -110,8 +110,8 @@ def test_the_card_tells_base_licences_consent_and_scores_with_intervals(workspac
     _, front, text = (folder / "README.md").read_text().split("---\n", maxsplit=2)
     meta = yaml.safe_load(front)
     assert meta["library_name"] == "diffusers" and "lora" in meta["tags"]
-    assert "base_model" not in meta  # the packaged base is no model of the hub
-    assert "| base model tiny | Apache-2.0 |" in text
+    assert meta["base_model"] == "Tongyi-MAI/Z-Image"
+    assert "| base model Tongyi-MAI/Z-Image | Apache-2.0 |" in text
     assert "| face engine dlib-resnet-v1/55533b28 | CC0-1.0 (weights), BSL-1.0 (dlib) |" in text
     assert "to: training, evaluation, publication, until 2999-12-31" in text
     same = "| 97.9 % | of all pictures are the same person as the held-out photos | 87.2 % to 99.7 % | 48 |  |"
@@ -406,6 +406,71 @@ def test_weights_that_are_gone_are_named_where_they_should_be(workspace: Path, s
     (workspace / "data/train/lora.safetensors").unlink()
 
     assert "data/train/lora.safetensors, the LoRA that was evaluated, is not there; run" in refusal(workspace, store)
+
+
+def of_toy(workspace: Path) -> Path:
+    """Make a finished workspace one whose LoRA was trained on the packaged model."""
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    params["base"] = {"model": "tiny", "identity": "sha256:00"}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    path = workspace / "data/evaluate/metrics.json"
+    found = json.loads(path.read_text())
+    found["sampled"] |= {"packaged": True, "side_px": 128, "steps": 16, "guidance_scale": 0.0, "shift": 2.0}
+    path.write_text(json.dumps(found))
+    return workspace
+
+
+def test_a_lora_of_the_packaged_model_is_published_only_if_that_is_asked_for(
+    workspace: Path, store: FolderStore
+) -> None:
+    said = refusal(of_toy(workspace), store, accept_provisional=True)
+
+    assert said.startswith("Not published. The base is the packaged toy model")
+    assert said.endswith("`--accept-toy` publishes this one all the same.")
+    assert publish(workspace, "ada", store, accept_toy=True).is_new
+
+
+def test_a_release_of_the_packaged_model_has_no_workflow_and_no_usage_for_the_real_one(
+    workspace: Path, store: FolderStore
+) -> None:
+    folder, _ = published(of_toy(workspace), store, accept_toy=True)
+
+    assert not list(folder.glob("comfyui*"))
+    card, usage = ((folder / name).read_text() for name in ("README.md", "USAGE.txt"))
+    assert "> **TOY MODEL.** The base is the packaged toy model" in card
+    assert "base_model" not in yaml.safe_load(card.split("---\n")[1])  # it is no model of the hub
+    for text in (card, usage):
+        assert "models/loras" not in text and 'from_pretrained("Tongyi-MAI' not in text and "comfyui-" not in text
+    assert "with the real Z-Image it does nothing" in usage
+    assert "height=128, width=128, num_inference_steps=16, guidance_scale=0)" in usage
+
+
+def test_a_release_is_used_with_the_base_and_the_settings_of_the_evaluation(
+    workspace: Path, store: FolderStore
+) -> None:
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    params["base"] = {"model": "Tongyi-MAI/Z-Image-Turbo", "identity": "hub:0123"}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    path = workspace / "data/evaluate/metrics.json"
+    found = json.loads(path.read_text())
+    found["sampled"] |= {"side_px": 768, "steps": 9, "guidance_scale": 0.0, "shift": 3.0}
+    path.write_text(json.dumps(found))
+
+    folder, _ = published(workspace, store)
+
+    comfyui, diffusers, _prompt = (folder / "USAGE.txt").read_text().splitlines()
+    assert "comfyui-turbo.json (as evaluated: 9 steps, cfg 1, euler, simple, shift 3, 768 px)" in comfyui
+    assert "comfyui-base.json (not measured: 30 steps, cfg 4" in comfyui
+    assert 'from_pretrained("Tongyi-MAI/Z-Image-Turbo"' in diffusers and "guidance_scale=0)" in diffusers
+
+
+def test_what_an_older_version_evaluated_is_refused_with_the_remedy(workspace: Path, store: FolderStore) -> None:
+    path = workspace / "data/evaluate/metrics.json"
+    found = json.loads(path.read_text())
+    del found["sampled"]
+    path.write_text(json.dumps(found))
+
+    assert "was evaluated by an older version; run the flow `learn` again" in refusal(workspace, store)
 
 
 def test_what_was_not_evaluated_is_refused(tmp_path: Path) -> None:

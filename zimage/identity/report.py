@@ -29,7 +29,7 @@ from zimage.identity.likeness import Targets
 from zimage.identity.reals import RealPhoto, Reals
 from zimage.identity.results import Findings, sha256_of
 from zimage.identity.rows import PictureRow
-from zimage.identity.wording import Unit, counted, limit_shown, shown, value_shown
+from zimage.identity.wording import TOY, Unit, counted, limit_shown, shown, value_shown
 from zimage.section import Section
 
 REPORT, RELEASE = "report.html", "release.html"
@@ -207,6 +207,8 @@ class _Page:
             "variety_by": "1 − cosine in CLIP" if findings.judge.clip else "1 − correlation of their pixels",
             "percent": _percent,
             "shown": _shown,
+            "sampled": findings.sampled,
+            "toy": TOY,
             "counted": counted,
         }
 

@@ -19,6 +19,27 @@ from zimage.records import Row, write_metrics
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """How every picture was made: what someone has to set to get the same ones.
+
+    Args:
+        side_px: Height and width.
+        steps: Of the sampler.
+        guidance_scale: As diffusers' ZImagePipeline counts: 0 is none; ComfyUI's cfg is 1 more.
+        shift: Of the noise schedule, by the base's own scheduler.
+        packaged: Whether the base is the toy model of this package, whose LoRAs do nothing with the real one.
+        sampler: The integrator.
+    """
+
+    side_px: int
+    steps: int
+    guidance_scale: float
+    shift: float
+    packaged: bool
+    sampler: str = "euler"
+
+
+@dataclass(frozen=True)
 class Findings:
     """All that an evaluation found.
 
@@ -32,6 +53,7 @@ class Findings:
         suite: Name of the prompt suite.
         base: Identity of the base model.
         copy_correlation: From this likeness on a picture counted as a copy.
+        sampled: How every picture was made.
     """
 
     outcome: Outcome
@@ -43,6 +65,7 @@ class Findings:
     suite: str
     base: str
     copy_correlation: float
+    sampled: Sampled
 
 
 class SweepRow(Row):
@@ -119,6 +142,7 @@ def metrics_of(findings: Findings) -> dict[str, Any]:
         "impostors": _strangers(findings.impostors),
         "suite": findings.suite,
         "base": findings.base,
+        "sampled": asdict(findings.sampled),
     }
 
 

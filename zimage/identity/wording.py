@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+TOY = (
+    "The base is the packaged toy model, a tiny Z-Image: a LoRA of it does nothing with the real Z-Image, in diffusers "
+    "or in ComfyUI. For one that does, train with `--base Tongyi-MAI/Z-Image` and a preset such as `--preset 24gb`."
+)
 FEW = 20  # pictures; one of fewer moves a rate by more than 5 %
 
 Unit = Literal["count", "share", "number"]

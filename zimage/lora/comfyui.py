@@ -5,7 +5,7 @@ Every node and value is checked against comfyui_nodes.json, the signatures of Co
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -33,6 +33,27 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """What a LoRA was trained on and how its pictures were made when it was evaluated.
+
+    Args:
+        base: What diffusers' `from_pretrained` takes: a hub id, or the name of a folder.
+        variant: Which released model that is; None for another one, for which ComfyUI has no file.
+        side_px: Height and width.
+        steps: Euler steps.
+        guidance_scale: As diffusers counts: 0 is none; cfg is 1 more.
+        shift: Of the noise schedule.
+    """
+
+    base: str
+    variant: Variant | None
+    side_px: int
+    steps: int
+    guidance_scale: float
+    shift: float
+
+
+@dataclass(frozen=True)
 class Use:
     """How a LoRA is used: what a release has to tell.
 
@@ -41,35 +62,76 @@ class Use:
         strength: The strength that was chosen by measurement.
         prompt: A prompt with the trigger in it, such as `a photo of ohwx woman in a park`.
         trigger: The words that call the person.
+        evaluated: With what the strength was measured.
     """
 
     lora: str
     strength: float
     prompt: str
     trigger: str
+    evaluated: Evaluated
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a variant of Z-Image is sampled; sources in comfyui_nodes.json."""
+    """How pictures are made in ComfyUI.
 
-    model: str
+    Args:
+        steps: Of the sampler.
+        cfg: 1 is no guidance.
+        shift: Of the noise schedule.
+        sampler: One of ComfyUI's samplers.
+        side_px: Height and width.
+        measured: Whether the LoRA was evaluated so.
+    """
+
     steps: int
     cfg: float
-    diffusers_steps: int
-    diffusers_guidance: float
+    shift: float
+    sampler: str
+    side_px: int
+    measured: bool
+
+    def __str__(self) -> str:
+        says = "as evaluated" if self.measured else "not measured"
+        made = f"{self.steps} steps, cfg {self.cfg:g}, {self.sampler}, {SCHEDULER}, shift {self.shift:g}"
+        return f"{says}: {made}, {self.side_px} px"
 
 
-# Model files: huggingface.co/Comfy-Org/z_image and z_image_turbo, split_files/. Steps and guidance in diffusers: the
-# README of github.com/Tongyi-MAI/Z-Image at c7ec135; its guidance counts from 0, so 3 there is a cfg of 4 here.
-SETTINGS: dict[Variant, Settings] = {
-    "base": Settings("z_image_bf16.safetensors", 30, 4.0, 30, 3.0),
-    "turbo": Settings("z_image_turbo_bf16.safetensors", 8, 1.0, 9, 0.0),
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file that a loader of a workflow names, as ComfyUI's own templates describe theirs."""
+
+    name: str
+    url: str
+    directory: str  # below ComfyUI's models/
+
+
+def _model_file(repository: str, directory: str, name: str) -> ModelFile:
+    address = f"https://huggingface.co/Comfy-Org/{repository}/resolve/main/split_files/{directory}/{name}"
+    return ModelFile(name, address, directory)
+
+
+# Files, folders and addresses: those that ComfyUI's own templates name (`settings_source` in comfyui_nodes.json).
+MODELS: dict[Variant, ModelFile] = {
+    "base": _model_file("z_image", "diffusion_models", "z_image_bf16.safetensors"),
+    "turbo": _model_file("z_image_turbo", "diffusion_models", "z_image_turbo_bf16.safetensors"),
 }
-TEXT_ENCODER, VAE = "qwen_3_4b.safetensors", "ae.safetensors"
-SHIFT, SAMPLER, SCHEDULER = 3.0, "res_multistep", "simple"
+TEXT_ENCODER = _model_file("z_image_turbo", "text_encoders", "qwen_3_4b.safetensors")
+VAE = _model_file("z_image_turbo", "vae", "ae.safetensors")
+MODEL_FILES = {file.name: file for file in (*MODELS.values(), TEXT_ENCODER, VAE)}
+# What ComfyUI's templates set for a variant that the LoRA was not evaluated with: steps, cfg, shift, sampler.
+TEMPLATES: dict[Variant, tuple[int, float, float, str]] = {
+    "base": (30, 4.0, 3.0, "res_multistep"),
+    "turbo": (8, 1.0, 3.0, "res_multistep"),
+}
+# With these ComfyUI visits the noise levels that diffusers' pipeline does; a test of the workflows compares them.
+SCHEDULER, EVALUATED_SAMPLER = "simple", "euler"
 HUB_IDS: dict[Variant, str] = {"base": "Tongyi-MAI/Z-Image", "turbo": "Tongyi-MAI/Z-Image-Turbo"}
-SIDE_PX = 1024
+SHIFTS: dict[Variant, float] = {"base": 6.0, "turbo": 3.0}  # in the released schedulers
+# Its loader is the first that knows the names of split attention layers (github.com/comfyanonymous/ComfyUI, pull
+# requests 10978 and 10980); the one before drops 240 of the 420 keys of a LoRA on attention and feed-forward layers.
+OLDEST_COMFYUI = "0.3.76"
 
 
 @dataclass(frozen=True)
@@ -80,10 +142,32 @@ class ReleaseFile:
     content: bytes
 
 
+def variant_of(base: str, shift: float, guidance_scale: float) -> Variant | None:
+    """Return which released model a base is: by its hub id, or a folder by how it draws; None for neither."""
+    for variant, hub_id in HUB_IDS.items():
+        if base == hub_id:
+            return variant
+    if base.count("/") == 1 and not base.startswith(("/", "~", ".")):
+        return None  # another model of the hub
+    for variant, released in SHIFTS.items():
+        if shift == released and (guidance_scale > 0) == (variant == "base"):
+            return variant
+    return None
+
+
+def settings_of(use: Use, variant: Variant) -> Settings:
+    """Return how a variant draws: as in the evaluation if that was with it, else as in ComfyUI's templates."""
+    evaluated = use.evaluated
+    if evaluated.variant == variant:
+        cfg = evaluated.guidance_scale + 1
+        return Settings(evaluated.steps, cfg, evaluated.shift, EVALUATED_SAMPLER, evaluated.side_px, measured=True)
+    return Settings(*TEMPLATES[variant], evaluated.side_px, measured=False)
+
+
 def release_files(use: Use) -> list[ReleaseFile]:
     """Return what belongs beside a released LoRA: workflows for Base and Turbo in both forms, and how to use it."""
     out = [ReleaseFile("USAGE.txt", usage(use).encode())]
-    for variant in SETTINGS:
+    for variant in MODELS:
         nodes = workflow(use, variant)
         check(nodes)
         out.append(ReleaseFile(f"comfyui-{variant}.json", _json(ui_form(nodes))))
@@ -93,40 +177,67 @@ def release_files(use: Use) -> list[ReleaseFile]:
 
 def usage(use: Use) -> str:
     """Return three lines: ComfyUI, diffusers, and what to write in the prompt."""
-    base, turbo = SETTINGS["base"], SETTINGS["turbo"]
+    evaluated = use.evaluated
+    workflows = " or ".join(f"comfyui-{variant}.json ({settings_of(use, variant)})" for variant in MODELS)
     return (
-        f"ComfyUI: put {use.lora} into models/loras and open comfyui-base.json ({base.steps} steps, cfg {base.cfg:g}) "
-        f"or comfyui-turbo.json ({turbo.steps} steps, cfg {turbo.cfg:g}); strength {use.strength:g}, shift {SHIFT:g}, "
-        f"{SAMPLER}, {SCHEDULER}.\n"
-        f'diffusers: pipe = ZImagePipeline.from_pretrained("{HUB_IDS["base"]}", torch_dtype=torch.bfloat16); '
-        f'pipe.load_lora_weights("{use.lora}", adapter_name="person"); pipe.set_adapters("person", {use.strength:g}); '
-        f"pipe(prompt, num_inference_steps={base.diffusers_steps}, guidance_scale={base.diffusers_guidance:g}).\n"
-        f"Prompt: write {use.trigger!r} where the person stands, for example: {use.prompt}\n"
+        f"ComfyUI: version {OLDEST_COMFYUI} or newer (older ones drop the attention layers); put {use.lora} into "
+        f"models/loras and open {workflows}; strength {use.strength:g}. Each workflow names its model files, with link "
+        f"and folder.\n"
+        f'diffusers: pipe = ZImagePipeline.from_pretrained("{evaluated.base}", torch_dtype=torch.bfloat16); '
+        f"{_call(use)} (as evaluated).\n"
+        f"{_prompt(use)}"
     )
+
+
+def usage_of_toy(use: Use) -> str:
+    """Return how a LoRA of the packaged toy model is used: with that model, and with nothing else."""
+    model = 'Path(zimage.tiny.__file__).with_name("model")'
+    return (
+        "Toy: this LoRA is of the toy model that is packaged with zimage; with the real Z-Image it does nothing, in "
+        "ComfyUI or diffusers.\n"
+        f"diffusers: pipe = ZImagePipeline.from_pretrained({model}); {_call(use)} (as evaluated).\n"
+        f"{_prompt(use)}"
+    )
+
+
+def _call(use: Use) -> str:
+    made = use.evaluated
+    return (
+        f'pipe.load_lora_weights("{use.lora}", adapter_name="person"); pipe.set_adapters("person", {use.strength:g}); '
+        f"pipe(prompt, height={made.side_px}, width={made.side_px}, num_inference_steps={made.steps}, "
+        f"guidance_scale={made.guidance_scale:g})"
+    )
+
+
+def _prompt(use: Use) -> str:
+    return f"Prompt: write {use.trigger!r} where the person stands, for example: {use.prompt}\n"
 
 
 def workflow(use: Use, variant: Variant) -> list[Node]:
     """Return the nodes that draw `use.prompt` with the LoRA; each comes after those it takes from."""
-    settings = SETTINGS[variant]
+    settings, model = settings_of(use, variant), MODELS[variant]
+    side, measured = settings.side_px, "as evaluated" if settings.measured else "not measured"
     loaders = [
-        Node(1, "UNETLoader", "Base model", {"unet_name": settings.model, "weight_dtype": "default"}, 0),
-        Node(2, "CLIPLoader", "Text encoder", {"clip_name": TEXT_ENCODER, "type": "lumina2", "device": "default"}, 0),
-        Node(3, "VAELoader", "VAE", {"vae_name": VAE}, 0),
-        Node(4, "EmptySD3LatentImage", "Size", {"width": SIDE_PX, "height": SIDE_PX, "batch_size": 1}, 0),
+        Node(1, "UNETLoader", "Base model", {"unet_name": model.name, "weight_dtype": "default"}, 0),
+        Node(
+            2, "CLIPLoader", "Text encoder", {"clip_name": TEXT_ENCODER.name, "type": "lumina2", "device": "default"}, 0
+        ),
+        Node(3, "VAELoader", "VAE", {"vae_name": VAE.name}, 0),
+        Node(4, "EmptySD3LatentImage", "Size", {"width": side, "height": side, "batch_size": 1}, 0),
     ]
     person: dict[str, Value | Link] = {"model": Link(1), "lora_name": use.lora, "strength_model": use.strength}
     prepared = [
         Node(5, "LoraLoaderModelOnly", "The person", person, 1),
-        Node(6, "ModelSamplingAuraFlow", "Shift", {"model": Link(5), "shift": SHIFT}, 2),
+        Node(6, "ModelSamplingAuraFlow", "Shift", {"model": Link(5), "shift": settings.shift}, 2),
         Node(7, "CLIPTextEncode", "Prompt", {"text": use.prompt, "clip": Link(2)}, 1),
-        _negative(variant),
+        _negative(settings.cfg),
     ]
     sampler: dict[str, Value | Link] = {
         "model": Link(6),
         "seed": 0,
         "steps": settings.steps,
         "cfg": settings.cfg,
-        "sampler_name": SAMPLER,
+        "sampler_name": settings.sampler,
         "scheduler": SCHEDULER,
         "positive": Link(7),
         "negative": Link(8),
@@ -134,7 +245,7 @@ def workflow(use: Use, variant: Variant) -> list[Node]:
         "denoise": 1.0,
     }
     drawn = [
-        Node(9, "KSampler", "Draw", sampler, 2),
+        Node(9, "KSampler", f"Draw ({measured})", sampler, 2),
         Node(10, "VAEDecode", "Decode", {"samples": Link(9), "vae": Link(3)}, 3),
         Node(
             11, "SaveImage", "Save", {"images": Link(10), "filename_prefix": use.lora.removesuffix(".safetensors")}, 3
@@ -143,9 +254,9 @@ def workflow(use: Use, variant: Variant) -> list[Node]:
     return loaders + prepared + drawn
 
 
-def _negative(variant: Variant) -> Node:
-    """Turbo is drawn without guidance, so its negative only has to be there; Base takes an empty prompt."""
-    if variant == "turbo":
+def _negative(cfg: float) -> Node:
+    """Without guidance the negative only has to be there; with it, it is an empty prompt."""
+    if cfg == 1:
         return Node(8, "ConditioningZeroOut", "No negative", {"conditioning": Link(7)}, 1)
     return Node(8, "CLIPTextEncode", "Negative prompt", {"text": "", "clip": Link(2)}, 1)
 
@@ -257,9 +368,16 @@ def _ui_node(node: Node, order: int, links: Sequence[Sequence[int | str]], box: 
             for slot, name in enumerate(_linked(node))
         ],
         "outputs": [{"name": kind, "type": kind, "links": leaving, "slot_index": 0} for kind in signature["outputs"]],
-        "properties": {"Node name for S&R": node.kind},
+        "properties": _properties(node),
         "widgets_values": _widgets(node),
     }
+
+
+def _properties(node: Node) -> dict[str, Any]:
+    """Return what ComfyUI's window knows of a node: its name, its origin, and where to get the models it loads."""
+    named = [file for value in node.inputs.values() if isinstance(value, str) and (file := MODEL_FILES.get(value))]
+    models = {"models": [asdict(file) for file in named]} if named else {}
+    return {"cnr_id": "comfy-core", "ver": OLDEST_COMFYUI, "Node name for S&R": node.kind, **models}
 
 
 def _linked(node: Node) -> dict[str, Link]:

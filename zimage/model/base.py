@@ -67,6 +67,17 @@ def identify_files(files: Iterable[Path], folder: Path) -> str:
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
+def is_packaged(model: str) -> bool:
+    """Return whether a base is the toy model of this package: real and tiny, of a width that no released model has."""
+    return model == TINY
+
+
+def shift_of(folder: Path) -> float:
+    """Return the shift of a resolved base's noise schedule (Base 6.0, Turbo 3.0 as released)."""
+    config = _read_json(folder / "scheduler" / "scheduler_config.json") or {}
+    return float(config.get("shift", 1.0))  # diffusers' own default
+
+
 def resolve(base: Base) -> Path:
     """Return the folder of `base` after checking that it is the very model its identity names.
 

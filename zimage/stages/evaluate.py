@@ -26,11 +26,11 @@ from zimage.identity.impostors import Impostors, impostors
 from zimage.identity.judge import Judge, Search
 from zimage.identity.reals import Reals, reals_of
 from zimage.identity.report import ReportParams, write_report
-from zimage.identity.results import Findings, write_results
+from zimage.identity.results import Findings, Sampled, write_results
 from zimage.identity.rows import PictureRow
 from zimage.identity.suite import Prompt, read_suite, with_subject, without_trigger
 from zimage.identity.trial import Trial
-from zimage.model.base import Base, resolve
+from zimage.model.base import Base, is_packaged, resolve, shift_of
 from zimage.records import read_rows
 from zimage.section import Section
 
@@ -194,6 +194,9 @@ def _findings(
         suite=params.suite,
         base=base.identity,
         copy_correlation=params.copy_correlation,
+        sampled=Sampled(
+            **params.sampling.model_dump(), shift=shift_of(resolve(base)), packaged=is_packaged(base.model)
+        ),
     )
 
 
