@@ -130,7 +130,7 @@ def gate(workspace: Path, *, accept_provisional: bool, use: Use, accept_toy: boo
     verdict: Verdict = found["verdict"]
     if verdict == "fail":
         raise InputError(
-            f"Not published, the verdict is fail: {found['why'].rstrip('.')}. More or better photos help most."
+            " ".join([f"Not published, the verdict is fail: {found['why'].rstrip('.')}.", *found.get("advice", [])])
         )
     if is_packaged(params["base"]["model"]) and not accept_toy:
         raise InputError(f"Not published. {TOY} `--accept-toy` publishes this one all the same.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tasks.finished import gate, metrics
+from tests.tasks.finished import SAMPLED, gate, metrics
 from zimage.errors import InputError
 from zimage.summary import summary
 
@@ -52,6 +52,23 @@ def test_a_changed_limit_stands_at_its_figure(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": rules}))
 
     assert any("(23 of 48; limit at most 60 %, changed from 2 %)" in line for line in summary(tmp_path))
+
+
+def test_a_failed_verdict_is_followed_by_what_to_do_next(tmp_path: Path) -> None:
+    evaluated(tmp_path, "lora.safetensors")
+    path = tmp_path / "data/evaluate/metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"verdict": "fail", "advice": ["Train more.", "Look."]}))
+
+    assert summary(tmp_path)[1:3] == ["next     Train more.", "next     Look."]
+
+
+def test_the_packaged_model_is_named_where_the_lora_is(tmp_path: Path) -> None:
+    evaluated(tmp_path, "lora.safetensors")
+    assert not any("packaged" in line for line in summary(tmp_path))
+    path = tmp_path / "data/evaluate/metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sampled": SAMPLED | {"packaged": True}}))
+
+    assert summary(tmp_path)[-1].startswith("note     The base is the packaged toy model, a tiny Z-Image: a LoRA")
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:

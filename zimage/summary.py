@@ -23,6 +23,7 @@ def summary(workspace: Path) -> list[str]:
     found = json.loads(metrics.read_text(encoding="utf-8"))
     return [
         f"verdict  {found['verdict']}: {found['why']}",
+        *(f"next     {each}" for each in found.get("advice", [])),
         *lines(found),
         f"report   {(metrics.parent / 'report.html').resolve()}",
         f"LoRA     {_lora(workspace, found['chosen'])}",

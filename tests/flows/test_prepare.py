@@ -69,6 +69,20 @@ def test_photos_and_a_consent_in_a_bucket_become_crops_and_what_is_added_there_c
     assert decided[last[0]] == "wrong_person"
 
 
+def test_that_the_packaged_model_is_trained_is_said_before_any_work_is_done(
+    photos: dict[str, bytes], prefect_server: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "one.jpg").write_bytes(next(iter(photos.values())))
+    given = ["--photos", str(tmp_path / "few"), "--consent", str(agreed(tmp_path, "ada"))]
+
+    assert main(["prepare", "--subject", "ada", *given]) == 2  # too few photos
+
+    said = [each.getMessage() for each in caplog.records]
+    (warned,) = [number for number, each in enumerate(said) if each.startswith("The base is the packaged toy model")]
+    assert any("ingest" in each for each in said[warned:]) and not any("stage" in each for each in said[:warned])
+
+
 def test_a_bucket_that_is_away_for_a_while_is_waited_for(
     album: Album,
     prefect_server: None,

@@ -196,8 +196,14 @@ def test_choosing_and_reporting_share_no_picture(finished: Path) -> None:
 def test_an_untrained_lora_fails_and_is_a_result_nonetheless(
     detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
 ) -> None:
+    (workspace / "train" / "metrics.json").write_text('{"steps": 150}', encoding="utf-8")
     found = run(detect, workspace, params, tiny_base)
     assert (found["verdict"], found["same_person_rate_of_all"]) == ("fail", 0)
+    advice = str(found["advice"])
+    assert "The 4 training photos are nearly one and the same picture" in advice
+    assert "Only 150 steps were trained; train with `--steps 1200`" in advice
+    page = (workspace / "evaluate" / "report.html").read_text(encoding="utf-8")
+    assert "<h3>What to do next</h3>" in page and "<li>Only 150 steps were trained" in page
     rows = scores(workspace)
     cells = {(row["weights"], row["checkpoint"], row["strength"]) for row in rows}
     assert cells == {

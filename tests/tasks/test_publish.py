@@ -335,9 +335,11 @@ def test_a_failed_verdict_is_refused_with_its_reason_whatever_is_asked(tmp_path:
 def test_a_reason_that_ends_with_a_full_stop_is_followed_by_no_second_one(tmp_path: Path, store: FolderStore) -> None:
     workspace = finished(tmp_path / "ada", "fail")
     path = workspace / "data/evaluate/metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"why": "Outside its limit: same_of_all."}))
+    said = {"why": "Outside its limit: same_of_all.", "advice": ["Only 150 steps were trained; train more."]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
 
-    assert "fail: Outside its limit: same_of_all. More or better photos" in refusal(workspace, store)
+    told = refusal(workspace, store)
+    assert told.endswith("fail: Outside its limit: same_of_all. Only 150 steps were trained; train more.")
 
 
 def test_a_provisional_verdict_has_to_be_asked_for_and_is_marked(tmp_path: Path, store: FolderStore) -> None:

@@ -54,6 +54,7 @@ class Findings:
         base: Identity of the base model.
         copy_correlation: From this likeness on a picture counted as a copy.
         sampled: How every picture was made.
+        advice: Likely causes of a failed verdict, each with the next step.
     """
 
     outcome: Outcome
@@ -66,6 +67,7 @@ class Findings:
     base: str
     copy_correlation: float
     sampled: Sampled
+    advice: list[str]
 
 
 class SweepRow(Row):
@@ -114,6 +116,7 @@ def metrics_of(findings: Findings) -> dict[str, Any]:
     return {
         "verdict": findings.judgement.verdict,
         "why": findings.judgement.why,
+        "advice": findings.advice,
         "face_found_rate": figures.face_found.value,
         "same_person_rate": figures.same_of_found.value or 0.0,
         "same_person_rate_of_all": figures.same_of_all.value,

@@ -1,5 +1,6 @@
 """Asks the LoRA for pictures, scores them against photos it never saw, and says whether they hold."""
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from zimage.faces.engine import EngineParams, is_present
 from zimage.faces.pictures import read_rgb
 from zimage.faces.rows import CropRow
 from zimage.folder import check_out, made_aside
+from zimage.identity.advice import Trained, advice, spread_of
 from zimage.identity.album import Album, Sampling
 from zimage.identity.clip import ClipParams, open_clip
 from zimage.identity.contest import Contest, Outcome, ResamplingParams, SeedParams, SweepParams, candidates_of
@@ -24,6 +26,7 @@ from zimage.identity.gallery import Gallery
 from zimage.identity.gate import GateParams, judge
 from zimage.identity.impostors import Impostors, impostors
 from zimage.identity.judge import Judge, Search
+from zimage.identity.likeness import Targets
 from zimage.identity.reals import Reals, reals_of
 from zimage.identity.report import ReportParams, write_report
 from zimage.identity.results import Findings, Sampled, write_results
@@ -101,7 +104,7 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
         contest = Contest(trial, prompts, subject, params.seeds, params.sweep, params.resampling)
         outcome = contest.run(candidates)
         strangers = _impostors(trial, params)
-        findings = _findings(outcome, trial, strangers, params=params, base=base)
+        findings = _findings(outcome, trial, strangers, train, params=params, base=base)
         write_results(folder, findings)
         write_report(folder, findings, reals, train / "loss.csv", params=params.report, subject=subject)
     gallery.close()
@@ -166,7 +169,7 @@ def _out_of_memory_explained(base: Base, sampling: Sampling, loras_gb: float) ->
 
 
 def _findings(
-    outcome: Outcome, trial: Trial, strangers: Impostors | None, *, params: EvaluateParams, base: Base
+    outcome: Outcome, trial: Trial, strangers: Impostors | None, train: Path, *, params: EvaluateParams, base: Base
 ) -> Findings:
     evidence = Evidence(
         lora=outcome.reporting,
@@ -197,6 +200,23 @@ def _findings(
         sampled=Sampled(
             **params.sampling.model_dump(), shift=shift_of(resolve(base)), packaged=is_packaged(base.model)
         ),
+        advice=advice(
+            {rule.name for rule in verdict.rules if rule.verdict == "fail"},
+            found,
+            _trained(train, outcome, trial.judge.targets),
+        ),
+    )
+
+
+def _trained(train: Path, outcome: Outcome, targets: Targets) -> Trained:
+    metrics = train / "metrics.json"
+    steps = json.loads(metrics.read_text(encoding="utf-8")).get("steps") if metrics.is_file() else None
+    sweep = outcome.checkpoints
+    return Trained(
+        steps=steps,
+        photos=len(targets.training_photos),
+        spread=spread_of(targets),
+        last_is_best=sweep is not None and sweep.chosen == len(sweep.candidates) - 1,
     )
 
 
