@@ -9,6 +9,7 @@ import datetime
 import logging
 import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -39,8 +40,9 @@ STOPPED = "Execution was aborted by"  # Prefect's message for a run whose proces
 class Silence:
     """How long runs have given no sign of life: no new state and no heartbeat.
 
-    Times are measured by the clock of this process only, so that no two machines' clocks have to agree; the count of a
-    run begins when this process first looks at it.
+    For a run that began, the time is counted by the clock of this process, from when it first looks at the run: while
+    nobody looked, or the server was away, heartbeats could be missed. A run that waits to begin has none to miss: the
+    server's clock tells how old its state is, however often server and watch were started anew.
 
     Args:
         lost_after_s: How long a run that began may be silent.
@@ -60,16 +62,16 @@ class Silence:
     def reason(self, client: SyncPrefectClient, run: FlowRun) -> str | None:
         """Return why a run that is under way counts as lost; None while it does not."""
         assert run.state is not None
+        if run.state.is_pending():
+            limit_s = self._pending_limit_s(client, run)
+            silent_s = (_server_time(client) - run.state.timestamp).total_seconds()
+            return f"Its worker was lost before it began, within {limit_s:.0f} s." if silent_s > limit_s else None
         sign = run.state.id, _last_heartbeat(client, run)
         known, since = self._signs.get(run.id, (None, 0.0))
         if sign != known:
             self._signs[run.id] = sign, time.monotonic()
             return None
-        silent_s = time.monotonic() - since
-        if run.state.is_pending():
-            limit_s = self._pending_limit_s(client, run)
-            return f"Its worker was lost before it began, within {limit_s:.0f} s." if silent_s > limit_s else None
-        if silent_s > self._lost_after_s:
+        if time.monotonic() - since > self._lost_after_s:
             return f"Its worker was lost, no heartbeat came for {self._lost_after_s:.0f} s."
         return None
 
@@ -204,6 +206,10 @@ def _last_heartbeat(client: SyncPrefectClient, run: FlowRun) -> datetime.datetim
         limit=1,
     ).events
     return found[0].occurred if found else None
+
+
+def _server_time(client: SyncPrefectClient) -> datetime.datetime:
+    return parsedate_to_datetime(client.request("GET", "/health").headers["date"])
 
 
 def _now() -> datetime.datetime:

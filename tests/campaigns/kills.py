@@ -50,6 +50,7 @@ KINDS = {  # what is killed, and how often among those that do not wait for a PE
     "everything": 12,  # a power cut
 }
 HARMLESS = {"server", "watch", "worker"}
+UNDISTURBED_S = 100.0  # between two ends of server or watch: whoever looks again gives each run its whole time again
 
 
 @dataclass
@@ -131,6 +132,7 @@ class Campaign:
     took_s: list[float] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     rounds: int = 0
+    undisturbed_until: float = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -172,6 +174,10 @@ class Campaign:
         spared = {subject for subject in self.subjects if hits[subject] >= HITS}
         if kind not in HARMLESS and kind != "run" and spared:
             kind = "run"
+        if kind in {"server", "watch", "everything"}:
+            if time.monotonic() < self.undisturbed_until:
+                return
+            self.undisturbed_until = time.monotonic() + UNDISTURBED_S
         match kind:
             case "run":
                 found = self._working(open_runs, spared)

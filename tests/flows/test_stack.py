@@ -887,6 +887,7 @@ def test_a_run_goes_on_by_itself_after_its_stack_was_stopped_and_after_a_power_c
         "consent": consent(tmp_path, "ada"),
         "publish": "provisional",
     }
+    spec["values"] += ["train.steps=100"]
 
     with serving(tmp_path) as (process, api):
         until("the deployments", lambda: len(api.post("/deployments/filter", {})) == len(FLOWS))
