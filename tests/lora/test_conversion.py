@@ -23,7 +23,7 @@ from zimage.lora.inspection import inspect_file
 from zimage.lora.reading import read_lora
 from zimage.lora.writing import Dialect
 
-PORTABLE = Plan("portable", None, None)
+PORTABLE = Plan("portable", None, None, verify=True)
 SCALE = 0.7  # alpha / rank in dialects that store alpha; no power of two, so folding must widen half precision
 TO_Q = "diffusion_model.layers.0.attention.to_q"
 
@@ -52,7 +52,7 @@ def changes_made_by_diffusers(path: Path) -> dict[str, Tensor]:
 def test_every_dialect_becomes_the_asked_one_with_the_same_change(tmp_path: Path, dialect: str, to: Dialect) -> None:
     weights = factors_for_every_linear(tiny_transformer(), keep="layers.1" if to != "portable" else "")
     write_dialect(tmp_path / "in.safetensors", dialect, weights, SCALE)
-    outcome = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", Plan(to, None, None))
+    outcome = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", Plan(to, None, None, verify=True))
     found = changes_in(tmp_path / "out.safetensors")
     assert found.keys() == weights.keys()
     for name, factors in weights.items():

@@ -259,7 +259,7 @@ def test_a_lokr_of_whole_matrices_is_renamed_to_the_last_bit(tmp_path: Path) -> 
         f"{stem}.alpha": torch.tensor(10000.0),
     }
     path = written(tmp_path, content)
-    outcome = convert(path, tmp_path / "out.safetensors", Plan("portable", None, None))
+    outcome = convert(path, tmp_path / "out.safetensors", Plan("portable", None, None, verify=True))
     found = load_file(tmp_path / "out.safetensors")
     assert set(found) == {f"diffusion_model.{TO_Q}.lokr_w1", f"diffusion_model.{TO_Q}.lokr_w2"}
     assert torch.equal(found[f"diffusion_model.{TO_Q}.lokr_w2"], content[f"{stem}.lokr_w2"])

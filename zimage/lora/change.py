@@ -84,6 +84,19 @@ def written_out(change: Change) -> Tensor:
             return change.weight.double()
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinity; its extremes tell, sooner than a look at each value."""
+    if not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or as it is where it is wider."""
+    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+
+
 def thirds(change: Change) -> list[Change]:
     """Return the change of a fused qkv as the changes of q, k and v; exact in every form."""
     match change:
@@ -120,8 +133,8 @@ def exact_factors(change: Change) -> Factors | None:
             return change
         case Hadamard(first, second):
             # (B1 A1) * (B2 A2) = (columns of B1 times columns of B2) (rows of A1 times rows of A2), rank R1 R2.
-            up = torch.einsum("or,os->ors", first.up, second.up).flatten(1)
-            down = torch.einsum("ri,si->rsi", first.down, second.down).flatten(0, 1)
+            up = torch.einsum("or,os->ors", wide(first.up), wide(second.up)).flatten(1)
+            down = torch.einsum("ri,si->rsi", wide(first.down), wide(second.down)).flatten(0, 1)
             return Factors(down, up)
         case _:
             return None

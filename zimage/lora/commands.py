@@ -60,6 +60,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alpha", metavar="tensors|metadata|NUMBER", help="which alpha holds, where a file tells two or none"
     )
+    parser.add_argument("--verify", action="store_true", help="load the result in both loaders before it appears")
     parser.add_argument("--leave-out", action="store_true", help="convert without what a portable LoRA cannot hold")
     parser.add_argument("--dtype", choices=list(DTYPES), help="else the source's where that loses nothing, or fp32")
 
@@ -142,7 +143,8 @@ def _plan(parsed: argparse.Namespace) -> "Plan":
     from zimage.lora.obstacles import Choices
 
     dtype = getattr(torch, DTYPES[parsed.dtype]) if parsed.dtype else None
-    return Plan(parsed.to, parsed.rank, dtype, Choices(parsed.adapter, _alpha_choice(parsed.alpha), parsed.leave_out))
+    choices = Choices(parsed.adapter, _alpha_choice(parsed.alpha), parsed.leave_out)
+    return Plan(parsed.to, parsed.rank, dtype, choices, parsed.verify)
 
 
 def _alpha_choice(text: str | None) -> "Literal['tensors', 'metadata'] | float | None":
@@ -168,16 +170,26 @@ def _with_strength(text: str) -> tuple[Path, float]:
 
 
 def _tell(outcome: "Outcome") -> int:
+    from zimage.lora.loaders import NAMES
+
     form = f"rank {', '.join(map(str, outcome.ranks))}" if outcome.ranks else "LoKr"
     size_mb = outcome.out.stat().st_size / 1e6
     print(  # noqa: T201
         f"{outcome.out}: {outcome.dialect}, {outcome.num_layers} layers, {form}, {outcome.dtype}, {size_mb:.1f} MB"
     )
     print(f"change against the source: {_error(outcome)}")  # noqa: T201
-    for loader, off in (("diffusers", outcome.by_diffusers), ("ComfyUI", outcome.by_comfyui)):
-        reading = "does not read these names" if off is None else f"applies every layer (largest difference {off:.1e})"
-        print(f"{loader} {reading}")  # noqa: T201
+    for loader, off in (("diffusers", outcome.by_diffusers), ("comfyui", outcome.by_comfyui)):
+        print(f"{NAMES[loader]} {_tried(outcome.reads[loader], off)}")  # type: ignore[index]  # noqa: T201
     return 0
+
+
+def _tried(reading: str, off: float | None) -> str:
+    """Return what a loader makes of a file that was written."""
+    if off is not None:
+        return f"applies every layer (loaded: largest difference {off:.1e})"
+    if reading == "all":
+        return "applies every layer of files written like this (measured; --verify loads this one)"
+    return "does not read these names" if reading in {"none", "some", "error"} else "was not tried with such a file"
 
 
 def _error(outcome: "Outcome") -> str:

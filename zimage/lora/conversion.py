@@ -2,24 +2,49 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from zimage.errors import InputError
 from zimage.folder import make_writable
-from zimage.lora.change import Change, Kronecker, Spectrum, difference, exact_factors, norm, spectrum, written_out
+from zimage.lora.change import (
+    Change,
+    Kronecker,
+    Spectrum,
+    difference,
+    exact_factors,
+    is_finite,
+    norm,
+    spectrum,
+    wide,
+    written_out,
+)
+from zimage.lora.header import read_header
 from zimage.lora.inspection import inspect_file
-from zimage.lora.loaders import fit_one_factor
+from zimage.lora.layers import layers_of
+from zimage.lora.loaders import Loader, Reading, fit_one_factor, readings
 from zimage.lora.obstacles import NO_CHOICES, Choices
 from zimage.lora.portable import MODELSPEC, Factors
 from zimage.lora.reading import Lora, read_lora
-from zimage.lora.tensors import write_tensors
+from zimage.lora.strength import Strengths
+from zimage.lora.tensors import TensorWriter
 from zimage.lora.verification import applied_by_comfyui, applied_by_diffusers, depth_of, worst_difference
-from zimage.lora.writing import STALE_METADATA, Dialect, Weight, lossless_dtype, stored, tensors_in, tensors_of
+from zimage.lora.writing import (
+    STALE_METADATA,
+    Dialect,
+    Weight,
+    as_stored,
+    groups_in,
+    is_exact,
+    keys_in,
+    tensors_in,
+    tensors_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +69,8 @@ class Outcome:
     error: float  # of the whole change, relative; 0 when exact but for rounding
     worst_error: float  # of the worst layer
     worst_layer: str
-    by_diffusers: float | None  # largest relative difference as diffusers applies it; None where it cannot read this
+    reads: Mapping[Loader, Reading]  # what each loader did with files that are written like this one
+    by_diffusers: float | None  # largest relative difference as diffusers applies it; None where it was not loaded
     by_comfyui: float | None
 
 
@@ -54,23 +80,31 @@ class Plan:
 
     Args:
         choices: What a person says where the file leaves it open.
+        verify: Whether the file is loaded in both loaders before it appears, which needs its whole size in memory.
     """
 
     dialect: Dialect
     rank: int | None
     dtype: torch.dtype | None
     choices: Choices = NO_CHOICES
+    verify: bool = False
+
+
+WeightOf = Callable[[str, Change], Weight]  # of a layer's name and change, the form in which it is written
 
 
 def convert(path: Path, out: Path, plan: Plan) -> Outcome:
-    """Write a Z-Image LoRA of any dialect in another one, and check it in both loaders before it appears.
+    """Write a Z-Image LoRA of any dialect in another one; one layer is in memory at a time.
 
     Raises:
         InputError: see `read_lora`; or it is no exact product of small rank and no rank was given.
     """
+    _check_rank(plan.rank)
     lora = read_lora(path, plan.choices)
     about = {"zimage.converted_from": inspect_file(path).dialect}
-    return _write(path, out, lora, _weights(path, lora, plan), plan=plan, about=about)
+    if plan.rank is None and plan.dialect in {"portable", "diffusers"} and _is_readable_lokr(lora):
+        return _write(path, out, lora, _as_it_is, plan=plan, about=about)
+    return _write(path, out, lora, partial(_factors, path, rank=plan.rank), plan=plan, about=about)
 
 
 def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Plan) -> Outcome:
@@ -84,14 +118,24 @@ def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Pl
     for path, strength in zip(paths, strengths, strict=True):
         if not math.isfinite(strength):
             raise InputError(f"The strength of {path} is {strength:g}; give a finite number such as 0.8.")
+    _check_rank(plan.rank)
     loras = [read_lora(path, plan.choices) for path in paths]
-    exact = replace(plan, rank=None)
-    parts = [_pairs(path, lora, exact) for path, lora in zip(paths, loras, strict=True)]
-    weights = {name: _sum(name, parts, strengths) for name in dict.fromkeys(name for part in parts for name in part)}
+    names = dict.fromkeys(name for lora in loras for name in lora.changes)
+
+    def change_of(name: str) -> Factors:
+        given = zip(paths, loras, strengths, strict=True)
+        found = [
+            (_factors(path, name, lora.changes[name], None), strength)
+            for path, lora, strength in given
+            if name in lora.changes
+        ]
+        return _sum(name, found)
+
     narrowest_wins = max((lora.dtype for lora in loras), key=lambda dtype: dtype.itemsize)
     about = {f"zimage.merged_{at}": f"{path.name} x {strengths[at]:g}" for at, path in enumerate(paths)}
-    together = Lora(weights, {"modelspec.title": " + ".join(path.stem for path in paths)}, narrowest_wins)
-    return _write(paths[0], out, together, _pairs(paths[0], together, plan), plan=plan, about=about)
+    changes = Computed(tuple(names), change_of)
+    together = Lora(changes, {"modelspec.title": " + ".join(path.stem for path in paths)}, narrowest_wins)
+    return _write(paths[0], out, together, partial(_factors, paths[0], rank=plan.rank), plan=plan, about=about)
 
 
 def resize(path: Path, out: Path, plan: Plan, energy: float | None) -> Outcome:
@@ -107,14 +151,32 @@ def resize(path: Path, out: Path, plan: Plan, energy: float | None) -> Outcome:
         raise InputError("Say either to which rank (--rank 16) or how much to keep (--energy 0.99).")
     if energy is not None and not 0 < energy <= 1:
         raise InputError(f"The energy to keep is a share above 0 and at most 1, not {energy:g}; try 0.99.")
+    _check_rank(plan.rank)
     lora = read_lora(path, plan.choices)
-    weights = _pairs(path, lora, plan) if energy is None else _keeping(lora, energy)
     about = {"zimage.resized": f"rank {plan.rank}" if energy is None else f"energy {energy:g}"}
-    return _write(path, out, lora, weights, plan=plan, about=about)
+    weight_of = partial(_factors, path, rank=plan.rank) if energy is None else partial(_keeping, energy=energy)
+    return _write(path, out, lora, weight_of, plan=plan, about=about)
 
 
-def _sum(name: str, parts: Sequence[Mapping[str, Factors]], strengths: Sequence[float]) -> Factors:
-    found = [(part[name], strength) for part, strength in zip(parts, strengths, strict=True) if name in part]
+@dataclass(frozen=True)
+class Computed(Mapping[str, Change]):
+    """Changes that are computed when they are asked for."""
+
+    names: tuple[str, ...]
+    change_of: Callable[[str], Change]
+
+    def __getitem__(self, name: str) -> Change:
+        """Return the change of a layer."""
+        return self.change_of(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _sum(name: str, found: Sequence[tuple[Factors, float]]) -> Factors:
     shapes = {(len(factors.up), factors.down.shape[1]) for factors, _ in found}
     if len(shapes) > 1:
         raise InputError(
@@ -122,31 +184,32 @@ def _sum(name: str, parts: Sequence[Mapping[str, Factors]], strengths: Sequence[
         )
     return Factors(
         torch.cat([factors.down for factors, _ in found]),
-        torch.cat([factors.up * strength for factors, strength in found], dim=1),
+        torch.cat([wide(factors.up) * strength for factors, strength in found], dim=1),
     )
 
 
-def _weights(path: Path, lora: Lora, plan: Plan) -> dict[str, Weight]:
-    """Return each layer's change in the form in which it is written: as it is where that can be, else two factors."""
-    if plan.rank is None and plan.dialect in {"portable", "diffusers"} and _is_readable_lokr(lora):
-        return {name: change for name, change in lora.changes.items() if isinstance(change, Kronecker)}
-    return dict(_pairs(path, lora, plan))
+def _check_rank(rank: int | None) -> None:
+    if rank is not None and rank < 1:
+        raise InputError(f"A rank is a whole number from 1 on, not {rank}; try 16.")
+
+
+def _as_it_is(_: str, change: Change) -> Weight:
+    assert isinstance(change, Kronecker)
+    return change
 
 
 def _is_readable_lokr(lora: Lora) -> bool:
     """Whether a LoKr keeps its form under portable names: both loaders read it then (loaders.json)."""
-    products = [change for change in lora.changes.values() if isinstance(change, Kronecker) and change.parts]
-    sides = [(each.shape, (each.left.shape[0], each.left.shape[1])) for each in products]
-    return len(products) == len(lora.changes) and fit_one_factor(sides)
-
-
-def _pairs(path: Path, lora: Lora, plan: Plan) -> dict[str, Factors]:
-    if plan.rank is not None and plan.rank < 1:
-        raise InputError(f"A rank is a whole number from 1 on, not {plan.rank}; try 16.")
-    return {name: _factors(path, name, change, plan.rank) for name, change in lora.changes.items()}
+    sides = []
+    for change in lora.changes.values():
+        if not isinstance(change, Kronecker):
+            return False
+        sides.append((change.shape, (change.left.shape[0], change.left.shape[1])))
+    return fit_one_factor(sides)
 
 
 def _factors(path: Path, name: str, change: Change, rank: int | None) -> Factors:
+    """Return a change as two factors: exactly, or its largest parts where a rank is given."""
     exact = exact_factors(change)
     if exact is not None and (rank is None or len(exact.down) <= rank):
         return exact
@@ -168,67 +231,139 @@ def _fewest(parts: Spectrum, allowed: float) -> int:
     return next((rank for rank in range(1, len(parts.sizes)) if parts.left_out(rank) <= allowed), len(parts.sizes))
 
 
-def _keeping(lora: Lora, energy: float) -> dict[str, Factors]:
-    weights = {}
-    for name, change in lora.changes.items():
-        parts = spectrum(change, MOST_EXACT_RANK)
-        weights[name] = _single(parts.factors(_fewest(parts, math.sqrt(1 - energy) * parts.norm())))
-    return weights
+def _keeping(_: str, change: Change, energy: float) -> Factors:
+    """Return the smallest product that keeps a share of the squared singular values of a change."""
+    most = MOST_EXACT_RANK
+    while True:
+        parts = spectrum(change, most)
+        allowed = math.sqrt(1 - energy) * parts.norm()
+        if parts.left_out(len(parts.sizes)) <= max(allowed, ROUNDING * parts.norm()) or len(parts.sizes) < most:
+            return _single(parts.factors(_fewest(parts, allowed)))
+        most *= 2  # it ends: a matrix has no more parts than rows
 
 
 def _single(factors: Factors) -> Factors:
     return Factors(factors.down.float(), factors.up.float())
 
 
+class _InexactError(Exception):
+    """A dtype does not hold a tensor to the last bit."""
+
+
 def _write(
-    source: Path, out: Path, lora: Lora, weights: Mapping[str, Weight], *, plan: Plan, about: Mapping[str, str]
+    source: Path, out: Path, lora: Lora, weight_of: WeightOf, *, plan: Plan, about: Mapping[str, str]
 ) -> Outcome:
-    dtype = plan.dtype or (
-        lora.dtype if plan.rank is not None and lora.dtype.itemsize == 2 else lossless_dtype(weights, lora.dtype)
-    )
-    rounded = stored(weights, dtype)
-    _check_finite(rounded, dtype)
     kept = {name: value for name, value in lora.metadata.items() if name not in STALE_METADATA}
     metadata = {**MODELSPEC, **kept, **about}
-    errors = {name: _error(lora.changes[name], rounded[name]) for name in rounded}
+    narrow = lora.dtype if lora.dtype.itemsize == 2 else torch.float32
+    dtype, must_be_exact = plan.dtype or narrow, plan.dtype is None and plan.rank is None
     with _appearing_verified(source, out) as aside:
-        write_tensors(aside, tensors_in(plan.dialect, rounded), metadata)
-        by_diffusers, by_comfyui = _verified(aside, rounded, plan.dialect)
-    worst = max(errors, key=lambda name: _share(*errors[name]))
+        write = partial(_written, aside, lora, weight_of, dialect=plan.dialect, metadata=metadata)
+        try:
+            done = write(dtype=dtype, must_be_exact=must_be_exact)
+        except _InexactError:
+            dtype = torch.float32
+            done = write(dtype=dtype, must_be_exact=False)
+        reads = _readings_of(aside, plan.dialect)
+        by_diffusers, by_comfyui = _verified(aside, plan.dialect) if plan.verify else (None, None)
+    off = {name: each for name, each in done.off.items() if each > 0}
+    sizes = {name: norm(lora.changes[name]) for name in lora.changes} if off else {}
+    shares = {name: _share(each, sizes[name]) for name, each in off.items()}
+    worst = max(shares, key=lambda name: shares[name]) if shares else next(iter(lora.changes))
     logger.info("wrote %s", out)
     return Outcome(
         out=out,
         dialect=plan.dialect,
-        num_layers=len(rounded),
-        ranks=tuple(sorted({len(weight.down) for weight in rounded.values() if isinstance(weight, Factors)})),
+        num_layers=len(lora.changes),
+        ranks=tuple(sorted(done.ranks)),
         dtype=str(dtype).removeprefix("torch."),
-        error=_share(*(math.hypot(*(pair[at] for pair in errors.values())) for at in (0, 1))),
-        worst_error=_share(*errors[worst]),
+        error=_share(math.hypot(*off.values()), math.hypot(*sizes.values())) if off else 0.0,
+        worst_error=shares.get(worst, 0.0),
         worst_layer=worst,
+        reads=reads,
         by_diffusers=by_diffusers,
         by_comfyui=by_comfyui,
     )
+
+
+@dataclass(frozen=True)
+class _Done:
+    off: Mapping[str, float]  # Frobenius norm of what was lost, by layer
+    ranks: Set[int]
+
+
+def _written(
+    path: Path,
+    lora: Lora,
+    weight_of: WeightOf,
+    *,
+    dialect: Dialect,
+    metadata: Mapping[str, str],
+    dtype: torch.dtype,
+    must_be_exact: bool,
+) -> _Done:
+    """Write a file layer by layer, and return how far each layer is from what was asked.
+
+    Raises:
+        _InexactError: a tensor is not held to the last bit, and it must be.
+        InputError: a value is too large for the dtype.
+    """
+    off: dict[str, float] = {}
+    ranks: set[int] = set()
+    writer = TensorWriter(path, keys_in(dialect, lora.changes), metadata)
+    try:
+        for group in groups_in(dialect, lora.changes):
+            rounded: dict[str, Weight] = {}
+            for name in group:
+                change = lora.changes[name]
+                weight = weight_of(name, change)
+                rounded[name] = as_stored(weight, dtype)
+                _check_finite(name, weight, rounded[name], dtype)
+                if must_be_exact and not is_exact(weight, rounded[name]):
+                    raise _InexactError
+                is_same = weight is change and must_be_exact
+                off[name] = 0.0 if is_same else _off(change, rounded[name])
+                ranks |= {len(weight.down)} if isinstance(weight, Factors) else set()
+            for key, tensor in sorted(tensors_in(dialect, rounded).items()):
+                writer.add(key, tensor)
+        writer.finish()
+    finally:
+        writer.close()
+    return _Done(off, ranks)
+
+
+def _readings_of(path: Path, dialect: Dialect) -> dict[Loader, Reading]:
+    """Return what each loader makes of a file that was written, by the table of what they did with such files."""
+    layers = layers_of(read_header(path))
+    reads = {loader: found.reading for loader, found in readings(layers, Strengths()).items()}
+    must: tuple[Loader, ...] = ("diffusers", "comfyui") if dialect in {"portable", "diffusers"} else ("comfyui",)
+    for loader in must:
+        assert reads[loader] in {"all", "not measured"}, f"{loader} would apply {path} as {reads[loader]}"
+    return reads
 
 
 def _share(off: float, size: float) -> float:
     return off / size if size else 0.0
 
 
-def _check_finite(weights: Mapping[str, Weight], dtype: torch.dtype) -> None:
-    for name, weight in weights.items():
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(weight)):
-            raise InputError(f"The change of {name} is too large for {dtype}; write it with --dtype bf16 or fp32.")
+def _check_finite(name: str, weight: Weight, rounded: Weight, dtype: torch.dtype) -> None:
+    pairs = zip(tensors_of(weight), tensors_of(rounded), strict=True)
+    if not all(kept is given or is_finite(kept) for given, kept in pairs):  # what was read was looked at then
+        raise InputError(f"The change of {name} is too large for {dtype}; write it with --dtype bf16 or fp32.")
 
 
-def _error(change: Change, written: Weight) -> tuple[float, float]:
-    """The Frobenius norms of what was lost and of the whole."""
+def _off(change: Change, written: Weight) -> float:
+    """The Frobenius norm of what was lost."""
     if isinstance(change, Factors | Kronecker) and type(change) is type(written):
-        return difference(change, written), norm(change)
-    whole = written_out(change)
-    return float((whole - written_out(written)).norm()), float(whole.norm())
+        return difference(change, written)
+    return float((written_out(change) - written_out(written)).norm())
 
 
-def _verified(path: Path, weights: Mapping[str, Weight], dialect: Dialect) -> tuple[float | None, float | None]:
+def _verified(path: Path, dialect: Dialect) -> tuple[float | None, float | None]:
+    """Load a file in both loaders, and return the largest difference of each from what the file says."""
+    weights = {
+        name: change for name, change in read_lora(path).changes.items() if isinstance(change, Factors | Kronecker)
+    }
     by_comfyui = worst_difference(weights, applied_by_comfyui(path, depth_of(weights)))
     reads = dialect in {"portable", "diffusers"}
     by_diffusers = worst_difference(weights, applied_by_diffusers(path, weights)) if reads else None

@@ -1,18 +1,18 @@
 """Reading a LoRA file of any dialect as changes of Z-Image's layers, dropping nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zimage.errors import InputError
-from zimage.lora.change import Change, Dense, Hadamard, Kronecker, thirds, written_out
+from zimage.lora.change import Change, Dense, Hadamard, Kronecker, is_finite, thirds, wide, written_out
 from zimage.lora.families import recognise
-from zimage.lora.header import LoraFileError, read_header, shown
+from zimage.lora.header import Header, LoraFileError, read_header, shown
 from zimage.lora.inspection import inspect_file
 from zimage.lora.keys import Part
 from zimage.lora.layers import Layer, layers_of
@@ -43,7 +43,7 @@ class Lora:
 
 
 def read_lora(path: Path, choices: Choices = NO_CHOICES) -> Lora:
-    """Return what a LoRA file does to Z-Image, whatever its dialect, in float32 or wider.
+    """Return what a LoRA file does to Z-Image, whatever its dialect; layers are read when they are asked for.
 
     Args:
         path: The file.
@@ -71,20 +71,73 @@ def read_lora(path: Path, choices: Choices = NO_CHOICES) -> Lora:
     dtypes = {header.entries[name].dtype for name in factors}
     if strange := dtypes - _DTYPES.keys():
         raise InputError(f"{path} stores weights as {', '.join(sorted(strange))}; known are {', '.join(_DTYPES)}.")
-    changes: dict[str, Change] = {}
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            for layer in chosen:
-                kept = {part: name for part, name in layer.keys.items() if part not in EXTRA}
-                tensors = {part: _read(path, file, layer, part, name) for part, name in kept.items()}
-                for name, change in _changes_of(path, layer, tensors, _Strength(strengths, choices)).items():
-                    if name in changes and not _are_equal(changes[name], change):
-                        raise InputError(f"{path} changes {name} twice, under different names; keep one of the two.")
-                    changes[name] = change
-    except SafetensorError as error:
-        raise LoraFileError(f"{path} cannot be read ({shown(str(error))}); download it again.") from None
     widest = max((_DTYPES[dtype] for dtype in dtypes), key=lambda dtype: dtype.itemsize)
+    changes = _Changes(path, header, chosen, _Strength(strengths, choices))
     return Lora(changes, header.metadata, widest if widest.itemsize > 1 else torch.bfloat16)
+
+
+class _Changes(Mapping[str, Change]):
+    """The changes of a file by diffusers' layer name, each read when it is asked for: one layer is in memory at a time.
+
+    Asking raises InputError where values are NaN or infinite, or factors do not belong together.
+    """
+
+    def __init__(self, path: Path, header: Header, layers: Sequence[Layer], strength: "_Strength") -> None:
+        self._path, self._header, self._strength = path, header, strength
+        self._layers: dict[str, list[Layer]] = {}
+        for layer in layers:
+            for name in _names_of(layer):
+                self._layers.setdefault(name, []).append(layer)
+        self._last: tuple[Layer | None, dict[str, Change]] = (None, {})  # a fused qkv is asked for three times
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, name: str) -> Change:
+        first, *others = (self._changes_of(layer)[name] for layer in self._layers[name])
+        if not all(_are_equal(first, other) for other in others):
+            raise InputError(f"{self._path} changes {name} twice, under different names; keep one of the two.")
+        return first
+
+    def _changes_of(self, layer: Layer) -> dict[str, Change]:
+        if self._last[0] is not layer:
+            self._last = layer, self._read(layer)
+        return self._last[1]
+
+    def _read(self, layer: Layer) -> dict[str, Change]:
+        kept = {part: name for part, name in layer.keys.items() if part not in EXTRA}
+        try:
+            with self._path.open("rb") as file:
+                tensors = {part: self._tensor(file, layer, part, name) for part, name in kept.items()}
+        except OSError as error:
+            raise LoraFileError(f"{self._path} cannot be read ({error.strerror}); try again.") from None
+        return _changes_of(self._path, layer, tensors, self._strength)
+
+    def _tensor(self, file: BufferedReader, layer: Layer, part: Part, name: str) -> Tensor:
+        """Return one tensor; its header was checked against the file's size."""
+        if part == "alpha" and layer.kind == "LoKr" and layer.rank is None:
+            return torch.ones(())  # means nothing there, and may be infinite
+        entry = self._header.entries[name]
+        dtype = _DTYPES.get(entry.dtype)
+        if dtype is None:
+            raise InputError(f"{self._path} stores {shown(name)!r} as {entry.dtype}; known are {', '.join(_DTYPES)}.")
+        size = entry.stop - entry.start
+        file.seek(self._header.data_start + entry.start)
+        content = np.fromfile(file, dtype=np.uint8, count=size)
+        if content.size != size:
+            raise LoraFileError(f"{self._path} became shorter while it was read; try again when it is complete.")
+        return _finite(self._path, name, torch.from_numpy(content).view(dtype).reshape(entry.shape))
+
+
+def _names_of(layer: Layer) -> list[str]:
+    """Return the layers of diffusers whose weights a layer of a file changes."""
+    place = place_of(layer.module)
+    assert place is not None
+    block = place.name.removesuffix(QKV)
+    return [block + part for part in QKV_PARTS] if place.name.endswith(QKV) else [place.name]
 
 
 def _is_chosen(layer: Layer, several: list[str], choices: Choices) -> bool:
@@ -96,12 +149,6 @@ def _are_equal(one: Change, other: Change) -> bool:
     """Whether two ways of writing say the same: some tools write the fused and the split names side by side."""
     first, second = written_out(one), written_out(other)
     return first.shape == second.shape and float((first - second).norm()) <= SAME_CHANGE * float(first.norm())
-
-
-def _read(path: Path, file: Any, layer: Layer, part: Part, name: str) -> Tensor:
-    if part == "alpha" and layer.kind == "LoKr" and layer.rank is None:
-        return torch.ones(())  # means nothing there, and may be infinite
-    return _finite(path, name, file.get_tensor(name))
 
 
 @dataclass(frozen=True)
@@ -121,10 +168,11 @@ class _Strength:
 
 
 def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
-    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
-    if not bool(torch.isfinite(wide).all()):
+    """Return a tensor as it is, eight bits widened, unless it holds NaN or infinity."""
+    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    if not is_finite(values):
         raise InputError(f"{path}: {shown(name)!r} holds NaN or infinity; use an earlier checkpoint of it.")
-    return wide
+    return values
 
 
 def _changes_of(path: Path, layer: Layer, tensors: Mapping[Part, Tensor], strength: _Strength) -> dict[str, Change]:
@@ -187,11 +235,16 @@ def _kronecker(layer: Layer, weights: dict[Part, Tensor], alpha: float | None, s
     # With both matrices whole there is no rank, and alpha means nothing (lycoris: modules/lokr.py).
     scale = strength.of(layer, alpha if rank is not None else None, rank)
     first = "lokr_w1" if "lokr_w1" in parts else "lokr_w1_a"
-    return Kronecker(sides[0] * scale, sides[1], {**parts, first: parts[first] * scale})
+    if scale != 1.0:
+        parts[first] = wide(parts[first]) * scale
+    return Kronecker(wide(sides[0]) * scale, sides[1], parts)
 
 
 def _times(strength: float, factors: Factors) -> Factors:
-    return Factors(factors.down * strength, factors.up)
+    """Return factors times a strength: in their own dtype where it is 1, else in float32 or wider."""
+    if strength == 1.0:
+        return factors
+    return Factors(wide(factors.down) * strength, factors.up)
 
 
 def _flat(tensor: Tensor) -> Tensor:

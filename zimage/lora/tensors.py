@@ -6,7 +6,8 @@ and so orders it at random; here names and metadata are sorted.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ DTYPE_NAMES = {
     torch.int64: "I64",
     torch.uint8: "U8",
 }
+_ENTRY_BYTES = 128  # of a header's entry, without the tensor's name: dtype, shape and two offsets
 HASH_KEY = "modelspec.hash_sha256"
 
 
@@ -53,6 +55,54 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     write_whole(path, b"".join([len(text).to_bytes(8, "little"), text, *blobs.values()]))
+
+
+class TensorWriter:
+    """Writes a safetensors file tensor by tensor, in the order they come; the header's place is kept free for it.
+
+    Args:
+        path: The file; it is whole once `finish` has returned.
+        keys: The names of all tensors that will come, which tell how much place the header needs.
+        metadata: As for `write_tensors`.
+    """
+
+    def __init__(self, path: Path, keys: Sequence[str], metadata: Mapping[str, str]) -> None:
+        self._metadata = dict(metadata)
+        names = json.dumps([*keys, *self._metadata.items()], ensure_ascii=False).encode()
+        length = len(names) + _ENTRY_BYTES * (len(keys) + len(self._metadata) + 2)
+        self._length = length + -length % 8
+        self._digest, self._stop = hashlib.sha256(), 0
+        self._entries: dict[str, object] = {}
+        self._file = path.open("wb")
+        self._file.seek(8 + self._length)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Append one tensor."""
+        blob = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        self._digest.update(blob)
+        self._file.write(blob)
+        start, self._stop = self._stop, self._stop + len(blob)
+        self._entries[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, self._stop],
+        }
+
+    def finish(self) -> None:
+        """Write the header."""
+        told = {**self._metadata, HASH_KEY: f"0x{self._digest.hexdigest()}"}
+        header = {"__metadata__": dict(sorted(told.items())), **self._entries}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= self._length, "a header outgrew its place"
+        self._file.seek(0)
+        self._file.write(self._length.to_bytes(8, "little") + text.ljust(self._length))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def close(self) -> None:
+        """Close the file, whole or not."""
+        self._file.close()
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

@@ -1,6 +1,6 @@
 """Writing a LoRA in the dialects that loaders and trainers ask for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -98,12 +98,24 @@ def _kohya(weights: Mapping[str, Factors]) -> dict[str, Tensor]:
     return tensors
 
 
-def stored(weights: Mapping[str, Weight], dtype: torch.dtype) -> dict[str, Weight]:
-    """Return the factors as a file of this dtype holds them."""
-    return {name: _as_stored(weight, dtype) for name, weight in weights.items()}
+def groups_in(dialect: Dialect, names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the layers that are written together, in a file's order: q, k and v of a block where they are fused."""
+    if dialect in {"portable", "diffusers"}:
+        return [(name,) for name in sorted(names)]
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(native_name(name), []).append(name)
+    return [tuple(group) for group in groups.values()]
 
 
-def _as_stored(weight: Weight, dtype: torch.dtype) -> Weight:
+def keys_in(dialect: Dialect, names: Iterable[str]) -> list[str]:
+    """Return keys at least as many and as long as those that a file of these layers will have."""
+    longest = [f"transformer.{name}.lora_magnitude" for name in names]
+    return [f"{name}{at}" for name in longest for at in range(4)]
+
+
+def as_stored(weight: Weight, dtype: torch.dtype) -> Weight:
+    """Return a layer's factors as a file of this dtype holds them."""
     if not isinstance(weight, Kronecker):
         return Factors(weight.down.to(dtype), weight.up.to(dtype))
     assert weight.parts is not None
@@ -124,13 +136,10 @@ def tensors_of(weight: Weight) -> list[Tensor]:
     return list((weight.parts or {}).values()) if isinstance(weight, Kronecker) else list(weight)
 
 
-def lossless_dtype(weights: Mapping[str, Weight], source: torch.dtype) -> torch.dtype:
-    """Return the source's dtype if it holds these factors to the last bit, else float32.
+def is_exact(weight: Weight, rounded: Weight) -> bool:
+    """Return whether a layer's factors are held to the last bit.
 
     A strength that is a power of two keeps bfloat16 exact; any other needs the wider type.
     """
-    if source.itemsize == 2:
-        factors = [tensor for weight in weights.values() for tensor in tensors_of(weight)]
-        if all(torch.equal(tensor.to(source).to(tensor.dtype), tensor) for tensor in factors):
-            return source
-    return torch.float32
+    pairs = zip(tensors_of(weight), tensors_of(rounded), strict=True)
+    return all(kept is given or torch.equal(kept.to(given.dtype), given) for given, kept in pairs)
