@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -27,6 +28,7 @@ SPECS: dict[str, type[spec.SubjectSpec]] = {
     "learn": spec.LearnSpec,
     "publish": spec.PublishSpec,
     "promote": spec.PromoteSpec,
+    "fetch": spec.FetchSpec,
     "forget": spec.ForgetSpec,
 }
 STACK = {
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stack(name, **given)
     try:
         asked = _checked(SPECS[name], given)
-        outcome = _run(name, asked)
+        outcome = _fetched(asked) if isinstance(asked, spec.FetchSpec) else _run(name, asked)
     except (InputError, StoreError) as error:
         print(f"flows: {error}", file=sys.stderr)
         return USER_ERROR
@@ -149,6 +151,22 @@ def _served(name: str, *, notify: str, port: int = PORT) -> int:
     return 0
 
 
+def _fetched(asked: spec.FetchSpec) -> list[str]:
+    """Fetch the release of a channel and return the closing lines; it takes no run of a server to read a store."""
+    from tasks.channels import fetch_current
+    from tasks.storage import open_store
+
+    settings = from_environment()
+    folder = Path(asked.out or f"{asked.subject}-{asked.channel}").expanduser().absolute()
+    workspace = settings.workspace(asked.subject)
+    manifest = fetch_current(open_store(settings.store), asked.subject, asked.channel, folder, workspace=workspace)
+    return [
+        f"release  {manifest.release} of {asked.channel}, {manifest.verdict}, in {folder}",
+        f"LoRA     {folder / manifest.lora} at strength {manifest.strength:g}; USAGE.txt beside it tells how to use it",
+        f"prompt   write {manifest.trigger!r} where the person stands",
+    ]
+
+
 def _run(name: str, asked: BaseModel) -> Any:
     """Return what the flow returns, run on the configured server or on one of its own."""
     os.environ.setdefault(HEARTBEAT, LASTING[HEARTBEAT])  # of a server that lasts, which takes silence for a death
@@ -194,6 +212,8 @@ def _told(name: str, subject: str, outcome: Any) -> list[str]:
             return [f"channel  {outcome.release} ({outcome.kind} at {outcome.at:%Y-%m-%d %H:%M} UTC)"]
         case _ if name == "forget":
             return _listed(outcome)
+        case list():
+            return outcome
         case _ if name == "personalize":
             return [_stages(outcome.outcomes), *summary(workspace), *_released(outcome.release)]
         case _:

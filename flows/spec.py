@@ -154,6 +154,13 @@ class PromoteSpec(SubjectSpec):
     )
 
 
+class FetchSpec(SubjectSpec):
+    """The release that a channel points to, written into a folder."""
+
+    channel: Channel = Field("production", title="Channel", description="staging or production.")
+    out: str = Field("", title="Folder", description="Gets the files; else SUBJECT-CHANNEL, here.")
+
+
 class ForgetSpec(SubjectSpec):
     """All there is of a person, listed or deleted."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from tasks.release import MANIFEST, Manifest, Part, manifest_of, releases
+from tasks.release import MANIFEST, Manifest, Part, fetch, manifest_of, releases
 from tasks.scan import consents
 from tasks.store import Store, changed
 from tasks.tombstones import refuse_while_forgetting
@@ -84,6 +84,30 @@ def promote(
     _check(manifest, name, accept_provisional=accept_provisional)
     move = _new("promote", manifest.release)
     return _moved(store, subject, name, lambda history: None if _at(history) == manifest.release else move)
+
+
+def fetch_current(store: Store, subject: str, name: Name, folder: Path, *, workspace: Path | None = None) -> Manifest:
+    """Write the files of the release that a channel points to into `folder`, and return its manifest.
+
+    Args:
+        store: Where releases and the state are.
+        subject: Whose they are.
+        name: The channel.
+        folder: Made where it is not there; what it holds of the release already is checked and not fetched again.
+        workspace: The subject's on this machine, whose consent counts too; None for none.
+
+    Raises:
+        InputError: nothing was promoted, the consent has ended or excludes publication, or a file is damaged.
+    """
+    refuse_while_forgetting(store, subject)
+    pointer = channel(store, subject, name)
+    if pointer is None:
+        raise InputError(
+            f"{subject} has no release in {name}; `python -m flows promote --subject {subject} --channel {name}` puts "
+            "one there."
+        )
+    _refuse_without_consent(store, subject, _release(store, subject, pointer.release), workspace)
+    return fetch(store, subject, pointer.release, folder)
 
 
 def rollback(store: Store, subject: str, name: Name, *, workspace: Path | None = None) -> Move:

@@ -540,7 +540,9 @@ def test_a_release_is_asked_for_and_approved_by_clicking(story: Story, page: Pag
     (run,) = until("the run", lambda: story.api.runs("publish ada"))
 
     dialog = question(story, page, run["id"])
+    assert run["id"] in told_of(story, "publish ada: waits for a decision")  # the link to the question
     dialog.get_by_text("ada: provisional").wait_for()
+    dialog.get_by_text("of the pictures are copies of a training photo").wait_for()
     picture(page, "2-question")
     assert story.keys("subjects/ada/releases") == []  # nothing before somebody said so
     choice = dialog.locator("button.p-select-button__control")

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.channels import Move, channel, promote, rollback, standing
+from flows.__main__ import main
+from tasks.channels import Move, channel, fetch_current, promote, rollback, standing
 from tasks.handover import State, state_key
 from tasks.publish import publish as publish_task
 from tasks.sources import Source, source
 from tasks.storage import FolderStore
 from tasks.subject import Choices
 from tasks.tombstones import Counts, begin, finish
-from tests.tasks.finished import CONSENT, finished
+from tests.tasks.finished import CONSENT, finished, lora
 from zimage.errors import InputError
 from zimage.faces.consent import Consent
 
@@ -242,3 +243,41 @@ def test_a_pointer_that_comes_after_the_forgetting_is_taken_back(store: FolderSt
         promote(ForgottenJustBefore(store.root), "ada", "production")
 
     assert store.keys("subjects/ada") == []
+
+
+def test_the_release_of_a_channel_is_fetched_from_the_shell_with_what_is_needed_to_use_it(
+    store: FolderStore,
+    names: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ZIMAGE_STORE", str(store.root))
+    monkeypatch.setenv("ZIMAGE_WORKSPACES", str(tmp_path / "workspaces"))
+    monkeypatch.chdir(tmp_path)
+    fetch = ["fetch", "--subject", "ada", "--channel", "production"]
+    assert main(fetch) == 2
+    assert "ada has no release in production; `python -m flows promote --subject ada" in capsys.readouterr().err
+    promote(store, "ada", "production", names[1])
+
+    assert main(fetch) == 0
+
+    folder = tmp_path / "ada-production"
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"release  {names[1]} of production, pass, in {folder}"
+    assert said[1].startswith(f"LoRA     {folder / 'ada.safetensors'} at strength 0.8")
+    assert said[2] == "prompt   write 'ohzw woman' where the person stands"
+    assert (folder / "ada.safetensors").read_bytes() == lora(2)
+    assert "ComfyUI: version" in (folder / "USAGE.txt").read_text()
+
+
+def test_no_release_is_fetched_once_the_consent_has_ended(
+    store: FolderStore, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(store, "ada", "production", names[1])
+    ended = {**CONSENT, "expires": datetime.date(2020, 1, 1)}
+    (tmp_path / "ada" / "data" / "consent.yaml").write_text(yaml.safe_dump(ended))
+
+    with pytest.raises(InputError, match="expired on 2020-01-01"):
+        fetch_current(store, "ada", "production", tmp_path / "got", workspace=tmp_path / "ada")
+    assert not (tmp_path / "got").exists()
