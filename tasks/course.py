@@ -4,7 +4,6 @@ The pictures are of a person: Prefect's database gets nothing but a link to the 
 """
 
 import hashlib
-import tempfile
 import time
 from pathlib import Path
 from uuid import UUID
@@ -17,6 +16,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 from tasks.policy import SERVER_ERRORS
+from tasks.scratch import scratch
 from tasks.settings import Settings
 from tasks.shown import artifact_key
 from tasks.storage import open_store, store_errors
@@ -90,8 +90,8 @@ class Course:
             pictured=params["samples"] is not None,
             working=working,
         )
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / NAME
+        with scratch(self._workspace, "course") as folder:
+            path = folder / NAME
             path.write_text(page, encoding="utf-8")
             with unless_forgotten(self._store, self._subject, self._workspace) as written:
                 written.append(self._key)

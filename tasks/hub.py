@@ -4,7 +4,6 @@ What a release is stays in the store; a repository is a copy of one release at a
 repositories a subject has is written down before anything is sent, so that forgetting knows of them whatever happens.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tasks.hub_index import HubRecord, Origin, found, index_key, note, take_back
 from tasks.hub_repository import Repository, differing, hash_of, is_file
 from tasks.policy import store_task
 from tasks.release import INDEX, MANIFEST, Index, Manifest, fetch, release_key, releases, releases_key, relist
+from tasks.scratch import scratch
 from tasks.settings import Settings, hub_token
 from tasks.store import Store, StoreError
 from tasks.tombstones import ForgottenError, delete_sent, refuse_if_forgotten, taking_back
@@ -51,8 +51,7 @@ def publish_to_hub(settings: Settings, store: Store, subject: str, release: str,
         StoreError: the hub or the store did not answer, or somebody else changed the repository; run again.
     """
     repository = Repository.connect(name, endpoint=settings.hub, token=_token())
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with scratch(settings.workspace(subject), "hub") as folder:
         manifest = fetch(store, subject, release, folder)
         _check_consent(manifest)
         (folder / MANIFEST).write_bytes(_manifest(store, subject, release))

@@ -90,7 +90,7 @@ def metrics_of(workspace: Path) -> dict[str, Any]:
 
 def params_of(workspace: Path) -> dict[str, Any]:
     """Return a workspace's params.yaml as it may be published: without places of the machine."""
-    found: dict[str, Any] = _public_value(raw_params(workspace))
+    found: dict[str, Any] = public_value(raw_params(workspace))
     return found
 
 
@@ -126,15 +126,16 @@ def _checked_lora(workspace: Path, metrics: dict[str, Any]) -> Path:
 
 
 def _public(metrics: dict[str, Any]) -> bytes:
-    return (json.dumps(_public_value(metrics), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(public_value(metrics), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _public_value(value: Any) -> Any:
+def public_value(value: Any) -> Any:
+    """Return a value of JSON without absolute paths: of each, its last part."""
     match value:
         case dict():
-            return {key: _public_value(each) for key, each in value.items()}
+            return {key: public_value(each) for key, each in value.items()}
         case list():
-            return [_public_value(each) for each in value]
+            return [public_value(each) for each in value]
         case str():
             return without_place(value)
         case _:

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import importlib.metadata
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 
 from tasks.card import engines
 from tasks.licences import check_use, licences_of
-from tasks.parts import agreed, gathered, how_used, metrics_of, params_of, raw_params
+from tasks.parts import agreed, gathered, how_used, metrics_of, params_of, public_value, raw_params
 from tasks.policy import store_task
 from tasks.provenance import check_signing, kept_key, signed_pictures, signer_of
 from tasks.release import (
@@ -30,6 +29,7 @@ from tasks.release import (
     releases_key,
 )
 from tasks.samples import is_sample
+from tasks.scratch import scratch
 from tasks.settings import PROJECT, Signing, built_from
 from tasks.store import ConflictError, Store, StoreError
 from tasks.tombstones import refuse_if_forgotten, unless_forgotten
@@ -89,17 +89,15 @@ def publish(
     if signing:
         check_signing(signing)
     consent = read_consent(workspace / "data" / "consent.yaml")
-    with unless_forgotten(store, subject, workspace) as written, tempfile.TemporaryDirectory() as temporary:
-        sources = gathered(workspace, Path(temporary), subject, use=use, consent=consent)
+    with unless_forgotten(store, subject, workspace) as written, scratch(workspace, "release") as aside:
+        sources = gathered(workspace, aside, subject, use=use, consent=consent)
         written.append(releases_key(subject))
         unsigned = [described(name, path) for name, path in sources.items()]
         name = numbered(store, subject, content_hash([*unsigned, *signer_of(signing)]))
         key, finished, kept = release_key(subject, name), manifest_of(store, subject, name), {}
         if signing:
             pictures = {each: path for each, path in sources.items() if is_sample(each)}
-            signed = signed_pictures(
-                store, subject, name, pictures, finished, signing=signing, folder=Path(temporary) / "signed"
-            )
+            signed = signed_pictures(store, subject, name, pictures, finished, signing=signing, folder=aside / "signed")
             sources |= signed
             kept = {kept_key(subject, name, each): path for each, path in signed.items()}
         files = [described(each, path) for each, path in sorted(sources.items())]
@@ -181,7 +179,7 @@ def _origin(workspace: Path, subject: str) -> dict[str, Any]:
         "params": params_of(workspace),
         "code": _yaml(workspace / "code.yaml"),
         "code_commit": _commit(),
-        "dvc_lock": _yaml(workspace / "dvc.lock"),
+        "dvc_lock": public_value(_yaml(workspace / "dvc.lock")),
         "packages": dict(_versions()),
     }
 

@@ -13,6 +13,7 @@ import yaml
 
 from tasks.dvc import StageFailedError, run
 from tasks.forkserver import is_dvc
+from tasks.scratch import remove_leftovers
 from zimage.errors import InputError
 from zimage.folder import make_private, make_writable, write_whole
 from zimage.lock import locked
@@ -74,6 +75,7 @@ def held(folder: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path, f"{folder} is being worked on"):
         _release_stale_locks(folder)
+        remove_leftovers(folder)
         yield
 
 

@@ -1,7 +1,11 @@
+import csv
 import datetime
 import hashlib
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,10 @@ from tasks.forget import erase
 from tasks.publish import gate
 from tasks.publish import publish as publish_task
 from tasks.release import INDEX, MANIFEST, Manifest, fetch, manifest_of, releases
+from tasks.settings import PROJECT
 from tasks.storage import ConflictError, FolderStore
 from tasks.tombstones import Counts, admit, finish
+from tasks.workspace import held
 from tests.tasks.finished import INSIGHTFACE, PLANTED, STRENGTH, finished, lora
 from tests.tasks.workflows import check_against_signatures
 from zimage.errors import InputError
@@ -168,12 +174,52 @@ def test_a_release_tells_no_place_of_the_machine_it_was_made_on(workspace: Path,
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     params["base"]["model"] = "/home/somebody/models/my-base"
     (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    lock: dict[str, Any] = {"schema": "2.0", "stages": {}}
+    lock["stages"]["train"] = {"cmd": "zimage", "params": {"params.yaml": {"base": params["base"], "packs": ["~/a/b"]}}}
+    (workspace / "dvc.lock").write_text(yaml.safe_dump(lock))
 
     folder, manifest = published(workspace, store)
 
     assert manifest.params["base"]["model"] == "my-base"
+    used = manifest.dvc_lock["stages"]["train"]["params"]["params.yaml"]
+    assert (used["base"]["model"], used["packs"]) == ("my-base", ["b"])
     for path in folder.rglob("*"):
         assert path.is_dir() or not any(each in path.read_bytes() for each in (b"/home/", str(workspace).encode()))
+
+
+PUBLISHING = """
+import sys
+from pathlib import Path
+from tasks.folder_store import FolderStore
+from tasks.publish import publish
+from tasks.workspace import held
+workspace, store = map(Path, sys.argv[1:])
+with held(workspace):
+    publish.fn(workspace, "ada", FolderStore(store))
+"""
+
+
+def test_what_a_killed_publication_leaves_lies_in_the_workspace_and_goes_when_that_is_next_held(
+    workspace: Path, store: FolderStore, tmp_path: Path
+) -> None:
+    chosen = [row["file"] for row in csv.DictReader((workspace / "data/evaluate/scores.csv").read_text().splitlines())]
+    for name in chosen:  # whoever reads such a picture waits for ever
+        (workspace / "data/evaluate" / name).unlink(missing_ok=True)
+        os.mkfifo(workspace / "data/evaluate" / name)
+    temporary, aside = tmp_path / "temporary", workspace / ".dvc/tmp/scratch/release"
+    temporary.mkdir()
+    command = [sys.executable, "-c", PUBLISHING, str(workspace), str(store.root)]
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(command, env=environment) as publishing:
+        while not (aside / "samples").is_dir():
+            assert publishing.poll() is None
+            time.sleep(0.05)
+        publishing.kill()
+
+    assert (aside / "README.md").is_file()
+    assert list(temporary.rglob("*")) == []
+    with held(workspace):
+        assert not aside.exists()
 
 
 def test_the_same_content_is_published_once(workspace: Path, store: FolderStore) -> None:
