@@ -4,5 +4,19 @@
 class InputError(ValueError):
     """Something the user gave cannot be used: one sentence with what was expected, what was found and the remedy.
 
-    The command line prints it without a traceback and ends with exit code 2.
+    The command line prints it without a traceback and ends with exit code 2. Prefect shows it in run states, events and
+    notifications, and keeps events after a person was forgotten: the sentence names no photo.
+
+    Args:
+        sentence: What is wrong.
+        names: A second sentence with names of photos, for terminal and log only.
     """
+
+    def __init__(self, sentence: str, *, names: str = "") -> None:
+        super().__init__(sentence)
+        self.names = names
+
+
+def printable(text: str) -> str:
+    """Return a text whose control characters, but for line ends, are escaped: names of files may hold any."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

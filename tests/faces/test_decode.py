@@ -1,6 +1,9 @@
 import io
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pillow_heif
@@ -10,7 +13,7 @@ from PIL import ExifTags, Image, ImageCms
 from skimage import data
 
 from tests.benchmarks.fuzz import whole_files
-from zimage.faces.decode import Limits, RefusedError, decoded
+from zimage.faces.decode import BYTES_A_PIXEL, Limits, RefusedError, decoded
 
 LIMITS = Limits(max_megapixels=10, max_side_px=4096)
 
@@ -205,3 +208,52 @@ def test_pillows_own_limit_on_size_is_as_it_was_afterwards() -> None:
     decoded(encoded(photo(), "JPEG"), LIMITS)
     refusal(png_claiming(60000, 60000))
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+# Prints by how many bytes the largest memory grew while a file was decoded, after a small one had loaded the decoders.
+DECODING = """
+import resource, sys
+from pathlib import Path
+from zimage.faces.decode import Limits, decoded
+small, large, megapixels = sys.argv[1:]
+limits = Limits(max_megapixels=int(megapixels), max_side_px=1024)
+decoded(Path(small).read_bytes(), limits)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decoded(Path(large).read_bytes(), limits)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+LARGE = (6000, 4000)
+
+
+def large_picture(kind: str) -> Image.Image:
+    if kind == "grey16":
+        return Image.new("I;16", LARGE, 40_000)
+    if kind == "float":
+        return Image.new("F", LARGE, 0.5)
+    image = Image.new("RGBA", LARGE, (10, 200, 90, 100))
+    return image.quantize(4) if kind == "palette" else image
+
+
+@pytest.mark.parametrize(("kind", "form"), [("grey16", "PNG"), ("rgba", "PNG"), ("palette", "PNG"), ("float", "TIFF")])
+def test_a_large_picture_is_decoded_in_six_bytes_for_each_pixel(kind: str, form: str, tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    image = large_picture(kind)
+    large.write_bytes(encoded(image, form))
+    small.write_bytes(encoded(image.crop((0, 0, 200, 200)), form))
+    command = [sys.executable, "-c", DECODING, str(small), str(large), "24"]
+    grown = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert grown < BYTES_A_PIXEL * LARGE[0] * LARGE[1]
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "most"),
+    [("JPEG", {"progressive": True}, 6), ("WEBP", {}, 3), ("AVIF", {"speed": 10}, 5), ("HEIF", {}, 6)],
+)
+def test_a_kind_of_picture_that_takes_more_memory_has_to_be_smaller(
+    form: str, options: dict[str, object], most: int
+) -> None:
+    pillow_heif.register_heif_opener()
+    error = refusal(encoded(photo(3200, 2200), form, **options), Limits(max_megapixels=10, max_side_px=256))
+    assert error.reason == "too_many_pixels"
+    assert f"bytes of memory for each; export at most {most} MP, or a JPEG" in error.detail
+    decoded(encoded(photo(1600, 1200), form, **options), Limits(max_megapixels=10, max_side_px=256))

@@ -1,7 +1,9 @@
 import io
 import os
 import socket
+import struct
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from zimage.errors import InputError
 from zimage.faces.decode import RefusedError
-from zimage.faces.given import Given
+from zimage.faces.given import MAX_ENTRIES, Given
 from zimage.faces.sources import expected, given
 
 MAX_BYTES = 1000
@@ -224,3 +226,40 @@ def test_what_is_no_source_is_one_sentence(tmp_path: Path, make: Callable[[Path]
     make(tmp_path / "photos")
     with pytest.raises(InputError, match=said):
         all_of(tmp_path / "photos")
+
+
+def zip_with(path: Path, entries: int) -> Path:
+    """Write a zip whose directory claims so many empty files."""
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0)
+    names = (b"%08d" % number for number in range(entries))
+    directory = b"".join(entry + name for name in names)
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, entries & 0xFFFF, entries & 0xFFFF, len(directory), 0, 0)
+    path.write_bytes(directory + end)
+    return path
+
+
+@pytest.mark.parametrize("entries", [MAX_ENTRIES + 1, 20 * MAX_ENTRIES])
+def test_an_archive_of_very_many_entries_is_refused_before_they_take_memory(entries: int, tmp_path: Path) -> None:
+    archive = zip_with(tmp_path / "x.zip", entries)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"x\.zip holds more than 20000 files; give a folder or archive of photos"):
+            list(given(archive, max_files=5000, max_bytes=MAX_BYTES))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 25_000_000
+    assert expected(archive) == 0
+
+
+def test_a_folder_of_very_many_files_is_refused(tmp_path: Path) -> None:
+    for number in range(MAX_ENTRIES + 1):
+        (tmp_path / str(number)).touch()
+    with pytest.raises(InputError, match="holds more than 20000 files"):
+        list(given(tmp_path, max_files=5000, max_bytes=MAX_BYTES))
+
+
+def test_a_name_that_would_control_a_terminal_is_shown_escaped(tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[2J\u202egpj\n.jpg").write_bytes(b"x")
+    (name,) = all_of(tmp_path)
+    assert name == r"a\x1b[2J\u202egpj\n.jpg"

@@ -3,7 +3,9 @@
 import bz2
 import contextlib
 import gzip
+import io
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -13,10 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from zimage.faces.decode import RefusedError
-from zimage.faces.given import Given, bounded, shown, size_refusal
+from zimage.faces.given import MAX_ENTRIES, Given, TooManyFilesError, bounded, shown, size_refusal
 
 # Photos hardly shrink in an archive: an entry that grows this much beyond the first 10 MB is made to fill memory.
 MAX_RATIO, RATIO_FROM_BYTES = 100, 10_000_000
+MAX_DIRECTORY_BYTES = 256 * MAX_ENTRIES  # of a zip; an entry of a photo takes about half of that
 # Bytes of a compressed tar that are unpacked at most, so that a bomb ends; several thousand photos fit.
 MAX_UNPACKED_BYTES = 64_000_000_000
 MAX_READ_BYTES = 1_000_000_000  # a tar's header may not ask for more at once
@@ -39,20 +42,66 @@ def in_archive(source: Path, max_files: int, max_bytes: int) -> Iterator[Given]:
         DAMAGED: it is no archive.
     """
     if zipfile.is_zipfile(source):
-        return _in_zip(zipfile.ZipFile(source), max_files, max_bytes)
+        return _in_zip(*_opened_zip(source), max_files, max_bytes)
     stream = _unpacked(source)
     return _in_tar(_opened_tar(stream), stream, max_files, max_bytes)
 
 
 def num_entries(source: Path) -> int:
     """Return how many files a zip holds; 0 for a tar, which would have to be read for it."""
-    with contextlib.suppress(*DAMAGED), zipfile.ZipFile(source) as archive:
-        return sum(not entry.is_dir() for entry in archive.infolist())
+    with contextlib.suppress(*DAMAGED, TooManyFilesError):
+        file, archive = _opened_zip(source)
+        with file, archive:
+            return sum(not entry.is_dir() for entry in archive.infolist())
     return 0
 
 
-def _in_zip(archive: zipfile.ZipFile, max_files: int, max_bytes: int) -> Iterator[Given]:
-    with archive:
+def _opened_zip(source: Path) -> "tuple[_SmallDirectory, zipfile.ZipFile]":
+    """Return a zip whose directory was small enough to be read, and its file, which the zip does not close.
+
+    Raises:
+        TooManyFilesError: it has more entries than any set of photos.
+    """
+    file = _SmallDirectory(source)
+    try:
+        archive = zipfile.ZipFile(cast("IO[bytes]", file))
+        if len(archive.infolist()) > MAX_ENTRIES:
+            raise _DirectoryTooLarge
+    except _DirectoryTooLarge:
+        file.close()
+        raise TooManyFilesError(source) from None
+    except BaseException:
+        file.close()
+        raise
+    file.is_open = True
+    return file, archive
+
+
+class _DirectoryTooLarge(Exception):  # noqa: N818 - it never leaves this module
+    """A zip's directory is larger than that of any set of photos."""
+
+
+class _SmallDirectory(io.FileIO):
+    """A zip file that refuses to have its directory read where that is large: zipfile reads all of it at once.
+
+    Attributes:
+        is_open: The directory was read; the entries may be of any size.
+    """
+
+    def __init__(self, source: Path) -> None:
+        super().__init__(source)
+        self.is_open = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        wanted = left if size is None or size < 0 else min(size, left)
+        if not self.is_open and wanted > MAX_DIRECTORY_BYTES:
+            raise _DirectoryTooLarge
+        return super().read(wanted) or b""
+
+
+def _in_zip(file: "_SmallDirectory", archive: zipfile.ZipFile, max_files: int, max_bytes: int) -> Iterator[Given]:
+    with file, archive:
         entries = sorted((entry for entry in archive.infolist() if not entry.is_dir()), key=lambda e: e.filename)
         for number, entry in enumerate(entries):
             name = shown(entry.filename.encode("utf-8", "surrogateescape"))

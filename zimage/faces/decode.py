@@ -4,10 +4,11 @@ import contextlib
 import datetime
 import io
 import logging
+import math
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,23 +28,31 @@ KNOWN = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC and AVIF"
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"BM", b"GIF8")
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
 RAWS = ("cr2", "cr3", "nef", "arw", "dng", "raf", "orf", "rw2")
-BYTES_A_PIXEL = 6  # that decoding takes at most, as measured by tests/faces/test_decode_memory.py
+# Memory that decoding takes at most, in bytes for each pixel that is allowed. Some decoders need more for a pixel
+# (measured at 54 MP, see infra/benchmarks.md), and get pictures that are as much smaller.
+BYTES_A_PIXEL = 6
+BYTES_A_PIXEL_OF = {"HEIF": 10, "AVIF": 12, "WEBP": 16}
+PROGRESSIVE_BYTES_A_PIXEL = 10  # of a JPEG: its coefficients are in memory until the last scan was read
 MIN_SIDE_PX, MAX_ASPECT = 32, 10.0
 # What decoders raise on damaged data. Programming mistakes of ours would hide here too, so nothing of ours runs inside.
 DECODER_FAULTS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
     RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error, ImageCms.PyCMSError,
 )  # fmt: skip
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # EXIF 3.0, 4.6.5.1.6
+# EXIF 3.0, 4.6.5.1.6: what brings a picture (H, W, 3) upright.
+TURNS: dict[int, Callable[[Picture], Picture]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, 3),
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: np.rot90,
+}
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+BAND_PIXELS = 1_000_000  # that are converted at once; each takes some 30 bytes meanwhile
+LANCZOS_RADIUS = 3  # px of the result
+TRANSPARENT = "transparent parts laid over white"
 # Colour space of an ICC profile (ICC.1:2022, table 19) for each mode it can be applied to.
 PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
 
@@ -93,17 +102,27 @@ def decoded(content: bytes, limits: Limits) -> Decoded:
         RefusedError: it is empty, no photo, damaged, truncated, absurdly large or absurdly small.
     """
     with _quiet():
-        image = _opened(content)
-        form = str(image.format)
-        _check_size(image, limits)
-        notes = _frames(image)
-        image = _loaded(image, limits)
-        taken_s, turn = _capture_time(image), TURNS.get(_orientation(image))
-        image = _in_srgb(image, notes)
-        if turn is not None:
-            image = image.transpose(turn)
-            notes.append("turned upright as its EXIF says")
-        return Decoded(np.asarray(_brought_down(image, limits, notes), np.uint8), form, notes, taken_s)
+        try:
+            return _decoded(content, limits)
+        except MemoryError:
+            raise RefusedError("too_many_pixels", "The picture does not fit in memory; export a smaller one.") from None
+
+
+def _decoded(content: bytes, limits: Limits) -> Decoded:
+    image = _opened(content)
+    form = str(image.format)
+    _check_size(image, limits)
+    notes = _frames(image)
+    image = _loaded(image, limits)
+    taken_s, turn = _capture_time(image), TURNS.get(_orientation(image))
+    size = _size(image, limits)
+    pixels = _in_srgb(image, size, notes)
+    if turn is not None:
+        pixels = np.ascontiguousarray(turn(pixels))
+        notes.append("turned upright as its EXIF says")
+    if size != image.size:
+        notes.append(f"brought down to {pixels.shape[1]}x{pixels.shape[0]} px")
+    return Decoded(pixels, form, notes, taken_s)
 
 
 @contextlib.contextmanager
@@ -162,6 +181,14 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
             "too_many_pixels", f"The picture claims {width}x{height} px ({megapixels:.0f} MP; ingest.max_megapixels is "
             f"{limits.max_megapixels}); export a smaller one."
         )  # fmt: skip
+    cost = BYTES_A_PIXEL_OF.get(str(image.format), BYTES_A_PIXEL)
+    if image.info.get("progressive"):
+        cost = PROGRESSIVE_BYTES_A_PIXEL
+    if width * height * cost > limits.max_megapixels * 1_000_000 * BYTES_A_PIXEL:
+        raise RefusedError(
+            "too_many_pixels", f"The picture claims {width}x{height} px, and its kind of {image.format} takes {cost} "
+            f"bytes of memory for each; export at most {limits.max_megapixels * BYTES_A_PIXEL // cost} MP, or a JPEG."
+        )  # fmt: skip
     if min(width, height) < MIN_SIDE_PX or max(width, height) > MAX_ASPECT * min(width, height):
         raise RefusedError("absurd_size", f"A picture of {width}x{height} px is no photo of a person.")
 
@@ -182,7 +209,7 @@ def _loaded(image: Image.Image, limits: Limits) -> Image.Image:
         image.draft(None, (limits.max_side_px, limits.max_side_px))  # JPEG decodes at 1/2, 1/4 or 1/8 for the asking
         image.load()
     except MemoryError:
-        raise RefusedError("too_many_pixels", "The picture does not fit in memory; export a smaller one.") from None
+        raise
     except DECODER_FAULTS as error:
         if "truncated" in str(error).lower() or isinstance(error, EOFError):
             raise RefusedError("truncated", "The file ends early; copy it again from the camera.") from None
@@ -222,64 +249,128 @@ def _seconds(when: object, fraction: object) -> float | None:
     return None
 
 
-def _in_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Return the picture as 8-bit RGB in sRGB; what is transparent lies over white."""
-    profile = image.info.get("icc_profile")
-    if image.mode in DEEP_MODES:
-        image = _shallow(image, notes)
-    alpha = None
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-    if image.mode not in PROFILE_SPACES:
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    if image.mode == "CMYK":
-        notes.append("converted from CMYK")
-    image = _converted(image, profile, notes)
-    if alpha is not None and alpha.getextrema() != (255, 255):
-        notes.append("transparent parts laid over white")
-        image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
-    return image
+def _size(image: Image.Image, limits: Limits) -> tuple[int, int]:
+    """Return width and height of what is made of a picture, in px, before it is turned upright."""
+    scale = min(1.0, limits.max_side_px / max(image.size))
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
-def _converted(image: Image.Image, profile: object, notes: list[str]) -> Image.Image:
-    """Return the picture in sRGB; a profile that is broken or of another colour space is left out, and this noted."""
-    if not isinstance(profile, bytes) or not profile:
-        return image.convert("RGB")
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if source.profile.xcolor_space.strip() != PROFILE_SPACES[image.mode]:
-            image = image.convert("RGB")
-        wanted = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(
-            image, source, wanted, renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC, outputMode="RGB"
-        )
-    except DECODER_FAULTS:
-        notes.append("its colour profile is broken and was left out")
-        return image.convert("RGB")
-    assert converted is not None
-    name = (source.profile.profile_description or "unnamed").strip("\0 ")
-    if "sRGB" not in name:
-        notes.append(f"converted from the colour profile {name[:60]!r}")
-    return converted
+def _in_srgb(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Picture:
+    """Return the picture as 8-bit RGB in sRGB, (H, W, 3), converted and brought down band by band.
+
+    So the whole of it is in memory once only, as the decoder left it.
+
+    Args:
+        image: The loaded picture.
+        size: Width and height of the result in px.
+        notes: Get what was done.
+    """
+    to_srgb = _ToSrgb(image)
+    width, height = size
+    scale = image.height / height  # rows of the picture for one of the result
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, int(BAND_PIXELS / (image.width * scale)))
+    margin = math.ceil(LANCZOS_RADIUS * scale) if size != image.size else 0
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        start, end = top * scale, min(bottom * scale, image.height)
+        first, last = max(0, math.floor(start) - margin), min(image.height, math.ceil(end) + margin)
+        band = to_srgb(image.crop((0, first, image.width, last)))
+        if size != image.size:
+            region = (0.0, start - first, float(image.width), end - first)
+            band = band.resize((width, bottom - top), Image.Resampling.LANCZOS, box=region)
+        pixels[top:bottom] = np.asarray(band)
+    notes += to_srgb.notes
+    return pixels
 
 
-def _shallow(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Return a grey picture of 16 or 32 bits with 8, by the range that its values show."""
-    levels = np.nan_to_num(np.asarray(image, np.float64), posinf=0.0, neginf=0.0)
-    top = float(levels.max())
-    full = 65535.0 if image.mode.startswith("I;16") else next((x for x in (1.0, 255.0, 65535.0) if top <= x), top)
-    notes.append("brought from 16 or more bits to 8")
-    return Image.fromarray(np.asarray(np.clip(levels / full, 0, 1) * 255 + 0.5, np.uint8))
+class _ToSrgb:
+    """Converts bands of one picture to 8-bit RGB in sRGB; what is transparent comes to lie over white.
+
+    Args:
+        image: The whole picture, loaded.
+
+    Attributes:
+        notes: What was done to the bands so far.
+    """
+
+    def __init__(self, image: Image.Image) -> None:
+        self.notes: list[str] = []
+        self._full = _full_scale(image) if image.mode in DEEP_MODES else None
+        if self._full is not None:
+            self.notes.append("brought from 16 or more bits to 8")
+        mode = self._split(image.crop((0, 0, 1, 1)))[0].mode
+        if mode == "CMYK":
+            self.notes.append("converted from CMYK")
+        self._mode, self._transform = self._transform_of(image.info.get("icc_profile"), mode)
+
+    def __call__(self, band: Image.Image) -> Image.Image:
+        """Return a band in RGB."""
+        band, alpha = self._split(band)
+        if band.mode != self._mode:
+            band = band.convert(self._mode)
+        if self._transform is not None:
+            band = ImageCms.applyTransform(band, self._transform) or band
+        if alpha is None or alpha.getextrema() == (255, 255):
+            return band
+        if TRANSPARENT not in self.notes:
+            self.notes.append(TRANSPARENT)
+        return Image.composite(band, Image.new("RGB", band.size, "white"), alpha)
+
+    def _split(self, band: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+        """Return a band with 8 bits in a mode to which a profile can apply, and how opaque it is."""
+        alpha = None
+        if self._full is not None:
+            band = _shallow(band, self._full)
+        elif band.has_transparency_data:
+            band = band.convert("RGBA")
+            alpha = band.getchannel("A")
+        if band.mode not in PROFILE_SPACES:
+            band = band.convert("L" if band.mode == "1" else "RGB")
+        return band, alpha
+
+    def _transform_of(self, profile: object, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+        """Return the mode that bands are to have, and what takes them from there to sRGB.
+
+        A profile that is broken or of another colour space is left out, and this noted.
+        """
+        if not isinstance(profile, bytes) or not profile:
+            return "RGB", None
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if source.profile.xcolor_space.strip() != PROFILE_SPACES[mode]:
+                mode = "RGB"
+            wanted = ImageCms.createProfile("sRGB")
+            intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+            transform = ImageCms.buildTransform(source, wanted, mode, "RGB", intent)
+        except MemoryError:
+            raise
+        except DECODER_FAULTS:
+            self.notes.append("its colour profile is broken and was left out")
+            return "RGB", None
+        name = (source.profile.profile_description or "unnamed").strip("\0 ")
+        if "sRGB" not in name:
+            self.notes.append(f"converted from the colour profile {name[:60]!r}")
+        return mode, transform
 
 
-def _brought_down(image: Image.Image, limits: Limits, notes: list[str]) -> Image.Image:
-    long_px = max(image.size)
-    if long_px <= limits.max_side_px:
-        return image
-    width, height = (max(1, round(side * limits.max_side_px / long_px)) for side in image.size)
-    notes.append(f"brought down to {width}x{height} px")
-    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+def _full_scale(image: Image.Image) -> float:
+    """Return the value that is white in a grey picture of 16 or 32 bits, by the range that its values show."""
+    if image.mode.startswith("I;16"):
+        return 65535.0
+    rows = max(1, BAND_PIXELS // image.width)
+    bands = (image.crop((0, top, image.width, min(top + rows, image.height))) for top in range(0, image.height, rows))
+    top = max(float(_levels(band).max()) for band in bands)
+    return next((x for x in (1.0, 255.0, 65535.0) if top <= x), top)
+
+
+def _shallow(band: Image.Image, full: float) -> Image.Image:
+    """Return a grey band of 16 or 32 bits with 8; `full` becomes white."""
+    return Image.fromarray(np.asarray(np.clip(_levels(band) / full, 0, 1) * 255 + 0.5, np.uint8))
+
+
+def _levels(band: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(band, np.float64), posinf=0.0, neginf=0.0)
 
 
 def _said(error: BaseException) -> str:

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from zimage.errors import InputError, printable
 from zimage.faces.decode import RefusedError
+
+MAX_ENTRIES = 20_000  # of a folder or archive: no set of photos has more, and each gets a row
+
+
+class TooManyFilesError(InputError):
+    """A folder or archive, `source` as the user named it, holds more files than any set of photos."""
+
+    def __init__(self, source: Path | str) -> None:
+        super().__init__(f"{source} holds more than {MAX_ENTRIES} files; give a folder or archive of photos alone.")
 
 
 @dataclass(frozen=True)
@@ -68,5 +78,5 @@ def bounded(file: IO[bytes], max_bytes: int) -> bytes:
 
 
 def shown(name: bytes) -> str:
-    """Return a name as text that any table can hold; bytes that are no text are escaped."""
-    return name.decode("utf-8", "backslashreplace").replace(os.sep, "/")
+    """Return a name as text that any table or terminal can hold; what is no text, or controls one, is escaped."""
+    return printable(name.decode("utf-8", "backslashreplace").replace("\n", "\\n")).replace(os.sep, "/")

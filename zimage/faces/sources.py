@@ -11,16 +11,18 @@ from pathlib import Path
 
 from zimage.errors import InputError
 from zimage.faces.archives import DAMAGED, in_archive, num_entries
-from zimage.faces.given import Given, shown
+from zimage.faces.given import MAX_ENTRIES, Given, TooManyFilesError, shown
 
 
 def given(source: Path, *, max_files: int, max_bytes: int) -> Iterator[Given]:
     """Yield every file of a folder or archive; after `max_files` the rest are named but refused.
 
     Raises:
-        InputError: there is nothing at `source`, or it is neither a folder, a zip nor a tar.
+        InputError: there is nothing at `source`, it is neither a folder, a zip nor a tar, or it holds too many files.
     """
     for number, one in enumerate(_entries(source, max_files, max_bytes)):
+        if number >= MAX_ENTRIES:
+            raise TooManyFilesError(source)
         if number < max_files:
             yield one
         else:
@@ -42,6 +44,8 @@ def _entries(source: Path, max_files: int, max_bytes: int) -> Iterator[Given]:
         raise InputError(f"There are no photos at {source}; name a folder, or a zip or tar archive of photos.")
     try:
         return in_archive(source, max_files, max_bytes)
+    except TooManyFilesError:
+        raise
     except DAMAGED as error:
         raise InputError(
             f"{source} is neither a folder, a zip nor a tar that can be read ({' '.join(str(error).split())}); "
