@@ -18,7 +18,7 @@ from flows.temporary import EVENTS_KEPT, TemporaryServer
 from tasks.dvc import at_hand
 from tasks.settings import PROJECT, from_environment, inherited
 from tasks.store import StoreError
-from zimage.errors import InputError
+from zimage.errors import InputError, printable
 from zimage.garbage import collect_rarely
 from zimage.summary import summary
 
@@ -84,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = _checked(SPECS[name], given)
         outcome = _fetched(asked) if isinstance(asked, spec.FetchSpec) else _run(name, asked)
     except (InputError, StoreError) as error:
-        print(f"flows: {error}", file=sys.stderr)
+        print(f"flows: {printable(str(error))}", file=sys.stderr)
+        if isinstance(error, InputError) and error.names:
+            print(f"flows: {printable(error.names)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("flows: Stopped; what was finished is kept, and the next run goes on from there.", file=sys.stderr)

@@ -26,6 +26,7 @@ LOOK_EVERY_S = 0.5
 STOPS_WITHIN_S = 20.0  # a training ends the step that it is in; Prefect kills a cancelled run after 30 s
 FULL = "No space left on device"
 BLOCKING = re.compile(r"^  \(PID (\d+)\): (.*)$")  # of DVC 3.67, after the error that says what is blocked
+NAMES = re.compile(r"(data/(?:photos|overrides)/)[^'\"\n]+")  # of a person's files: errors reach states and events
 NOT_FETCHED = r"Checkout failed for|failed to download|object \S+ is corrupted"  # of DVC 3.67
 
 
@@ -236,7 +237,7 @@ def _pump(source: IO[str], said: "queue.Queue[str | None]") -> None:
 
 
 def _failure(sentence: str | None, errors: list[str], folder: Path, blocking: re.Match[str] | None) -> Exception:
-    said = errors[-1] if errors else "DVC ended without a word"
+    said = NAMES.sub(r"\1…", errors[-1]) if errors else "DVC ended without a word"
     if sentence is not None:
         return InputError(sentence)
     if FULL in said:

@@ -2,7 +2,9 @@
 
 from prefect.logging import get_run_logger
 
+from zimage.errors import printable
+
 
 def told(line: str) -> None:
     """Write a line into the run's log."""
-    get_run_logger().info(line)
+    get_run_logger().info("%s", printable(line))

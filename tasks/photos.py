@@ -16,7 +16,7 @@ from pathlib import Path
 from tasks.bucket import Bucket, Listed
 from zimage.errors import InputError
 from zimage.faces.decode import KNOWN, begins_like_a_picture
-from zimage.faces.given import Given
+from zimage.faces.given import Given, TooManyFilesError
 from zimage.faces.sources import given
 from zimage.folder import aside_of, made_aside
 
@@ -72,6 +72,8 @@ def refuse_without_pictures(folder: Path, source: str) -> None:
     """
     try:
         found = any(map(_begins_like_a_picture, given(folder, max_files=MOST_FILES, max_bytes=MOST_BYTES_AN_ENTRY)))
+    except TooManyFilesError:
+        raise TooManyFilesError(source) from None
     except InputError:  # it is no archive; the sentence would name a file that the user does not know
         found = False
     if not found:
@@ -225,8 +227,9 @@ def _check_size(found: Sequence[Listed], address: str, target: Path) -> None:
     if total > min(MOST_BYTES, free):
         limit = f"at most {_gb(MOST_BYTES)} are taken" if free > MOST_BYTES else f"this disk has {_gb(max(free, 0))}"
         raise InputError(
-            f"{address} holds {_gb(total)} in {len(found)} files, the largest is {largest.key} with "
-            f"{_gb(largest.size_bytes)}, and {limit}; name a prefix with photos only, or make room."
+            f"{address} holds {_gb(total)} in {len(found)} files, the largest with "
+            f"{_gb(largest.size_bytes)}, and {limit}; name a prefix with photos only, or make room.",
+            names=f"The largest is {largest.key}",
         )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zimage import migrate
-from zimage.errors import InputError
+from zimage.errors import InputError, printable
 from zimage.garbage import collect_rarely
 from zimage.lora import commands as lora
 from zimage.signatures import STAGES, Signature, imported, signature
@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sentence = _sentence(error)
         if sentence is None:
             raise
-        print(f"zimage: {sentence}", file=sys.stderr, flush=True)
+        print(f"zimage: {printable(sentence)}", file=sys.stderr, flush=True)
+        if isinstance(error, InputError) and error.names:
+            print(f"zimage: {printable(error.names)}", file=sys.stderr, flush=True)
         _tell(followed, sentence)
         return USER_ERROR
 

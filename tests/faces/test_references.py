@@ -40,8 +40,10 @@ def test_each_photo_gives_the_face_it_shows(tmp_path: Path, engine: Engine) -> N
 def test_references_of_two_people_are_refused(tmp_path: Path, engine: Engine) -> None:
     saved(tmp_path / "reference", "a.png", data.astronaut())
     folder = saved(tmp_path / "reference", "b.png", other_people()[20:300, 800:1080])
-    with pytest.raises(InputError, match=r"a\.png and b\.png in .* show different people; leave only"):
+    with pytest.raises(InputError, match=r"The photos in .* show different people; leave only") as caught:
         read_references(folder, DLIB, engine.info)
+    assert caught.value.names == "They are a.png and b.png"
+    assert ".png" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

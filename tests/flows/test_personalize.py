@@ -342,6 +342,7 @@ def test_a_machine_of_a_pool_asks_the_consent_that_was_handed_over(
 def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(ada: Ada, places: Path, prefect_server: None) -> None:
     (places / "none").mkdir()
     shutil.copy(places / "photos" / "IMG_1001.jpg", places / "none")
+    (places / "none" / "Grandmas_house.jpg").write_bytes((places / "photos" / "IMG_1001.jpg").read_bytes()[:2000])
 
     refused = run(
         *("personalize", "--subject", "bob", "--photos", str(places / "none")),
@@ -355,6 +356,11 @@ def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(ada: Ada, plac
     assert not (places / "workspaces" / "bob" / "data" / "ingest").exists()
     assert not aside_of(places / "workspaces" / "bob" / "data" / "ingest").exists()
     assert [(each.name, each.run_count) for each in task_runs("bob")] == [("ingest bob", 1)]
+    with get_client(sync_client=True) as client:
+        states = [each.state for each in (*client.read_flow_runs(), *client.read_task_runs()) if each.state]
+    messages = [state.message or "" for state in states]
+    assert any("Only 1 of the 2 files" in message for message in messages)
+    assert not any("Grandma" in message for message in messages)  # events and notifications quote these
 
 
 def test_everything_of_a_subject_is_in_its_workspace(ada: Ada) -> None:

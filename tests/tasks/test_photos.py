@@ -190,8 +190,9 @@ def test_more_than_any_album_is_refused_before_it_is_fetched(
     album.put("film.mov", b"1" * 2_000_000)
     album.put("a.jpg", b"a")
     monkeypatch.setattr(photos, "MOST_BYTES", 1_000_000)
-    with pytest.raises(InputError, match=r"in 2 files, the largest is film\.mov with .* GB, and at most .* are taken"):
+    with pytest.raises(InputError, match=r"in 2 files, the largest with .* GB, and at most .* are taken") as caught:
         bring_photos("s3://album/ada", tmp_path / "photos")
+    assert caught.value.names.endswith("film.mov") and "film" not in str(caught.value)
     monkeypatch.setattr(photos, "MOST_BYTES", 10**12)
     monkeypatch.setattr(photos, "SPARE_BYTES", 10**18)
     with pytest.raises(InputError, match=r"and this disk has 0\.0 GB; name a prefix"):

@@ -90,8 +90,9 @@ def _sort_out_faceless(cases: list[Case]) -> None:
             case.end("reject", "no_face", "No face was found, also not in finer steps or with a border.")
         if case.insisted and (case.seen is None or not case.seen.faces):
             raise InputError(
-                f"decisions.yaml asks for {case.row.photo} ({case.row.name}), but no face can be seen in it "
-                f"({case.detail.rstrip('.')}); remove that line or replace the photo."
+                f"decisions.yaml asks for {case.row.photo}, but no face can be seen in it "
+                f"({case.detail.rstrip('.')}); remove that line or replace the photo.",
+                names=f"{case.row.photo} is {case.row.name}",
             )
     if not any(case.open for case in cases):
         raise InputError(
@@ -119,9 +120,10 @@ def _subject(cases: list[Case], references: NDArray[np.float32] | None, info: En
             ", ".join(of_one[i].row.name for i in person.members[:EXAMPLES_NAMED]) for person in people[:2]
         )
         raise InputError(
-            f"Two people are in these photos about equally often: one in {len(people[0].members)} (such as {first}), "
-            f"one in {len(people[1].members)} (such as {second}); put 1 to 5 photos of the person who is meant into "
-            "overrides/reference, or take the other's photos out."
+            f"Two people are in these photos about equally often: one in {len(people[0].members)}, one in "
+            f"{len(people[1].members)}; put 1 to 5 photos of the person who is meant into overrides/reference, or take "
+            "the other's photos out.",
+            names=f"One is in {first}; the other in {second}",
         )
     return centroid(embeddings[people[0].members], info.metric)
 

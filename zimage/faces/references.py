@@ -72,8 +72,8 @@ def read_references(folder: Path, params: EngineParams, info: EngineInfo) -> NDA
     for name, face in zip(names[1:], faces[1:], strict=True):
         if between(faces[:1], face[None], info.metric)[0, 0] > info.threshold:
             raise InputError(
-                f"The reference photos {names[0]} and {name} in {folder} show different people; "
-                "leave only photos of the subject."
+                f"The photos in {folder} show different people; leave only photos of the subject.",
+                names=f"They are {names[0]} and {name}",
             )
     return faces if names else None
 
@@ -81,8 +81,11 @@ def read_references(folder: Path, params: EngineParams, info: EngineInfo) -> NDA
 def _embedding(read: Reference | Lost, photo: Path) -> list[float]:
     refusal = read.detail if isinstance(read, Lost) else read.refusal
     if refusal:
-        raise InputError(f"The reference photo {photo} cannot be used: {refusal}")
+        raise InputError(f"A photo in {photo.parent} cannot be used: {refusal}", names=f"It is {photo.name}")
     assert isinstance(read, Reference)
     if read.embedding is None:
-        raise InputError(f"No face was found in the reference photo {photo}; use one that shows the subject's face.")
+        raise InputError(
+            f"No face was found in a photo in {photo.parent}; use photos that show the subject's face.",
+            names=f"It is {photo.name}",
+        )
     return read.embedding

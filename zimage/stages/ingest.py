@@ -136,21 +136,32 @@ def _check(rows: list[PhotoRow], photos: Path, params: IngestParams) -> None:
     if kept < params.min_photos:
         raise InputError(
             f"Only {kept} of the {len(rows)} files in {photos} can be used, and ingest.min_photos asks for "
-            f"{params.min_photos}{_refusals(rows)}; add photos of the person."
+            f"{params.min_photos}{_refusals(rows)}; add photos of the person.",
+            names=_refused(rows),
         )
 
 
 def _refusals(rows: list[PhotoRow]) -> str:
-    """Return the refusals as a clause such as ` (2 truncated: a.jpg, b.jpg)`."""
-    names: dict[str, list[str]] = {}
+    """Return the refusals as a clause such as ` (2 truncated, 1 empty)`."""
+    counts = [f"{len(names)} {reason.replace('_', ' ')}" for reason, names in _names_by_reason(rows).items()]
+    return f" ({', '.join(counts)})" if counts else ""
+
+
+def _refused(rows: list[PhotoRow]) -> str:
+    """Return which files were refused, as a sentence such as `Refused: truncated a.jpg, b.jpg; empty c.jpg`."""
+    clauses = []
+    for reason, names in _names_by_reason(rows).items():
+        more = ", …" if len(names) > EXAMPLES_SHOWN else ""
+        clauses.append(f"{reason.replace('_', ' ')} {', '.join(names[:EXAMPLES_SHOWN])}{more}")
+    return f"Refused: {'; '.join(clauses)}" if clauses else ""
+
+
+def _names_by_reason(rows: list[PhotoRow]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
     for row in rows:
         if row.reason is not None:
-            names.setdefault(row.reason, []).append(row.name)
-    told = []
-    for reason, some in sorted(names.items()):
-        more = ", …" if len(some) > EXAMPLES_SHOWN else ""
-        told.append(f"{len(some)} {reason.replace('_', ' ')}: {', '.join(some[:EXAMPLES_SHOWN])}{more}")
-    return f" ({'; '.join(told)})" if told else ""
+            found.setdefault(row.reason, []).append(row.name)
+    return dict(sorted(found.items()))
 
 
 def _metrics(rows: list[PhotoRow]) -> dict[str, object]:
