@@ -38,6 +38,7 @@ from zimage.signatures import STAGES
 LOOK_EVERY_S = 2.0
 UNTAKEN_AFTER = datetime.timedelta(seconds=15)  # workers look every few seconds
 REFUSAL = "InputError: "
+SERVER_WAS_AWAY = "ConcurrencySlotAcquisitionError: "  # Prefect's task, where it began while no server answered
 COMPLETED = Completed().name or ""
 
 
@@ -62,7 +63,7 @@ def run_leg(leg: str, spec: BaseModel, *, as_part: bool = True) -> dict[str, Out
             cancel_parts_if_cancelled()
             raise
         assert run.state is not None
-        if not run.state.is_crashed():
+        if not (run.state.is_crashed() or SERVER_WAS_AWAY in (run.state.message or "")):
             break
         get_run_logger().warning("`%s` was lost with its worker: %s", run.name, run.state.message)
     assert run is not None and run.state is not None

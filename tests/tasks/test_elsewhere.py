@@ -92,6 +92,14 @@ def test_a_failed_run_that_a_person_retries_starts_its_leg_anew(client: SyncPref
     assert second.state is not None and second.state.is_completed()
 
 
+def test_a_leg_that_failed_because_the_server_was_away_is_started_again(client: SyncPrefectClient) -> None:
+    said = "ConcurrencySlotAcquisitionError: Unable to acquire concurrency slots on ['tag:cpu']"
+    with worker(Failed(message=f"Flow run encountered an exception: {said}"), Completed()):
+        assert run_flow(parent, flow_run=client.create_flow_run(parent), return_type="state").is_completed()  # type: ignore[union-attr]
+
+    assert len(legs(client)) == 2
+
+
 def test_a_run_whose_leg_was_lost_too_often_gets_all_attempts_when_it_is_retried(client: SyncPrefectClient) -> None:
     run, most = client.create_flow_run(parent), LEGS["learn"].lost + 1
     with worker(*[Crashed()] * (most + 1), Completed()):
