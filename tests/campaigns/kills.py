@@ -362,7 +362,7 @@ def summarise(campaign: Campaign) -> None:
         print(f"{kind:<18}{times:>6}{campaign.hit[kind]:>10}")
     print(f"{'all':<18}{sum(campaign.kills.values()):>6}{sum(campaign.hit.values()):>10}")
     runs = campaign.rounds * len(campaign.subjects)
-    print(f"\n{campaign.rounds} rounds, {runs} runs of personalize completed, {runs} releases")
+    print(f"\n{campaign.rounds} rounds, {runs} runs of personalize")
     if campaign.took_s:
         print(f"a round took {min(campaign.took_s):.0f} to {max(campaign.took_s):.0f} s")
     print("\n".join(campaign.broken) or "nothing was lost, nothing is stuck, one release of each subject in each round")
