@@ -9,7 +9,10 @@ from safetensors.torch import save_file
 
 from tests.lora import comfyui_oracle
 from tests.lora.loader_table import BLOCKS, GROUPS, Way, by_comfyui, by_diffusers, make, reading, ways
+from zimage.errors import InputError
+from zimage.lora.conversion import Plan, convert
 from zimage.lora.header import read_header
+from zimage.lora.inspection import inspect_file
 from zimage.lora.layers import layers_of
 from zimage.lora.loaders import is_balanced, readings, table, versions
 from zimage.lora.strength import strengths_of
@@ -86,3 +89,21 @@ def test_peft_makes_a_lokr_of_the_shapes_that_are_called_balanced(
     else:
         with pytest.raises(ValueError, match="decompose_factor"):
             _create_lokr_config(tensors, None)
+
+
+def test_inspecting_and_converting_agree_about_every_way(tmp_path: Path) -> None:
+    for way in random.Random(2).sample(list(ways()), 150):
+        path, out = written(tmp_path, way), tmp_path / "out.safetensors"
+        said = inspect_file(path)
+        asks = any(option in said.remedy for option in ("--adapter", "--alpha", "--leave-out", "--rank"))
+        try:
+            convert(path, out, Plan("portable", None, None))
+        except InputError as error:
+            refused = str(error)
+            assert said.verdict == "unusable" or asks or "DoRA" in said.reason, (way.key, said.reason, refused)
+            assert not out.exists()
+        else:
+            assert said.verdict in {"usable", "convertible"}, (way.key, said.reason)
+            again = inspect_file(out)
+            assert (again.verdict, again.diffusers, again.comfyui) == ("usable", "all", "all"), (way.key, again.reason)
+            out.unlink()

@@ -27,7 +27,7 @@ from zimage.lora.change import (
 from zimage.lora.header import read_header
 from zimage.lora.inspection import inspect_file
 from zimage.lora.layers import layers_of
-from zimage.lora.loaders import Loader, Reading, fit_one_factor, readings
+from zimage.lora.loaders import Loader, Product, Reading, peft_makes, readings
 from zimage.lora.obstacles import NO_CHOICES, Choices
 from zimage.lora.portable import MODELSPEC, Factors
 from zimage.lora.reading import Lora, read_lora
@@ -200,12 +200,14 @@ def _as_it_is(_: str, change: Change) -> Weight:
 
 def _is_readable_lokr(lora: Lora) -> bool:
     """Whether a LoKr keeps its form under portable names: both loaders read it then (loaders.json)."""
-    sides = []
+    products = []
     for change in lora.changes.values():
-        if not isinstance(change, Kronecker):
+        if not isinstance(change, Kronecker) or change.parts is None:
             return False
-        sides.append((change.shape, (change.left.shape[0], change.left.shape[1])))
-    return fit_one_factor(sides)
+        ranks = [len(change.parts[name]) if name in change.parts else None for name in ("lokr_w1_b", "lokr_w2_b")]
+        left = (change.left.shape[0], change.left.shape[1])
+        products.append(Product(*change.shape, left, ranks[0], ranks[1]))
+    return peft_makes(products)
 
 
 def _factors(path: Path, name: str, change: Change, rank: int | None) -> Factors:

@@ -242,39 +242,72 @@ def form_of(layer: Layer, *, balanced: bool = True) -> str:
             return kind
 
 
-def is_balanced(layers: Sequence[Layer]) -> bool:
-    """Return whether peft can make LoKr of these shapes: one factor divides rows and columns of every layer alike.
-
-    diffusers 0.42.1:utils/peft_utils.py:_create_lokr_config looks for it among the left matrices' rows.
-    """
-    return fit_one_factor(
-        [(layer.shape, _left(layer)) for layer in layers if layer.kind == "LoKr" and layer.shape is not None]
-    )
-
-
-def fit_one_factor(sides: Sequence[tuple[tuple[int, int], tuple[int, int]]]) -> bool:
-    """Return whether one `decompose_factor` of peft gives these Kronecker products.
+@dataclass(frozen=True)
+class Product:
+    """The shapes of a Kronecker product, as a file keeps it.
 
     Args:
-        sides: Of each layer the shape of its weight, (out, in), and that of the first matrix.
+        out: Rows of the weight that it changes.
+        width: Its columns.
+        left: Shape of the first matrix.
+        left_rank: Rank of the first matrix where it is kept as two factors, else None.
+        right_rank: The same of the second matrix.
     """
-    candidates = [*sorted({rows for _, (rows, _) in sides}), -1]
-    return any(
+
+    out: int
+    width: int
+    left: tuple[int, int]
+    left_rank: int | None
+    right_rank: int | None
+
+
+def peft_makes(products: Sequence[Product]) -> bool:
+    """Return whether diffusers reads a file of these Kronecker products: peft must make matrices of the same shapes.
+
+    diffusers 0.42.1:utils/peft_utils.py:_create_lokr_config looks for one factor that divides rows and columns of all
+    layers alike; peft 0.21:tuners/lokr/layer.py decides by the rank which of the two matrices it keeps as factors.
+    """
+    candidates = [*sorted({product.left[0] for product in products}), -1]
+    both = any(product.left_rank is not None for product in products)
+    return all(_same_factors(product, both=both) for product in products) and any(
         all(
-            _factorized(out, f)[0] == rows and _factorized(width, f)[0] == columns
-            for (out, width), (rows, columns) in sides
+            (_factorized(product.out, factor)[0], _factorized(product.width, factor)[0]) == product.left
+            for product in products
         )
-        for f in candidates
+        for factor in candidates
     )
 
 
-def _left(layer: Layer) -> tuple[int, int]:
-    """Return the shape of the first matrix of a Kronecker product."""
-    whole = layer.entries.get("lokr_w1")
+def _same_factors(product: Product, *, both: bool) -> bool:
+    rows, columns = product.left
+    if not rows or not columns:
+        return False
+    right = max(product.out // rows, product.width // columns)
+    rank = product.right_rank or product.left_rank or right
+    left_is_factored = both and rank < max(product.left) / 2
+    right_is_factored = rank < right / 2
+    return (
+        left_is_factored == (product.left_rank is not None)
+        and right_is_factored == (product.right_rank is not None)
+        and product.left_rank in {None, rank}
+    )
+
+
+def is_balanced(layers: Sequence[Layer]) -> bool:
+    """Return whether diffusers reads the Kronecker products of a file; see `peft_makes`."""
+    return peft_makes([_product(layer) for layer in layers if layer.kind == "LoKr" and layer.shape is not None])
+
+
+def _product(layer: Layer) -> Product:
+    assert layer.shape is not None
+    whole, first = layer.entries.get("lokr_w1"), layer.entries.get("lokr_w1_a")
+    second, right = layer.entries.get("lokr_w1_b"), layer.entries.get("lokr_w2_b")
     if whole is not None:
-        return (whole.shape[0], whole.shape[-1]) if whole.shape else (0, 0)
-    first, second = layer.entries.get("lokr_w1_a"), layer.entries.get("lokr_w1_b")
-    return (first.shape[0], second.shape[-1]) if first is not None and second is not None else (0, 0)
+        left = (whole.shape[0], whole.shape[-1]) if whole.shape else (0, 0)
+    else:
+        left = (first.shape[0], second.shape[-1]) if first is not None and second is not None else (0, 0)
+    left_rank = first.shape[-1] if whole is None and first is not None else None
+    return Product(*layer.shape, left, left_rank, right.shape[0] if right is not None else None)
 
 
 def _factorized(dimension: int, factor: int) -> tuple[int, int]:
