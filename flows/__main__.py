@@ -132,8 +132,9 @@ def _work(pool: str, limit: int | None) -> int:
     os.execve(command[0], command, inherited())  # its signals reach it with nothing between
 
 
-def _served(name: str, *, notify: str, port: int = PORT) -> int:
+def _served(name: str, *, port: int = PORT) -> int:
     """Run the stack, or apply what is declared for it; return the exit code."""
+    webhook = os.environ.pop("ZIMAGE_NOTIFY", "")  # a secret that no worker needs
     if name == "serve":
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
         origins = f"http://127.0.0.1:{port},http://localhost:{port}"  # of the UI
@@ -142,9 +143,9 @@ def _served(name: str, *, notify: str, port: int = PORT) -> int:
 
     try:
         if name == "deploy":
-            deploy(notify=notify)
+            deploy(notify=bool(webhook))
         else:
-            serve(from_environment(), port=port, notify=notify)
+            serve(from_environment(), port=port, webhook=webhook)
     except InputError as error:
         print(f"flows: {error}", file=sys.stderr)
         return USER_ERROR
@@ -278,8 +279,6 @@ def _parser() -> argparse.ArgumentParser:
             continue
         if name == "watch":
             continue
-        address = os.environ.get("ZIMAGE_NOTIFY", "")
-        command.add_argument("--notify", default=address, metavar="URL", help="a webhook that gets notifications")
         if name == "serve":
             command.add_argument(
                 "--port", type=int, default=PORT, help="of the server; it answers to this machine only"

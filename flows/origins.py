@@ -3,12 +3,14 @@
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+IN_MEMORY = "prefect-in-memory"  # the host of the client with which Prefect's server asks itself
 ANY = "*"  # as PREFECT_SERVER_CORS_ALLOWED_ORIGINS has it where nobody set it
 
 
@@ -29,7 +31,11 @@ class AllowedOrigins:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] in ("http", "websocket") and (refusal := self._refusal(Headers(scope=scope))):
+        if (
+            scope["type"] in ("http", "websocket")
+            and not _in_memory(scope)
+            and (refusal := self._refusal(Headers(scope=scope)))
+        ):
             refuse = WebSocketClose(1008, refusal) if scope["type"] == "websocket" else PlainTextResponse(refusal, 403)
             await refuse(scope, receive, send)
             return
@@ -41,6 +47,12 @@ class AllowedOrigins:
         if "origin" in headers and headers["origin"] not in self._origins:
             return "Pages of other origins may not use this server."
         return ""
+
+
+def _in_memory(scope: Scope) -> bool:
+    """Return whether the server asks itself, as its automations do; unlike `Host`, no client can choose this."""
+    host, _ = scope.get("server") or ("", None)
+    return bool(host == IN_MEMORY)
 
 
 def allow_own_origins() -> None:
@@ -55,10 +67,13 @@ def allow_own_origins() -> None:
     if ANY in origins:
         return
     make = server.create_app
+    protected: WeakSet[Any] = WeakSet()
 
     def make_protected(*arguments: Any, **options: Any) -> Any:
-        app = make(*arguments, **options)
-        app.add_middleware(AllowedOrigins, origins=origins)
+        app = make(*arguments, **options)  # the same one again, where it has been made and runs already
+        if app not in protected:
+            protected.add(app)
+            app.add_middleware(AllowedOrigins, origins=origins)
         return app
 
     server.create_app = make_protected

@@ -40,6 +40,7 @@ DEPLOYMENTS = PROJECT / "infra" / "prefect.yaml"
 AUTOMATIONS = PROJECT / "infra" / "automations.yaml"
 EXECUTED = {"command", "working_dir", "env"}  # fields of a job that decide what a worker executes
 NOTIFY = "notify"  # stands for the webhook in automations.yaml
+WEBHOOK = "ZIMAGE_NOTIFY"  # a variable of the server's environment: the webhook's address
 MARK = "ZIMAGE_PART_OF"  # a variable that tells which part of a stack a process belongs to
 # Prefect's command, as a child that does not outlive this process; and the same where it is a server.
 PARENT = "import sys; from zimage.parent import die_with_parent; die_with_parent(int(sys.argv.pop(1)))"
@@ -49,13 +50,13 @@ WATCH = f"{PARENT}; from flows.watch import main; main()"
 RETIRED = ("zimage-lost-worker", "zimage-go-on")  # automations of earlier versions, whose work the watch does
 
 
-def serve(settings: Settings, *, port: int, notify: str) -> None:
+def serve(settings: Settings, *, port: int, webhook: str) -> None:
     """Run the stack until this process is interrupted, or asked to end, or a part of it ends.
 
     Args:
         settings: Where workspaces and store are; the workers get it through their environment.
         port: Of the server; pages of a store in a folder are served at the next one.
-        notify: Address of a webhook that gets notifications, or "".
+        webhook: Address of a webhook that gets notifications, or ""; a secret, which only the server gets.
 
     Raises:
         InputError: a server runs on this PREFECT_HOME already, the port, or the next one, for pages, is in use, or a
@@ -68,9 +69,10 @@ def serve(settings: Settings, *, port: int, notify: str) -> None:
         _refuse_port_in_use(port)
         pages = _served(stack, settings, port + 1)
         command = ["server", "start", "--host", HOST, "--port", str(port)]
-        parts = {"server": stack.enter_context(started(command, logs / "server.log"))}
+        secret = {WEBHOOK: webhook} if webhook else {}
+        parts = {"server": stack.enter_context(started(command, logs / "server.log", secret))}
         _wait_for_server(parts["server"], port, logs)
-        deploy(notify=notify)
+        deploy(notify=bool(webhook))
         parts["watch"] = stack.enter_context(started(["watch"], logs / "watch.log"))
         for name, command, environment in _workers():
             told = {**environment, **({"ZIMAGE_PAGES": pages} if pages else {})}
@@ -104,8 +106,11 @@ def ended_as_by_ctrl_c() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def deploy(*, notify: str) -> None:
+def deploy(*, notify: bool) -> None:
     """Apply work pools, deployments and automations to the configured server; applying again changes nothing.
+
+    Args:
+        notify: See `automations`.
 
     Raises:
         InputError: Prefect refused a deployment; its own words stand above.
@@ -119,16 +124,16 @@ def deploy(*, notify: str) -> None:
         answer = subprocess.run(_child(PREFECT, command), cwd=PROJECT, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise InputError(f"The deployments could not be applied:\n{answer.stdout}{answer.stderr}")
-    apply_automations(notify)
+    apply_automations(notify=notify)
 
 
-def apply_automations(notify: str) -> None:
+def apply_automations(*, notify: bool) -> None:
     """Make the declared automations, update those that differ, and delete those that only earlier versions had.
 
     Args:
-        notify: Address of the webhook, or "".
+        notify: See `automations`.
     """
-    for automation in automations(notify):
+    for automation in automations(notify=notify):
         _make_automation(automation)
     _delete_automations(RETIRED)
 
@@ -151,16 +156,16 @@ def _declared_deployments() -> dict[str, Any]:
     return declared
 
 
-def automations(notify: str) -> list[dict[str, Any]]:
+def automations(*, notify: bool) -> list[dict[str, Any]]:
     """Return what infra/automations.yaml declares, with the webhook in it; without one, all that need none.
 
     Args:
-        notify: Address of the webhook, or "".
+        notify: The server has ZIMAGE_NOTIFY in its environment, the address of a webhook.
     """
     declared: list[dict[str, Any]] = yaml.safe_load(AUTOMATIONS.read_text(encoding="utf-8"))
     if not notify:
         return [each for each in declared if not any(_notifies(action) for action in each["actions"])]
-    block = _make_webhook(notify)
+    block = _make_webhook()
     for action in [action for each in declared for action in each["actions"] if _notifies(action)]:
         action["block_document_id"] = block
     return declared
@@ -333,11 +338,19 @@ def _delete_automations(names: Sequence[str]) -> None:
             client.delete_automation(known.id)
 
 
-def _make_webhook(address: str) -> str:
+def _make_webhook() -> str:
+    """Make the block that sends notifications, and return its id; the server puts in the address when it sends one.
+
+    A secret of a block would not do: the API gives it in plain text to whoever asks with `include_secrets`.
+    """
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
     block = CustomWebhookNotificationBlock(
-        name="zimage", url=address, json_data={"title": "{{subject}}", "text": "{{subject}}\n{{body}}"}
+        name="zimage",
+        url=f"{{{{ ${WEBHOOK} }}}}",
+        json_data={"title": "{{subject}}", "text": "{{subject}}\n{{body}}"},
+        # The block replaces variables of the environment, but refuses a name that is not among its secrets.
+        secrets={f"${WEBHOOK}": "in the server's environment"},
     )
     return str(block.save("zimage", overwrite=True))
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import boto3
 import httpx
@@ -281,12 +282,13 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
         relay, client = stack.enter_context(bucket())
         patch.setenv("AWS_ENDPOINT_URL_S3", relay.address)
         webhook, notified = stack.enter_context(receiving())
+        patch.setenv("ZIMAGE_NOTIFY", webhook)
         told = Story(folder, api, relay, client, notified)
         running = contextlib.ExitStack()
         stack.callback(running.close)
         running.enter_context(started(server, folder / "server.log"))
         until("the server", lambda: httpx.get(f"{api.address}/health").is_success)
-        subprocess.run([sys.executable, "-m", "flows", "deploy", "--notify", webhook], cwd=PROJECT, check=True)
+        subprocess.run([sys.executable, "-m", "flows", "deploy"], cwd=PROJECT, check=True)
         stack.enter_context(started(["watch"], folder / "watch.log"))
         workers = {"cpu": stack.enter_context(worker("cpu", "cpu", folder))}
         workers |= {name: stack.enter_context(worker("gpu", name, folder)) for name in ("one", "two")}
@@ -807,14 +809,18 @@ def test_a_page_of_another_origin_can_neither_read_nor_do_anything(tmp_path: Pat
         page.goto(foreign)  # an error page, and of its origin all the same
         found = page.evaluate(FOREIGN, api.address)
         flows = {each["name"] for each in api.post("/flows/filter", {})}
-        rebound = httpx.get(f"{api.address}/version", headers={"Host": "foreign.example:4200"})
+        rebound = [
+            httpx.get(f"{api.address}/version", headers={"Host": host})
+            for host in ("foreign.example:4200", "prefect-in-memory")
+        ]
         for own in ("127.0.0.1", "localhost"):
             page.goto(f"{api.address.removesuffix('/api').replace('127.0.0.1', own)}/deployments")
             page.get_by_role("link", name="publish", exact=True).first.wait_for()
 
     assert found == ["refused", "refused", "refused"]
     assert "retrain" in flows and "foreign" not in flows
-    assert (rebound.status_code, rebound.text[:33]) == (403, "This server is only reached as 12")
+    refused = (403, "This server is only reached as 12")
+    assert [(each.status_code, each.text[:33]) for each in rebound] == [refused, refused]
 
 
 def test_a_stack_with_a_password_comes_up_and_answers_nobody_else(tmp_path: Path) -> None:
@@ -834,6 +840,36 @@ def test_a_stack_with_a_password_comes_up_and_answers_nobody_else(tmp_path: Path
     assert without.status_code == 401
     assert with_it.json()["name"] == "retrain"
     assert workers
+
+
+def test_the_address_of_a_webhook_is_in_no_answer_no_database_and_no_worker(tmp_path: Path) -> None:
+    failed = {
+        "event": "zimage.gate.failed",
+        "occurred": datetime.datetime.now(datetime.UTC).isoformat(),
+        "resource": {"prefect.resource.id": "zimage.subject.joe"},
+        "payload": {"why": "too few faces are found"},
+        "id": str(uuid4()),
+    }
+    with receiving() as (webhook, notified):
+        address = f"{webhook}services/a-secret-word"
+        with serving(tmp_path, ZIMAGE_NOTIFY=address) as (process, api):
+            assert process.stdout is not None and process.stdout.readline()
+            api.post("/events", [failed])
+            until("the notification", lambda: notified, 60)
+            blocks = {"include_secrets": True}
+            answers = [
+                api.post(f"/{kind}/filter", blocks if kind == "block_documents" else {})
+                for kind in ("block_documents", "automations", "events", "deployments", "work_pools")
+            ]
+            below = [psutil.Process(each.pid) for each in processes_below(process.pid)[1:]]
+            knowing = [each.cmdline() for each in below if address in each.environ().values()]
+        stored = [path for path in (tmp_path / "prefect").rglob("*") if path.is_file()]
+
+    assert [each["title"] for each in notified] == ["joe: the verdict is fail"]
+    assert "zimage.gate.failed" in json.dumps(answers) and "a-secret-word" not in json.dumps(answers)
+    assert [path for path in stored if b"zimage-gate-failed" in path.read_bytes()]
+    assert [path for path in stored if b"a-secret-word" in path.read_bytes()] == []
+    assert knowing and all("flows.server" in " ".join(command) for command in knowing)
 
 
 def test_a_second_stack_with_the_same_home_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:

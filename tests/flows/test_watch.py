@@ -194,16 +194,15 @@ def test_deploying_again_changes_no_automation_and_switches_none_on(server: Serv
     def stored() -> dict[str, Any]:
         return {each["name"]: each for each in server.asked("POST", "/automations/filter", {})}
 
-    notify = "http://127.0.0.1:1/"
     with temporary_settings({PREFECT_API_URL: server.api}):
-        apply_automations(notify)
+        apply_automations(notify=True)
         server.asked("PATCH", f"/automations/{stored()['zimage-gate-failed']['id']}", {"enabled": False})
         before = stored()
         retired = {
             key: value for key, value in before["zimage-run-failed"].items() if key not in {"id", "created", "updated"}
         }
         server.asked("POST", "/automations/", retired | {"name": RETIRED[0]})
-        apply_automations(notify)
+        apply_automations(notify=True)
 
     assert before["zimage-run-failed"]["trigger"]["id"]
     assert stored() == before
