@@ -6,7 +6,7 @@ waits much of its time, for servers and other processes, and a second one, which
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,15 @@ def tiny_encoded(tiny_base: "Base", tmp_path_factory: pytest.TempPathFactory) ->
     params = EncodeParams(mirror=False, class_pictures=None, sample_prompts=["a photo of {subject}"])
     encode(detect, caption, folder / "encode", params=params, base=tiny_base, subject=SUBJECT)
     return folder / "encode"
+
+
+@pytest.fixture
+def share() -> "Iterator[Callable[[int], None]]":
+    """What sets how many processes share a stage's work on a CPU, for one test."""
+    from zimage.processes import use_processes
+
+    yield use_processes
+    use_processes(1)
 
 
 @pytest.fixture(scope="session")

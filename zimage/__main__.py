@@ -4,6 +4,7 @@ The only place where `zimage` reads the environment:
     ZIMAGE_PROGRESS: a file to which progress, and the sentence of a failure, are appended as JSON lines. Who sets it
         follows this process, and ends DVC, which this process ends with, by itself.
     DVC_STAGE: set by DVC for what it starts.
+    ZIMAGE_PROCESSES: how many processes of one thread share a stage's work on a CPU; as many as it has cores if unset.
 """
 
 import argparse
@@ -102,13 +103,25 @@ def run_stage(stage: Signature, folders: list[Path], params_file: Path) -> None:
     The consent that lies beside its output, as in a workspace, is asked too: `dvc repro` leaves out an unchanged
     `ingest`, and a consent that has ended since stops whatever still has to run.
     """
+    from zimage.processes import use_processes
     from zimage.section import read_section
 
     _check_later(stage, params_file)
+    use_processes(_processes())
     _check_consent(stage.stage, folders[-1].parent / "consent.yaml")
     function, kinds = imported(stage)
     sections = {keyword: read_section(params_file, name, kinds[keyword]) for keyword, name in stage.sections.items()}
     function(*folders, **sections)
+
+
+def _processes() -> int:
+    """Return how many processes may share a CPU; a container that is given a part of one can say so."""
+    from zimage.faces.workers import cores
+
+    given = os.environ.get("ZIMAGE_PROCESSES") or str(cores())
+    if not given.isdecimal() or int(given) == 0:
+        raise InputError(f"ZIMAGE_PROCESSES is `{given}`; set it to a number of processes from 1 on, or unset it.")
+    return int(given)
 
 
 def _check_later(stage: Signature, params_file: Path) -> None:
@@ -249,6 +262,7 @@ def _begin(followed: str | None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("zimage").setLevel(logging.INFO)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait slow down a busy machine
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     end_with_job(only_starter=bool(followed), started_by_dvc="DVC_STAGE" in os.environ)

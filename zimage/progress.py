@@ -13,12 +13,19 @@ PLAIN_EVERY_S = 10.0
 FOLLOWED_EVERY_S = 0.5
 
 _followed: Path | None = None
+_silent = False
 
 
 def follow_in(path: Path | None) -> None:
     """Append progress as JSON lines to `path` from now on; the command line sets it, once, at its start."""
     global _followed  # noqa: PLW0603 - one process runs one stage, and its progress has one reader
     _followed = path
+
+
+def be_silent() -> None:
+    """Tell nobody of progress from now on, in a process whose work another one counts."""
+    global _silent  # noqa: PLW0603 - as above
+    _silent = True
 
 
 class Progress:
@@ -38,7 +45,7 @@ class Progress:
         self._first = done
         self._told_plain = self._told_follower = float("-inf")
         self._terminal = sys.stderr.isatty()
-        shown = {"disable": not self._terminal, "file": sys.stderr, "leave": False}
+        shown = {"disable": not self._terminal or _silent, "file": sys.stderr, "leave": False}
         self._bar = tqdm(total=total or None, initial=done, desc=name, **shown)
 
     def __enter__(self) -> "Progress":
@@ -58,6 +65,8 @@ class Progress:
         self._tell(numbers)
 
     def _tell(self, numbers: dict[str, float | int | str], force: bool = False) -> None:
+        if _silent:
+            return
         now = time.monotonic()
         if not self._terminal and (force or now - self._told_plain >= PLAIN_EVERY_S):
             self._told_plain = now

@@ -12,6 +12,7 @@ from zimage.errors import InputError
 from zimage.identity.album import Request, Sampling
 from zimage.identity.studio import Studio, open_studio
 from zimage.model.base import Base, open_pipeline
+from zimage.model.device import use_one_thread_on_a_cpu
 from zimage.model.footprint import footprint_of
 from zimage.model.text import embed
 
@@ -81,6 +82,28 @@ def test_loras_are_worn_one_at_a_time_and_taken_off_afterwards(pipeline: Any, tm
     assert np.array_equal(both[1], alone) and not np.array_equal(both[0], alone)
     assert np.array_equal(shoot(pipeline, asked())[0], shoot(pipeline, asked())[0])
     assert not any("lora" in name for name, _ in pipeline.transformer.named_parameters())
+
+
+def test_processes_that_share_the_pictures_change_no_bit_of_any(pipeline: Any, tmp_path: Path) -> None:
+    first, second = (write_tiny_lora(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
+    worn = [(None, 0.0), (first, 0.5), (first, 1.0), (second, 1.0)]
+    requests = [asked(NEAR, seed, lora, strength) for seed in range(3) for lora, strength in worn]
+    use_one_thread_on_a_cpu()
+    states = embed(pipeline.tokenizer, pipeline.text_encoder, [NEAR], torch.device("cpu"))
+    alone, shared = (
+        list(Studio(pipeline, {NEAR: states[0]}, SAMPLING, at_once=2, processes=count).pictures(requests))
+        for count in (1, 3)
+    )
+    assert [request for request, _ in shared] == [request for request, _ in alone]
+    assert all(np.array_equal(found, wanted) for (_, found), (_, wanted) in zip(shared, alone, strict=True))
+    assert not any("lora" in name for name, _ in pipeline.transformer.named_parameters())
+
+
+def test_a_lora_that_does_not_fit_is_refused_also_where_another_process_wears_it(pipeline: Any, tmp_path: Path) -> None:
+    lora = write_tiny_lora(tmp_path / "wide.safetensors", seed=1, width=96)
+    shared = Studio(pipeline, {NEAR: torch.ones(7, TEXT_WIDTH)}, SAMPLING, at_once=1, processes=2)
+    with pytest.raises(InputError, match="train it again"):
+        list(shared.pictures([asked(seed=seed, lora=lora, strength=1.0) for seed in range(2)]))
 
 
 def test_travelling_blocks_change_no_bit_of_a_picture_with_and_without_loras(

@@ -1,5 +1,6 @@
 """Crops and captions become what the model reads."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,19 @@ def test_every_training_crop_becomes_latents_and_no_held_out_one(tiny_base: Base
     tensors = load_file(tmp_path / "encode" / "latents.safetensors")
     assert tensors[f"{items[0].item}.mean"].shape == (16, 8, 6)
     assert (tensors[f"{items[0].item}.std"] > 0).all()
+
+
+def test_any_number_of_processes_makes_the_same_files(
+    tiny_base: Base, tmp_path: Path, share: Callable[[int], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    _encoded(tmp_path / "alone", tiny_base, mirror=True)
+    share(3)
+    capfd.readouterr()
+    _encoded(tmp_path / "shared", tiny_base, mirror=True)
+    alone, shared = (identify_files((tmp_path / name).rglob("*.*"), tmp_path / name) for name in ("alone", "shared"))
+    assert shared == alone
+    progress = [line for line in capfd.readouterr().err.splitlines() if line.startswith(("pictures", "text encoder"))]
+    assert progress == ["text encoder 0/3", "text encoder 3/3", "pictures 0/4", "pictures 4/4"]
 
 
 def test_captions_are_embedded_as_the_pipeline_embeds_them(tiny_base: Base, tmp_path: Path) -> None:

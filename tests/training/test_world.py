@@ -19,7 +19,7 @@ from zimage.errors import InputError
 from zimage.model.base import Base
 from zimage.stages.train import train
 from zimage.training.params import TrainParams
-from zimage.training.world import World
+from zimage.training.world import Launched
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,19 +72,22 @@ def test_two_processes_that_are_stopped_lose_no_step(
 
 
 def test_a_batch_is_split_without_gap_or_overlap() -> None:
-    world = World()
-    rows = []
-    for world.rank in range(3):
-        world.size = 3
-        rows += [row for part in world.rows(12, 3) for row in range(part.start, part.stop)]
-    assert rows == list(range(12))
+    world = _launched(3)
+    rows = [[], [], []]  # type: list[list[int]]
+    for number, part in enumerate(world.cut(12, 3)):
+        rows[number % 3] += range(part.start, part.stop)
+    assert rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 def test_a_batch_that_cannot_be_split_names_what_would() -> None:
-    world = World()
-    world.size = 3
     with pytest.raises(InputError, match="multiple of 3"):
-        world.rows(4, 4)
+        _launched(3).cut(4, 4)
+
+
+def _launched(size: int) -> Launched:
+    world = Launched.__new__(Launched)  # without the group that torchrun would call for
+    world.size = size
+    return world
 
 
 def _run_two(encoded: Path, out: Path, base: Base, params: TrainParams, folder: Path) -> None:

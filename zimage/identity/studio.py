@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from zimage.errors import InputError
 from zimage.identity.album import Request, Sampling
 from zimage.model.base import Base, open_pipeline, open_text_encoder, resolve
-from zimage.model.device import device_and_dtype, free_gb, release
+from zimage.model.device import device_and_dtype, free_gb, processes_on, release
 from zimage.model.footprint import USED_SHARE, Fit, fit, footprint_of, usual_batch
 from zimage.model.text import embed
+from zimage.processes import spread
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,21 @@ class Studio:
         texts: What it reads of each prompt, on its device; of the empty one too where guidance is wanted.
         sampling: Size, steps and guidance of every picture.
         at_once: Pictures in a batch.
+        processes: That share the batches; each picture is the same however many these are.
     """
 
-    def __init__(self, pipeline: Any, texts: Mapping[str, torch.Tensor], sampling: Sampling, at_once: int) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        texts: Mapping[str, torch.Tensor],
+        sampling: Sampling,
+        at_once: int,
+        *,
+        processes: int = 1,
+    ) -> None:
         self._pipeline, self._embeddings, self._sampling, self._at_once = pipeline, texts, sampling, at_once
+        self._processes = processes
+        self._worn: Path | None = None
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()
 
@@ -46,32 +58,32 @@ class Studio:
         Raises:
             InputError: a LoRA does not fit the base model.
         """
-        worn: dict[tuple[Path | None, float], list[Request]] = defaultdict(list)
-        for request in requests:
-            worn[request.lora, request.strength].append(request)
-        loaded: Path | None = None
-        for (lora, strength), wanted in sorted(worn.items(), key=lambda item: (str(item[0][0] or ""), item[0][1])):
-            if loaded is not None and lora != loaded:
-                self._pipeline.unload_lora_weights()
-            if lora is not None:
-                if lora != loaded:
-                    wear(self._pipeline, lora)
-                self._pipeline.set_adapters(ADAPTER, strength)
-            loaded = lora
-            yield from self._batches(wanted)
-        if loaded is not None:
-            self._pipeline.unload_lora_weights()
+        batches = list(self._batches(requests))
+        for batch, pictures in zip(batches, spread(self._sample, batches, self._processes), strict=True):
+            yield from zip(batch, pictures, strict=True)
+        self._wear(None, 0.0)
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[Request, NDArray[np.uint8]]]:
-        by_length: dict[int, list[Request]] = defaultdict(list)
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        """Yield requests for the same weights whose captions pad to the same length, at most `at_once` together."""
+        alike: dict[tuple[str, float, int], list[Request]] = defaultdict(list)
         for request in requests:
-            by_length[-(-len(self._embeddings[request.text]) // CAPTION_MULTIPLE)].append(request)
-        for _, alike in sorted(by_length.items()):
-            for start in range(0, len(alike), self._at_once):
-                batch = alike[start : start + self._at_once]
-                yield from zip(batch, self._sample(batch), strict=True)
+            length = -(-len(self._embeddings[request.text]) // CAPTION_MULTIPLE)
+            alike[str(request.lora or ""), request.strength, length].append(request)
+        for _, group in sorted(alike.items()):
+            for start in range(0, len(group), self._at_once):
+                yield group[start : start + self._at_once]
+
+    def _wear(self, lora: Path | None, strength: float) -> None:
+        if self._worn is not None and lora != self._worn:
+            self._pipeline.unload_lora_weights()
+        if lora is not None:
+            if lora != self._worn:
+                wear(self._pipeline, lora)
+            self._pipeline.set_adapters(ADAPTER, strength)
+        self._worn = lora
 
     def _sample(self, batch: Sequence[Request]) -> NDArray[np.uint8]:
+        self._wear(batch[0].lora, batch[0].strength)
         guided = self._sampling.guidance_scale > 0
         pictures = self._pipeline(
             prompt_embeds=[self._embeddings[request.text] for request in batch],
@@ -125,7 +137,7 @@ def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapter
     else:
         chosen = Fit(False, usual_batch(sampling.side_px, guided=guided, device=device.type), 0.0)
     pipeline = open_pipeline(folder, device=device, dtype=dtype, travelling=chosen.travelling)
-    return Studio(pipeline, embeddings, sampling, chosen.at_once)
+    return Studio(pipeline, embeddings, sampling, chosen.at_once, processes=processes_on(device))
 
 
 def wear(pipeline: Any, lora: Path) -> None:

@@ -8,6 +8,8 @@ import resource
 
 import torch
 
+from zimage import processes
+
 # malloc.h of glibc: from which size on memory is asked of the kernel by itself, and how much unused is given back.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 BFLOAT16_CAPABILITY = (8, 0)  # the first GPUs with such units: Ampere
@@ -19,6 +21,20 @@ def device_and_dtype() -> tuple[torch.device, torch.dtype]:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device()), torch.bfloat16
     return torch.device("cpu"), torch.float32
+
+
+def use_one_thread_on_a_cpu() -> None:
+    """Compute with one thread from now on where there is no GPU: a CPU's cores are for processes.
+
+    So a result depends on no number of cores either, which sums over many numbers otherwise do.
+    """
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+
+
+def processes_on(device: torch.device) -> int:
+    """Return how many processes may share work on a device: the cores of a CPU, and one has a GPU for itself."""
+    return processes.limit() if device.type == "cpu" else 1
 
 
 def has_bfloat16_units(device: torch.device) -> bool:

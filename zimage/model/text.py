@@ -5,9 +5,13 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from zimage.model.device import processes_on
+from zimage.processes import spread
 from zimage.progress import tracked
 
 if TYPE_CHECKING:
@@ -46,8 +50,25 @@ def embed(
 
     All prompts pass a layer before any passes the next. So each layer crosses to the device once, and two at most are
     there at a time instead of 8 GB; what is computed is the same to the last bit. The table of all tokens and the
-    layer that nothing is read of never cross.
+    layer that nothing is read of never cross. On a CPU several processes share the prompts.
     """
+    count = min(processes_on(device), len(prompts))
+    if count <= 1:
+        return _embed(tokenizer, encoder, prompts, device)
+
+    def states_of(part: Sequence[str]) -> list[NDArray[np.float32]]:
+        return [state.numpy() for state in _embed(tokenizer, encoder, part, device)]
+
+    found: dict[str, Tensor] = {}
+    parts = [prompts[first::count] for first in range(count)]
+    for part, states in zip(parts, tracked(spread(states_of, parts, count), "text encoder", count), strict=True):
+        found.update(zip(part, map(torch.from_numpy, states), strict=True))
+    return [found[prompt] for prompt in prompts]
+
+
+def _embed(
+    tokenizer: "PreTrainedTokenizerBase", encoder: "PreTrainedModel", prompts: Sequence[str], device: torch.device
+) -> list[Tensor]:
     whole: Any = encoder
     states = [whole.embed_tokens(torch.tensor([token_ids(tokenizer, prompt)])).to(device) for prompt in prompts]
     frame = _frame(whole, device)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zimage.captions.rows import CaptionRow
 from zimage.captions.subject import Subject
@@ -14,15 +14,28 @@ from zimage.faces.rows import CropRow
 from zimage.folder import check_out, made_aside
 from zimage.model.base import Base, open_text_encoder, open_vae, resolve
 from zimage.model.rows import ItemRow, TextRow
+from zimage.processes import spread
 from zimage.progress import tracked
 from zimage.records import read_rows, write_metrics, write_rows
 from zimage.section import Section
 from zimage.training.pictures import ClassPictures, Picture, class_pictures, crop_pictures, without_trigger
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+
+class Encoded(NamedTuple):
+    """A picture as training reads it: its size in px, its posterior (C, h, w) and, where it has a face, that's mask."""
+
+    width: int
+    height: int
+    mean: "NDArray[np.float32]"
+    std: "NDArray[np.float32]"
+    mask: "NDArray[np.float32] | None"
 
 
 class EncodeParams(Section):
@@ -51,7 +64,10 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
         InputError: see `check_out`; there is no training crop, a crop has no caption or a size the model cannot
             take, or the base or the class pictures are not those that were pinned.
     """
+    from zimage.model.device import use_one_thread_on_a_cpu
+
     check_out(out, (detect, caption), holds="items.jsonl")
+    use_one_thread_on_a_cpu()
     folder = resolve(base)
     crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
     captions = {row.file: row.captions for row in read_rows(caption / "captions.jsonl", CaptionRow)}
@@ -99,22 +115,31 @@ def _write_latents(
     aside: Path, base: Path, pictures: Sequence[Picture], texts: dict[str, TextRow], subject: Subject
 ) -> list[ItemRow]:
     """Write posteriors and face masks; return the items' rows."""
+    from torch import from_numpy
+
     from zimage.lora.tensors import write_tensors
-    from zimage.model.device import device_and_dtype
+    from zimage.model.device import device_and_dtype, processes_on
     from zimage.model.latents import pixels_of, posterior
     from zimage.training.pictures import on_latents
 
-    vae = open_vae(base, device=device_and_dtype()[0])
+    device = device_and_dtype()[0]
+    vae = open_vae(base, device=device)
+
+    def encoded(picture: Picture) -> Encoded:
+        pixels, face = picture.pixels(), picture.face()
+        mean, std = (part.cpu().contiguous() for part in posterior(vae, pixels_of(pixels)))
+        mask = None if face is None else on_latents(face, mean.shape[1:]).numpy()
+        return Encoded(pixels.shape[1], pixels.shape[0], mean.numpy(), std.numpy(), mask)
+
     items: list[ItemRow] = []
     latents: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
-    for picture in tracked(pictures, "pictures", len(pictures)):
+    found = tracked(spread(encoded, pictures, processes_on(device)), "pictures", len(pictures))
+    for picture, (width, height, mean, std, mask) in zip(pictures, found, strict=True):
         name = f"{len(items):04d}"
-        pixels, face = picture.pixels(), picture.face()
-        found = posterior(vae, pixels_of(pixels))
-        latents[f"{name}.mean"], latents[f"{name}.std"] = (part.cpu().contiguous() for part in found)
-        if face is not None:
-            masks[name] = on_latents(face, found.mean.shape[1:])
+        latents[f"{name}.mean"], latents[f"{name}.std"] = from_numpy(mean), from_numpy(std)
+        if mask is not None:
+            masks[name] = from_numpy(mask)
         items.append(
             ItemRow(
                 item=name,
@@ -122,11 +147,11 @@ def _write_latents(
                 photo=picture.photo,
                 role="subject" if picture.photo else "class",
                 mirrored=picture.mirrored,
-                width=pixels.shape[1],
-                height=pixels.shape[0],
+                width=width,
+                height=height,
                 texts=[texts[text].text for text in picture.captions],
                 class_texts=[texts[without_trigger(text, subject)].text for text in picture.captions],
-                mask=face is not None,
+                mask=mask is not None,
             )
         )
     write_tensors(aside / "latents.safetensors", latents, {})

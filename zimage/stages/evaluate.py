@@ -86,7 +86,10 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
     Raises:
         InputError: see `check_out`; there is no LoRA or no held-out face, or the LoRA does not fit the base model.
     """
+    from zimage.model.device import use_one_thread_on_a_cpu
+
     check_out(out, (detect, train), holds="gate.csv")
+    use_one_thread_on_a_cpu()
     prompts = read_suite(params.suite)
     candidates = candidates_of(train, params.sweep.checkpoints)
     reals = reals_of(detect, read_rows(detect / "crops.jsonl", CropRow))

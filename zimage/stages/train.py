@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,8 @@ def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: 
     """Write a LoRA of the person, its checkpoints and the course of its learning.
 
     A run that was stopped goes on from its last step, and one that was killed from its last checkpoint, if data,
-    parameters, base and code are still the same, and ends with the LoRA it would have ended with. Started by
-    `torchrun`, all its processes share the work.
+    parameters, base and code are still the same, and ends with the LoRA it would have ended with. On a CPU several
+    processes share the work, or those that `torchrun` has started.
 
     Args:
         encode: The folder of the encode stage.
@@ -44,23 +45,27 @@ def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: 
         InputError: see `check_out`; the run was begun on another kind of device and `params.resume` is `exact`; the
             data or the base cannot be used, the loss left all bounds, or the GPU's memory is too small.
     """
+    from zimage.model.device import use_one_thread_on_a_cpu
     from zimage.training.checkpoint import run_identity
     from zimage.training.preparation import prepare
-    from zimage.training.world import World
+    from zimage.training.world import begin_world
 
     check_out(out, (encode,), holds="lora.safetensors")
-    world = World()
+    use_one_thread_on_a_cpu()
+    world = begin_world(params.batch, params.at_once)
     folder = resolve(base)
     dataset = identify_files(encode.glob("*.*"), encode)
     code = fingerprint(__name__)
     run = run_identity(params.model_dump_json(exclude={"resume"}), dataset, base.identity, subject.trigger, code)
     with _out_of_memory_explained(encode, folder, params):
         prepared = prepare(encode, folder, params, world)
+        follow = partial(_follow, out, prepared, params, run=run)
         if world.leads:
             metadata = _metadata(params, base, subject, dataset=dataset, code=code)
-            _lead(out, prepared, params, base=folder, run=run, metadata=metadata)
+            with world.joined(follow, len(prepared.adapters.values), prepared.loop.most_pieces):
+                _lead(out, prepared, params, base=folder, run=run, metadata=metadata)
         else:
-            _follow(out, prepared, params, run=run)
+            follow()
     world.close()
 
 

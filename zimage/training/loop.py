@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from zimage.training.adapters import Adapters
-from zimage.training.draw import seed_of
+from zimage.training.draw import Draw, seed_of
 from zimage.training.objective import Objective
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import PreservationParams, ScheduleParams
@@ -16,7 +17,7 @@ from zimage.training.recorded import Passes
 from zimage.training.schedule import rate_factor
 from zimage.training.stopping import deferred_stop
 from zimage.training.watch import Reading, Readings
-from zimage.training.world import World
+from zimage.training.world import Piece, World
 
 READ_EVERY = 10  # steps whose numbers cross to the host together
 
@@ -69,7 +70,7 @@ class Loop:
             stopped: Gets how many steps are done where the run stops, to keep its state.
         """
         readings, done = Readings(self.objective.denoiser.device, READ_EVERY), begin
-        with deferred_stop(together=self.world.size > 1) as stop:
+        with deferred_stop(together=self.world.can_hang) as stop:
             try:
                 for number in range(begin, len(self.planned)):
                     numbers = self.step(number)
@@ -86,29 +87,47 @@ class Loop:
                     stopped(done)
                 raise
 
+    @property
+    def most_pieces(self) -> int:
+        """Return how many pieces a step has at most."""
+        batches = [len(steps[0].items) for steps in (self.planned, self.preserving) if steps]
+        return sum(len(self.world.cut(batch, self.at_once)) for batch in batches)
+
     def step(self, number: int) -> Tensor:
         """Make one step and return its loss and the gradients' norm (2,), on the device."""
-        self.adapters.gradient.zero_()
         loss = self.backward(number)
-        self.world.add_up(self.adapters.gradient)
-        self.world.add_up(loss)
         return torch.stack([loss, self.optimiser.step(rate_factor(number, len(self.planned), self.schedule), number)])
 
     def backward(self, number: int) -> Tensor:
-        """Add this process's gradients of a step to the adapters' and return its share of the loss."""
+        """Leave a step's gradients in the adapters' and return its loss, both of all processes together."""
+        return self.world.total(self._pieces(number), self.adapters.gradient)
+
+    def _pieces(self, number: int) -> list[Piece]:
         step = self.planned[number]
         chance = self.objective.chance(number, step)
-        total = torch.zeros((), device=self.objective.denoiser.device)
-        for rows in self.world.rows(len(step.items), self.at_once):
-            if self.adapters.drop_inputs:  # the only chance that torch draws where it is needed
-                torch.manual_seed(seed_of(self.objective.seed, "dropout", number, rows.start))
-            total += self.passes(*self.objective.inputs(step, chance, rows))
+        pieces: list[Piece] = [
+            partial(self._learn, number, step, chance, rows) for rows in self.world.cut(len(step.items), self.at_once)
+        ]
         if self.preservation is not None and number % self.preservation.every == 0:
-            self._backward_preserving(number // self.preservation.every, self.preservation)
-        return total
+            pieces += self._preserving_pieces(number // self.preservation.every, self.preservation)
+        return pieces
 
-    def _backward_preserving(self, turn: int, params: PreservationParams) -> None:
+    def _learn(self, number: int, step: Step, chance: Draw, rows: slice) -> Tensor:
+        self._seed_dropout("dropout", number, rows)
+        return self.passes(*self.objective.inputs(step, chance, rows))
+
+    def _preserving_pieces(self, turn: int, params: PreservationParams) -> list[Piece]:
         step = self.preserving[turn]
         chance = self.objective.chance(turn, step, name="preservation")
-        for rows in self.world.rows(len(step.items), self.at_once):
+
+        def preserve(rows: slice) -> Tensor:
+            self._seed_dropout("preservation dropout", turn, rows)
             self.objective.preservation(step, chance, rows, params).backward()
+            return torch.zeros((), device=self.objective.denoiser.device)  # it is not what the person is learnt by
+
+        return [partial(preserve, rows) for rows in self.world.cut(len(step.items), self.at_once)]
+
+    def _seed_dropout(self, name: str, number: int, rows: slice) -> None:
+        """Seed torch, which draws dropout where it is needed, alike in whichever process."""
+        if self.adapters.drop_inputs:
+            torch.manual_seed(seed_of(self.objective.seed, name, number, rows.start))

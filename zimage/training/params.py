@@ -124,7 +124,7 @@ class TrainParams(Section):
     batch: int = Field(ge=1)
     """Samples in a step, on all devices together."""
     at_once: int = Field(ge=1)
-    """Samples computed together; a larger batch is computed in pieces, with the same result."""
+    """Samples computed together; a batch is cut into such pieces, which processes on a CPU share."""
     targets: list[Target] = Field(min_length=1)
     """Kinds of layers that get an adapter."""
     rank: int = Field(ge=1)
