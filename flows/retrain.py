@@ -16,7 +16,7 @@ from flows.spec import PersonalizeSpec, RetrainSpec
 from tasks.elsewhere import at_work, completed_since_due, start
 from tasks.scan import Finding, read_project, scan, subjects
 from tasks.settings import Settings, from_environment
-from tasks.shown import show_scan
+from tasks.shown import show_overview, show_scan
 from tasks.storage import open_store
 
 WARN_BEFORE = datetime.timedelta(days=30)
@@ -51,6 +51,7 @@ def retrain(spec: RetrainSpec) -> dict[str, int] | State[Any]:
     changed = [each for each in findings if each.verdict == "changed" and each.subject not in working]
     runs = {} if spec.only_look else {each.subject: _start(each, spec) for each in changed}
     show_scan(findings, {subject: run.name for subject, run in runs.items()})
+    show_overview(findings, store)
     return dict(Counter(each.verdict for each in findings))
 
 

@@ -23,7 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling
 from pydantic import TypeAdapter
 
-from tasks.shown import ARTIFACTS, SCAN, artifact_key
+from tasks.shown import ARTIFACTS, OVERVIEW, SCAN, artifact_key
 
 Asked = TypeVar("Asked")
 
@@ -76,7 +76,7 @@ def runs_of(subject: str, *, but: UUID | str | None = None) -> Runs:
             *(one for one in _artifacts(client, ArtifactFilter(key=keys)) if one.flow_run_id not in others),
             *(
                 one
-                for one in _artifacts(client, ArtifactFilter(key=ArtifactFilterKey(any_=[SCAN])))
+                for one in _artifacts(client, ArtifactFilter(key=ArtifactFilterKey(any_=[SCAN, OVERVIEW])))
                 if _has_line(one, subject)
             ),
         ]

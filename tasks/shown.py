@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -25,17 +25,20 @@ from prefect.artifacts import (
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
+from tasks.channels import Name, channel
 from tasks.policy import SERVER_ERRORS
+from tasks.release import releases
 from tasks.scan import Finding
 from tasks.settings import Settings
 from tasks.storage import open_store
+from tasks.store import Store
 from tasks.tombstones import unless_forgotten
 from zimage.identity.charts import curve
 from zimage.signatures import STAGES
 from zimage.summary import summary
 
 PAGES = {"detect": "contact_sheet.html", "evaluate": "report.html"}
-SCAN = "retrain"  # the key of the table about all subjects
+SCAN, OVERVIEW = "retrain", "subjects"  # the keys of the tables about all subjects
 # Names of all artifacts about one subject; `forget` finds those of deleted runs by them.
 ARTIFACTS = (
     *STAGES,
@@ -233,6 +236,24 @@ def show_scan(findings: Sequence[Finding], started: Mapping[str, str]) -> None:
     ]
     about = f"{len(findings)} subjects, {unchanged} of them unchanged"
     create_table_artifact(rows, key=SCAN, description=about)
+
+
+def show_overview(findings: Sequence[Finding], store: Store) -> None:
+    """Show a line for every subject: its state, what is due, its newest release with the verdict, and its channels."""
+    rows = [
+        {
+            "subject": each.subject,
+            "state": each.verdict,
+            "due": each.reason or "nothing",
+            "consent until": "" if each.consent_until is None else each.consent_until.isoformat(),
+            "newest release": f"{newest.release}: {newest.verdict}" if newest else "none",
+            **{name: found.release if found else "" for name, found in pointers.items()},
+        }
+        for each in findings
+        for newest in [next(iter(releases(store, each.subject)), None)]
+        for pointers in [{name: channel(store, each.subject, name) for name in get_args(Name)}]
+    ]
+    create_table_artifact(rows, key=OVERVIEW, description=f"All {len(rows)} subjects that this store knows")
 
 
 def show_offer(settings: Settings, workspace: Path, *, shared: bool) -> Offer:

@@ -29,9 +29,13 @@ from flows.retrain import retrain
 from flows.spec import RetrainSpec
 from flows.stack import DEPLOYMENTS
 from tasks import elsewhere
+from tasks.channels import Channel, Move, channel_key
 from tasks.forget_runs import runs_of
+from tasks.publish import publish as publish_task
 from tasks.scan import read_project
 from tasks.settings import PROJECT, Settings, from_environment
+from tasks.storage import FolderStore
+from tests.tasks.finished import finished as published
 from tests.tasks.test_scan import finished
 
 ADA, EVE = "ada-of-retrain", "eve-of-retrain"
@@ -53,8 +57,8 @@ class Place:
         asked = {"spec": {"subject": subject, "placement": "pools"}}
         return self.client.create_flow_run(personalize, parameters=asked, name="working", state=state)
 
-    def table(self) -> list[dict[str, str]]:
-        of = ArtifactFilter(key=ArtifactFilterKey(any_=["retrain"]))
+    def table(self, key: str = "retrain") -> list[dict[str, str]]:
+        of = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
         newest = self.client.read_artifacts(artifact_filter=of, sort=ArtifactSort.CREATED_DESC, limit=1)[0]
         rows: list[dict[str, str]] = json.loads(str(newest.data))
         return rows
@@ -91,6 +95,27 @@ def test_a_subject_with_a_new_photo_is_started_and_the_next_night_it_is_not_star
     assert row["run"] == ""
     assert row["reason"].endswith(f"photos changed; `{run.name}` is at work on it already")
     assert place.runs(EVE) == []
+
+
+def test_an_overview_tells_of_every_subject_its_state_its_release_its_channels_and_what_is_due(
+    place: Place, tmp_path: Path
+) -> None:
+    store = FolderStore(tmp_path / "store")
+    release = publish_task.fn(published(tmp_path / EVE, "provisional"), EVE, store, accept_provisional=True)
+    move = Move(id="0", at=datetime.datetime.now(datetime.UTC), kind="promote", release=release.name)
+    store.swap(channel_key(EVE, "staging"), Channel(history=[move]).model_dump_json().encode(), None)
+
+    retrain(RetrainSpec(only_look=True))
+
+    ada, eve = place.table("subjects")
+    assert (ada["subject"], ada["state"], ada["newest release"], ada["staging"]) == (ADA, "changed", "none", "")
+    assert ada["due"].endswith("photos changed")
+    assert eve == {
+        **{"subject": EVE, "state": "unchanged", "due": "nothing", "consent until": "2999-12-31"},
+        **{"newest release": f"{release.name}: provisional", "staging": release.name, "production": ""},
+    }
+    told = [each for each in place.client.read_artifacts() if each.key == "subjects"]
+    assert {each.id for each in told} <= set(runs_of(EVE).artifacts)  # which `forget` deletes
 
 
 @pytest.mark.parametrize("state", [Pending(), Running(), Suspended()], ids=lambda state: state.name)
