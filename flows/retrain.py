@@ -14,7 +14,7 @@ from prefect.states import Completed
 
 from flows.spec import PersonalizeSpec, RetrainSpec
 from tasks.elsewhere import at_work, completed_since_due, start
-from tasks.scan import Finding, read_project, scan, subjects
+from tasks.scan import Finding, read_project, scan_all
 from tasks.settings import Settings, from_environment
 from tasks.shown import show_overview, show_scan
 from tasks.storage import open_store
@@ -40,10 +40,10 @@ def retrain(spec: RetrainSpec) -> dict[str, int] | State[Any]:
     store = open_store(settings.store)
     project = read_project(settings.project)
     today = datetime.datetime.now(datetime.UTC).date()
-    found = [scan(settings, store, project, subject, today) for subject in subjects(store)]
-    _tell_of_others(settings, {each.subject for each in found if each is not None})
+    found = scan_all(settings, store, project, today)
+    _tell_of_others(settings, {each.subject for each in found})
     working = at_work("personalize")
-    findings = [_with_work(each, working) for each in found if each is not None]
+    findings = [_with_work(each, working) for each in found]
     for finding in findings:
         if finding.reason:
             get_run_logger().info("%s is %s: %s", finding.subject, finding.verdict, finding.reason)

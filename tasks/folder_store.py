@@ -17,6 +17,7 @@ from tasks.store import MAX_FILE_BYTES, MAX_SMALL_BYTES, ConflictError, Inventor
 from zimage.errors import InputError
 from zimage.folder import make_private
 
+TICK_S = 2.0  # of the times of files: 2 s on FAT, a few ms elsewhere
 LOCKS = ".locks"  # a fixed number of them, so that none tells of a key that is gone
 
 
@@ -27,12 +28,16 @@ class FolderStore:
     Args:
         root: The folder.
         pages: The address at which `tasks.pages` serves it, if it does.
+        listing_lag_s: See Store.
+        link_max_s: See Store.
+        tick_s: How exactly the file system tells when a file changed.
     """
 
     root: Path
     pages: str = ""
     listing_lag_s: float = 0.0
     link_max_s: int = LINK_MAX_S
+    tick_s: float = TICK_S
 
     def require_usable(self, key: str) -> None:
         """See Store; a folder does, or fails with an error at the first write."""
@@ -113,9 +118,21 @@ class FolderStore:
         return sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
 
     def stamps(self, below: str) -> dict[str, str]:
-        """See Store; size and time of the file."""
-        status = {key: self._path(key).stat() for key in self.keys(below)}
-        return {key: f"{each.st_size} {each.st_mtime_ns}" for key, each in status.items()}
+        """See Store; size, times and inode of the file."""
+        found = {key: self._stamp(key) for key in self.keys(below)}
+        return {key: stamp for key, stamp in found.items() if stamp}
+
+    def is_stamped(self, key: str, tag: str, stamp: str) -> bool:
+        """See Store; a file that was written a moment ago may be written again within one tick of its times."""
+        changed_ns = int(stamp.split()[2])
+        return self._stamp(key) == stamp and changed_ns < time.time_ns() - self.tick_s * 1e9
+
+    def _stamp(self, key: str) -> str:
+        try:
+            each = self._path(key).stat()
+        except FileNotFoundError:
+            return ""
+        return f"{each.st_size} {each.st_mtime_ns} {each.st_ctime_ns} {each.st_ino}"
 
     def sizes(self, below: str) -> dict[str, int]:
         """See Store."""

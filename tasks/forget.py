@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from tasks import forget_runs, hub, hub_index, tombstones
+from tasks import forget_runs, hub, hub_index, scan_index, tombstones
 from tasks.channels import channel
 from tasks.forget_runs import Runs, runs_of
+from tasks.handover import state_key
 from tasks.hub_index import HubRecord
 from tasks.lease import leased
 from tasks.policy import LEASE_S
@@ -117,7 +118,7 @@ def find(settings: Settings, subject: str, *, this_run: UUID | str | None = None
         workspace=workspace,
         files=len(sizes),
         file_bytes=sum(sizes),
-        stored=store.inventory(_prefix(subject)),
+        stored=sum((store.inventory(key) for key in _keys(subject)), Inventory()),
         pointers={name: found.release for name, found in pointers.items() if found},
         runs=runs_of(subject, but=this_run),
         consent_ends=_consent_ends(workspace / "data" / "consent.yaml"),
@@ -185,7 +186,8 @@ def erase_but_names(store: Store, workspace: Path, subject: str) -> None:
     """Delete all but the names of releases and repositories, by which what is left on the hub is found again."""
     _unpublish(store, subject)
     names = {f"{releases_key(subject)}/{INDEX}", hub_index.index_key(subject)}
-    store.delete(_prefix(subject), only=lambda key: key not in names)
+    for below in (*_keys(subject), scan_index.INDEX):
+        store.delete(below, only=lambda key: key not in names)
     if workspace.exists():
         _remove(workspace)
 
@@ -197,17 +199,18 @@ def empty(store: Store, subject: str) -> None:
         StoreError: the listing is not empty after many tries.
     """
     _unpublish(store, subject)
-    clear(store, _prefix(subject))
+    clear(store, *_keys(subject), scan_index.INDEX)  # the index tells of all subjects, and is made anew
 
 
 def _unpublish(store: Store, subject: str) -> None:
     """Delete what makes releases: pointers to them, then their manifests."""
-    store.delete(f"{_prefix(subject)}/channels")
+    store.delete(f"subjects/{subject}/channels")
     store.delete(releases_key(subject), only=lambda key: key.endswith(f"/{MANIFEST}"))
 
 
-def _prefix(subject: str) -> str:
-    return f"subjects/{subject}"
+def _keys(subject: str) -> tuple[str, str]:
+    """Return the keys at and below which all there is of a subject lies."""
+    return f"subjects/{subject}", state_key(subject)
 
 
 def _refuse_or_cancel(runs: Runs, *, cancel: bool) -> None:

@@ -27,6 +27,7 @@ from zimage.folder import write_whole
 from zimage.section import Section
 
 Input = Literal["photos", "consent.yaml", "overrides"]
+STATES = "states"
 INPUTS: tuple[Input, ...] = get_args(Input)  # what no stage makes, in `data/`
 
 
@@ -68,7 +69,12 @@ class Taken:
 
 
 def state_key(subject: str) -> str:
-    """Return where in the store the state of `subject` is."""
+    """Return where in the store the state of `subject` is: beside those of others, so that one listing tells of all."""
+    return f"{STATES}/{subject}.json"
+
+
+def old_state_key(subject: str) -> str:
+    """Return where the state of `subject` was before 0.2; it is read there until it is next written."""
     return f"subjects/{subject}/state.json"
 
 
@@ -79,10 +85,13 @@ def read_state(store: Store, subject: str) -> Taken:
         InputError: it was written by another version of this code.
     """
     found = store.read(state_key(subject))
-    if found is None:
+    older = store.read(old_state_key(subject)) if found is None else None
+    if found is None and older is None:
         return Taken(None, None)
     try:
-        return Taken(State.model_validate_json(found.content), found.tag)
+        if older:
+            return Taken(State.model_validate_json(older.content), None)
+        return Taken(State.model_validate_json(found.content), found.tag) if found else Taken(None, None)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise InputError(

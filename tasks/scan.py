@@ -2,7 +2,9 @@
 
 import datetime
 import functools
+import logging
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
-from tasks.handover import Input, State, consent_of, inputs_of, read_state
+from tasks.handover import STATES, Input, State, consent_of, inputs_of, read_state, state_key
+from tasks.scan_index import INDEX, Known, ScanIndex, identity
 from tasks.settings import Settings
 from tasks.sources import content, look
 from tasks.storage import Store, StoreError
@@ -20,7 +23,10 @@ from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, consent_in
 from zimage.permission import require_for
 from zimage.signatures import STAGES
 
+logger = logging.getLogger(__name__)
+
 Verdict = Literal["unchanged", "changed", "stopped"]
+AT_ONCE = 16  # states and sources that are looked at side by side
 SHOWN = 4  # reasons of one kind that are spelt out
 NOT_KNOWN = "its consent cannot be seen from here, and no leg has handed over its last day"
 
@@ -56,6 +62,12 @@ class Project:
     code: dict[str, str]
     wanted: dict[str, list[str]]
 
+    @property
+    def identity(self) -> str:
+        """Return a hash of all of it, and of the presets, which choose values of params.yaml."""
+        named = {name: preset.values for name, preset in _presets().items()}
+        return identity([self.params, self.code, self.wanted, named])
+
 
 def read_project(folder: Path) -> Project:
     """Return the project's settings, code and stages."""
@@ -64,12 +76,48 @@ def read_project(folder: Path) -> Project:
     return Project(_yaml(folder / "params.yaml"), _yaml(folder / "code.yaml"), wanted)
 
 
-def subjects(store: Store) -> list[str]:
-    """Return the subjects of a store."""
-    return store.names("subjects")
+def scan_all(settings: Settings, store: Store, project: Project, today: datetime.date) -> list[Finding]:
+    """Return what is to be done about each subject that has a state, by name; states that did not change stay closed.
+
+    Args:
+        settings: Where things are.
+        store: Where the states are.
+        project: See `read_project`.
+        today: For the consent.
+    """
+    stamps = store.stamps(STATES)
+    index = ScanIndex.read(store, project.identity)
+    known = {key.removeprefix(f"{STATES}/").removesuffix(".json"): stamp for key, stamp in stamps.items()}
+    older = set(store.names("subjects")) - set(known)  # who has no state, or one from before they lay beside each other
+
+    def look(subject: str) -> Finding | None:
+        return scan(settings, store, project, subject, today, index=index, stamp=known.get(subject, ""))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = list(pool.map(look, sorted({*known, *older})))
+    _write(index, store)
+    return [finding for finding in found if finding is not None]
 
 
-def scan(settings: Settings, store: Store, project: Project, subject: str, today: datetime.date) -> Finding | None:
+def _write(index: ScanIndex, store: Store) -> None:
+    """Write the index, unless it tells of somebody who was forgotten meanwhile; without one, a scan is only slower."""
+    try:
+        if index.write(store) and not {state_key(subject) for subject in index.kept} <= set(store.stamps(STATES)):
+            store.delete(INDEX)
+    except (InputError, StoreError) as error:
+        logger.warning("The index of states could not be written: %s", error)
+
+
+def scan(
+    settings: Settings,
+    store: Store,
+    project: Project,
+    subject: str,
+    today: datetime.date,
+    *,
+    index: ScanIndex | None = None,
+    stamp: str = "",
+) -> Finding | None:
     """Return what is to be done about a subject, or None if it has no state (it was never prepared, or was forgotten).
 
     Args:
@@ -78,25 +126,47 @@ def scan(settings: Settings, store: Store, project: Project, subject: str, today
         project: See `read_project`.
         subject: Whose it is.
         today: For the consent.
+        index: What is known of states, and gets what is read now; None for nothing.
+        stamp: Of the state, as it was listed; "" where it was not.
     """
-    try:
-        state = read_state(store, subject).state
-    except InputError as error:
-        return Finding(subject, "stopped", str(error), None)
-    if state is None:
-        return None
     until = None
     try:
-        looks = _looks(state)
-        consent = _consent(state, looks, settings.workspace(subject))
+        known = index.get(subject, stamp) if index else None
+        if known is None:
+            known = _opened(store, project, subject, stamp)
+            if known is None:
+                return None
+            if index:
+                index.put(known)
+        looks = _looks(known)
+        consent = _consent(known, looks, settings.workspace(subject))
         until = consent.expires if consent else None
         if consent:
             require_for(STAGES, consent, today)
-        reasons = [*_inputs(state, looks), *_results(state, project)]
+        reasons = [*_inputs(known, looks), *known.reasons]
     except (InputError, StoreError) as error:  # a source that is away keeps no other subject from being looked at
         return Finding(subject, "stopped", str(error), until)
     told = reasons if consent else [*reasons, NOT_KNOWN]
     return Finding(subject, "changed" if reasons else "unchanged", "; ".join(told), until)
+
+
+def _opened(store: Store, project: Project, subject: str, stamp: str) -> Known | None:
+    """Return what a state says, with its stamp if it surely is the state that was listed; None if there is no state."""
+    taken = read_state(store, subject)
+    if taken.state is None:
+        return None
+    is_listed = stamp and taken.tag and store.is_stamped(state_key(subject), taken.tag, stamp)
+    return _known(taken.state, subject, project, stamp if is_listed else "")
+
+
+def _known(state: State, subject: str, project: Project, stamp: str) -> Known:
+    return Known(
+        subject=subject,
+        stamp=stamp,
+        sources=state.sources,
+        consent=state.consent,
+        reasons=list(_results(state, project)),
+    )
 
 
 def consents(store: Store, subject: str, workspace: Path | None) -> list[Consent]:
@@ -114,11 +184,11 @@ def _here(workspace: Path | None) -> Consent | None:
     return consent_of(workspace, None) if workspace else None
 
 
-def _looks(state: State) -> str:
+def _looks(state: State | Known) -> str:
     return look(state.sources["consent"].address) if "consent" in state.sources else ""
 
 
-def _consent(state: State, looks: str, workspace: Path | None) -> Consent | None:
+def _consent(state: State | Known, looks: str, workspace: Path | None) -> Consent | None:
     """Return the consent as it is now, or None where it is not known.
 
     One that looks at its source as it did, or cannot be seen there, is the one that was handed over; older states have
@@ -137,7 +207,7 @@ def _read(address: str) -> Consent | None:
     return None if found is None else consent_in(found, address)
 
 
-def _inputs(state: State, consent_looks: str) -> Iterator[str]:
+def _inputs(state: State | Known, consent_looks: str) -> Iterator[str]:
     """Yield what looks different where it comes from; what cannot be seen from here counts as it was."""
     for name, source in state.sources.items():
         now = consent_looks if name == "consent" else look(source.address)

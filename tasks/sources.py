@@ -1,6 +1,8 @@
 """Where a subject's photos, consent and overrides come from, and whether they look as they did."""
 
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -83,12 +85,24 @@ def _objects(address: str) -> list[str]:
 def _files(path: Path) -> list[str]:
     if not path.exists():
         return []
-    found = [path] if path.is_file() else [path, *sorted(each for each in path.rglob("*") if each.is_file())]
-    return [_described(each, path) for each in found]
+    if path.is_file():
+        return [f". {_size_and_time(path.stat())}"]
+    return ["folder", *(f"{'/'.join(parts)} {told}" for parts, told in sorted(_below(str(path), ())))]
 
 
-def _described(path: Path, root: Path) -> str:
-    if path == root and path.is_dir():
-        return "folder"
-    status = path.stat()
-    return f"{path.relative_to(root).as_posix()} {status.st_size} {status.st_mtime_ns}"
+def _below(folder: str, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the path and the size and time of each file below a folder; links to folders are not followed."""
+    try:
+        entries = os.scandir(folder)
+    except PermissionError:
+        return
+    with entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(entry.path, (*above, entry.name))
+            elif entry.is_file():
+                yield (*above, entry.name), _size_and_time(entry.stat())
+
+
+def _size_and_time(status: os.stat_result) -> str:
+    return f"{status.st_size} {status.st_mtime_ns}"

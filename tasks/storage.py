@@ -34,6 +34,7 @@ __all__ = ["LOCKS", "ConflictError", "FolderStore", "Inventory", "MissingError",
 
 AT_ONCE = 1000  # the most keys one DeleteObjects request takes (S3 API reference)
 PART_BYTES = 16 * 2**20  # of a file that is sent in parts; S3 takes 5 MiB to 5 GiB, and 10,000 of them
+CONNECTIONS = 16  # that are kept open for requests side by side
 TRIES = 5  # where an answer's body broke off, or a condition could not be decided; boto3 itself tries all else again
 LINK_MAX_S = 24 * 3600  # a person looks the next morning; a role's keys may end sooner
 LISTING_LAG_S = 1.0  # Amazon's does not lag (since 2020-12), others may
@@ -80,7 +81,8 @@ def _client(endpoint: str = "") -> Any:
     import boto3
     from botocore.config import Config
 
-    config = Config(retries={"mode": "standard", "max_attempts": TRIES}, signature_version="s3v4")
+    retries = {"mode": "standard", "max_attempts": TRIES}
+    config = Config(retries=retries, signature_version="s3v4", max_pool_connections=CONNECTIONS)
     return boto3.client("s3", config=config, endpoint_url=endpoint or None)
 
 
@@ -201,6 +203,10 @@ class S3Store:
     def stamps(self, below: str) -> dict[str, str]:
         """See Store; the ETag."""
         return {self._short(found["Key"]): found["ETag"] for found in self._listed(below)}
+
+    def is_stamped(self, key: str, tag: str, stamp: str) -> bool:
+        """See Store; both are the ETag."""
+        return tag == stamp
 
     def sizes(self, below: str) -> dict[str, int]:
         """See Store."""
@@ -488,9 +494,9 @@ class S3Store:
         full = self._full(below)
         return [entry for entry in entries if entry["Key"] == full or entry["Key"].startswith(as_folder(full))]
 
-    def _listed(self, below: str) -> list[dict[str, Any]]:
-        pages = self._pages("list_objects_v2", Prefix=self._full(as_folder(below)))
-        return [found for page in pages for found in page.get("Contents", [])]
+    def _listed(self, below: str) -> Iterator[dict[str, Any]]:
+        for page in self._pages("list_objects_v2", Prefix=self._full(as_folder(below))):
+            yield from page.get("Contents", [])
 
     def _head(self, key: str) -> dict[str, Any] | None:
         try:

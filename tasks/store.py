@@ -58,6 +58,15 @@ class Inventory:
     uploads: int = 0
     bytes: int = 0
 
+    def __add__(self, other: "Inventory") -> "Inventory":
+        """Return what lies at both places."""
+        return Inventory(
+            self.objects + other.objects,
+            self.versions + other.versions,
+            self.uploads + other.uploads,
+            self.bytes + other.bytes,
+        )
+
     @property
     def is_empty(self) -> bool:
         """Return whether nothing is left, not even of what was deleted before."""
@@ -133,6 +142,10 @@ class Store(Protocol):
         """Return, for each key below `below`, something that changes when the object does; none is opened."""
         ...
 
+    def is_stamped(self, key: str, tag: str, stamp: str) -> bool:
+        """Return whether the version `tag` of an object, as it was just read, surely is the one with this stamp."""
+        ...
+
     def sizes(self, below: str) -> dict[str, int]:
         """Return the size in bytes of each object below `below`, by its key; none is opened."""
         ...
@@ -185,21 +198,23 @@ def changed(store: Store, key: str, fresh: Document, change: Callable[[Document]
     raise StoreError(f"{key} was changed by others {TRIES} times in a row; run again.")
 
 
-def clear(store: Store, below: str) -> None:
-    """Delete every version of the object `below` and of all below it.
+def clear(store: Store, *below: str) -> None:
+    """Delete every version of the objects `below` and of all below them.
 
     It is done when nothing is listed so long after that a listing which lags behind would have caught up.
 
     Raises:
         StoreError: the listing is not empty after many tries.
     """
-    store.delete(below)
+    left = list(below)
     for _ in range(LISTINGS):
+        for key in left:
+            store.delete(key)
         time.sleep(store.listing_lag_s)
-        if store.inventory(below).is_empty:
+        left = [key for key in left if not store.inventory(key).is_empty]
+        if not left:
             return
-        store.delete(below)
-    raise StoreError(f"The store still lists {store.inventory(below)} of the subject; run again.")
+    raise StoreError(f"The store still lists {store.inventory(left[0])} of the subject; run again.")
 
 
 def checked_key(key: str) -> str:

@@ -16,7 +16,9 @@ ADA = "subjects/ada"
 PLACES = {
     "photos": f"{ADA}/dvc/files/md5/00/11",
     "lost": f"{ADA}/dvc/lost.json",
-    "state": f"{ADA}/state.json",
+    "state": "states/ada.json",
+    "old state": f"{ADA}/state.json",
+    "scan": "scan/index.jsonl",
     "unfinished": f"{ADA}/unfinished/index.json",
     "page": f"{ADA}/pages/0123456789abcdef/report.html",
     "lora": f"{ADA}/releases/1-0a1b2c3d/ada.safetensors",
@@ -28,18 +30,25 @@ PLACES = {
 }
 MAY = {
     "cpu-agent": {
-        "s3:GetObject": {"photos", "lost", "state", "page", "lora", "signed", "index", "tombstone"},
+        "s3:GetObject": {
+            *("photos", "lost", "state", "old state", "scan", "page", "lora", "signed", "index", "tombstone"),
+        },
         "s3:GetObjectVersion": {"photos", "lost"},
-        "s3:PutObject": {"photos", "lost", "state", "page"},
+        "s3:PutObject": {"photos", "lost", "state", "scan", "page"},
+        "s3:DeleteObjectVersion": {"scan"},
     },
     "gpu-agent": {
-        "s3:GetObject": {"photos", "lost", "state", "unfinished", "page", "lora", "signed", "index", "tombstone"},
+        "s3:GetObject": {
+            *("photos", "lost", "state", "old state", "unfinished", "page", "lora", "signed", "index", "tombstone"),
+        },
         "s3:GetObjectVersion": {"photos", "lost"},
         "s3:PutObject": {"photos", "lost", "state", "unfinished", "page"},
         "s3:DeleteObjectVersion": {"unfinished"},
     },
     "publisher": {
-        "s3:GetObject": {"photos", "lost", "state", "page", "lora", "signed", "index", "channel", "hub", "tombstone"},
+        "s3:GetObject": {
+            *("photos", "lost", "state", "old state", "page", "lora", "signed", "index", "channel", "hub", "tombstone"),
+        },
         "s3:PutObject": {"lost", "page", "lora", "signed", "index", "channel", "hub"},
         "s3:DeleteObjectVersion": {"channel"},
     },
@@ -83,9 +92,9 @@ def test_the_places_are_all_that_the_code_names() -> None:
 
 
 def test_every_place_but_the_one_of_tombstones_has_somebody_who_writes_it_and_can_be_forgotten() -> None:
-    for key in PLACES.values():
-        assert any(allows(role, "s3:PutObject", key) for role in ROLES)
-        assert allows("eraser", "s3:DeleteObjectVersion", key) == key.startswith(f"{ADA}/")
+    for place, key in PLACES.items():
+        assert any(allows(role, "s3:PutObject", key) for role in ROLES) == (place != "old state")
+        assert allows("eraser", "s3:DeleteObjectVersion", key) == (place != "tombstone")
 
 
 @pytest.mark.parametrize("role", ["cpu-agent", "gpu-agent", "publisher"])
@@ -138,7 +147,7 @@ def test_listing_is_bound_to_the_prefix() -> None:
         for statement in role["Statement"]:
             if any(action.startswith("s3:List") and "Parts" not in action for action in listed(statement["Action"])):
                 assert all(
-                    each.startswith(("PREFIX/subjects/", "PREFIX/tombstones/"))
+                    each.startswith(tuple(f"PREFIX/{name}/" for name in ("subjects", "states", "scan", "tombstones")))
                     for each in statement["Condition"]["StringLike"]["s3:prefix"]
                 )
 

@@ -1,39 +1,45 @@
-"""How long `retrain` looks at subjects that did not change: `python -m tests.benchmarks.scan 250 500 1000`.
+"""What the nightly look at subjects costs: `python -m tests.benchmarks.scan folder 5000`, or `s3`, or `flow`.
 
-The scan by itself, then the whole flow that only looks, on a Prefect server of its own that is up already; about a
-second of the flow is the end of its heartbeats, however many subjects there are.
+`folder` and `s3` print seconds, memory (the peak, and by how much it is more than after the imports) and requests of a
+scan that opens every state and of the next, which finds all unchanged; each is a process of its own. S3 is moto, in
+another process. `flow` is the whole flow that only looks, on a Prefect server that is up.
 """
 
 import datetime
+import json
+import os
+import subprocess
 import sys
 import tempfile
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
-from prefect.testing.utilities import prefect_test_harness
 
-from flows.__main__ import QUIET
-from flows.retrain import retrain
-from flows.spec import RetrainSpec
 from tasks.handover import State, state_key
-from tasks.scan import read_project, scan, subjects
+from tasks.scan import read_project, scan_all
 from tasks.settings import PROJECT, Settings, from_environment
 from tasks.sources import source
-from tasks.storage import FolderStore
+from tasks.storage import FolderStore, S3Store, open_store
 from tests.tasks.test_scan import CHOICES, CONSENT, locked
 from zimage.faces.consent import Consent
+from zimage.parent import die_with_parent
 
 PHOTOS = 30
 TODAY = datetime.date(2026, 11, 23)
 AGREED = CONSENT | {"expires": datetime.date(2999, 12, 31)}  # the flow asks the clock
+BUCKET = "s3://benchmark/project"
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
-def finished(count: int, folder: Path, settings: Settings) -> None:
+def finished(count: int, folder: Path, store: FolderStore) -> None:
     """Put `count` finished subjects into the store, each with photos, a consent and values of its own."""
-    store, project = FolderStore(Path(settings.store)), read_project(PROJECT)
+    project = read_project(PROJECT)
     for number in range(count):
         subject = f"s-{number:05d}"
         chosen = CHOICES.model_copy(update={"values": {"train.seed": number}})
@@ -52,42 +58,101 @@ def finished(count: int, folder: Path, settings: Settings) -> None:
             lock=yaml.safe_dump({"stages": locked(project, chosen)}),
             consent=Consent(**AGREED),
         )
-        store.swap(state_key(subject), state.model_dump_json().encode(), None)
+        path = store.root / state_key(subject)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(state.model_dump_json())
 
 
-def scanned(count: int, settings: Settings) -> float:
-    """Return the seconds of looking at all subjects, by the functions that the flow calls."""
-    begun = time.perf_counter()
-    store, project = FolderStore(Path(settings.store)), read_project(PROJECT)
-    found = [scan(settings, store, project, subject, TODAY) for subject in subjects(store)]
-    taken = time.perf_counter() - begun
-    assert len(found) == count and {each.verdict for each in found if each} == {"unchanged"}
-    return taken
+def scanned(count: int) -> None:
+    """Print what one scan costs in this process."""
+    settings = from_environment()
+    store, project, calls = open_store(settings.store), read_project(PROJECT), []
+    if isinstance(store, S3Store):
+        store.client.meta.events.register("before-call.s3", lambda **_: calls.append(1))
+    before, begun = psutil.Process().memory_info().rss, time.perf_counter()
+    found = scan_all(settings, store, project, TODAY)
+    taken_s = time.perf_counter() - begun
+    assert len(found) == count and {each.verdict for each in found} == {"unchanged"}
+    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    grown = int(peak.split()[1]) * 1024 - before
+    peak_mb, grown_mb = int(peak.split()[1]) / 1e3, grown / 1e6
+    print(
+        json.dumps(
+            {"s": round(taken_s, 2), "peak MB": round(peak_mb), "grown MB": round(grown_mb, 1), "requests": len(calls)}
+        )
+    )
 
 
-def retrained(count: int) -> float:
-    """Return the seconds of the flow."""
-    begun = time.perf_counter()
-    found = retrain(RetrainSpec(only_look=True))
-    taken = time.perf_counter() - begun
-    assert found == {"unchanged": count}
-    return taken
+def serve(folder: Path) -> None:
+    """Serve a folder's files as a bucket until killed."""
+    import boto3
+    from moto.s3.models import s3_backends
+    from werkzeug.serving import make_server
+
+    from tests.tasks.faults import moto
+
+    die_with_parent()
+    server = make_server("127.0.0.1", 0, moto(), threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    boto3.client("s3", endpoint_url=address).create_bucket(Bucket="benchmark")
+    (backend,) = [each["global"] for each in s3_backends.values() if "benchmark" in each["global"].buckets]
+    for path in folder.rglob("*.json"):
+        backend.put_object("benchmark", f"project/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    print(address, flush=True)
+    threading.Event().wait()
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a bucket with a folder's files, in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.scan", "serve", str(folder)]
+    errors = {"stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **KEYS}, **errors) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
+        server.kill()
+
+
+def retrained(count: int, settings: Settings) -> None:
+    """Print the seconds of the flow."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    from flows.__main__ import QUIET
+    from flows.retrain import retrain
+    from flows.spec import RetrainSpec
+
+    with pytest.MonkeyPatch.context() as environment, prefect_test_harness(server_startup_timeout=300):
+        for name, value in {**QUIET, "ZIMAGE_STORE": settings.store}.items():
+            environment.setenv(name, value)
+        for which in ("first", "next"):
+            begun = time.perf_counter()
+            assert retrain(RetrainSpec(only_look=True)) == {"unchanged": count}
+            print(f"flow, {count} unchanged subjects, {which}: {time.perf_counter() - begun:.1f} s")
 
 
 def main() -> None:
-    """Print the seconds of both for each number of subjects."""
-    with pytest.MonkeyPatch.context() as environment, ExitStack() as stack:
-        for name, value in QUIET.items():
-            environment.setenv(name, value)
-        stack.enter_context(prefect_test_harness(server_startup_timeout=300))
-        for count in map(int, sys.argv[1:]):
-            with tempfile.TemporaryDirectory() as folder:
-                environment.setenv("ZIMAGE_WORKSPACES", f"{folder}/workspaces")
-                environment.setenv("ZIMAGE_STORE", f"{folder}/store")
-                settings = from_environment()
-                finished(count, Path(folder), settings)
-                by_itself, whole = scanned(count, settings), retrained(count)
-            print(f"{count} unchanged subjects: scan {by_itself:.1f} s, retrain {whole:.1f} s")
+    """Print what a kind of scan costs for each number of subjects."""
+    kind, *counts = sys.argv[1:]
+    if kind == "serve":
+        return serve(Path(counts[0]))
+    if kind == "scan":
+        return scanned(int(counts[0]))
+    for count in map(int, counts):
+        with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+            folder = Path(name)
+            finished(count, folder, FolderStore(folder / "store"))
+            environment = {**os.environ, **KEYS, "ZIMAGE_WORKSPACES": f"{name}/workspaces"}
+            if kind == "flow":
+                return retrained(count, Settings(PROJECT, folder / "workspaces", f"{name}/store"))
+            if kind == "s3":
+                environment["AWS_ENDPOINT_URL_S3"] = stack.enter_context(served(folder / "store"))
+            environment["ZIMAGE_STORE"] = BUCKET if kind == "s3" else f"{name}/store"
+            for which in ("first", "next"):
+                command = [sys.executable, "-m", "tests.benchmarks.scan", "scan", str(count)]
+                told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+                print(f"{kind}, {count} unchanged subjects, {which}: {told.strip()}", flush=True)
+    return None
 
 
 if __name__ == "__main__":

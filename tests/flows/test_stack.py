@@ -298,7 +298,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
             subject: api.run("personalize", {"subject": subject, **spec, "consent": consent(folder, subject)})
             for subject in ("bob", "ada")
         }
-        until("the store knows ada", lambda: told.stored("subjects/ada/state.json"))
+        until("the store knows ada", lambda: told.stored("states/ada.json"))
         spoiling = threading.Thread(target=spoil, args=(relay, FAULTS))
         spoiling.start()
         until("both legs", lambda: all(learns(api, subject) for subject in runs), every_s=0.05)
@@ -351,7 +351,7 @@ def consent(folder: Path, subject: str) -> str:
 def test_two_subjects_at_once_become_loras_on_other_machines(story: Story) -> None:
     assert story.facts["ends"] == {"ada": "Completed", "bob": "Completed"}
     for subject in ("ada", "bob"):
-        state = json.loads(story.stored(f"subjects/{subject}/state.json") or b"")
+        state = json.loads(story.stored(f"states/{subject}.json") or b"")
         assert set(yaml.safe_load(state["lock"])["stages"]) == {
             *("ingest", "detect", "caption", "encode", "train", "evaluate"),
         }

@@ -148,7 +148,7 @@ def unwell(status: str, code: str, *, times: int, method: str = "") -> Iterator[
         times: How many requests, one after the other, are answered so.
         method: The only one that is; all with "".
     """
-    inner, left = _moto(), times
+    inner, left = moto(), times
 
     def answered(environ: Environ, start: Start) -> Iterable[bytes]:
         nonlocal left
@@ -172,7 +172,7 @@ def lacking(*, ignored: Collection[str] = (), refused: Collection[str] = ()) -> 
         ignored: Headers and parameters of a query that it takes no notice of, such as `If-Match` and `versions`.
         refused: Those of which it says that they are not implemented.
     """
-    inner = _moto()
+    inner = moto()
 
     def answered(environ: Environ, start: Start) -> Iterable[bytes]:
         body, query = _body(environ), parse_qs(environ["QUERY_STRING"], keep_blank_values=True)
@@ -195,7 +195,7 @@ def serving_s3() -> AbstractContextManager[str]:
 
     All servers of a process have the same buckets.
     """
-    return _served(Faults(_moto(), share=0.0, seed=0).clean)
+    return _served(Faults(moto(), share=0.0, seed=0).clean)
 
 
 @contextmanager
@@ -212,7 +212,8 @@ def _served(application: Application) -> Iterator[str]:
     server.server_close()
 
 
-def _moto() -> Application:
+def moto() -> Application:
+    """Return a server of S3 whose buckets are those of all such servers of this process."""
     from moto.server import DomainDispatcherApplication, create_backend_app
 
     application: Application = DomainDispatcherApplication(create_backend_app)
@@ -267,7 +268,7 @@ def serve(share: float, seed: int) -> None:
 
     die_with_parent()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    faults = Faults(_moto(), share, seed)
+    faults = Faults(moto(), share, seed)
     servers = {
         "faulty": make_server("127.0.0.1", 0, faults, threaded=True),
         "clean": make_server("127.0.0.1", 0, faults.clean, threaded=True),

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from tasks.forget import erase
-from tasks.handover import State, Taken, hand_over, read_state, state_key, take, track_inputs
+from tasks.forget import empty, erase
+from tasks.handover import State, Taken, hand_over, old_state_key, read_state, state_key, take, track_inputs
 from tasks.settings import PROJECT, Settings, from_environment
 from tasks.sources import Source
 from tasks.storage import open_store
@@ -103,7 +103,25 @@ def test_a_relative_address_leads_state_and_data_into_one_folder(
     assert [path for path in tmp_path.rglob("files") if path.parent.name == "dvc"] == [
         tmp_path / "store/subjects/ada/dvc/files"
     ]
-    assert list(tmp_path.rglob("state.json")) == [tmp_path / "store/subjects/ada/state.json"]
+    assert list(tmp_path.rglob("ada.json")) == [tmp_path / "store/states/ada.json"]
+
+
+def test_a_state_from_where_states_were_before_is_taken_and_written_where_they_are(
+    first: Settings, prefect_server: None
+) -> None:
+    state, store = prepared(first, "face"), open_store(first.store)
+    stored = store.read(state_key("ada"))
+    assert stored is not None
+    store.swap(old_state_key("ada"), stored.content, None)
+    store.delete(state_key("ada"))
+
+    assert taken(first).state == state
+    newer = prepared(first, "another")
+
+    assert newer.version == state.version + 1
+    assert read_state(store, "ada").state == newer
+    empty(store, "ada")
+    assert store.keys("") == []
 
 
 def test_what_an_older_state_left_here_is_not_taken_for_a_change(first: Settings, prefect_server: None) -> None:
