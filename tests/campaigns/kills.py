@@ -31,6 +31,7 @@ import psutil
 
 from flows.__main__ import LASTING, QUIET
 from flows.stack import MARK, started
+from tasks.handover import state_key
 from tasks.settings import PROJECT
 from tests.flows.test_stack import Api, asked, consent, until
 from tests.ports import free_port
@@ -270,7 +271,8 @@ class Campaign:
 
     def _wrong_releases(self, subject: str) -> Iterator[str]:
         """What is wrong with the releases of a subject, of which each round has to have made one."""
-        folder = self.stack.folder / "store" / "subjects" / subject
+        store = self.stack.folder / "store"
+        folder, state = store / "subjects" / subject, store / state_key(subject)
         manifests = sorted(folder.glob("releases/*/manifest.json"))
         if len(manifests) != self.rounds + 1:
             yield f"{len(manifests)} releases after {self.rounds + 1} rounds"
@@ -279,7 +281,7 @@ class Campaign:
                 path = manifest.parent / file["name"]
                 if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
                     yield f"{path} is not what its manifest says"
-        if f"resamples: {200 + self.rounds}" not in json.loads((folder / "state.json").read_text())["lock"]:
+        if f"resamples: {200 + self.rounds}" not in json.loads(state.read_text())["lock"]:
             yield "the state is not that of the last round"
 
 
