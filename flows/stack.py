@@ -27,7 +27,7 @@ import yaml
 from flows.database import only_server
 from tasks.pages import served
 from tasks.policy import LEGS
-from tasks.settings import PROJECT, Settings, inherited
+from tasks.settings import PROJECT, Settings, inherited, personalize_at_once
 from zimage.errors import InputError
 from zimage.folder import make_private
 
@@ -117,6 +117,7 @@ def deploy(*, notify: bool) -> None:
     """
     for pool in sorted({leg.pool for leg in LEGS.values()}):
         make_pool(pool)
+    _make_queue("cpu", "personalize", personalize_at_once())
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".yaml") as file:
         yaml.safe_dump(_declared_deployments(), file)
         file.flush()
@@ -300,6 +301,15 @@ def make_pool(name: str) -> None:
             template = pool.base_job_template or ProcessWorker.get_default_base_job_template()
             template = without_fields(template, EXECUTED)
             client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+
+
+def _make_queue(pool: str, name: str, limit: int) -> None:
+    """Make a queue of a pool with a limit of runs at once; one that is there keeps the limit that people gave it."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_queue(name, work_pool_name=pool, concurrency_limit=limit)
 
 
 def without_fields(template: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

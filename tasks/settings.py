@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import psutil
+
 from zimage.errors import InputError
 
 PROJECT = Path(__file__).parent.parent
 DEMO = "demo"
+BYTES_EACH = 8 * 2**30  # memory for one `personalize`; as much as a job of infra/kubernetes/cpu-pool.json gets
 FILE = "file://"
 PATHS = ("ZIMAGE_STORE", "ZIMAGE_WORKSPACES", "ZIMAGE_C2PA_CERTIFICATES", "ZIMAGE_C2PA_KEY")
 
@@ -133,6 +136,20 @@ def silence_limits(lost_after_s: float, pending_s: float) -> tuple[float, float]
         float(os.environ.get("ZIMAGE_LOST_AFTER_S", lost_after_s)),
         float(os.environ.get("ZIMAGE_PENDING_S", pending_s)),
     )
+
+
+def personalize_at_once() -> int:
+    """Return how many `personalize` may be under way at once: ZIMAGE_AT_ONCE, or what this machine's size allows.
+
+    Raises:
+        InputError: ZIMAGE_AT_ONCE is no number of 1 or more.
+    """
+    given = os.environ.get("ZIMAGE_AT_ONCE", "")
+    if not given:
+        return max(1, min(psutil.cpu_count() or 1, int(psutil.virtual_memory().total // BYTES_EACH)))
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"ZIMAGE_AT_ONCE is {given!r}; set it to a number of runs, 1 or more.")
+    return int(given)
 
 
 def hub_token() -> str:

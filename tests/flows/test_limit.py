@@ -1,0 +1,73 @@
+"""How many `personalize` are under way at once, with a real server, a real worker and the legs that they wait for."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.__main__ import LASTING, QUIET
+from flows.stack import started, worker
+from tasks.settings import PROJECT
+from tests.ports import free_port
+
+pytestmark = pytest.mark.timeout(300)
+SUBJECTS = ("ada", "bob", "eve")
+
+
+def until(what: str, look: Any, within_s: float) -> None:
+    begun = time.monotonic()
+    while time.monotonic() - begun < within_s:
+        with contextlib.suppress(httpx.TransportError):
+            if look():
+                return
+        time.sleep(0.3)
+    raise AssertionError(f"{what}: not within {within_s} s")
+
+
+def test_parents_wait_in_order_for_their_limit_and_their_legs_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    for name, value in {
+        **QUIET,
+        **LASTING,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": api,
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PYTHONPATH": str(PROJECT),
+        "ZIMAGE_STORE": str(tmp_path / "store"),
+        "ZIMAGE_WORKSPACES": str(tmp_path / "workspaces"),
+        "ZIMAGE_AT_ONCE": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with started(command, tmp_path / "server.log"):
+        until("the server", lambda: httpx.get(f"{api}/health").is_success, 90)
+        subprocess.run([sys.executable, "-m", "flows", "deploy"], cwd=PROJECT, check=True, env=os.environ)
+        queue = httpx.get(f"{api}/work_pools/cpu/queues/personalize", timeout=60).json()
+        deployment = httpx.get(f"{api}/deployments/name/personalize/personalize", timeout=60).json()
+        asked = [{"parameters": {"spec": {"subject": each, "placement": "pools"}}} for each in SUBJECTS]
+        start = f"{api}/deployments/{deployment['id']}/create_flow_run"
+        runs = [httpx.post(start, json=each, timeout=60).json()["id"] for each in asked]
+
+        def read() -> list[dict[str, Any]]:
+            return [httpx.get(f"{api}/flow_runs/{run}", timeout=60).json() for run in runs]
+
+        with started(worker("cpu", name="cpu"), tmp_path / "worker.log"):
+            until("the end of all", lambda: all(each["state"]["type"] == "FAILED" for each in read()), 200)
+        ended = read()
+        legs = httpx.post(f"{api}/flow_runs/filter", json={"flows": {"name": {"any_": ["prepare"]}}}, timeout=60).json()
+
+    assert queue["concurrency_limit"] == 1
+    assert len(legs) == len(SUBJECTS)  # each parent waited for one that refused: there are no photos
+    assert all(leg["state"]["type"] == "FAILED" and leg["work_queue_name"] == "default" for leg in legs)
+    for before, after in pairwise(ended):
+        assert before["end_time"] <= after["start_time"]
