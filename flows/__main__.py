@@ -4,13 +4,14 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from flows import spec
@@ -20,6 +21,7 @@ from tasks.settings import PROJECT, from_environment, inherited
 from tasks.store import StoreError
 from zimage.errors import InputError, printable
 from zimage.garbage import collect_rarely
+from zimage.pipes import quiet_if_unread
 from zimage.summary import summary
 
 SPECS: dict[str, type[spec.SubjectSpec]] = {
@@ -42,6 +44,8 @@ FLAGS = {"values": "--set"}
 STAGED = ("personalize", "prepare", "learn")  # flows that bring stages up to date
 ALONE = {"publish": "pass"}  # what an option means that is given without a value
 USER_ERROR = 2
+# Log lines that repeat the sentence of a refusal: the stage's, DVC's, and Prefect's about a state.
+REPEATED = re.compile(rf"zimage: |ERROR: failed to reproduce|.*exception:? {InputError.__name__}: ")
 # What the pattern of a field allows, in words.
 ALLOWED = {
     "subject": "2 to 41 small letters a-z, digits, - and _, the first a letter or a digit, such as ada-1",
@@ -72,6 +76,10 @@ PORT = 4200
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one flow and return its exit code: 0, or 2 where the user can help, told in one sentence."""
+    return quiet_if_unread(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     given = vars(_parser().parse_args(arguments))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -91,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("flows: Stopped; what was finished is kept, and the next run goes on from there.", file=sys.stderr)
         return USER_ERROR
-    print(*_told(name, asked.subject, outcome), sep="\n")
+    print(*_told(name, asked, outcome), sep="\n")
     refusal = getattr(outcome, "refusal", None)
     if refusal:
         print(f"flows: {refusal}", file=sys.stderr)
@@ -170,8 +178,12 @@ def _fetched(asked: spec.FetchSpec) -> list[str]:
     ]
 
 
-def _run(name: str, asked: BaseModel) -> Any:
-    """Return what the flow returns, run on the configured server or on one of its own."""
+def _run(name: str, asked: spec.SubjectSpec) -> Any:
+    """Return what the flow returns, run on the configured server or on one of its own.
+
+    Raises:
+        InputError: it is refused, before a run exists if that can be known by then.
+    """
     os.environ.setdefault(HEARTBEAT, LASTING[HEARTBEAT])  # of a server that lasts, which takes silence for a death
     server = None if "PREFECT_API_URL" in os.environ else TemporaryServer.of_process()
     collect_rarely()
@@ -183,12 +195,19 @@ def _run(name: str, asked: BaseModel) -> Any:
             temporary_settings,
         )
 
-        logging.setLogRecordFactory(_without_traceback_of_refusals)
+        from flows.preflight import refuse
+
+        served = server is None or bool(PREFECT_API_URL.value())  # a profile may name one
+        refuse(asked, from_environment(), served=served)
+        if getattr(asked, "approval", False):
+            return _start(name, asked)
+        _tell_refusals_once()
         flow = getattr(importlib.import_module(f"flows.{name}"), name)
-        if server is None or PREFECT_API_URL.value():  # a profile may name one
+        if served:
             return flow(asked)
         import fastapi  # noqa: F401 - Prefect wants it for a flow's first parameters; now, the server is still loading
 
+        assert server is not None
         server.wait()
         # It has no UI to point to. Heartbeats tell a server that outlives this process of its death, and joining their
         # thread takes a second per flow.
@@ -197,18 +216,52 @@ def _run(name: str, asked: BaseModel) -> Any:
             return flow(asked)
 
 
+def _start(name: str, asked: spec.SubjectSpec) -> Any:
+    """Return a run of a flow's deployment, which a worker takes: this process could not wait for days."""
+    from prefect.deployments import run_deployment
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return run_deployment(f"{name}/{name}", parameters={"spec": asked.model_dump(mode="json")}, timeout=0)
+    except ObjectNotFound:
+        raise InputError(
+            f"This Prefect server has no deployment `{name}/{name}`; `python -m flows deploy` makes them."
+        ) from None
+
+
+def _tell_refusals_once() -> None:
+    """Keep from the terminal what Prefect logs of a refusal in each run it passes through; it is printed at the end."""
+    from prefect.logging.configuration import ensure_logging_setup
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    ensure_logging_setup()
+    logging.setLogRecordFactory(_without_traceback_of_refusals)
+    known = [logging.getLogger(), *(logging.getLogger(each) for each in logging.root.manager.loggerDict)]
+    handlers = {id(handler): handler for logger in known for handler in logger.handlers}
+    for handler in handlers.values():
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.addFilter(_is_no_refusal)
+
+
 def _without_traceback_of_refusals(*arguments: Any, **options: Any) -> logging.LogRecord:
     """Return a log record in which what the user has to mend is a sentence and no walk through our code."""
     record = logging.LogRecord(*arguments, **options)
     if record.exc_info and isinstance(record.exc_info[1], InputError):
         record.exc_info = None
+        record.is_refusal = True
     return record
 
 
-def _told(name: str, subject: str, outcome: Any) -> list[str]:
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    return not getattr(record, "is_refusal", False) and not REPEATED.match(record.getMessage())
+
+
+def _told(name: str, asked: spec.SubjectSpec, outcome: Any) -> list[str]:
     """Return the closing lines: what was done, and where the results are."""
-    workspace = from_environment().workspace(subject)
+    workspace = from_environment().workspace(asked.subject)
     match outcome:
+        case _ if getattr(asked, "approval", False):
+            return [f"run      {outcome.name} waits for a worker, then for a person in Prefect's UI"]
         case dict():
             return [_stages(outcome), *(summary(workspace) if name == "learn" else [])]
         case _ if name == "promote":

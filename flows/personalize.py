@@ -6,14 +6,17 @@ from typing import Any
 from prefect import Flow, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.runtime import deployment
 
 from flows.learn import learn
+from flows.preflight import refuse, refuse_values
 from flows.prepare import prepare
 from flows.publish import publish
 from flows.spec import LearnSpec, PersonalizeSpec, PrepareSpec, PublishSpec
 from tasks.elsewhere import run_leg, start
 from tasks.lost import cancel_parts
 from tasks.publish import Release
+from tasks.settings import from_environment
 from tasks.workspace import Outcome
 from zimage.errors import InputError
 
@@ -42,6 +45,11 @@ def _cancel_parts(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
 @flow(name="personalize", flow_run_name="personalize {spec.subject}", on_cancellation=[_cancel_parts])
 def personalize(spec: PersonalizeSpec) -> Personalized:
     """Return what became of each stage and, if publishing was asked for, the release."""
+    if deployment.id:  # at a shell it was checked before this run existed
+        settings = from_environment()
+        refuse(spec, settings, served=True)
+        if spec.placement == "pools":
+            refuse_values(spec, settings)
     prepared = PrepareSpec(**spec.model_dump(exclude={"publish", "accept_toy", "hub_repository"}))
     learned = LearnSpec(subject=spec.subject, placement=spec.placement)
     if spec.placement == "pools":

@@ -1,6 +1,7 @@
 """Photos in, crops out: the leg that needs no GPU."""
 
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.logging import get_run_logger
@@ -17,7 +18,6 @@ from tasks.subject import choices, set_up
 from tasks.workspace import Outcome
 from zimage.identity.wording import TOY
 from zimage.model.base import is_packaged
-from zimage.params import parsed
 
 STAGES = (ingest, detect)
 
@@ -31,8 +31,7 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
         with working_on(settings, workspace, shared=True):
             return _shared(settings, spec, take(settings, spec.subject))
     with working_on(settings, workspace, shared=False, makes=True):
-        chosen = parsed(spec.chosen())
-        set_up(settings, spec.subject, **_given(spec), base=spec.base, preset=spec.preset, values=chosen)
+        set_up(settings, spec.subject, **given(spec), **chosen(spec))
         _warn_of_toy(workspace)
         require_consent(workspace, STAGES, None)
         return up_to_date(workspace, STAGES, shared=False)
@@ -40,8 +39,7 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
 
 def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Outcome]:
     workspace = settings.workspace(spec.subject)
-    chosen = parsed(spec.chosen())
-    sources = bring(settings, spec.subject, taken, _given(spec), base=spec.base, preset=spec.preset, values=chosen)
+    sources = bring(settings, spec.subject, taken, given(spec), **chosen(spec))
     _warn_of_toy(workspace)
     require_consent(workspace, STAGES, taken.state)
     track_inputs(workspace)
@@ -64,5 +62,11 @@ def _warn_of_toy(workspace: Path) -> None:
         get_run_logger().warning("%s", TOY)
 
 
-def _given(spec: PrepareSpec) -> dict[str, str]:
+def given(spec: PrepareSpec) -> dict[str, Any]:
+    """Return the addresses of the inputs that are given, "" for those that are not."""
     return {"photos": spec.photos, "consent": spec.consent, "overrides": spec.overrides}
+
+
+def chosen(spec: PrepareSpec) -> dict[str, Any]:
+    """Return what is chosen, as `tasks.subject.set_up` takes it."""
+    return {"base": spec.base, "preset": spec.preset, "engine": spec.engine, "values": spec.chosen()}

@@ -1,6 +1,6 @@
 """What a flow can be asked. One model per flow: unknown fields are refused before anything runs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,6 +29,7 @@ AcceptToy = Annotated[
     ),
 ]
 Preset = Literal["", "tiny", "8gb", "16gb", "24gb", "80gb", "turbo-8gb", "turbo-16gb", "turbo-24gb", "turbo-80gb"]
+ClassNoun = Literal["", "person", "man", "woman"]
 Publish = Literal["never", "ask", "pass", "provisional"]
 Placement = Literal["local", "pools"]
 Use = Literal["non-commercial", "commercial"]
@@ -66,6 +67,17 @@ class PrepareSpec(PlacedSpec):
         description="The file that says what this person agreed to, or s3://bucket/key of it, as the worker sees it.",
     )
     overrides: str = Field("", title="Decisions", description="A folder: decisions.yaml, captions/PHOTO.txt.")
+    class_noun: ClassNoun = Field(
+        "",
+        title="Class noun",
+        description="What the base model calls such a person, in captions and prompts. Required the first time.",
+    )
+    trigger: str = Field(
+        "",
+        title="Trigger",
+        description="A rare word of small letters that stands for the person in prompts; `ohzw` unless one is chosen. "
+        "Choose different ones for people whose LoRAs are used together.",
+    )
     base: str = Field(
         "",
         title="Base model",
@@ -75,6 +87,12 @@ class PrepareSpec(PlacedSpec):
         "",
         title="Preset",
         description="Values for a base and a GPU's memory; turbo-… for the distilled Turbo.",
+    )
+    engine: str = Field(
+        "",
+        title="Face engine",
+        description="dlib (embedded, screens), or the name or folder of an insightface pack, such as buffalo_l; used "
+        "wherever faces are compared, with its own limits.",
     )
     steps: int = Field(
         0, title="Training steps", ge=0, le=50_000, description="Of the optimiser; 0 leaves what was chosen before."
@@ -86,10 +104,21 @@ class PrepareSpec(PlacedSpec):
         [], title="Own values", description="SECTION.KEY=VALUE as in params.yaml, such as train.steps=800."
     )
 
-    def chosen(self) -> list[str]:
-        """Return all values that were chosen here, as `values` has them."""
-        named = {"train.steps": self.steps, "train.rank": self.rank}
-        return [*(f"{key}={value}" for key, value in named.items() if value), *self.values]
+    def chosen(self) -> dict[str, Any]:
+        """Return all values of params.yaml that were chosen here, by `section.key`.
+
+        Raises:
+            InputError: an entry of `values` is no assignment.
+        """
+        from zimage.params import parsed
+
+        named = {
+            "subject.class_noun": self.class_noun,
+            "subject.trigger": self.trigger,
+            "train.steps": self.steps,
+            "train.rank": self.rank,
+        }
+        return {key: value for key, value in named.items() if value} | parsed(self.values)
 
 
 class LearnSpec(PlacedSpec):

@@ -78,12 +78,24 @@ def promote(
         InputError: there is no such release, the consent has ended or excludes publication, or it is provisional and
             production is asked for.
     """
+    manifest = promotable(store, subject, name, release, workspace=workspace, accept_provisional=accept_provisional)
+    move = _new("promote", manifest.release)
+    return _moved(store, subject, name, lambda history: None if _at(history) == manifest.release else move)
+
+
+def promotable(
+    store: Store, subject: str, name: Name, release: str, *, workspace: Path | None, accept_provisional: bool
+) -> Manifest:
+    """Return the manifest of a release (the newest, if none is named) that `promote` would take, by the same arguments.
+
+    Raises:
+        InputError: see `promote`.
+    """
     refuse_while_forgetting(store, subject)
     manifest = _release(store, subject, release)
     _refuse_without_consent(store, subject, manifest, workspace)
     _check(manifest, name, accept_provisional=accept_provisional)
-    move = _new("promote", manifest.release)
-    return _moved(store, subject, name, lambda history: None if _at(history) == manifest.release else move)
+    return manifest
 
 
 def fetch_current(store: Store, subject: str, name: Name, folder: Path, *, workspace: Path | None = None) -> Manifest:

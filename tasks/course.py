@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from uuid import UUID
 
-import yaml
 from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
@@ -25,6 +24,7 @@ from tasks.unfinished import LastState, last_state
 from zimage.errors import InputError
 from zimage.folder import aside_of
 from zimage.model.rows import TextRow
+from zimage.plain_yaml import load_trusted
 from zimage.records import read_rows
 from zimage.training.course import Seen, course, seen
 
@@ -79,7 +79,7 @@ class Course:
             get_run_logger().warning("The course of the training could not be shown: %s", error)
 
     def _write(self, found: Seen, *, working: bool) -> None:
-        params = yaml.safe_load((self._workspace / "params.yaml").read_text(encoding="utf-8"))["train"]
+        params = load_trusted((self._workspace / "params.yaml").read_text(encoding="utf-8"))["train"]
         texts = self._workspace / "data" / "encode" / "texts.jsonl"
         prompts = [row.prompt for row in read_rows(texts, TextRow) if row.sample] if texts.is_file() else []
         page = course(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from tasks import workspace as dvc
@@ -24,6 +23,7 @@ from tasks.tombstones import admit, refuse_if_forgotten, unless_forgotten
 from zimage.errors import InputError
 from zimage.faces.consent import Consent, read_consent
 from zimage.folder import write_whole
+from zimage.plain_yaml import load_trusted
 from zimage.section import Section
 
 Input = Literal["photos", "consent.yaml", "overrides"]
@@ -251,7 +251,7 @@ def _lock(folder: Path) -> str:
 
 
 def _stages(lock: str) -> dict[str, Any]:
-    found: dict[str, Any] = (yaml.safe_load(lock) or {}).get("stages", {})
+    found: dict[str, Any] = (load_trusted(lock) or {}).get("stages", {})
     return found
 
 

@@ -32,8 +32,8 @@ def working_on(settings: Settings, workspace: Path, *, shared: bool, makes: bool
     Raises:
         InputError: somebody else holds it, it is not there, or its subject was forgotten.
     """
-    if not (shared or makes or workspace.is_dir()):
-        raise InputError(f"{workspace.name} has no workspace {workspace}; run `prepare` or `personalize` first.")
+    if not (shared or makes):
+        require_workspace(workspace)
     with at_hand():
         if not shared:
             with held(workspace):
@@ -43,6 +43,16 @@ def working_on(settings: Settings, workspace: Path, *, shared: bool, makes: bool
             return
         with leased(workspace.name), held(workspace):
             yield
+
+
+def require_workspace(workspace: Path) -> None:
+    """Pass if the subject has a workspace on this machine.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not workspace.is_dir():
+        raise InputError(f"{workspace.name} has no workspace {workspace}; run `prepare` or `personalize` first.")
 
 
 def up_to_date(
@@ -95,6 +105,7 @@ def bring(
     *,
     base: str,
     preset: str,
+    engine: str,
     values: dict[str, Any],
 ) -> dict[str, Source]:
     """Return where the inputs come from, once those that can be read from here are in the workspace.
@@ -108,6 +119,7 @@ def bring(
         given: Addresses of photos, consent and overrides; "" where none was given.
         base: See `set_up`, as the others.
         preset: A name in presets.yaml.
+        engine: A face engine.
         values: New values by `section.key`.
 
     Raises:
@@ -116,7 +128,7 @@ def bring(
     """
     sources = sources_of(given, taken.state)
     addresses = {name: address or readable(sources, name) for name, address in given.items()}
-    set_up(settings, subject, **addresses, base=base, preset=preset, values=values)
+    set_up(settings, subject, **addresses, base=base, preset=preset, engine=engine, values=values)
     return sources
 
 

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tasks.card import Told, card
 from tasks.licences import licences_of, without_place
 from tasks.release import Agreed, Use, described
@@ -17,6 +15,7 @@ from zimage.faces.consent import Consent
 from zimage.lora.comfyui import Evaluated, release_files, usage_of_toy, variant_of
 from zimage.lora.comfyui import Use as ComfyUse
 from zimage.lora.header import read_header
+from zimage.plain_yaml import load_trusted
 from zimage.summary import chosen_lora
 
 METRICS, REPORT, CARD = "metrics.json", "report.html", "README.md"  # as they are called in a release
@@ -96,7 +95,7 @@ def params_of(workspace: Path) -> dict[str, Any]:
 
 def raw_params(workspace: Path) -> dict[str, Any]:
     """Return a workspace's params.yaml as it is."""
-    found: dict[str, Any] = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = load_trusted((workspace / "params.yaml").read_text(encoding="utf-8"))
     return found
 
 

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from tasks.bucket import Bucket, Listed
@@ -52,30 +53,47 @@ def brought(source: str, target: Path) -> Iterator[Path | None]:
             yield aside
         return
     path = Path(source).expanduser()
-    if not path.is_dir() and not path.is_file():
-        raise InputError(
-            f"There are no photos at {source}; name a folder, a zip or tar archive, or s3://bucket/prefix."
-        )
+    refuse_absent(source)
     with _folder(path, target) if path.is_dir() else _file(path, target) as aside:
         yield aside
 
 
-def refuse_without_pictures(folder: Path, source: str) -> None:
-    """Pass if a file of a folder or archive begins like a picture; whether it is one, `ingest` finds out.
+def refuse_absent(source: str) -> None:
+    """Pass if there is a file or a folder at `source`, which is no address of a bucket.
+
+    Raises:
+        InputError: there is not.
+    """
+    path = Path(source).expanduser()
+    if not path.is_dir() and not path.is_file():
+        raise InputError(
+            f"There are no photos at {source}; name a folder, a zip or tar archive, or s3://bucket/prefix."
+        )
+
+
+def refuse_without_pictures(folder: Path, source: str, *, least: int = 1) -> None:
+    """Pass if some files of a folder or archive begin like pictures; whether they are, `ingest` finds out.
 
     Args:
         folder: What came from `source`.
         source: As the user named it.
+        least: How many have to.
 
     Raises:
-        InputError: there is none, or an archive cannot be read.
+        InputError: there are none or fewer, or an archive cannot be read.
     """
+    files = given(folder, max_files=MOST_FILES, max_bytes=MOST_BYTES_AN_ENTRY)
     try:
-        found = any(map(_begins_like_a_picture, given(folder, max_files=MOST_FILES, max_bytes=MOST_BYTES_AN_ENTRY)))
+        found = sum(1 for _ in islice(filter(_begins_like_a_picture, files), least))
     except TooManyFilesError:
         raise TooManyFilesError(source) from None
     except InputError:  # it is no archive; the sentence would name a file that the user does not know
-        found = False
+        found = 0
+    if 0 < found < least:
+        raise InputError(
+            f"There are only {found} photos at {source}, and ingest.min_photos asks for {least}; add photos of the "
+            "person."
+        )
     if not found:
         raise InputError(
             f"There are no photos at {source} ({KNOWN}); name a folder, a zip or tar archive, or s3://bucket/prefix "

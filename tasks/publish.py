@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tasks.card import engines
 from tasks.licences import check_use, licences_of
 from tasks.parts import agreed, gathered, how_used, metrics_of, params_of, public_value, raw_params
@@ -38,6 +36,7 @@ from zimage.faces.consent import Consent, read_consent, require
 from zimage.identity.wording import TOY
 from zimage.model.base import is_packaged
 from zimage.permission import today
+from zimage.plain_yaml import load_trusted
 
 # Their versions decide what the weights become; the rest of constraints.txt is tied by the code's commit.
 PACKAGES = ("zimage", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
@@ -133,7 +132,10 @@ def gate(workspace: Path, *, accept_provisional: bool, use: Use, accept_toy: boo
     if is_packaged(params["base"]["model"]) and not accept_toy:
         raise InputError(f"Not published. {TOY} `--accept-toy` publishes this one all the same.")
     if verdict == "provisional" and not accept_provisional:
-        raise InputError("Not published, the verdict is provisional; `--accept-provisional` accepts that.")
+        raise InputError(
+            f"Not published, the verdict is provisional: {found['why'].rstrip('.')}. "
+            f"`python -m flows publish --subject {workspace.name} --accept-provisional` publishes it all the same."
+        )
     require(read_consent(workspace / "data" / "consent.yaml"), "publication", today())
     check_use(use, licences_of(params, found))
     return verdict
@@ -192,7 +194,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = load_trusted(path.read_text(encoding="utf-8"))
     return content
 
 

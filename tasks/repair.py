@@ -27,6 +27,7 @@ from tasks.store import changed
 from tasks.tombstones import unless_forgotten
 from tasks.workspace import write_changed
 from zimage.errors import InputError
+from zimage.plain_yaml import dump, load_trusted
 
 DIR = ".dir"  # ends the name of a folder's listing
 SHOWN = 3
@@ -320,11 +321,11 @@ def _unlock(folder: Path, names: set[str]) -> None:
     kept = {name: each for name, each in stages.items() if not names & {out["md5"] for out in each.get("outs", [])}}
     if len(kept) < len(stages):
         told(f"To be run again, as nobody has what they made: {', '.join(sorted(set(stages) - set(kept)))}")
-        write_changed(folder / "dvc.lock", yaml.safe_dump({**lock, "stages": kept}, sort_keys=False))
+        write_changed(folder / "dvc.lock", dump({**lock, "stages": kept}))
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, Any] = load_trusted(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found or {}
 
 

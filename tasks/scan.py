@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from tasks.handover import STATES, Input, State, consent_of, inputs_of, read_state, state_key
 from tasks.scan_index import INDEX, Known, ScanIndex, identity
 from tasks.settings import Settings
 from tasks.sources import content, look
 from tasks.storage import Store, StoreError
-from tasks.subject import Choices, presets
+from tasks.subject import Choices, presets, require_class_noun
 from zimage.errors import InputError
 from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, consent_in
 from zimage.permission import require_for
+from zimage.plain_yaml import load_trusted
 from zimage.signatures import STAGES
 
 logger = logging.getLogger(__name__)
@@ -160,6 +159,7 @@ def _opened(store: Store, project: Project, subject: str, stamp: str) -> Known |
 
 
 def _known(state: State, subject: str, project: Project, stamp: str) -> Known:
+    require_class_noun(subject, state.choices)
     return Known(
         subject=subject,
         stamp=stamp,
@@ -217,7 +217,7 @@ def _inputs(state: State | Known, consent_looks: str) -> Iterator[str]:
 
 def _results(state: State, project: Project) -> Iterator[str]:
     """Yield which stages are missing, or were made with other settings, code, base model, inputs or results."""
-    locked = (_parsed(state.lock) or {}).get("stages", {})
+    locked = (load_trusted(state.lock) or {}).get("stages", {})
     params = params_now(project.params, state.choices)
     for stage in STAGES:
         if stage in locked:
@@ -256,7 +256,7 @@ def _stale_reads(stage: str, locked: Mapping[str, Any], inputs: Mapping[Input, s
     """
     made = {out["path"]: (name, _hash(out)) for name, each in locked.items() for out in each.get("outs", [])}
     for name, description in inputs.items():
-        made[f"data/{name}"] = ("", _hash(_parsed(description)["outs"][0]))
+        made[f"data/{name}"] = ("", _hash(load_trusted(description)["outs"][0]))
     for read in locked[stage].get("deps", []):
         maker, now = made.get(read["path"], ("", None))
         if now is not None and now != _hash(read):
@@ -303,10 +303,5 @@ _presets = functools.cache(presets)
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = _parsed(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = load_trusted(path.read_text(encoding="utf-8"))
     return found
-
-
-def _parsed(text: str) -> Any:
-    """Return YAML as data; in C, a thousand locks are read in seconds."""
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -2,27 +2,30 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tasks.photos import brought, refuse_without_pictures
+from tasks.photos import brought, refuse_absent, refuse_without_pictures
 from tasks.settings import DEMO, Settings
-from tasks.sources import content
+from tasks.sources import content, look
 from tasks.workspace import is_tracked, make, write_changed
+from zimage.captions.trigger import TriggerParams, checked_trigger, tokenizer_of
 from zimage.errors import InputError
-from zimage.faces.consent import MAX_CONSENT_BYTES, consent_in, require
+from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, consent_in, read_consent, require, template
+from zimage.faces.engine_defaults import engine_of
 from zimage.folder import write_whole
-from zimage.model.base import TINY, Base, identify
+from zimage.model.base import TINY, Base, find, identify
 from zimage.params import with_values
 from zimage.permission import today
-from zimage.plain_yaml import load_plain
+from zimage.plain_yaml import dump, load_plain, load_trusted
 from zimage.section import Section, checked, read_params
 from zimage.signatures import STAGES, imported, signature
 
 PRESETS = Path(__file__).with_name("presets.yaml")
 DEFAULT_PRESET = "tiny"
+CLASS_NOUN = "subject.class_noun"
+ENGINES = ("detect.engine", "evaluate.engine")  # what `engine` sets: who finds the person, and who judges
 HEADER = "# The project's params.yaml with the choices of subject.yaml; each run writes it anew: change values there.\n"
 
 
@@ -48,9 +51,26 @@ class Choices(Section):
     """New values by `section.key`; they win over the preset's."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What `set_up` writes, all of it checked.
+
+    Args:
+        chosen: All that is chosen for the subject from now on.
+        params: The text of its params.yaml.
+        consent: What the person agreed to; None where DVC has to fetch the file first.
+        new_consent: The content of the consent file that was given; None where none was.
+    """
+
+    chosen: Choices
+    params: str
+    consent: Consent | None
+    new_consent: bytes | None
+
+
 def presets() -> dict[str, Preset]:
     """Return all presets by name; keys with a dot in front are parts of which presets are made."""
-    found = yaml.safe_load(PRESETS.read_text(encoding="utf-8"))
+    found = load_trusted(PRESETS.read_text(encoding="utf-8"))
     named = {name: values for name, values in found.items() if not name.startswith(".")}
     return {name: checked(values, Preset, f"{PRESETS.name}: {name}") for name, values in named.items()}
 
@@ -64,7 +84,8 @@ def set_up(
     overrides: str = "",
     base: str = "",
     preset: str = "",
-    values: dict[str, Any] | None = None,
+    engine: str = "",
+    values: Mapping[str, Any] | None = None,
 ) -> Path:
     """Return the subject's workspace, made or brought up to date; what is not given stays as it was chosen before.
 
@@ -78,30 +99,126 @@ def set_up(
         overrides: A folder with a person's decisions on photos and captions.
         base: A folder or a hub id; it is identified anew whenever it is given.
         preset: A name in presets.yaml.
+        engine: `dlib`, the name of an insightface pack, or the folder of one, for `detect` and `evaluate`.
         values: New values by `section.key`, added to earlier ones.
 
     Raises:
-        InputError: something does not exist or is not valid, the consent is another person's, or photos or consent
-            were never given.
+        InputError: something does not exist or is not valid, the consent is another person's, or photos, consent or
+            class noun were never given.
     """
     folder = settings.workspace(subject)
     if subject == DEMO:
-        if any((photos, consent, overrides, base, preset, values)):
-            raise InputError("The subject `demo` has photos and settings of its own; choose another name for yours.")
+        _refuse_for_demo(photos, consent, overrides, base, preset, engine, values)
         return folder
-    chosen = _chosen(choices(folder), base, preset, values or {})
-    params = params_of(settings.project, chosen)
-    if not _holds(folder / "params.yaml", params.encode()):
-        _check(params, chosen, values or {}, folder / "subject.yaml")
+    pinned = _pinned(base) if base else None
+    plan = _plan(settings, subject, consent=consent, base=pinned, preset=preset, engine=engine, values=values or {})
     data = folder / "data"
-    agreed = _agreed(consent, data / "consent.yaml", subject)
     with _photos(photos, data / "photos", subject), _overrides(overrides, data / "overrides"):
         make(folder, settings.project)
-        write_choices(folder, chosen)
-        write_changed(folder / "params.yaml", params)
-        if agreed is not None and not _holds(data / "consent.yaml", agreed):
-            write_whole(data / "consent.yaml", agreed)
+        write_choices(folder, plan.chosen)
+        write_changed(folder / "params.yaml", plan.params)
+        if plan.new_consent is not None and not _holds(data / "consent.yaml", plan.new_consent):
+            write_whole(data / "consent.yaml", plan.new_consent)
     return folder
+
+
+def check(
+    settings: Settings,
+    subject: str,
+    *,
+    photos: str = "",
+    consent: str = "",
+    overrides: str = "",
+    base: str = "",
+    preset: str = "",
+    engine: str = "",
+    values: Mapping[str, Any] | None = None,
+) -> Plan | None:
+    """Return what `set_up` would write, after the same checks; None for the demo, for which nothing is written.
+
+    Nothing is written, copied or downloaded, and the files of a base model are not hashed.
+
+    Raises:
+        InputError: see `set_up`.
+        StoreError: a bucket that photos or consent come from is away.
+    """
+    if subject == DEMO:
+        _refuse_for_demo(photos, consent, overrides, base, preset, engine, values)
+        return None
+    found = Base(model=str(find(base)), identity="") if base else None
+    plan = _plan(settings, subject, consent=consent, base=found, preset=preset, engine=engine, values=values or {})
+    data = settings.workspace(subject) / "data"
+    if photos.startswith("s3://"):
+        if not look(photos):
+            raise InputError(f"There are no photos at {photos}; check the bucket and the prefix.")
+    elif photos:
+        refuse_absent(photos)
+        least = load_plain(plan.params)["ingest"]["min_photos"]
+        refuse_without_pictures(Path(photos).expanduser(), photos, least=least)
+    elif not (data / "photos").exists() and not is_tracked(data / "photos"):
+        raise InputError(_no_photos(subject))
+    if overrides:
+        _refuse_no_overrides(overrides)
+    return plan
+
+
+def planned_values(
+    settings: Settings, subject: str, before: Choices, *, base: Base | None, preset: str, values: Mapping[str, Any]
+) -> tuple[Choices, str]:
+    """Return earlier choices with new ones and the text of the params.yaml they make, checked unless it is there.
+
+    Raises:
+        InputError: the preset, a key or a value does not exist or is not valid, or the class noun was never chosen.
+    """
+    folder = settings.workspace(subject)
+    chosen = _chosen(before, base, preset, values)
+    require_class_noun(subject, chosen)
+    params = params_of(settings.project, chosen)
+    if not _holds(folder / "params.yaml", params.encode()):
+        _check(params, chosen, values, folder / "subject.yaml")
+    return chosen, params
+
+
+def require_class_noun(subject: str, chosen: Choices) -> None:
+    """Pass if somebody has chosen what the base model calls the person; else a man would be trained as a woman.
+
+    Raises:
+        InputError: nobody has.
+    """
+    if CLASS_NOUN not in chosen.values:
+        raise InputError(
+            f"{subject} has no class noun yet, the word by which the base model knows such a person; "
+            "give --class-noun man, woman or person once."
+        )
+
+
+def _refuse_for_demo(*given: object) -> None:
+    if any(given):
+        raise InputError("The subject `demo` has photos and settings of its own; choose another name for yours.")
+
+
+def _plan(
+    settings: Settings,
+    subject: str,
+    *,
+    consent: str,
+    base: Base | None,
+    preset: str,
+    engine: str,
+    values: Mapping[str, Any],
+) -> Plan:
+    """Return what is going to be written, checked but for photos and overrides."""
+    folder = settings.workspace(subject)
+    given = {**(_engine_values(engine) if engine else {}), **values}
+    chosen, params = planned_values(settings, subject, choices(folder), base=base, preset=preset, values=given)
+    agreed, content = _agreed(consent, folder / "data" / "consent.yaml", subject)
+    return Plan(chosen, params, agreed, content)
+
+
+def _engine_values(engine: str) -> dict[str, Any]:
+    """Return the values by which a face engine, with its own limits, is used wherever faces are compared."""
+    fields = engine_of(engine).model_dump()
+    return {f"{place}.{key}": value for place in ENGINES for key, value in fields.items()}
 
 
 def params_of(project: Path, chosen: Choices) -> str:
@@ -134,15 +251,17 @@ def choices(folder: Path) -> Choices:
 
 def write_choices(folder: Path, chosen: Choices) -> None:
     """Write a workspace's subject.yaml."""
-    write_changed(folder / "subject.yaml", yaml.safe_dump(chosen.model_dump(), sort_keys=False, allow_unicode=True))
+    write_changed(folder / "subject.yaml", dump(chosen.model_dump()))
 
 
-def _chosen(before: Choices, base: str, preset: str, values: dict[str, Any]) -> Choices:
-    return Choices(
-        preset=preset or before.preset,
-        base=_pinned(base) if base else before.base,
-        values={**before.values, **values},
-    )
+def _chosen(before: Choices, base: Base | None, preset: str, values: Mapping[str, Any]) -> Choices:
+    """Return earlier choices with new ones; a new value replaces all earlier ones of the same key and below it."""
+    kept = {
+        key: value
+        for key, value in before.values.items()
+        if not any(key == new or key.startswith(f"{new}.") for new in values)
+    }
+    return Choices(preset=preset or before.preset, base=base or before.base, values={**kept, **values})
 
 
 def _pinned(base: str) -> Base:
@@ -162,6 +281,17 @@ def _check(params: str, chosen: Choices, values: Mapping[str, Any], file: Path) 
         _, kinds = imported(stage)
         for keyword, section in stage.sections.items():
             checked(found[section], kinds[keyword], _where(section, chosen, values, file))
+    _check_trigger(found)
+
+
+def _check_trigger(params: Mapping[str, Any]) -> None:
+    """Pass if the trigger can stand for a person; its tokens are counted where the base model is on this machine."""
+    try:
+        folder = find(params["base"]["model"])
+    except InputError:  # a machine without a GPU need not have it; `caption` checks the trigger where it is
+        return
+    limits = TriggerParams.model_validate(params["caption"]["trigger"])
+    checked_trigger(params["subject"]["trigger"], tokenizer_of(folder), limits)
 
 
 def _where(section: str, chosen: Choices, values: Mapping[str, Any], file: Path) -> str:
@@ -175,16 +305,19 @@ def _holds(path: Path, content: bytes) -> bool:
     return path.is_file() and path.read_bytes() == content
 
 
-def _agreed(consent: str, target: Path, subject: str) -> bytes | None:
-    """Return what the consent file that was given holds, once it is found good; None if none was given."""
+def _agreed(consent: str, target: Path, subject: str) -> tuple[Consent | None, bytes | None]:
+    """Return what the person agreed to, and the content of the consent file if one was given; both are checked."""
     if not consent:
-        if not target.is_file() and not is_tracked(target):
-            raise InputError(f"{subject} has no consent yet; give its file with --consent.")
-        return None
+        if target.is_file():
+            return read_consent(target), None
+        if is_tracked(target):
+            return None, None
+        raise InputError(f"{subject} has no consent yet; give its file with --consent. {_how_to_write(subject)}")
     found = content(consent, max_bytes=MAX_CONSENT_BYTES)
     if found is None:
         raise InputError(
-            f"There is no consent file {consent}; name a file, or s3://bucket/key, that this machine can read."
+            f"There is no consent file {consent}; name a file, or s3://bucket/key, that this machine can read. "
+            f"{_how_to_write(subject)}"
         )
     given = consent_in(found, consent)
     if given.pseudonym != subject:
@@ -193,7 +326,21 @@ def _agreed(consent: str, target: Path, subject: str) -> bytes | None:
             f"is {subject}, or name the other subject."
         )
     require(given, "training", today())
-    return found
+    return given, found
+
+
+def _how_to_write(subject: str) -> str:
+    command = f"zimage consent --subject {subject} --document FILE"
+    return f"`{command}` writes one from the signed document:\n{template(subject)}"
+
+
+def _no_photos(subject: str) -> str:
+    return f"{subject} has no photos yet; give a folder or an archive with --photos."
+
+
+def _refuse_no_overrides(overrides: str) -> None:
+    if not overrides.startswith("s3://") and not Path(overrides).expanduser().is_dir():
+        raise InputError(f"There is no folder {overrides} with decisions; name one, or s3://bucket/prefix.")
 
 
 @contextmanager
@@ -201,7 +348,7 @@ def _photos(photos: str, target: Path, subject: str) -> Iterator[None]:
     """Put the photos that were given into place at the end of the block."""
     if not photos:
         if not target.exists() and not is_tracked(target):
-            raise InputError(f"{subject} has no photos yet; give a folder or an archive with --photos.")
+            raise InputError(_no_photos(subject))
         yield
         return
     with brought(photos, target) as aside:
@@ -215,7 +362,6 @@ def _overrides(overrides: str, target: Path) -> Iterator[None]:
     if not overrides:
         yield
         return
-    if not overrides.startswith("s3://") and not Path(overrides).expanduser().is_dir():
-        raise InputError(f"There is no folder {overrides} with decisions; name one, or s3://bucket/prefix.")
+    _refuse_no_overrides(overrides)
     with brought(overrides, target):
         yield

@@ -37,6 +37,7 @@ ACROSS = {
     "tests/test_access.py",
     "tests/test_audit.py",
     "tests/tasks/test_private_folders.py",
+    "tests/test_documents.py",
     "tests/training/test_parity.py",
     "tests/training/test_on_a_gpu.py",
     "tests/training/test_team.py",

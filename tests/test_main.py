@@ -17,7 +17,7 @@ from zimage.model.base import Base
 from zimage.signatures import STAGES
 
 PROJECT = Path(__file__).parent.parent
-OTHERS = ("summary", "demo", "doctor", "pin", "fingerprints", "inspect", "convert", "merge", "resize")
+OTHERS = ("consent", "summary", "demo", "doctor", "pin", "fingerprints", "inspect", "convert", "merge", "resize")
 HEAVY = ("torch", "numpy", "pydantic", "yaml", "diffusers", "transformers", "prefect", "dvc")
 # Mounts a disk of 64 KB for the program that follows, visible to it alone.
 SMALL_DISK = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
@@ -48,18 +48,7 @@ def change(workspace: Path, old: str, new: str) -> None:
 def test_help_names_every_stage_and_every_command() -> None:
     said = zimage("--help").stdout
 
-    for command in (
-        *STAGES,
-        "summary",
-        "demo",
-        "doctor",
-        "pin",
-        "fingerprints",
-        "inspect",
-        "convert",
-        "merge",
-        "resize",
-    ):
+    for command in (*STAGES, *OTHERS):
         assert f"\n    {command} " in said or f"\n    {command}\n" in said
 
 
@@ -295,3 +284,25 @@ def test_a_model_that_is_no_z_image_is_not_pinned(workspace: Path) -> None:
 
     assert "StableDiffusionXLPipeline" in refusal(zimage("pin", "sdxl/", cwd=workspace))
     assert (workspace / "params.yaml").read_bytes() == before
+
+
+def test_a_consent_is_written_from_the_signed_document_and_never_over_another(tmp_path: Path) -> None:
+    (tmp_path / "release.pdf").write_bytes(b"signed")
+    asked = ["consent", "--subject", "ada", "--document", "release.pdf"]
+
+    first = zimage(*asked, cwd=tmp_path)
+    again = zimage(*asked, "--adult", cwd=tmp_path)
+    forced = zimage(*asked, "--adult", "--may-publish", "--expires", "2999-01-31", "--force", cwd=tmp_path)
+
+    assert first.returncode == 0, first.stderr
+    assert "It does not say that the person is of age: set `adult: true` there" in first.stdout
+    assert "consent-ada.yaml exists already; name another file with --out, or replace it with --force" in refusal(again)
+    assert forced.stdout == (
+        "consent-ada.yaml: ada agreed to training, evaluation and publication until 2999-01-31; "
+        "check it against the document.\n"
+    )
+    assert "There is no document nowhere.pdf" in refusal(
+        zimage("consent", "--subject", "eve", "--document", "nowhere.pdf", cwd=tmp_path)
+    )
+    assert "`pseudonym` is 'Ada'" in refusal(zimage(*asked, "--subject", "Ada", cwd=tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["consent-ada.yaml", "release.pdf"]

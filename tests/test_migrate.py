@@ -61,6 +61,8 @@ def given(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Migratio
         lora=write_sdxl_lora(folder / "old.safetensors"),
         old_base=write_tiny_sdxl(folder / "sdxl"),
         person="ohwx woman",
+        class_noun="man",
+        trigger="zmkl",
         consent=ROOT / "data" / "consent.yaml",
         photos=folder / "photos",
         params_file=folder / "params.yaml",
@@ -97,6 +99,9 @@ def test_the_whole_way_ends_in_a_portable_lora_and_a_report(finished: Path) -> N
 
 def test_that_the_training_set_was_drawn_is_told_wherever_one_looks(finished: Path, given: Migration) -> None:
     record = json.loads((finished / "migration.json").read_text(encoding="utf-8"))
+    captions = (finished / "data" / "caption" / "captions.jsonl").read_text(encoding="utf-8")
+    assert "zmkl man" in captions
+    assert "woman" not in captions
     assert (record["training_set"], record["pictures"], record["person"]) == ("synthetic", NUM_DRAWN, "ohwx woman")
     with safe_open(finished / "lora.safetensors", "pt") as file:
         told = file.metadata()["zimage.training_set"]

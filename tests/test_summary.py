@@ -19,6 +19,8 @@ def evaluated(workspace: Path, file: str) -> Path:
     path.parent.mkdir(parents=True)
     chosen = {"file": lora.name, "strength": 0.8, "sha256": hashlib.sha256(b"weights").hexdigest()}
     path.write_text(json.dumps(metrics(b"", "pass", {}) | {"why": "All rules hold.", "chosen": chosen}))
+    subject = {"trigger": "zmkl", "class_noun": "man"}
+    (workspace / "params.yaml").write_text(json.dumps({"subject": subject}))
     return lora
 
 
@@ -28,8 +30,9 @@ def test_it_says_the_verdict_and_where_things_are(tmp_path: Path) -> None:
     lines = summary(tmp_path)
 
     assert lines[0] == "verdict  pass: All rules hold."
-    assert lines[-2].endswith("/data/evaluate/report.html")
-    assert lines[-1].endswith("/data/train/checkpoints/step-000400.safetensors at strength 0.8")
+    assert lines[-3].endswith("/data/evaluate/report.html")
+    assert lines[-2].endswith("/data/train/checkpoints/step-000400.safetensors at strength 0.8")
+    assert lines[-1] == "prompt   a photo of zmkl man"
 
 
 def test_it_says_what_speaks_against_the_lora_too_with_the_pictures_that_each_figure_rests_on(tmp_path: Path) -> None:
@@ -83,11 +86,11 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
 
 def test_a_lora_that_is_not_there_is_not_named_as_if_it_were(tmp_path: Path) -> None:
     lora = evaluated(tmp_path, "lora.safetensors")
-    assert summary(tmp_path)[-1] == f"LoRA     {lora} at strength 0.8"
+    assert summary(tmp_path)[-2] == f"LoRA     {lora} at strength 0.8"
 
     shutil.rmtree(lora.parent)  # as a retraining that was stopped leaves it
 
-    said = summary(tmp_path)[-1]
+    said = summary(tmp_path)[-2]
     assert said.startswith(f"LoRA     is not there ({lora}): this result is out of date, or was made elsewhere; run")
     assert said.endswith(f"; run `dvc repro` in {tmp_path}")
 
@@ -95,7 +98,7 @@ def test_a_lora_that_is_not_there_is_not_named_as_if_it_were(tmp_path: Path) -> 
 def test_a_lora_that_was_trained_after_the_evaluation_is_told(tmp_path: Path) -> None:
     evaluated(tmp_path, "lora.safetensors").write_bytes(b"other weights")
 
-    assert "is another one than was evaluated: this result is out of date; run `dvc repro`" in summary(tmp_path)[-1]
+    assert "is another one than was evaluated: this result is out of date; run `dvc repro`" in summary(tmp_path)[-2]
 
 
 def test_without_an_evaluation_it_says_what_to_run(tmp_path: Path) -> None:

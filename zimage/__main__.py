@@ -9,6 +9,7 @@ The only place where `zimage` reads the environment:
 
 import argparse
 import contextlib
+import datetime
 import errno
 import importlib
 import importlib.util
@@ -26,12 +27,14 @@ from zimage import migrate
 from zimage.errors import InputError, printable
 from zimage.garbage import collect_rarely
 from zimage.lora import commands as lora
+from zimage.pipes import quiet_if_unread
 from zimage.signatures import STAGES, Signature, imported, signature
 
 if TYPE_CHECKING:
     from zimage.doctor import Finding
 
 USER_ERROR = 2
+CONSENT_DAYS = 365  # that a consent holds unless the document says otherwise
 DISK_FULL = "No space left on device"  # the words of strerror(ENOSPC), also in what Rust and C++ writers raise
 
 
@@ -54,6 +57,10 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code: 0, or 2 where the user can help, told in one sentence on stderr."""
+    return quiet_if_unread(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parsed = _parser(_commands()).parse_args(arguments)
     followed = os.environ.get("ZIMAGE_PROGRESS")
     _begin(followed)
@@ -74,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _commands() -> list[Command]:
     return [_stage_command(signature(stage)) for stage in STAGES] + [
+        Command("consent", "Write a subject's consent file from the document they signed.", _add_consent, _consent),
         Command("summary", "Show what the last run found, and where.", _add_workspace, _summary),
         Command("demo", "Make the demo subject's photos.", _add_photos, _demo),
         Command("doctor", "Show what is present, what is missing, and the remedy for each.", _add_params, _doctor),
@@ -193,6 +201,30 @@ def _params(params_file: Path) -> "Finding":
     return Finding("settings", "present", str(params_file))
 
 
+def _consent(parsed: argparse.Namespace) -> int:
+    from zimage.faces.consent_file import consent_text
+    from zimage.folder import refuse_existing, write_whole
+    from zimage.permission import today
+
+    out = parsed.out or Path(f"consent-{parsed.subject}.yaml")
+    refuse_existing(out, force=parsed.force)
+    expires = parsed.expires or today() + datetime.timedelta(days=CONSENT_DAYS)
+    text = consent_text(
+        parsed.subject,
+        parsed.document,
+        adult=parsed.adult,
+        may_publish=parsed.may_publish,
+        expires=expires,
+        description=parsed.description,
+    )
+    write_whole(out, text.encode())
+    use = "training, evaluation and publication" if parsed.may_publish else "training and evaluation"
+    print(f"{out}: {parsed.subject} agreed to {use} until {expires}; check it against the document.")
+    if not parsed.adult:
+        print("It does not say that the person is of age: set `adult: true` there once they have affirmed it.")
+    return 0
+
+
 def _pin(parsed: argparse.Namespace) -> int:
     from zimage.folder import write_whole
     from zimage.model.base import identify
@@ -220,6 +252,21 @@ def _add_params(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--params", dest="params_file", type=Path, default=default, metavar="FILE", help=f"else {default}"
     )
+
+
+def _add_consent(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--subject", required=True, help="a pseudonym of small letters, digits, - and _")
+    parser.add_argument("--document", type=Path, required=True, help="what the person signed; only its hash is stored")
+    parser.add_argument("--adult", action="store_true", help="the person affirmed to be of age; nothing is done before")
+    parser.add_argument("--may-publish", action="store_true", help="the person agreed to publication")
+    parser.add_argument(
+        "--expires", type=datetime.date.fromisoformat, metavar="YYYY-MM-DD", help="the last day; else in a year"
+    )
+    parser.add_argument(
+        "--description", default="signed release", metavar="TEXT", help="what was signed, without names"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="else consent-SUBJECT.yaml")
+    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
 
 
 def _add_workspace(parser: argparse.ArgumentParser) -> None:

@@ -191,7 +191,11 @@ def _face_engine(params_file: Path) -> Finding:
         info = open_engine(checked(engine, EngineParams, f"{params_file}: detect.engine")).info
     except InputError as error:
         return Finding("face engine", "missing", "not usable", str(error))
-    remedy = "an insightface pack judges more finely; set engine.name and engine.pack" if info.embedded else ""
+    remedy = (
+        "an insightface pack judges more finely; `python -m flows personalize --engine NAME` uses one"
+        if info.embedded
+        else ""
+    )
     return Finding("face engine", "present", f"{info.engine_id} ({info.licence})", remedy)
 
 

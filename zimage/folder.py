@@ -131,6 +131,16 @@ def _replace(out: Path, whole: Path) -> None:
         whole.rename(out)
 
 
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Pass if a file may be written: nothing is there, or it is to be replaced.
+
+    Raises:
+        InputError: something is there.
+    """
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already; name another file with --out, or replace it with --force.")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is either absent or complete: made beside its place, flushed to disk, then renamed."""
     aside = path.with_name(f".{path.name}.part")

@@ -31,6 +31,8 @@ class Migration:
         lora: The old LoRA.
         old_base: The folder of the model it was trained on, in diffusers' layout.
         person: What its prompts called the person, such as `ohwx woman`.
+        class_noun: What Z-Image shall call the person: person, man or woman.
+        trigger: The rare word for the person in Z-Image's prompts; "" for that of `params_file`.
         consent: The subject's consent.yaml.
         photos: Real photos of the person to score against, and to choose among the drawn faces by; None for none.
         params_file: A params.yaml; its base is the Z-Image to train on.
@@ -40,6 +42,8 @@ class Migration:
     lora: Path
     old_base: Path
     person: str
+    class_noun: str
+    trigger: str
     consent: Path
     photos: Path | None
     params_file: Path
@@ -56,6 +60,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--old-base", type=Path, required=True, help="the model it was trained on, in diffusers' layout"
     )
     parser.add_argument("--person", required=True, help="what its prompts called the person, such as 'ohwx woman'")
+    parser.add_argument("--class-noun", choices=["person", "man", "woman"], required=True, help="in Z-Image's prompts")
+    parser.add_argument("--trigger", default="", help="the rare word for the person in Z-Image's prompts; else `ohzw`")
     parser.add_argument("--consent", type=Path, required=True, help="the subject's consent.yaml")
     parser.add_argument("--photos", type=Path, help="a folder of real photos to score against; else drawn ones")
     parser.add_argument("--params", dest="params_file", type=Path, default=Path("params.yaml"), help="else params.yaml")
@@ -64,7 +70,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    names = ("lora", "old_base", "person", "consent", "photos", "params_file", "render_file")
+    names = ("lora", "old_base", "person", "class_noun", "trigger", "consent", "photos", "params_file", "render_file")
     migrate(Migration(**{name: getattr(parsed, name) for name in names}), parsed.out)
     from zimage.summary import summary
 
@@ -120,6 +126,7 @@ def _record(given: Migration, render_params: dict[str, Any], pictures: int) -> d
         "lora_family": inspect_file(given.lora).family,
         "old_base": identify_files(weights, given.old_base),
         "person": given.person,
+        "subject": _subject(given),
         "render": render_params,
         "params_sha256": _sha256(given.params_file),
         "real_photos_sha256": sorted(_sha256(path) for path in photos),
@@ -170,7 +177,7 @@ def _fill(out: Path, given: Migration, real: list[Path]) -> None:
     for path in sorted((out / "renders").glob("*.png")):
         shutil.copyfile(path, data / "photos" / path.name)
     shutil.copyfile(given.consent, data / "consent.yaml")
-    values: dict[str, Any] = {"evaluate.report.note": _note(given, bool(real))}
+    values: dict[str, Any] = {"evaluate.report.note": _note(given, bool(real))} | _subject(given)
     if real:
         (data / "overrides" / "reference").mkdir()
         decisions = []
@@ -183,6 +190,12 @@ def _fill(out: Path, given: Migration, real: list[Path]) -> None:
         values |= {"detect.split.holdout_share": 0.001, "detect.split.min_holdout": 1}
     params = with_values(given.params_file.read_text(encoding="utf-8"), values, "zimage migrate")
     write_whole(out / "params.yaml", params.encode())
+
+
+def _subject(given: Migration) -> dict[str, str]:
+    """The values of params.yaml that name the person in Z-Image's prompts."""
+    trigger = {"subject.trigger": given.trigger} if given.trigger else {}
+    return {"subject.class_noun": given.class_noun, **trigger}
 
 
 def _note(given: Migration, scored_on_real: bool) -> str:

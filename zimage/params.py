@@ -5,12 +5,13 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from zimage.errors import InputError
+from zimage.plain_yaml import load_plain
 
 WIDTH = 1_000_000  # no line is ever folded
 
@@ -26,13 +27,13 @@ def with_values(text: str, values: Mapping[str, Any], where: str) -> str:
     Raises:
         InputError: a key does not exist; the remedy names the nearest one that does.
     """
-    yaml = _yaml()
-    content = yaml.load(text)
+    ruamel = _ruamel()
+    content = ruamel.load(text)
     for dotted, value in values.items():
         section, key = _place(content, dotted, where)
         section[key] = value
     out = io.StringIO()
-    yaml.dump(content, out)
+    ruamel.dump(content, out)
     return out.getvalue()
 
 
@@ -48,8 +49,8 @@ def parsed(assignments: list[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise InputError(f"`{assignment}` sets nothing; write SECTION.KEY=VALUE, such as train.steps=800.")
         try:
-            values[key.strip()] = YAML(typ="safe").load(value)
-        except YAMLError:
+            values[key.strip()] = load_plain(value)
+        except yaml.YAMLError:
             raise InputError(f"`{value}` in `{assignment}` is not a YAML value; put text in quotes.") from None
     return values
 
@@ -87,10 +88,10 @@ class _Representer(RoundTripRepresenter):
 _Representer.add_representer(type(None), _Representer.represent_none)
 
 
-def _yaml() -> YAML:
-    yaml = YAML(typ="rt")
-    yaml.Representer = _Representer
-    yaml.width = WIDTH
-    yaml.preserve_quotes = True
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    return yaml
+def _ruamel() -> YAML:
+    ruamel = YAML(typ="rt")
+    ruamel.Representer = _Representer
+    ruamel.width = WIDTH
+    ruamel.preserve_quotes = True
+    ruamel.indent(mapping=2, sequence=4, offset=2)
+    return ruamel

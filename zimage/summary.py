@@ -27,8 +27,19 @@ def summary(workspace: Path) -> list[str]:
         *lines(found),
         f"report   {(metrics.parent / 'report.html').resolve()}",
         f"LoRA     {_lora(workspace, found['chosen'])}",
+        f"prompt   {prompt(workspace)}",
         *([f"note     {TOY}"] if found.get("sampled", {}).get("packaged") else []),
     ]
+
+
+def prompt(workspace: Path) -> str:
+    """Return the words that draw the person: trigger and class noun, as in the captions."""
+    from zimage.captions.subject import Subject
+    from zimage.captions.template import subject
+    from zimage.section import read_section
+
+    named = read_section(workspace / "params.yaml", "subject", Subject)
+    return f"a photo of {subject(named.trigger, named.class_noun, 'en')}"
 
 
 def _lora(workspace: Path, chosen: dict[str, Any]) -> str:

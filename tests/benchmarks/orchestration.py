@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from tasks.settings import PROJECT, Settings
-from tasks.subject import set_up
+from tasks.subject import CLASS_NOUN, set_up
 from tests.agreed import agreed
 from zimage.demo import make_demo_photos
 
@@ -45,7 +45,8 @@ def repro(workspaces: Path, photos: Path, subject: str) -> float:
     """Return the seconds of `dvc repro` in the subject's workspace, which is made first where it is not there."""
     settings = Settings(project=PROJECT, workspaces=workspaces, store=str(workspaces / "store"))
     if not settings.workspace(subject).exists():
-        set_up(settings, subject, photos=str(photos), consent=str(agreed(workspaces, subject)), preset=PRESET)
+        consent = str(agreed(workspaces, subject))
+        set_up(settings, subject, photos=str(photos), consent=consent, preset=PRESET, values={CLASS_NOUN: "woman"})
     return run(settings.workspace(subject), workspaces, "dvc", "repro", "--quiet")
 
 
@@ -53,6 +54,7 @@ def personalize(workspaces: Path, photos: Path, subject: str) -> float:
     """Return the seconds of the flow, with a server of its own."""
     consent = agreed(workspaces, subject)
     options = ["--subject", subject, "--photos", str(photos), "--consent", str(consent), "--preset", PRESET]
+    options += ["--class-noun", "woman"]
     return run(PROJECT, workspaces, sys.executable, "-m", "flows", "personalize", *options)
 
 

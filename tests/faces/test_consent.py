@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from zimage.errors import InputError
-from zimage.faces.consent import EXAMPLE, read_consent, require
+from zimage.faces.consent import read_consent, require, template
 
 TODAY = datetime.date(2026, 6, 1)
 GIVEN = {
@@ -79,5 +79,5 @@ def test_a_missing_consent_shows_how_one_looks(tmp_path: Path) -> None:
 
 def test_the_example_is_a_consent(tmp_path: Path) -> None:
     path = tmp_path / "consent.yaml"
-    path.write_text(EXAMPLE.replace("<64 hex digits>", "'" + "0" * 64 + "'"), encoding="utf-8")
+    path.write_text(template().replace("<64 hex digits>", "'" + "0" * 64 + "'"), encoding="utf-8")
     assert read_consent(path).pseudonym == "ada"

@@ -125,7 +125,7 @@ def test_ctrl_c_ends_everything_and_leaves_nothing_half_done(tmp_path: Path) -> 
     command = [sys.executable, "-m", "flows", "prepare", "--subject", "ada", "--photos", str(tmp_path / "photos")]
     environment = {**os.environ, "ZIMAGE_WORKSPACES": str(tmp_path), "PREFECT_HOME": str(tmp_path / "prefect")}
     running = subprocess.Popen(
-        [*command, "--consent", str(agreed(tmp_path, "ada"))],
+        [*command, "--consent", str(agreed(tmp_path, "ada")), "--class-noun", "woman"],
         cwd=PROJECT,
         env=environment,
         stderr=subprocess.PIPE,

@@ -46,6 +46,7 @@ from zimage.signatures import STAGES
 
 NUM_PHOTOS = 16
 SMALL = {
+    "subject.class_noun": "woman",
     "ingest.min_photos": 6,
     "detect.split.min_train": 4,
     "detect.crops.side_px": 64,
@@ -267,8 +268,23 @@ def test_only_the_stages_behind_a_change_run_again(ada: Ada) -> None:
     assert "train unchanged, evaluate restored" in restored.out
 
 
+def test_another_trigger_makes_stale_all_that_has_words_and_is_told_at_the_end(ada: Ada) -> None:
+    changed = run(*ada.arguments, "--trigger", "zmkl")
+    restored = run(*ada.arguments, "--trigger", "ohzw")
+
+    assert (
+        "stages   ingest unchanged, detect unchanged, caption ran, encode ran, train ran, evaluate ran" in changed.out
+    )
+    assert "\nprompt   a photo of zmkl woman\n" in changed.out
+    assert "detect unchanged, caption restored, encode restored, train restored, evaluate restored" in restored.out
+    assert "\nprompt   a photo of ohzw woman\n" in restored.out
+
+
 def test_publishing_what_failed_is_refused_and_the_result_is_kept(ada: Ada, places: Path) -> None:
-    refused = run(*ada.arguments, "--publish")
+    scope = ["training", "evaluation", "publication"]
+    consent = agreed(places / "all", "ada", scope=scope, may_publish=True)
+
+    refused = run(*ada.arguments, "--consent", str(consent), "--publish", "provisional")
 
     assert refused.code == 2
     assert "flows: Not published, the verdict is fail: " in refused.err
@@ -340,18 +356,20 @@ def test_a_machine_of_a_pool_asks_the_consent_that_was_handed_over(
 
 
 def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(ada: Ada, places: Path, prefect_server: None) -> None:
-    (places / "none").mkdir()
-    shutil.copy(places / "photos" / "IMG_1001.jpg", places / "none")
-    (places / "none" / "Grandmas_house.jpg").write_bytes((places / "photos" / "IMG_1001.jpg").read_bytes()[:2000])
+    (places / "broken").mkdir()
+    for number in range(12):  # they begin like photos, which is all that is looked at before a run exists
+        (places / "broken" / f"{number}.jpg").write_bytes((places / "photos" / "IMG_1001.jpg").read_bytes()[:4000])
+    (places / "broken" / "11.jpg").rename(places / "broken" / "Grandmas_house.jpg")
 
     refused = run(
-        *("personalize", "--subject", "bob", "--photos", str(places / "none")),
-        *("--consent", str(agreed(places, "bob"))),
+        *("personalize", "--subject", "bob", "--photos", str(places / "broken")),
+        *("--consent", str(agreed(places, "bob")), "--class-noun", "man"),
     )
 
     assert refused.code == 2
-    assert refused.err.splitlines()[-1].startswith("flows: ")
-    assert "photo" in refused.err.splitlines()[-1]
+    sentence = "Only 0 of the 12 files in data/photos can be used"
+    assert f"flows: {sentence}" in refused.err
+    assert refused.err.count(sentence) == 1
     assert "Traceback" not in refused.err
     assert not (places / "workspaces" / "bob" / "data" / "ingest").exists()
     assert not aside_of(places / "workspaces" / "bob" / "data" / "ingest").exists()
@@ -359,7 +377,7 @@ def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(ada: Ada, plac
     with get_client(sync_client=True) as client:
         states = [each.state for each in (*client.read_flow_runs(), *client.read_task_runs()) if each.state]
     messages = [state.message or "" for state in states]
-    assert any("Only 1 of the 2 files" in message for message in messages)
+    assert any("Only 0 of the 12 files" in message for message in messages)
     assert not any("Grandma" in message for message in messages)  # events and notifications quote these
 
 

@@ -10,6 +10,7 @@ from flows.__main__ import main
 from tasks.handover import Taken
 from tasks.leg import bring
 from tasks.settings import from_environment
+from tasks.subject import CLASS_NOUN
 from tests.agreed import agreed
 from tests.album import Album
 from tests.tasks.faults import unwell
@@ -18,6 +19,7 @@ from zimage.faces.rows import ManifestRow, PhotoRow
 from zimage.records import read_rows
 
 NUM_PHOTOS = 9
+WOMAN = ["--class-noun", "woman"]
 SMALL = {"ingest.min_photos": 6, "detect.split.min_train": 4, "detect.crops.side_px": 64}
 
 
@@ -55,7 +57,7 @@ def test_photos_and_a_consent_in_a_bucket_become_crops_and_what_is_added_there_c
     given = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
     prepare = ["prepare", "--subject", "ada", "--photos", "s3://album/ada"]
 
-    assert main([*prepare, "--consent", "s3://album/agreed/ada.yaml", *given]) == 0
+    assert main([*prepare, "--consent", "s3://album/agreed/ada.yaml", *WOMAN, *given]) == 0
     data = tmp_path / "workspaces" / "ada" / "data"
     rows = {row.name: row for row in read_rows(data / "ingest" / "photos.jsonl", PhotoRow)}
     assert {name for name, row in rows.items() if row.status == "kept"} == {f"day 1/{name}" for name, _ in first}
@@ -95,9 +97,11 @@ def test_a_bucket_that_is_away_for_a_while_is_waited_for(
     given = {"photos": "s3://album/ada", "consent": str(agreed(workspaces.parent, "ada")), "overrides": ""}
     settings, task = from_environment(), bring.with_options(retry_delay_seconds=0)
 
+    chosen = {"base": "", "preset": "", "engine": "", "values": {CLASS_NOUN: "woman"}}
+
     @flow
     def brought() -> None:
-        task(settings, "ada", Taken(None, None), given, base="", preset="", values={})
+        task(settings, "ada", Taken(None, None), given, **chosen)
 
     with unwell("520 Unknown", "Unknown", times=2) as address:  # one that boto3 itself does not wait for
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
@@ -117,7 +121,7 @@ def test_on_one_machine_a_bucket_that_is_away_is_told_at_once_in_one_sentence(
 
     with unwell("520 Unknown", "Unknown", times=99) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
-        assert main(["prepare", "--subject", "eve", "--photos", "s3://album/eve", "--consent", consent]) == 2
+        assert main(["prepare", "--subject", "eve", "--photos", "s3://album/eve", "--consent", consent, *WOMAN]) == 2
 
     (*_, said) = capsys.readouterr().err.splitlines()
     assert said.startswith("flows: s3://album/eve cannot be read (Unknown: Unknown)")
@@ -131,7 +135,7 @@ def test_a_bucket_that_cannot_be_read_ends_with_one_sentence_and_no_photos(
 ) -> None:
     consent = str(agreed(workspaces.parent, "eve"))
 
-    assert main(["prepare", "--subject", "eve", "--photos", "s3://album/eve", "--consent", consent]) == 2
+    assert main(["prepare", "--subject", "eve", "--photos", "s3://album/eve", "--consent", consent, *WOMAN]) == 2
 
     assert capsys.readouterr().err.splitlines()[-1] == (
         "flows: There are no photos at s3://album/eve; check the bucket and the prefix."

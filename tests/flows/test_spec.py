@@ -3,7 +3,6 @@ from pydantic import BaseModel, ValidationError
 
 from flows.__main__ import SPECS
 from flows.spec import PersonalizeSpec, PrepareSpec, PublishSpec, RetrainSpec
-from zimage.params import parsed
 
 
 @pytest.mark.parametrize("subject", ["ada", "s-4f1c", "a1_b", "demo"])
@@ -49,6 +48,6 @@ def test_a_number_outside_its_range_is_refused(field: str, value: int) -> None:
 def test_named_values_join_the_own_ones_which_win() -> None:
     spec = PersonalizeSpec(subject="ada", steps=800, values=["train.rank=8"])
 
-    assert spec.chosen() == ["train.steps=800", "train.rank=8"]
-    assert parsed(PersonalizeSpec(subject="ada", rank=4, values=["train.rank=8"]).chosen()) == {"train.rank": 8}
-    assert PersonalizeSpec(subject="ada").chosen() == []
+    assert spec.chosen() == {"train.steps": 800, "train.rank": 8}
+    assert PersonalizeSpec(subject="ada", rank=4, values=["train.rank=8"]).chosen() == {"train.rank": 8}
+    assert PersonalizeSpec(subject="ada").chosen() == {}

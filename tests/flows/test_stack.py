@@ -53,6 +53,7 @@ HANGS_AFTER_S = 60
 LOST_AFTER_S = 60  # instead of 90: twice as long as between two heartbeats
 NUM_PHOTOS, NUM_CHECKPOINTS, EVERY = 16, 6, 50
 SMALL = {
+    "subject.class_noun": "woman",
     "ingest.min_photos": 6,
     "detect.split.min_train": 4,
     "detect.crops.side_px": 64,

@@ -391,7 +391,9 @@ def test_a_reason_that_ends_with_a_full_stop_is_followed_by_no_second_one(tmp_pa
 def test_a_provisional_verdict_has_to_be_asked_for_and_is_marked(tmp_path: Path, store: FolderStore) -> None:
     workspace = finished(tmp_path / "ada", "provisional")
 
-    assert "`--accept-provisional` accepts that" in refusal(workspace, store)
+    said = refusal(workspace, store)
+    assert said.startswith("Not published, the verdict is provisional: ")
+    assert f"`python -m flows publish --subject {workspace.name} --accept-provisional` publishes it" in said
     folder, manifest = published(workspace, store, accept_provisional=True)
     assert manifest.verdict == "provisional"
     assert "> **PROVISIONAL.** only 12 % are the person." in (folder / "README.md").read_text()

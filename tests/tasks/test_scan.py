@@ -30,7 +30,7 @@ CONSENT = {
     "document": "a form",
     "document_sha256": "0" * 64,
 }
-CHOICES = Choices(preset="tiny", base=None, values={"train.steps": 4})
+CHOICES = Choices(preset="tiny", base=None, values={"train.steps": 4, "subject.class_noun": "woman"})
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_new_photo_is_a_reason(settings: Settings, project: Project) -> None:
 def test_a_changed_value_is_told_with_both_values(settings: Settings, project: Project) -> None:
     state = finished(settings, project)
 
-    changed = Choices(preset="tiny", base=None, values={"train.steps": 8})
+    changed = Choices(preset="tiny", base=None, values={**CHOICES.values, "train.steps": 8})
     put(settings, "ada", state.model_copy(update={"choices": changed}))
 
     assert found(settings, project).reason == "train.steps 4 -> 8"
@@ -343,3 +343,14 @@ def test_a_state_of_another_version_is_refused_with_the_remedy(settings: Setting
 
     assert finding.verdict == "stopped"
     assert "was written by another version (choices); run `personalize` with all options again" in finding.reason
+
+
+def test_a_subject_without_a_class_noun_is_stopped_with_the_remedy(settings: Settings, project: Project) -> None:
+    """It was begun when everybody was trained as a woman."""
+    state = finished(settings, project)
+    put(settings, "ada", state.model_copy(update={"choices": Choices(preset="tiny", base=None, values={})}))
+
+    stopped = found(settings, project)
+
+    assert stopped.verdict == "stopped"
+    assert stopped.reason.endswith("give --class-noun man, woman or person once.")

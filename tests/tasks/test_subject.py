@@ -2,18 +2,24 @@ import datetime
 import importlib
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.serialize import dumps_yaml, parse_yaml
 
 from tasks.settings import PROJECT, Settings
-from tasks.subject import Choices, params_of, presets, set_up
+from tasks.subject import Choices, check, params_of, presets, set_up
 from tests.album import Album
+from tests.faces.tiny_pack import write_pack
 from tests.tasks.finished import CONSENT
 from zimage.errors import InputError
+from zimage.faces.insightface_engine import identify_pack
 from zimage.model.base import Base
-from zimage.section import checked
+from zimage.params import parsed
+from zimage.plain_yaml import dump, load_plain, load_trusted
+from zimage.section import checked, read_params
 from zimage.signatures import STAGES, signature
 
 PICTURE = b"\xff\xd8\xff a"  # as a JPEG begins
@@ -41,13 +47,16 @@ def given(tmp_path: Path) -> dict[str, str]:
     return {"photos": str(tmp_path / "holiday"), "consent": str(tmp_path / "agreed.yaml")}
 
 
+WOMAN = {"subject.class_noun": "woman"}
+
+
 def params(workspace: Path) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
     return found
 
 
 def test_a_subject_gets_a_workspace_with_everything_in_it(settings: Settings, given: dict[str, str]) -> None:
-    workspace = set_up(settings, "ada", **given)
+    workspace = set_up(settings, "ada", **given, values=WOMAN)
 
     assert workspace == settings.workspaces / "ada"
     assert (workspace / "data" / "photos" / "a.jpg").read_bytes() == PICTURE
@@ -59,7 +68,7 @@ def test_a_subject_gets_a_workspace_with_everything_in_it(settings: Settings, gi
 
 
 def test_a_second_run_needs_nothing_and_changes_nothing(settings: Settings, given: dict[str, str]) -> None:
-    workspace = set_up(settings, "ada", **given)
+    workspace = set_up(settings, "ada", **given, values=WOMAN)
     before = {path: path.stat().st_mtime_ns for path in workspace.rglob("*") if path.is_file()}
 
     set_up(settings, "ada")
@@ -69,7 +78,7 @@ def test_a_second_run_needs_nothing_and_changes_nothing(settings: Settings, give
 
 
 def test_what_was_chosen_stays_chosen(settings: Settings, given: dict[str, str]) -> None:
-    set_up(settings, "ada", **given, values={"train.steps": 20})
+    set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 20})
 
     workspace = set_up(settings, "ada", values={"subject.class_noun": "man"})
 
@@ -78,14 +87,14 @@ def test_what_was_chosen_stays_chosen(settings: Settings, given: dict[str, str])
 
 
 def test_a_base_model_is_pinned_when_it_is_chosen(settings: Settings, given: dict[str, str], tiny_base: Base) -> None:
-    workspace = set_up(settings, "ada", **given, base=tiny_base.model)
+    workspace = set_up(settings, "ada", **given, base=tiny_base.model, values=WOMAN)
 
     assert params(workspace)["base"] == {"model": tiny_base.model, "identity": tiny_base.identity}
     assert params(set_up(settings, "ada"))["base"] == {"model": tiny_base.model, "identity": tiny_base.identity}
 
 
 def test_comments_of_the_project_s_params_stay(settings: Settings, given: dict[str, str]) -> None:
-    workspace = set_up(settings, "ada", **given, values={"train.steps": 20})
+    workspace = set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 20})
 
     lines = (workspace / "params.yaml").read_text(encoding="utf-8").splitlines()
     (line,) = [line for line in lines if line.startswith("  steps:")]
@@ -94,9 +103,9 @@ def test_comments_of_the_project_s_params_stay(settings: Settings, given: dict[s
 
 
 def test_one_subject_is_not_in_another_s_workspace(settings: Settings, given: dict[str, str]) -> None:
-    ada = set_up(settings, "ada", **given, values={"train.steps": 20})
+    ada = set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 20})
     Path(given["consent"]).write_bytes(agreed(pseudonym="eve"))
-    eve = set_up(settings, "eve", **given)
+    eve = set_up(settings, "eve", **given, values=WOMAN)
 
     assert ada != eve
     assert params(eve)["train"]["steps"] != 20
@@ -109,7 +118,7 @@ def test_photos_and_consent_have_to_be_given_once(
     del given[missing]
 
     with pytest.raises(InputError, match=f"ada {said}; give .* with --{missing}"):
-        set_up(settings, "ada", **given)
+        set_up(settings, "ada", **given, values=WOMAN)
 
 
 def test_a_consent_may_lie_in_a_bucket_and_a_changed_one_is_taken_over(
@@ -117,18 +126,18 @@ def test_a_consent_may_lie_in_a_bucket_and_a_changed_one_is_taken_over(
 ) -> None:
     album.put("agreed.yaml", agreed())
     given["consent"] = "s3://album/ada/agreed.yaml"
-    consent = set_up(settings, "ada", **given) / "data" / "consent.yaml"
+    consent = set_up(settings, "ada", **given, values=WOMAN) / "data" / "consent.yaml"
     assert consent.read_bytes() == agreed()
 
     album.put("agreed.yaml", agreed(may_publish=False))
-    set_up(settings, "ada", **given)
+    set_up(settings, "ada", **given, values=WOMAN)
 
     assert consent.read_bytes() == agreed(may_publish=False)
 
 
 def test_another_person_s_consent_is_refused(settings: Settings, given: dict[str, str]) -> None:
     with pytest.raises(InputError) as refused:
-        set_up(settings, "grace", **given)
+        set_up(settings, "grace", **given, values=WOMAN)
 
     assert str(refused.value) == (
         f"{given['consent']} is the consent of 'ada' and not of 'grace'; give the file whose `pseudonym` is grace, "
@@ -142,11 +151,14 @@ def test_a_consent_that_is_not_there_is_one_sentence(
     settings: Settings, given: dict[str, str], album: Album, consent: str
 ) -> None:
     with pytest.raises(InputError) as refused:
-        set_up(settings, "ada", photos=given["photos"], consent=consent)
+        set_up(settings, "ada", photos=given["photos"], consent=consent, values=WOMAN)
 
-    assert str(refused.value) == (
-        f"There is no consent file {consent}; name a file, or s3://bucket/key, that this machine can read."
+    said, *form = str(refused.value).splitlines()
+    assert said == (
+        f"There is no consent file {consent}; name a file, or s3://bucket/key, that this machine can read. "
+        "`zimage consent --subject ada --document FILE` writes one from the signed document:"
     )
+    assert form[0] == "pseudonym: ada"
 
 
 def test_the_demo_takes_nothing_of_one_s_own(settings: Settings) -> None:
@@ -157,13 +169,13 @@ def test_the_demo_takes_nothing_of_one_s_own(settings: Settings) -> None:
 
 def test_an_unknown_preset_is_told_with_the_known_ones(settings: Settings, given: dict[str, str]) -> None:
     with pytest.raises(InputError, match=r"There is no preset `best`; there are tiny, "):
-        set_up(settings, "ada", **given, preset="best")
+        set_up(settings, "ada", **given, preset="best", values=WOMAN)
     assert not settings.workspace("ada").exists()
 
 
 def test_an_unknown_value_is_told_before_anything_is_made(settings: Settings, given: dict[str, str]) -> None:
     with pytest.raises(InputError, match=r"subject\.yaml: params\.yaml has no key `train\.stepz`"):
-        set_up(settings, "ada", **given, values={"train.stepz": 20})
+        set_up(settings, "ada", **given, values={**WOMAN, "train.stepz": 20})
     assert not settings.workspace("ada").exists()
 
 
@@ -226,7 +238,7 @@ def bad_inputs(tmp_path: Path, album: Album) -> Path:
 def test_what_is_refused_changes_nothing(
     settings: Settings, given: dict[str, str], bad_inputs: Path, bad: dict[str, str], said: str
 ) -> None:
-    before = contents(set_up(settings, "ada", **given, values={"train.steps": 20}))
+    before = contents(set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 20}))
     good = {"photos": "other", "consent": "agreed.yaml"}
     names = {
         name: each if each.startswith("s3://") or name == "base" else str(bad_inputs / each)
@@ -240,7 +252,7 @@ def test_what_is_refused_changes_nothing(
 
 
 def test_a_value_that_no_stage_takes_is_not_kept(settings: Settings, given: dict[str, str]) -> None:
-    before = contents(set_up(settings, "ada", **given, values={"train.rank": 4}))
+    before = contents(set_up(settings, "ada", **given, values={**WOMAN, "train.rank": 4}))
 
     with pytest.raises(InputError, match=r"^train with train\.steps=-5: `steps` is -5: input should be greater"):
         set_up(settings, "ada", values={"train.steps": -5})
@@ -251,7 +263,7 @@ def test_a_value_that_no_stage_takes_is_not_kept(settings: Settings, given: dict
 def test_a_value_that_was_kept_and_is_not_taken_any_more_is_told_with_its_file(
     settings: Settings, given: dict[str, str]
 ) -> None:
-    file = set_up(settings, "ada", **given, values={"train.steps": 20}) / "subject.yaml"
+    file = set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 20}) / "subject.yaml"
     file.write_text(file.read_text().replace("20", "-5"))
 
     with pytest.raises(InputError, match=rf"^train with train\.steps=-5 of {file}: `steps` is -5"):
@@ -274,3 +286,120 @@ def test_no_person_s_report_says_that_it_is_the_demo(preset: str) -> None:
     found = yaml.safe_load(params_of(PROJECT, Choices(preset=preset, base=None, values={})))
 
     assert "demo" not in found["evaluate"]["report"]["note"]
+
+
+def test_nobody_is_trained_before_the_class_noun_was_chosen(settings: Settings, given: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"ada has no class noun yet, .*; give --class-noun man, woman or person once"):
+        set_up(settings, "ada", **given)
+    assert not settings.workspace("ada").exists()
+
+    workspace = set_up(settings, "ada", **given, values=WOMAN)
+
+    assert set_up(settings, "ada") == workspace  # chosen once
+    assert params(workspace)["subject"] == {"trigger": "ohzw", "class_noun": "woman"}
+
+
+@pytest.mark.parametrize(
+    ("trigger", "said"),
+    [
+        ("Ohzw", "one word of small letters and digits is wanted"),
+        ("house", "`house` is an English word"),
+        ("maria", "`maria` is a given name"),
+        ("x", "takes 1 token"),
+        ("q7zk4wv9xj2", "shorten it"),
+    ],
+)
+def test_a_trigger_that_cannot_stand_for_a_person_is_refused_before_anything_runs(
+    settings: Settings, given: dict[str, str], trigger: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        set_up(settings, "ada", **given, values={**WOMAN, "subject.trigger": trigger})
+    assert not settings.workspace("ada").exists()
+
+
+def test_a_learning_rate_is_a_number_however_it_is_written(settings: Settings, given: dict[str, str]) -> None:
+    """DVC and this project's own readers have to agree: else a subject is found changed in each scan."""
+    rate = parsed(["train.optimiser.learning_rate=5e-5"])
+
+    workspace = set_up(settings, "ada", **given, values={**WOMAN, **rate})
+    set_up(settings, "ada")  # reads subject.yaml again
+
+    assert read_params(workspace / "params.yaml")["train"]["optimiser"]["learning_rate"] == 5e-5
+    by_dvc = parse_yaml((workspace / "params.yaml").read_text(), "params.yaml")
+    assert by_dvc["train"]["optimiser"]["learning_rate"] == 5e-5
+    lock = dumps_yaml({"train": by_dvc["train"], "md5": "12e34"})
+    assert load_trusted(lock) == load_plain(lock) == {"train": by_dvc["train"], "md5": "12e34"}
+    assert parse_yaml(dump(load_trusted(lock)), "dvc.lock") == load_trusted(lock)
+
+
+def test_an_engine_is_set_with_its_own_limits_wherever_faces_are_compared(
+    settings: Settings, given: dict[str, str], tmp_path: Path
+) -> None:
+    pack = write_pack(tmp_path / "pack")
+    before = set_up(settings, "ada", **given, values={**WOMAN, "detect.engine.max_distance": 0.5})
+    assert params(before)["detect"]["engine"]["max_distance"] == 0.5
+
+    found = params(set_up(settings, "ada", engine=str(pack)))
+
+    expected = {
+        "name": "insightface",
+        "pack": str(pack),
+        "identity": identify_pack(pack),
+        "min_score": 0.5,
+        "max_distance": 0.6,
+    }
+    assert found["detect"]["engine"] == found["evaluate"]["engine"] == expected
+    back = params(set_up(settings, "ada", engine="dlib"))
+    plain = yaml.safe_load((PROJECT / "params.yaml").read_text(encoding="utf-8"))
+    assert back["detect"]["engine"] == back["evaluate"]["engine"] == plain["detect"]["engine"]
+    assert plain["evaluate"]["engine"] == plain["detect"]["engine"]
+
+
+def test_a_pack_that_is_not_there_is_told_before_anything_is_made(settings: Settings, given: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"There is no face pack 'nobody_l' in .*; unpack it there, or use the emb"):
+        set_up(settings, "ada", **given, values=WOMAN, engine="nobody_l")
+    assert not settings.workspace("ada").exists()
+
+
+def test_a_new_value_replaces_earlier_ones_below_it(settings: Settings, given: dict[str, str]) -> None:
+    set_up(settings, "ada", **given, values={**WOMAN, "train.optimiser.clip_norm": 2.0})
+    whole = yaml.safe_load((PROJECT / "params.yaml").read_text(encoding="utf-8"))["train"]["optimiser"]
+
+    workspace = set_up(settings, "ada", values={"train.optimiser": whole | {"clip_norm": 3.0}})
+    assert params(workspace)["train"]["optimiser"]["clip_norm"] == 3.0
+    workspace = set_up(settings, "ada", values={"train.optimiser.clip_norm": 4.0})
+    assert params(workspace)["train"]["optimiser"]["clip_norm"] == 4.0
+
+
+def test_a_check_refuses_what_a_set_up_refuses_and_writes_nothing(
+    settings: Settings, given: dict[str, str], bad_inputs: Path, tiny_base: Base
+) -> None:
+    before = contents(bad_inputs)
+    with pytest.raises(InputError, match=r"There are only 1 photos at .*, and ingest\.min_photos asks for 12; add"):
+        check(settings, "ada", **given, values=WOMAN)
+    plan = check(settings, "ada", **given, base=tiny_base.model, values={**WOMAN, "ingest.min_photos": 1})
+
+    assert plan is not None and plan.consent is not None and plan.consent.pseudonym == "ada"
+    assert not settings.workspaces.exists()
+    bad = [
+        {"photos": str(bad_inputs / "texts")},
+        {"photos": str(bad_inputs / "nope")},
+        {"photos": "s3://album/nope"},
+        {"consent": str(bad_inputs / "child.yaml")},
+        {"overrides": str(bad_inputs / "nope")},
+        {"base": "nobody/none"},
+        {"preset": "best"},
+    ]
+    values = {**WOMAN, "ingest.min_photos": 1}
+
+    def said(function: Callable[..., object], changes: dict[str, str]) -> str:
+        with pytest.raises(InputError) as refused:
+            function(settings, "ada", **(given | changes), values=values)
+        return str(refused.value)
+
+    by_check = [said(check, changes) for changes in bad]
+    with pytest.raises(InputError, match="ada has no photos yet"):
+        check(settings, "ada", consent=given["consent"], values=WOMAN)
+    assert contents(bad_inputs) == before
+    assert not settings.workspaces.exists()
+    assert [said(set_up, changes) for changes in bad] == by_check

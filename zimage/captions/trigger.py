@@ -25,6 +25,14 @@ class Tokenizer(Protocol):
         ...
 
 
+def tokenizer_of(base: Path) -> Tokenizer:
+    """Return the tokenizer in the folder of a base model."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(base / "tokenizer", local_files_only=True)
+    return tokenizer
+
+
 def checked_trigger(trigger: str, tokenizer: Tokenizer, params: TriggerParams) -> int:
     """Return how many tokens the trigger takes inside a sentence.
 

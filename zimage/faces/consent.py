@@ -14,10 +14,14 @@ from zimage.section import Section, checked
 Purpose = Literal["training", "evaluation", "publication"]
 
 MAX_CONSENT_BYTES = 100_000
-EXAMPLE = (
-    "pseudonym: ada\nadult: true\nscope: [training, evaluation]\nmay_publish: false\n"
-    "expires: 2027-12-31\ndocument: signed release, scan 3\ndocument_sha256: <64 hex digits>"
-)
+
+
+def template(pseudonym: str = "ada") -> str:
+    """Return the text of a consent file in which only the document's hash has to be filled in."""
+    return (
+        f"pseudonym: {pseudonym}\nadult: true\nscope: [training, evaluation]\nmay_publish: false\n"
+        "expires: 2027-12-31\ndocument: signed release, scan 3\ndocument_sha256: <64 hex digits>"
+    )
 
 
 class Consent(Section):
@@ -46,7 +50,7 @@ def read_consent(path: Path) -> Consent:
         InputError: there is none, or it lacks something; the sentence shows how one looks.
     """
     if not path.is_file():
-        raise InputError(f"There is no consent file {path}, so no photo is opened; write one like this:\n{EXAMPLE}")
+        raise InputError(f"There is no consent file {path}, so no photo is opened; write one like this:\n{template()}")
     if path.stat().st_size > MAX_CONSENT_BYTES:
         raise InputError(f"{path} is larger than {MAX_CONSENT_BYTES} bytes; a consent file has a dozen lines.")
     return consent_in(path.read_bytes(), str(path))
@@ -65,7 +69,7 @@ def consent_in(content: bytes, where: str) -> Consent:
             f"{where} is not valid YAML ({' '.join(str(error).split())}); correct it and run again."
         ) from None
     if not isinstance(found, dict):
-        raise InputError(f"{where} must hold a consent such as:\n{EXAMPLE}")
+        raise InputError(f"{where} must hold a consent such as:\n{template()}")
     return checked(found, Consent, where)
 
 

@@ -165,8 +165,8 @@ def pack_folder(pack: str, packs: Path) -> Path:
     folder = direct if direct.is_dir() else packs.expanduser() / pack
     if not folder.is_dir():
         raise InputError(
-            f"There is no face pack {pack!r} in {packs} and no folder of that name; "
-            "unpack it there, or set `engine.name: dlib` in params.yaml. Nothing is downloaded."
+            f"There is no face pack {pack!r} in {packs} and no folder of that name; unpack it there, or use the "
+            "embedded engine (`--engine dlib`, or `engine.name: dlib` in params.yaml). Nothing is downloaded."
         )
     if not any(folder.glob("*.onnx")):
         nested = sorted({file.parent for file in folder.glob("*/*.onnx")})
@@ -210,13 +210,22 @@ def _identity(hashes: dict[str, str]) -> str:
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
-def _opened(folder: Path, min_score: float, providers: Sequence[str]) -> Any:
-    """Return insightface's FaceAnalysis over a folder that is known to hold models."""
+def require_insightface() -> None:
+    """Pass if the package insightface is installed.
+
+    Raises:
+        InputError: it is not.
+    """
     if importlib.util.find_spec("insightface") is None:
         raise InputError(
             "insightface is not installed; run `pip install --no-deps insightface onnx onnxruntime`, "
-            "or set `engine.name: dlib` in params.yaml."
+            "or use the embedded engine (`--engine dlib`, or `engine.name: dlib` in params.yaml)."
         )
+
+
+def _opened(folder: Path, min_score: float, providers: Sequence[str]) -> Any:
+    """Return insightface's FaceAnalysis over a folder that is known to hold models."""
+    require_insightface()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from insightface.app import FaceAnalysis

@@ -22,22 +22,19 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the LoRA commands; each sets `run`, a function of the parsed arguments that returns the exit code."""
     inspect = _add(subparsers, "inspect", "Tell what a LoRA file is and whether it can work on Z-Image.", _inspect)
-    inspect.add_argument("file", type=Path, help="a .safetensors file; only its header is read")
+    inspect.add_argument("file", type=Path, help="a .safetensors file; nothing in it is run")
     inspect.add_argument("--json", action="store_true", help="as JSON")
 
     convert = _add(subparsers, "convert", "Write a Z-Image LoRA so that the loaders named read all of it.", _convert)
     convert.add_argument("file", type=Path, help="a Z-Image LoRA of any tool")
-    convert.add_argument("out", type=Path, help="the file to write")
     _add_plan(convert)
 
     merge = _add(subparsers, "merge", "Write the sum of several Z-Image LoRAs as one file.", _merge)
-    merge.add_argument("out", type=Path, help="the file to write")
     merge.add_argument("files", nargs="+", metavar="FILE[:STRENGTH]", help="for example ada.safetensors:0.8; else 1")
     _add_plan(merge)
 
     resize = _add(subparsers, "resize", "Write a Z-Image LoRA with a smaller rank.", _resize)
     resize.add_argument("file", type=Path, help="a Z-Image LoRA of any tool")
-    resize.add_argument("out", type=Path, help="the file to write")
     resize.add_argument("--energy", type=float, help="instead of a rank: the share of each layer to keep, such as 0.99")
     _add_plan(resize)
 
@@ -54,6 +51,8 @@ def _add(
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("--force", action="store_true", help="replace that file if it is there")
     parser.add_argument("--to", choices=DIALECTS, default="portable", help="the dialect to write; else portable")
     parser.add_argument("--rank", type=int, help="reduce to this rank by SVD; the error is told")
     parser.add_argument("--adapter", metavar="NAME", help="which adapter to take of a file that holds several")
@@ -88,7 +87,8 @@ def as_text(found: "Inspection") -> str:
         "rank": found.rank if found.rank is not None else "-",
         "alpha": _alpha(found),
         "targets": targets + more,
-        "weights": f"{found.num_tensors} tensors of {', '.join(found.dtype)}, {found.num_bytes / 1e6:.1f} MB",
+        "weights": f"{found.num_tensors} tensors of {', '.join(found.dtype)}, {found.num_bytes / 1e6:.1f} MB"
+        + ("" if found.finite is not None else "; not looked into"),
         "diffusers": _reading(found.diffusers),
         "ComfyUI": _reading(found.comfyui),
         **{f"  {name}": value for name, value in found.metadata.items()},
@@ -137,6 +137,10 @@ def _resize(parsed: argparse.Namespace) -> int:
 
 
 def _plan(parsed: argparse.Namespace) -> "Plan":
+    """Return how to write, once it is clear that nothing is replaced by mistake."""
+    from zimage.folder import refuse_existing
+
+    refuse_existing(parsed.out, force=parsed.force)
     import torch
 
     from zimage.lora.conversion import Plan

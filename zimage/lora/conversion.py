@@ -119,6 +119,7 @@ def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Pl
         if not math.isfinite(strength):
             raise InputError(f"The strength of {path} is {strength:g}; give a finite number such as 0.8.")
     _check_rank(plan.rank)
+    _refuse_same(paths, out)
     loras = [read_lora(path, plan.choices) for path in paths]
     names = dict.fromkeys(name for lora in loras for name in lora.changes)
 
@@ -374,13 +375,17 @@ def _verified(path: Path, dialect: Dialect) -> tuple[float | None, float | None]
     return by_diffusers, by_comfyui
 
 
+def _refuse_same(sources: Sequence[Path], out: Path) -> None:
+    if out.exists() and any(map(out.samefile, sources)):
+        raise InputError(f"{out} is the file that is read; name another one to write.")
+
+
 @contextmanager
 def _appearing_verified(source: Path, out: Path) -> Iterator[Path]:
     """Yield a file beside `out`, which becomes `out` when the body has checked it and vanishes when it has not."""
     if out.suffix != ".safetensors":
         raise InputError(f"{out} must end in .safetensors; that is the only kind of file written.")
-    if out.exists() and out.samefile(source):
-        raise InputError(f"{out} is the file that is read; name another one to write.")
+    _refuse_same([source], out)
     make_writable(out.parent)
     aside = out.with_name(f".{out.stem}.part.safetensors")
     try:

@@ -18,6 +18,7 @@ from zimage.errors import InputError
 # The largest headers of real LoRA files, with a training tool's tag statistics in them, are a few MB.
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_DIMENSIONS = 8
+HEAD_BYTES = 256
 METADATA_KEY = "__metadata__"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 # Bits per value, safetensors@v0.8.0:safetensors/src/tensor.rs, enum Dtype.
@@ -139,6 +140,8 @@ def _json_bytes(path: Path, file: BinaryIO, num_bytes: int) -> bytes:
     if num_bytes == 0:
         raise LoraFileError(f"{path} is empty; download it again.")
     start = file.read(8)
+    _refuse_text(path, start + file.read(HEAD_BYTES))
+    file.seek(8)
     length = int.from_bytes(start, "little")
     # A length can begin like a pickle does (66,176 does); what would be a header after it then ends the doubt.
     if not (2 <= length <= num_bytes - 8 and file.read(1) == b"{"):
@@ -160,6 +163,18 @@ def _json_bytes(path: Path, file: BinaryIO, num_bytes: int) -> bytes:
     if len(content) != length:
         raise LoraFileError(f"{path} became shorter while it was read; try again when it is complete.")
     return content
+
+
+def _refuse_text(path: Path, head: bytes) -> None:
+    """Pass unless a file begins like what is often saved in the place of a download."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")):
+        raise LoraFileError(
+            f"{path} is a web page and no LoRA file: the site answered the download with a page, such as one for "
+            "logging in or agreeing to a licence; open the link in a browser and save the file itself."
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise LoraFileError(f"{path} is a Git LFS pointer, which stands for the file; fetch that with `git lfs pull`.")
 
 
 def _parsed(path: Path, content: bytes) -> dict[str, Any]:

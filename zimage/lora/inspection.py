@@ -1,4 +1,4 @@
-"""What a LoRA file is and whether it can work on Z-Image, from its header alone."""
+"""What a LoRA file is and whether it can work on Z-Image: from its header, and whether its weights are numbers."""
 
 import math
 import re
@@ -11,12 +11,14 @@ from pydantic import BaseModel, ConfigDict
 
 from zimage.lora.dialects import dialect_of, foreign_dialect_of, writers_of
 from zimage.lora.families import FamilyName, recognise
+from zimage.lora.finite import not_finite
 from zimage.lora.header import Header, read_header, read_scalars, shown
 from zimage.lora.layers import Kind, Layer, layers_of
 from zimage.lora.loaders import Reading
-from zimage.lora.verdict import Word, judge
+from zimage.lora.verdict import Word, judge, not_numbers
 
 N = TypeVar("N", int, float)
+MOST_BYTES_READ = 4_000_000_000  # of weights, in seconds; a LoRA of rank 128 for all layers has 0.8 GB
 
 # Training metadata worth showing: kohya's ss_*, ModelSpec's, ai-toolkit's and our own, without the long tables.
 _METADATA_SHOWN = re.compile(
@@ -57,6 +59,8 @@ class Inspection(BaseModel):
     strength: float | list[float] | None  # alpha / rank as its configuration tells it, where one does
     dtype: list[str]
     num_tensors: int
+    finite: bool | None
+    """Whether all weights are numbers; None where they were not read."""
     targets: list[Target]
     metadata: dict[str, str]
     diffusers: Reading
@@ -79,6 +83,12 @@ def inspect_file(path: Path) -> Inspection:
     kinds = {layer.kind for layer in layers}
     kind = next(iter(kinds)) if len(kinds) == 1 else _mixed_kind(kinds)
     verdict = judge(path, header, layers, family, dialect)
+    finite = None
+    if verdict.word != "unusable" and header.num_bytes <= MOST_BYTES_READ:
+        broken = not_finite(path, header)
+        finite = not broken
+        if broken:
+            verdict = not_numbers(broken, len(header.entries))
     return Inspection(
         file=str(path),
         num_bytes=header.num_bytes,
@@ -92,6 +102,7 @@ def inspect_file(path: Path) -> Inspection:
         dtype=sorted({entry.dtype for entry in header.entries.values()}),
         num_tensors=len(header.entries),
         targets=_targets(layers),
+        finite=finite,
         metadata={
             shown(name): shown(value, 200) for name, value in header.metadata.items() if _METADATA_SHOWN.fullmatch(name)
         },

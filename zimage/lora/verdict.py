@@ -71,20 +71,34 @@ def judge(path: Path, header: Header, layers: Sequence[Layer], family: Family, d
         return Verdict("unusable", str(error), "Without its strength it can be neither used nor converted.")
     about = f"This is a Z-Image LoRA with names as written by {writers_of(dialect)}{_size_remark(layers)}"
     any_full = any(layer.kind in {"full weights", "LoKr"} and is_matrix(layer) for layer in layers)
-    return _with_strengths(_answer(about, by, found, any_full=any_full), tuple(told))
+    answer = _answer(about, by, found, any_full=any_full, width=_width(layers))
+    return _with_strengths(answer, tuple(told))
+
+
+def not_numbers(names: Sequence[str], num_tensors: int) -> Verdict:
+    """Return the verdict of a file in which tensors of these names hold NaN or infinite values."""
+    return Verdict(
+        "unusable",
+        f"{len(names)} of its {num_tensors} tensors hold NaN or infinite values, for example {shown(names[0])!r}; "
+        "its training diverged, and any picture made with it is black or noise.",
+        "Use an earlier checkpoint, or train again with a lower learning rate.",
+    )
 
 
 def _with_strengths(verdict: Verdict, told: tuple[float, ...]) -> Verdict:
     return Verdict(verdict.word, verdict.reason, verdict.remedy, verdict.diffusers, verdict.comfyui, told)
 
 
-def _answer(about: str, by: Mapping[Loader, LoaderReading], found: Sequence[Obstacle], *, any_full: bool) -> Verdict:
+def _answer(
+    about: str, by: Mapping[Loader, LoaderReading], found: Sequence[Obstacle], *, any_full: bool, width: int | None
+) -> Verdict:
     diffusers, comfyui = by["diffusers"], by["comfyui"]
     both = f"{diffusers.sentence('diffusers')} and {comfyui.sentence('comfyui')}"
     if found and found[0].kind == "refused":
         return Verdict("unusable", found[0].reason, found[0].remedy, diffusers, comfyui)
     if diffusers.reading == comfyui.reading == "all" and all(each.kind == "left out" for each in found):
-        return Verdict("usable", f"{about}; diffusers and ComfyUI apply every key.", "None needed.", diffusers, comfyui)
+        reason = f"{about}; diffusers and ComfyUI apply every key."
+        return Verdict("usable", reason, _remedy_of_width(width), diffusers, comfyui)
     whole = [name for name, reading in (("diffusers", diffusers), ("ComfyUI", comfyui)) if reading.reading == "all"]
     reason = "; ".join([f"{about}; {both}", *(each.reason for each in found)]) + "."
     remedies = [each.remedy for each in found]
@@ -131,12 +145,23 @@ def _foreign_reason(path: Path, layers: Sequence[Layer], family: Family, metadat
     return reason
 
 
-def _size_remark(layers: Sequence[Layer]) -> str:
+def _width(layers: Sequence[Layer]) -> int | None:
+    """Return the width of the model that the layers fit; None where they fit none."""
     try:
-        dim = width_of({_name(layer): layer.shape for layer in layers if is_matrix(layer) and layer.shape})
+        return width_of({_name(layer): layer.shape for layer in layers if is_matrix(layer) and layer.shape})
     except InputError:
-        return ""
-    if dim == RELEASED_DIM:
+        return None
+
+
+def _remedy_of_width(width: int | None) -> str:
+    if width in (None, RELEASED_DIM):
+        return "None needed."
+    return f"Load it on the model of width {width} that it was trained on; the released Z-Image cannot apply it."
+
+
+def _size_remark(layers: Sequence[Layer]) -> str:
+    dim = _width(layers)
+    if dim in (None, RELEASED_DIM):
         return ""
     return f", for a small Z-Image of width {dim} (such as the demo's) and not for the released one of {RELEASED_DIM}"
 

@@ -43,19 +43,25 @@ class Base(Section):
     """`sha256:<hex>` over the folder's files, or `hub:<commit>`."""
 
 
+def find(model: str) -> Path:
+    """Return the folder of `model`; its layout is checked and its files are not hashed.
+
+    Raises:
+        InputError: there is no such folder or cached repository, or it does not hold Z-Image.
+    """
+    folder = _folder_of(model) or _cached(model, revision=None)
+    check_layout(folder)
+    return folder
+
+
 def identify(model: str) -> str:
     """Return what pins `model`: `sha256:<hex>` over a folder's names and contents, `hub:<commit>` for a cached hub id.
 
     Raises:
         InputError: there is no such folder or cached repository, or it does not hold Z-Image.
     """
-    folder = _folder_of(model)
-    if folder is None:
-        folder = _cached(model, revision=None)
-        check_layout(folder)
-        return f"hub:{folder.name}"
-    check_layout(folder)
-    return _identity_of(folder)
+    folder = find(model)
+    return f"hub:{folder.name}" if _folder_of(model) is None else _identity_of(folder)
 
 
 def identify_files(files: Iterable[Path], folder: Path) -> str:

@@ -17,7 +17,7 @@ from zimage.captions.rows import CaptionRow, Rewrite
 from zimage.captions.sentence import count_words, fitted
 from zimage.captions.subject import Subject
 from zimage.captions.template import Language
-from zimage.captions.trigger import Tokenizer, TriggerParams, checked_trigger
+from zimage.captions.trigger import TriggerParams, checked_trigger, tokenizer_of
 from zimage.captions.vlm import VlmParams, asked, find_model, identity_of
 from zimage.errors import InputError
 from zimage.faces.cache import cache_of
@@ -65,7 +65,7 @@ def caption(detect: Path, overrides: Path, out: Path, *, params: CaptionParams, 
     crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
     if not crops:
         raise InputError(f"{detect} holds no training crop; look at its contact sheet and add photos.")
-    tokens = checked_trigger(subject.trigger, _tokenizer(base), params.trigger)
+    tokens = checked_trigger(subject.trigger, tokenizer_of(resolve(base)), params.trigger)
     own = read_overrides(overrides / "captions", {Path(crop.file).stem: crop.photo for crop in crops})
     write, name = _captioner(params, cache_of(out))
     with made_aside(out) as folder:
@@ -142,13 +142,6 @@ def _metrics(
         "words_least": min(words),
         "words_most": max(words),
     }
-
-
-def _tokenizer(base: Base) -> Tokenizer:
-    from transformers import AutoTokenizer
-
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(resolve(base) / "tokenizer", local_files_only=True)
-    return tokenizer
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:

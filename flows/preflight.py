@@ -1,0 +1,133 @@
+"""What can be found wrong with a request before a run of it exists: one mistake is then one message and no failed run.
+
+Nothing is written here, and all is checked again where it is used, since it may change in between.
+"""
+
+from pathlib import Path
+
+from flows.prepare import chosen, given
+from flows.spec import LearnSpec, PersonalizeSpec, PlacedSpec, PrepareSpec, PromoteSpec, PublishSpec, SubjectSpec
+from tasks import channels
+from tasks import publish as publishing
+from tasks.handover import consent_of, read_state
+from tasks.leg import require_workspace
+from tasks.provenance import check_signing
+from tasks.settings import Settings
+from tasks.storage import open_store
+from tasks.subject import DEFAULT_PRESET, Choices, check, planned_values
+from zimage.errors import InputError
+from zimage.faces.consent import Consent, require
+from zimage.faces.engine_defaults import DLIB
+from zimage.identity.wording import TOY
+from zimage.model.base import is_packaged
+from zimage.permission import require_for, today
+from zimage.plain_yaml import load_plain
+from zimage.signatures import STAGES
+
+SERVER = "set PREFECT_API_URL to a server with workers, such as the one of `make serve` (http://127.0.0.1:4200/api)"
+PREPARES = ("ingest", "detect")
+
+
+def refuse(asked: SubjectSpec, settings: Settings, *, served: bool) -> None:
+    """Pass unless a run of `asked` on this machine is known to be refused.
+
+    Args:
+        asked: The request; its type names the flow.
+        settings: Where things are.
+        served: A Prefect server is configured that goes on when this process ends.
+
+    Raises:
+        InputError: the run would be refused, by the sentence that it would be refused with.
+        StoreError: a bucket is away.
+    """
+    if not served:
+        _refuse_without_server(asked)
+    if isinstance(asked, PlacedSpec) and asked.placement == "pools":
+        return  # other machines see other files; their runs tell
+    workspace = settings.workspace(asked.subject)
+    match asked:
+        case PrepareSpec():
+            _refuse_prepare(asked, settings, workspace)
+        case LearnSpec():
+            require_workspace(workspace)
+            _require_consent(consent_of(workspace, None), STAGES)
+        case PublishSpec():
+            require_workspace(workspace)
+            publishing.gate(
+                workspace,
+                accept_provisional=asked.accept_provisional,
+                use=asked.use,
+                accept_toy=asked.accept_toy,
+            )
+            if settings.signing:
+                check_signing(settings.signing)
+        case PromoteSpec() if not asked.back:
+            channels.promotable(
+                open_store(settings.store),
+                asked.subject,
+                asked.channel,
+                asked.release,
+                workspace=workspace,
+                accept_provisional=asked.accept_provisional,
+            )
+
+
+def refuse_values(asked: PersonalizeSpec, settings: Settings) -> None:
+    """Pass unless the values chosen for a subject of the store are known to be refused by the leg that takes them.
+
+    Raises:
+        InputError: they would be.
+    """
+    state = read_state(open_store(settings.store), asked.subject).state
+    before = state.choices if state else Choices(preset=DEFAULT_PRESET, base=None, values={})
+    _, params = planned_values(settings, asked.subject, before, base=None, preset=asked.preset, values=asked.chosen())
+    if asked.publish != "never":
+        embedded = asked.engine == DLIB or (not asked.engine and _is_embedded(params))
+        _refuse_publishing(asked, state.consent if state and not asked.consent else None, embedded=embedded)
+
+
+def _refuse_prepare(asked: PrepareSpec, settings: Settings, workspace: Path) -> None:
+    plan = check(settings, asked.subject, **given(asked), **chosen(asked))
+    consent = plan.consent if plan else consent_of(workspace, None)
+    personalizes = isinstance(asked, PersonalizeSpec)
+    _require_consent(consent, STAGES if personalizes else PREPARES)
+    if isinstance(asked, PersonalizeSpec) and asked.publish != "never":
+        params = plan.params if plan else (workspace / "params.yaml").read_text(encoding="utf-8")
+        if is_packaged(load_plain(params)["base"]["model"]) and not asked.accept_toy:
+            raise InputError(f"{TOY} `--accept-toy` publishes its release all the same.")
+        _refuse_publishing(asked, consent, embedded=_is_embedded(params))
+        if settings.signing:
+            check_signing(settings.signing)
+
+
+def _require_consent(consent: Consent | None, stages: tuple[str, ...]) -> None:
+    if consent:
+        require_for(stages, consent, today())
+
+
+def _refuse_publishing(asked: PersonalizeSpec, consent: Consent | None, *, embedded: bool) -> None:
+    """Pass unless no verdict could lead to the release that is asked for."""
+    if consent:
+        require(consent, "publication", today())
+    if asked.publish == "pass" and embedded:
+        raise InputError(
+            "`--publish` releases a verdict of `pass`, and the embedded face engine gives `provisional` at best; use "
+            "`--publish provisional` to release that too, or judge with an insightface pack, such as "
+            "`--engine buffalo_l`."
+        )
+
+
+def _is_embedded(params: str) -> bool:
+    engine: str = load_plain(params)["evaluate"]["engine"]["name"]
+    return engine == DLIB
+
+
+def _refuse_without_server(asked: SubjectSpec) -> None:
+    if isinstance(asked, PlacedSpec) and asked.placement == "pools":
+        raise InputError(f"`--placement pools` sends the work to workers of a Prefect server; {SERVER}.")
+    if isinstance(asked, PersonalizeSpec) and asked.publish == "ask":
+        raise InputError(f"`--publish ask` waits for a person in Prefect's UI; {SERVER}.")
+    if isinstance(asked, PublishSpec) and asked.approval:
+        raise InputError(
+            f"`--approval` waits for a person in Prefect's UI; {SERVER}, or leave it out and decide by this command."
+        )

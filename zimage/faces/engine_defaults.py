@@ -1,0 +1,38 @@
+"""A face engine by its name, with the limits that were tried with it."""
+
+from pathlib import Path
+
+from zimage.faces.engine import PACKS, EngineParams
+
+DLIB = "dlib"
+# Scores of the two detectors, and distances of the two recognisers, mean different things: see params.yaml.
+DLIB_PARAMS = EngineParams(name="dlib", pack=None, identity=None, min_score=0.0, max_distance=0.6)
+INSIGHTFACE_MIN_SCORE = 0.5
+INSIGHTFACE_MAX_DISTANCE = 0.6  # 1 - cosine
+
+
+def engine_of(name: str, *, packs: Path = PACKS) -> EngineParams:
+    """Return the settings of the embedded engine or of an insightface pack, which is pinned by its files.
+
+    Args:
+        name: `dlib`, the name of a pack below `packs`, or the folder of one.
+        packs: Folder in which insightface packs lie by name.
+
+    Raises:
+        InputError: insightface or the pack is missing, or a file of the pack is not the released one.
+    """
+    if name == DLIB:
+        return DLIB_PARAMS
+    from zimage.faces.insightface_engine import checked_hashes, identify_pack, pack_folder, require_insightface
+
+    require_insightface()
+    folder = pack_folder(name, packs)
+    checked_hashes(folder, None)
+    by_name = folder == packs.expanduser() / name
+    return EngineParams(
+        name="insightface",
+        pack=name if by_name else str(folder.absolute()),
+        identity=identify_pack(folder),
+        min_score=INSIGHTFACE_MIN_SCORE,
+        max_distance=INSIGHTFACE_MAX_DISTANCE,
+    )
