@@ -276,6 +276,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
             "ZIMAGE_STORE": STORE,
+            "ZIMAGE_AT_ONCE": "4",  # whatever the size of this machine
             "ZIMAGE_LOST_AFTER_S": str(LOST_AFTER_S),
             "OMP_NUM_THREADS": "1",
         }.items():
