@@ -32,9 +32,9 @@ from flows.learn import learn
 from flows.spec import LearnSpec
 from tasks.handover import State, state_key
 from tasks.publish import publish as publish_task
-from tasks.settings import PROJECT
+from tasks.settings import PROJECT, from_environment
 from tasks.storage import FolderStore
-from tasks.subject import Choices
+from tasks.subject import Choices, set_up
 from tasks.workspace import Outcome, bring_up_to_date
 from tests.agreed import agreed
 from zimage.demo import make_demo_photos
@@ -306,6 +306,7 @@ def test_a_consent_that_ended_since_photos_were_taken_in_stops_every_way_of_trai
     assert "expired on 2020-01-01; ask for a new one before going on" in refused.err
     assert "expired on 2020-01-01; ask for a new one before going on" in learnt.err
     assert task_runs("eve") == []
+    set_up(from_environment(), "eve", values={"train.steps": 2})  # a refused run has written nothing
     assert bring_up_to_date(eve, "encode", on_line=lambda _: None) is Outcome.UNCHANGED
     with pytest.raises(InputError, match="expired on 2020-01-01"):  # `dvc repro`: the stage itself asks
         bring_up_to_date(eve, "train", on_line=lambda _: None)

@@ -75,10 +75,11 @@ def test_that_the_packaged_model_is_trained_is_said_before_any_work_is_done(
     photos: dict[str, bytes], prefect_server: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "few").mkdir()
-    (tmp_path / "few" / "one.jpg").write_bytes(next(iter(photos.values())))
-    given = ["--photos", str(tmp_path / "few"), "--consent", str(agreed(tmp_path, "ada"))]
+    for number in range(12):  # they begin like photos; fewer would be refused before a run exists
+        (tmp_path / "few" / f"{number}.jpg").write_bytes(next(iter(photos.values()))[:2000])
+    given = ["--photos", str(tmp_path / "few"), "--consent", str(agreed(tmp_path, "ada")), *WOMAN]
 
-    assert main(["prepare", "--subject", "ada", *given]) == 2  # too few photos
+    assert main(["prepare", "--subject", "ada", *given]) == 2  # no photo can be read
 
     said = [each.getMessage() for each in caplog.records]
     (warned,) = [number for number, each in enumerate(said) if each.startswith("The base is the packaged toy model")]
