@@ -9,3 +9,8 @@ def runs(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def children() -> set[psutil.Process]:
+    """Return the processes that this one has started and that have not ended; other tests may have left some."""
+    return set(psutil.Process().children())

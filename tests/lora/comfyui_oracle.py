@@ -13,6 +13,7 @@ import sys
 import types
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 VARIABLE = "ZIMAGE_COMFYUI"
 # Imported by ComfyUI and not needed to read a LoRA; there is no torchvision for every build of torch.
+PACKAGES = ("comfy_kitchen", "comfy_aimdo", "einops")
 STUBS = ("torchvision", "torchaudio", "torchsde")
 
 
@@ -48,9 +50,11 @@ class _Stub(types.ModuleType):
 
 
 def checkout() -> Path | None:
-    """Return the checkout that ZIMAGE_COMFYUI names, or None where it names none."""
+    """Return the checkout that ZIMAGE_COMFYUI names; None where it names none or a package that it needs is absent."""
     named = os.environ.get(VARIABLE)
-    return Path(named) if named and (Path(named) / "comfy" / "lora.py").is_file() else None
+    if not named or any(find_spec(package) is None for package in PACKAGES):
+        return None
+    return Path(named) if (Path(named) / "comfy" / "lora.py").is_file() else None
 
 
 def version() -> str:

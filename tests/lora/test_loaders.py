@@ -18,7 +18,7 @@ from zimage.lora.loaders import is_balanced, readings, table, versions
 from zimage.lora.strength import strengths_of
 
 SAMPLE = random.Random(0).sample(list(ways()), 24)
-NO_CHECKOUT = f"{comfyui_oracle.VARIABLE} names no checkout of ComfyUI, which no package ships for Python 3.11"
+NO_CHECKOUT = f"{comfyui_oracle.VARIABLE} names no checkout of ComfyUI, or comfy-kitchen and comfy-aimdo are absent"
 
 
 def written(tmp_path: Path, way: Way, groups: tuple[str, ...] = tuple(GROUPS)) -> Path:
