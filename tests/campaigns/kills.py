@@ -51,7 +51,7 @@ KINDS = {  # what is killed, and how often among those that do not wait for a PE
     "everything": 12,  # a power cut
 }
 HARMLESS = {"server", "watch"}
-UNDISTURBED_S = 100.0  # between two ends of server or watch: whoever looks again gives each run its whole time again
+UNDISTURBED_S = 60.0  # between two ends of server or watch: whoever looks again gives each run its whole time again
 
 
 @dataclass
@@ -319,7 +319,8 @@ def main() -> int:
         "ZIMAGE_STORE": str(folder / "store"),
         "ZIMAGE_WORKSPACES": str(folder / "workspaces"),
         "ZIMAGE_LOST_AFTER_S": "45",  # heartbeats come every 30 s
-        "ZIMAGE_PENDING_S": "150",
+        "ZIMAGE_PENDING_S": "60",
+        "ZIMAGE_AT_ONCE": str(given.subjects),
         "OMP_NUM_THREADS": "1",
     }
     tell(f"seed {given.seed}, everything in {folder}")
