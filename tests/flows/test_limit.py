@@ -54,7 +54,8 @@ def test_parents_wait_in_order_for_their_limit_and_their_legs_do_not(
         subprocess.run([sys.executable, "-m", "flows", "deploy"], cwd=PROJECT, check=True, env=os.environ)
         queue = httpx.get(f"{api}/work_pools/cpu/queues/personalize", timeout=60).json()
         deployment = httpx.get(f"{api}/deployments/name/personalize/personalize", timeout=60).json()
-        asked = [{"parameters": {"spec": {"subject": each, "placement": "pools"}}} for each in SUBJECTS]
+        given = {"placement": "pools", "class_noun": "woman", "photos": str(tmp_path / "none"), "consent": "none.yaml"}
+        asked = [{"parameters": {"spec": {"subject": each, **given}}} for each in SUBJECTS]
         start = f"{api}/deployments/{deployment['id']}/create_flow_run"
         runs = [httpx.post(start, json=each, timeout=60).json()["id"] for each in asked]
 

@@ -97,7 +97,7 @@ def test_a_header_that_lies_is_refused_in_a_sentence(
         (b"PK\x03\x04" + bytes(60), "is a pickle under another name"),
         (b"\x80\x02}q\x00" + bytes(60), "is a pickle under another name"),
         (b"GGUF" + bytes(60), "is a GGUF file under another name"),
-        (b"<!DOCTYPE html><html>404</html>", "is truncated or no safetensors file"),
+        (b"<!DOCTYPE html><html>404</html>", "is a web page and no LoRA file"),
     ],
 )
 def test_what_is_no_safetensors_file_is_refused_in_a_sentence(tmp_path: Path, content: bytes, message: str) -> None:
