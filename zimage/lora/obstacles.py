@@ -60,6 +60,7 @@ class Obstacle:
     reason: str
     remedy: str
     keys: tuple[str, ...] = field(default=())  # what would be left out
+    is_damage: bool = False  # the file itself is wrong, so that what loaders make of it says nothing
 
 
 def obstacles(
@@ -120,8 +121,8 @@ def _refusal(path: Path, header: Header, layers: Sequence[Layer], strengths: Str
     return _strange_alpha(path, header, layers) or _with_another_base(strengths) or _told_derivative(header.metadata)
 
 
-def _refused(reason: str, remedy: str = DOWNLOAD_AGAIN) -> Obstacle:
-    return Obstacle("refused", reason, remedy)
+def _refused(reason: str, remedy: str = DOWNLOAD_AGAIN, *, is_damage: bool = False) -> Obstacle:
+    return Obstacle("refused", reason, remedy, is_damage=is_damage)
 
 
 def _unreadable(layers: Sequence[Layer]) -> Obstacle | None:
@@ -136,7 +137,8 @@ def _unreadable(layers: Sequence[Layer]) -> Obstacle | None:
         if layer.kind == "unknown" or "unknown" in layer.keys or _is_incomplete(layer):
             keys = ", ".join(shown(name) for name in layer.keys.values())
             return _refused(
-                f"The layer {shown(layer.path)!r} is incomplete or of a kind nobody is known to write ({keys})."
+                f"The layer {shown(layer.path)!r} is incomplete or of a kind nobody is known to write ({keys}).",
+                is_damage=True,
             )
     if any(is_matrix(layer) or layer.kind in FOREIGN_KINDS for layer in layers):
         return None
@@ -161,7 +163,8 @@ def _of_another_form(layers: Sequence[Layer]) -> Obstacle | None:
     windows = [layer for layer in layers if {"mid", "hada_t1", "lokr_t2"} & layer.keys.keys()]
     if windows:
         return _refused(
-            f"The layer {shown(windows[0].path)!r} has a factor for convolutions, which Z-Image does not have."
+            f"The layer {shown(windows[0].path)!r} has a factor for convolutions, which Z-Image does not have.",
+            is_damage=True,
         )
     return None
 
@@ -188,7 +191,7 @@ def _of_other_sizes(layers: Sequence[Layer]) -> Obstacle | None:
     try:
         dim = width_of(names)
     except InputError as error:
-        return _refused(str(error))
+        return _refused(str(error), is_damage=True)
     too_deep = next((name for name in names if dim == RELEASED_DIM and _depth(name) >= _num_blocks(name)), None)
     if too_deep:
         return _refused(
@@ -207,7 +210,8 @@ def _strange_alpha(path: Path, header: Header, layers: Sequence[Layer]) -> Obsta
         if alpha is None or not 0 < alpha < float("inf"):
             said = "is not one number" if alpha is None else f"is {alpha:g}"
             return _refused(
-                f"The alpha of {shown(layer.path)!r} {said}; only a finite number above zero is a strength."
+                f"The alpha of {shown(layer.path)!r} {said}; only a finite number above zero is a strength.",
+                is_damage=True,
             )
     return None
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -63,7 +63,7 @@ def judge(path: Path, header: Header, layers: Sequence[Layer], family: Family, d
     try:
         strengths = strengths_of(header.metadata, path, beside=is_peft(layers))
         found = obstacles(path, header, layers, strengths)
-        if found and found[0].kind == "refused" and found[0].reason.startswith(("The layer", "The alpha")):
+        if found and found[0].is_damage:
             return Verdict("unusable", found[0].reason, found[0].remedy)
         by = readings(layers, strengths)
         told = sorted({s for layer in layers if (s := strengths.of(layer.path, layer.rank)) is not None})
@@ -72,7 +72,7 @@ def judge(path: Path, header: Header, layers: Sequence[Layer], family: Family, d
     about = f"This is a Z-Image LoRA with names as written by {writers_of(dialect)}{_size_remark(layers)}"
     any_full = any(layer.kind in {"full weights", "LoKr"} and is_matrix(layer) for layer in layers)
     answer = _answer(about, by, found, any_full=any_full, width=_width(layers))
-    return _with_strengths(answer, tuple(told))
+    return replace(answer, strengths=tuple(told))
 
 
 def not_numbers(names: Sequence[str], num_tensors: int) -> Verdict:
@@ -83,10 +83,6 @@ def not_numbers(names: Sequence[str], num_tensors: int) -> Verdict:
         "its training diverged, and any picture made with it is black or noise.",
         "Use an earlier checkpoint, or train again with a lower learning rate.",
     )
-
-
-def _with_strengths(verdict: Verdict, told: tuple[float, ...]) -> Verdict:
-    return Verdict(verdict.word, verdict.reason, verdict.remedy, verdict.diffusers, verdict.comfyui, told)
 
 
 def _answer(
