@@ -170,12 +170,26 @@ def _fetched(asked: spec.FetchSpec) -> list[str]:
     settings = from_environment()
     folder = Path(asked.out or f"{asked.subject}-{asked.channel}").expanduser().absolute()
     workspace = settings.workspace(asked.subject)
-    manifest = fetch_current(open_store(settings.store), asked.subject, asked.channel, folder, workspace=workspace)
+    key = Path(asked.key).expanduser() if asked.key else None
+    release = fetch_current(
+        open_store(settings.store), asked.subject, asked.channel, folder, workspace=workspace, key=key
+    )
+    manifest = release.manifest
     return [
         f"release  {manifest.release} of {asked.channel}, {manifest.verdict}, in {folder}",
         f"LoRA     {folder / manifest.lora} at strength {manifest.strength:g}; USAGE.txt beside it tells how to use it",
         f"prompt   write {manifest.trigger!r} where the person stands",
+        f"signed   {_signed(release, key)}",
     ]
+
+
+def _signed(release: Any, key: Path | None) -> str:
+    """Return what is known of who signed a release that was fetched."""
+    if key:
+        return f"with the key of {key}"
+    if release.signature is None:
+        return "no: nobody knows whether it is what was published"
+    return "yes, and not checked: --key PUBLIC checks it with the publisher's public key"
 
 
 def _run(name: str, asked: spec.SubjectSpec) -> Any:

@@ -188,6 +188,12 @@ class FetchSpec(SubjectSpec):
 
     channel: Channel = Field("production", title="Channel", description="staging or production.")
     out: str = Field("", title="Folder", description="Gets the files; else SUBJECT-CHANNEL, here.")
+    key: str = Field(
+        "",
+        title="Public key",
+        description="A PEM file with the publisher's public key or certificate; a release that was not signed with it "
+        "is refused.",
+    )
 
 
 class ForgetSpec(SubjectSpec):

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from tasks.release import MANIFEST, Manifest, Part, fetch, manifest_of, releases
+from tasks.release import MANIFEST, Manifest, Part, Published, download, manifest_of, published, releases
 from tasks.scan import consents
+from tasks.signature import public_key
 from tasks.store import Store, changed
 from tasks.tombstones import refuse_while_forgetting
 from zimage.errors import InputError
@@ -98,8 +99,10 @@ def promotable(
     return manifest
 
 
-def fetch_current(store: Store, subject: str, name: Name, folder: Path, *, workspace: Path | None = None) -> Manifest:
-    """Write the files of the release that a channel points to into `folder`, and return its manifest.
+def fetch_current(
+    store: Store, subject: str, name: Name, folder: Path, *, workspace: Path | None = None, key: Path | None = None
+) -> Published:
+    """Write the files of the release that a channel points to into `folder`, and return it.
 
     Args:
         store: Where releases and the state are.
@@ -107,10 +110,13 @@ def fetch_current(store: Store, subject: str, name: Name, folder: Path, *, works
         name: The channel.
         folder: Made where it is not there; what it holds of the release already is checked and not fetched again.
         workspace: The subject's on this machine, whose consent counts too; None for none.
+        key: A PEM file with the public key of who must have signed the release; None if anybody may have.
 
     Raises:
-        InputError: nothing was promoted, the consent has ended or excludes publication, or a file is damaged.
+        InputError: nothing was promoted, the consent has ended or excludes publication, a file is damaged, or the
+            release was not signed with this key; then no folder is made.
     """
+    public = public_key(key) if key else None
     refuse_while_forgetting(store, subject)
     pointer = channel(store, subject, name)
     if pointer is None:
@@ -118,8 +124,14 @@ def fetch_current(store: Store, subject: str, name: Name, folder: Path, *, works
             f"{subject} has no release in {name}; `python -m flows promote --subject {subject} --channel {name}` puts "
             "one there."
         )
-    _refuse_without_consent(store, subject, _release(store, subject, pointer.release), workspace)
-    return fetch(store, subject, pointer.release, folder)
+    release = published(store, subject, pointer.release)
+    if release is None:
+        raise _no_release(store, subject, pointer.release)
+    if key:
+        release.require_signer(public)
+    _refuse_without_consent(store, subject, release.manifest, workspace)
+    download(store, release, folder)
+    return release
 
 
 def rollback(store: Store, subject: str, name: Name, *, workspace: Path | None = None) -> Move:
@@ -198,11 +210,15 @@ def _release(store: Store, subject: str, name: str) -> Manifest:
         return newest
     manifest = manifest_of(store, subject, name)
     if manifest is None:
-        newest_first = [each.release for each in islice(releases(store, subject), SHOWN + 1)]
-        there = ", ".join([*reversed(newest_first[:SHOWN])]) or "none"
-        earlier = " and earlier ones" if len(newest_first) > SHOWN else ""
-        raise InputError(f"{subject} has no release {name} with a {MANIFEST}; there are: {there}{earlier}.")
+        raise _no_release(store, subject, name)
     return manifest
+
+
+def _no_release(store: Store, subject: str, name: str) -> InputError:
+    newest_first = [each.release for each in islice(releases(store, subject), SHOWN + 1)]
+    there = ", ".join([*reversed(newest_first[:SHOWN])]) or "none"
+    earlier = " and earlier ones" if len(newest_first) > SHOWN else ""
+    return InputError(f"{subject} has no release {name} with a {MANIFEST}; there are: {there}{earlier}.")
 
 
 def _refuse_without_consent(store: Store, subject: str, manifest: Manifest, workspace: Path | None) -> None:

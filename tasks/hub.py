@@ -13,7 +13,18 @@ from typing import Any
 from tasks.hub_index import HubRecord, Origin, found, index_key, note, take_back
 from tasks.hub_repository import Repository, differing, hash_of, is_file
 from tasks.policy import store_task
-from tasks.release import INDEX, MANIFEST, Index, Manifest, fetch, release_key, releases, releases_key, relist
+from tasks.release import (
+    INDEX,
+    MANIFEST,
+    SIGNATURE,
+    Index,
+    Manifest,
+    fetch,
+    release_key,
+    releases,
+    releases_key,
+    relist,
+)
 from tasks.scratch import scratch
 from tasks.settings import Settings, hub_token
 from tasks.store import Store, StoreError
@@ -54,8 +65,9 @@ def publish_to_hub(settings: Settings, store: Store, subject: str, release: str,
     with scratch(settings.workspace(subject), "hub") as folder:
         manifest = fetch(store, subject, release, folder)
         _check_consent(manifest)
-        (folder / MANIFEST).write_bytes(_manifest(store, subject, release))
         files = {each: folder / each for each in [*(file.name for file in manifest.files), MANIFEST]}
+        if (folder / SIGNATURE).is_file():
+            files[SIGNATURE] = folder / SIGNATURE
         with _unless_forgotten(settings, store, subject, release) as claimed:
             head, record = _claimed(store, subject, repository, settings.hub)
             claimed.append(record)

@@ -16,19 +16,23 @@ from tasks.policy import store_task
 from tasks.provenance import check_signing, kept_key, signed_pictures, signer_of
 from tasks.release import (
     MANIFEST,
+    SIGNATURE,
     Manifest,
+    Published,
     Use,
     Verdict,
     content_hash,
     described,
-    manifest_of,
     numbered,
+    published,
     release_key,
     releases_key,
+    signature_key,
 )
 from tasks.samples import is_sample
 from tasks.scratch import scratch
 from tasks.settings import PROJECT, Signing, built_from
+from tasks.signature import is_signature, public_key_of, sign
 from tasks.store import ConflictError, Store, StoreError
 from tasks.tombstones import refuse_if_forgotten, unless_forgotten
 from zimage.errors import InputError
@@ -78,7 +82,8 @@ def publish(
 
     Files come first and the manifest last, all under a name that holds the content's hash: what an interrupted attempt
     left is completed by the next one, and a release with a manifest never changes. Every file is checked in the store
-    after it was sent. Signed pictures count as the unsigned ones and who signs, since no two signatures are equal.
+    after it was sent. Signed pictures count as the unsigned ones and who signs, since no two signatures are equal. The
+    manifest is signed too, and a release from before that is by publishing it again.
 
     Raises:
         InputError: the verdict, the consent or a licence forbids it, the workspace is not finished, pictures are to be
@@ -93,7 +98,8 @@ def publish(
         written.append(releases_key(subject))
         unsigned = [described(name, path) for name, path in sources.items()]
         name = numbered(store, subject, content_hash([*unsigned, *signer_of(signing)]))
-        key, finished, kept = release_key(subject, name), manifest_of(store, subject, name), {}
+        key, there, kept = release_key(subject, name), published(store, subject, name), {}
+        finished = there.manifest if there else None
         if signing:
             pictures = {each: path for each, path in sources.items() if is_sample(each)}
             signed = signed_pictures(store, subject, name, pictures, finished, signing=signing, folder=aside / "signed")
@@ -102,16 +108,22 @@ def publish(
         files = [described(each, path) for each, path in sorted(sources.items())]
         stored = kept | {f"{key}/{each}": path for each, path in sources.items()}
         damaged = [each.removeprefix(f"{key}/") for each, path in stored.items() if _put(store, each, path)]
-        notice = " ".join(filter(None, [ends_soon(consent), _mended(damaged)])) or None
-        if finished:
-            return Release(name, key, is_new=False, notice=notice)
         manifest = Manifest(
             subject=subject, release=name, verdict=verdict, use=use, consent=agreed(consent), files=files,
             **_origin(workspace, subject),
         )  # fmt: skip
+        content = there.content if there else manifest.model_dump_json(indent=2).encode()
+        if signing and signing.key and not _is_signed(there, signing.key):
+            _refuse_to_sign_another(there, manifest)
+            (aside / SIGNATURE).write_bytes(sign(content, signing.key))
+            if _put(store, signature_key(subject, name, content), aside / SIGNATURE):
+                damaged.append(SIGNATURE)
+        notice = " ".join(filter(None, [ends_soon(consent), _mended(damaged)])) or None
+        if finished:
+            return Release(name, key, is_new=False, notice=notice)
         refuse_if_forgotten(store, subject, workspace)
         try:
-            store.swap(f"{key}/{MANIFEST}", manifest.model_dump_json(indent=2).encode(), None)
+            store.swap(f"{key}/{MANIFEST}", content, None)
         except ConflictError:  # the same content was published at the same time
             return Release(name, key, is_new=False, notice=notice)
     return Release(name, key, is_new=True, notice=notice)
@@ -161,6 +173,30 @@ def _put(store: Store, key: str, source: Path) -> bool:
     if not store.holds(key, source):
         raise StoreError(f"{key} arrives damaged in the store each time; nothing was published.")
     return not put
+
+
+def _is_signed(there: Published | None, key: Path) -> bool:
+    """Return whether a release is there with a signature that this private key made."""
+    return bool(there and there.signature and is_signature(there.signature, there.content, public_key_of(key)))
+
+
+def _refuse_to_sign_another(there: Published | None, manifest: Manifest) -> None:
+    """Pass if a release that is there without a good signature says what this workspace would publish.
+
+    When it was published and what software computed it may differ: neither changes what a reader gets.
+
+    Raises:
+        InputError: it says something else; somebody may have changed it.
+    """
+    if there is None:
+        return
+    may_differ = {name: getattr(there.manifest, name) for name in ("published_at", "code", "code_commit", "packages")}
+    if manifest.model_copy(update=may_differ) != there.manifest:
+        raise InputError(
+            f"The manifest of {manifest.release} in the store has no signature of this key and is not what this "
+            f"workspace would publish, so it is not signed; look who wrote it, delete {MANIFEST} there, and publish "
+            "again."
+        )
 
 
 def _mended(damaged: list[str]) -> str | None:

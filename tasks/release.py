@@ -6,16 +6,21 @@ given out by an index that is read by its key: listings may lag behind on some s
 
 import datetime
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from tasks.store import Store, changed
+from tasks.signature import is_signature
+from tasks.store import Store, changed, checked_key
 from zimage.errors import InputError
+from zimage.folder import write_whole
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"  # where a release was fetched to
 INDEX = "index.json"
 RELEASE_NAME = r"^[1-9][0-9]{0,8}-[0-9a-f]{8}$"
 
@@ -29,12 +34,16 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+# Names lead nowhere else than below the release, here and where it is fetched to, and can be printed.
+FileName = Annotated[str, AfterValidator(checked_key)]
+
+
 class PublishedFile(Part):
     """A file of a release."""
 
-    name: str
+    name: FileName
     sha256: str
-    bytes: int
+    bytes: int = Field(ge=0)
 
 
 class Agreed(Part):
@@ -56,7 +65,7 @@ class Manifest(Part):
     verdict: Verdict
     why: str
     use: Use
-    lora: str
+    lora: FileName
     strength: float
     trigger: str
     consent: Agreed
@@ -135,10 +144,96 @@ def relist(store: Store, subject: str, name: str) -> None:
     changed(store, f"{releases_key(subject)}/{INDEX}", Index(releases=[]), listed)
 
 
+@dataclass(frozen=True)
+class Published:
+    """A finished release as it lies in a store.
+
+    Args:
+        manifest: What it is made of.
+        content: The manifest's bytes.
+        signature: What the publisher signed these bytes with; None where it was not signed.
+    """
+
+    manifest: Manifest
+    content: bytes
+    signature: bytes | None
+
+    def require_signer(self, public: Any) -> None:
+        """Pass if the owner of a public key (see `tasks.signature.public_key`) signed the manifest.
+
+        Raises:
+            InputError: it is not signed, was changed after it was signed, or somebody else signed it.
+        """
+        manifest = self.manifest
+        if self.signature is None:
+            raise InputError(
+                f"{manifest.release} of {manifest.subject} is not signed, so nobody knows whose it is; ask its "
+                "publisher to sign it, or fetch it without --key if you trust the store."
+            )
+        if not is_signature(self.signature, self.content, public):
+            raise InputError(
+                f"The signature of {manifest.release} of {manifest.subject} was not made with this key for this "
+                "manifest: the release was changed, or somebody else signed it; use none of its files, and ask its "
+                "publisher."
+            )
+
+
+def published(store: Store, subject: str, name: str) -> Published | None:
+    """Return a release with its signature, or None where there is no manifest: it was begun and never finished.
+
+    Raises:
+        InputError: what lies there is no manifest of this release.
+    """
+    found = _manifest(store, subject, name)
+    if found is None:
+        return None
+    manifest, content = found
+    signature = store.read(signature_key(subject, name, content))
+    return Published(manifest, content, signature.content if signature else None)
+
+
+def _manifest(store: Store, subject: str, name: str) -> tuple[Manifest, bytes] | None:
+    """Return the manifest of a release and its bytes; see `published`."""
+    if not re.fullmatch(RELEASE_NAME, name):
+        raise InputError(f"{name!r} is no name of a release; one is a number, - and 8 of 0-9 and a-f.")
+    key = f"{release_key(subject, name)}/{MANIFEST}"
+    found = store.read(key)
+    if found is None:
+        return None
+    try:
+        manifest = Manifest.model_validate_json(found.content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise InputError(
+            f"{key} in the store is no manifest ({where}: {fault['msg']}); delete it and publish the same workspace "
+            "again, which writes it anew."
+        ) from None
+    if (manifest.subject, manifest.release) != (subject, name):
+        raise InputError(
+            f"{key} in the store is the manifest of {manifest.release!r} of {manifest.subject!r}; delete it and "
+            "publish the same workspace again, which writes it anew."
+        )
+    return manifest, found.content
+
+
+def signature_key(subject: str, name: str, manifest: bytes) -> str:
+    """Return where the signature of a manifest lies, next to it.
+
+    It has the manifest's hash in its name: publishers who write the same release at once sign different manifests, each
+    before it tries to write its own, so that whichever manifest is the release's has its signature.
+    """
+    return f"{release_key(subject, name)}/manifest-{hashlib.sha256(manifest).hexdigest()[:16]}.sig"
+
+
 def manifest_of(store: Store, subject: str, name: str) -> Manifest | None:
-    """Return the manifest of a release, or None where there is none: what lies there was begun and never finished."""
-    found = store.read(f"{release_key(subject, name)}/{MANIFEST}")
-    return None if found is None else Manifest.model_validate_json(found.content)
+    """Return the manifest of a release, or None where there is none: what lies there was begun and never finished.
+
+    Raises:
+        InputError: see `published`.
+    """
+    found = _manifest(store, subject, name)
+    return None if found is None else found[0]
 
 
 def releases(store: Store, subject: str) -> Iterator[Manifest]:
@@ -151,24 +246,40 @@ def releases(store: Store, subject: str) -> Iterator[Manifest]:
 
 
 def fetch(store: Store, subject: str, name: str, folder: Path) -> Manifest:
-    """Write all files of a release into `folder` and return its manifest; every file's hash is checked on arrival.
+    """Write all files of a release into `folder` and return its manifest; its signer is not asked for.
 
     Raises:
-        InputError: there is no such release, or a file in the store is not what was published; nothing bad is left.
+        InputError: there is no such release, or see `download`.
     """
-    manifest = manifest_of(store, subject, name)
-    if manifest is None:
+    found = published(store, subject, name)
+    if found is None:
         raise InputError(f"{subject} has no release {name}; the index of its releases says which there are.")
+    download(store, found, folder)
+    return found.manifest
+
+
+def download(store: Store, release: Published, folder: Path) -> None:
+    """Write all files of a release, its manifest and the signature into `folder`; hashes are checked on arrival.
+
+    Raises:
+        InputError: a file in the store is not what was published; nothing bad is left.
+    """
+    manifest = release.manifest
+    key = release_key(manifest.subject, manifest.release)
+    folder.mkdir(parents=True, exist_ok=True)
     for file in manifest.files:
         target = folder / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file() and described(file.name, target) == file:
             continue
-        store.get(f"{release_key(subject, name)}/{file.name}", target, max_bytes=file.bytes)
+        store.get(f"{key}/{file.name}", target, max_bytes=file.bytes)
         if described(file.name, target) != file:
             target.unlink()
             raise InputError(
-                f"{release_key(subject, name)}/{file.name} in the store is not what was published (SHA-256 "
-                f"{file.sha256[:12]}… was expected); publish the same workspace again, which mends it."
+                f"{key}/{file.name} in the store is not what was published (SHA-256 {file.sha256[:12]}… was expected); "
+                "publish the same workspace again, which mends it."
             )
-    return manifest
+    write_whole(folder / MANIFEST, release.content)
+    (folder / SIGNATURE).unlink(missing_ok=True)
+    if release.signature is not None:
+        write_whole(folder / SIGNATURE, release.signature)

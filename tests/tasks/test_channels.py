@@ -268,6 +268,7 @@ def test_the_release_of_a_channel_is_fetched_from_the_shell_with_what_is_needed_
     assert said[1].startswith(f"LoRA     {folder / 'ada.safetensors'} at strength 0.8")
     assert said[2] == "prompt   write 'ohzw woman' where the person stands"
     assert (folder / "ada.safetensors").read_bytes() == lora(2)
+    assert said[3] == "signed   no: nobody knows whether it is what was published"
     assert "ComfyUI: version" in (folder / "USAGE.txt").read_text()
 
 
