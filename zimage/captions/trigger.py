@@ -60,7 +60,10 @@ def checked_trigger(trigger: str, tokenizer: Tokenizer, params: TriggerParams) -
     return tokens
 
 
+LISTS = {"words": "words.txt", "names": "names.txt"}  # by their names in full: a stage's fingerprint looks for them
+
+
 @cache
 def known(name: str) -> frozenset[str]:
     """Return the packaged list `words` (common English) or `names` (given names in Latin letters), in small letters."""
-    return frozenset(Path(__file__).with_name(f"{name}.txt").read_text(encoding="utf-8").split())
+    return frozenset(Path(__file__).with_name(LISTS[name]).read_text(encoding="utf-8").split())
