@@ -14,7 +14,7 @@ from uuid import uuid4
 from tasks.release import MANIFEST, Manifest, Part, Published, download, manifest_of, published, releases
 from tasks.scan import consents
 from tasks.signature import public_key
-from tasks.store import Store, changed
+from tasks.store import ForbiddenError, Store, changed
 from tasks.tombstones import refuse_while_forgetting
 from zimage.errors import InputError
 from zimage.faces.consent import require
@@ -129,7 +129,10 @@ def fetch_current(
         raise _no_release(store, subject, pointer.release)
     if key:
         release.require_signer(public)
-    _refuse_without_consent(store, subject, release.manifest, workspace)
+    try:
+        _refuse_without_consent(store, subject, release.manifest, workspace)
+    except ForbiddenError:  # a reader's keys open releases, and not what is known of a person
+        _refuse_after_the_last_day(release.manifest)
     download(store, release, folder)
     return release
 
@@ -226,7 +229,13 @@ def _refuse_without_consent(store: Store, subject: str, manifest: Manifest, work
     known = consents(store, subject, workspace)
     for consent in known:
         require(consent, "publication", today())
-    if not known and manifest.consent.expires < today():
+    if not known:
+        _refuse_after_the_last_day(manifest)
+
+
+def _refuse_after_the_last_day(manifest: Manifest) -> None:
+    """Pass if the consent that the release was published with holds today."""
+    if manifest.consent.expires < today():
         raise InputError(
             f"The consent behind {manifest.release} expired on {manifest.consent.expires}; ask for a new one and "
             "publish again, or run the flow `forget`."

@@ -19,6 +19,7 @@ from tasks.store import (
     MAX_FILE_BYTES,
     MAX_SMALL_BYTES,
     ConflictError,
+    ForbiddenError,
     Inventory,
     MissingError,
     Store,
@@ -248,6 +249,11 @@ class S3Store:
         for start in range(0, len(versions), AT_ONCE):
             some = {"Objects": versions[start : start + AT_ONCE], "Quiet": True}
             failed = self._ask("delete_objects", Delete=some).get("Errors", [])
+            if any(each.get("Code") in FORBIDDEN for each in failed):
+                raise ForbiddenError(
+                    f"{self._address()} forbids `delete_objects` to these keys (AccessDenied); infra/access says which "
+                    "role may."
+                )
             if failed:
                 raise StoreError(f"{len(failed)} objects could not be deleted, the first is {failed[0]}; run again.")
         return len(versions)
@@ -367,7 +373,7 @@ class S3Store:
         except (_TakenError, _AbsentError, _UndecidedError):
             self._honours("If-Match")
             return
-        except _ForbiddenError:  # a policy may ask for another condition, as that of manifests does
+        except ForbiddenError:  # a policy may ask for another condition, as that of manifests does
             return
         if is_new:
             self._delete_versions(key)
@@ -576,7 +582,7 @@ class S3Store:
                 f"{self._address()} refuses this machine's clock; set it (NTP), more than 15 minutes off are too many."
             )
         if code in FORBIDDEN:
-            return _ForbiddenError(
+            return ForbiddenError(
                 f"{self._address()} forbids `{operation}` to these keys ({code}); infra/access says which role may."
             )
         if code == "NoSuchBucket":
@@ -604,10 +610,6 @@ class _AbsentError(StoreError):
 
 class _TakenError(StoreError):
     """The condition of a conditional request does not hold."""
-
-
-class _ForbiddenError(InputError):
-    """These keys, or a policy of the bucket, do not allow such a request."""
 
 
 class _UnsupportedError(InputError):

@@ -34,6 +34,10 @@ class MissingError(InputError):
     """There is no such object."""
 
 
+class ForbiddenError(InputError):
+    """These keys may not do that."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """An object's content with the tag of this very version of it."""

@@ -1,12 +1,43 @@
-"""The documents about access, as documents: what they allow, and that they allow what the code asks for."""
+"""Who may do what with the store: the documents, and each phase at work on a server that enforces them."""
 
+import datetime
 import json
+import os
 import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+import torch
+import yaml
+from botocore.exceptions import ClientError
+from prefect import flow
+
+from tasks.channels import fetch_current, promote, rollback
+from tasks.forget import erase, forget
+from tasks.handover import hand_over, state_key, take, track_inputs
+from tasks.publish import publish as publish_task
+from tasks.scan import read_project, scan_all
+from tasks.settings import Settings
+from tasks.shown import show_page
+from tasks.sources import Source
+from tasks.storage import open_store
+from tasks.store import Store
+from tasks.subject import Choices
+from tasks.tombstones import Counts
+from tasks.unfinished import Keeper, fetch_unfinished, forget_unfinished
+from tasks.workspace import bring_up_to_date, pull
+from tests.tasks.finished import CONSENT, finished, lora, write
+from tests.tasks.rights import Rights, enforcing, listed
+from zimage.errors import InputError
+from zimage.folder import aside_of
+from zimage.training.checkpoint import State as TrainingState
+from zimage.training.checkpoint import write_state
 
 PROJECT = Path(__file__).parents[1]
 ACCESS = PROJECT / "infra" / "access"
@@ -52,7 +83,7 @@ MAY = {
         "s3:PutObject": {"lost", "page", "lora", "signed", "index", "channel", "hub"},
         "s3:DeleteObjectVersion": {"channel"},
     },
-    "reader": {"s3:GetObject": {"lora", "signed", "index", "channel"}},
+    "reader": {"s3:GetObject": {"lora", "signed", "index", "channel", "tombstone"}},
     "eraser": {
         "s3:GetObject": {"index", "channel", "hub", "tombstone"},
         "s3:PutObject": {"tombstone"},
@@ -63,10 +94,6 @@ MAY = {
 
 def read(name: str) -> Any:
     return json.loads((ACCESS / name).read_text())
-
-
-def listed(value: Any) -> list[str]:
-    return value if isinstance(value, list) else [value]
 
 
 def allows(role: str, action: str, key: str) -> bool:
@@ -111,7 +138,7 @@ def test_who_deletes_can_list_what_there_is_to_delete(role: str) -> None:
     assert {"s3:ListBucketVersions", "s3:ListBucketMultipartUploads"} <= listing(role)
 
 
-@pytest.mark.parametrize("role", sorted(set(MAY) - {"reader"}))  # which is told what there is to read
+@pytest.mark.parametrize("role", MAY)
 def test_whoever_reads_may_list_too_or_s3_forbids_what_is_only_absent(role: str) -> None:
     """S3 answers 403 instead of 404 for a key that is not there, unless its prefix may be listed."""
     (prefixes,) = (
@@ -179,8 +206,224 @@ def test_only_those_who_may_delete_versions_are_let_by_the_bucket() -> None:
 
 def test_everything_is_encrypted_versioned_and_tidied_up() -> None:
     (rule,) = read("encryption.json")["Rules"]
-    assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "aws:kms"
+    assert rule["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": "KEY"}
+    key = "s3:x-amz-server-side-encryption-aws-kms-key-id"
+    assert denied("ArnNotEqualsIfExists", key)["Condition"]["ArnNotEqualsIfExists"] == {key: "KEY"}
+    for role in ROLES.values():
+        using = [each for each in role["Statement"] if any("kms:" in action for action in listed(each["Action"]))]
+        assert [each["Resource"] for each in using] == ["KEY"]
     assert read("versioning.json") == {"Status": "Enabled"}
     rules = {rule["ID"]: rule for rule in read("lifecycle.json")["Rules"]}
     assert rules["unfinished-uploads"]["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] <= 7
     assert rules["old-versions"]["NoncurrentVersionExpiration"]["NoncurrentDays"] <= 30
+
+
+BUCKET, PREFIX = "people", "project"
+STAGES = {
+    "one": {"cmd": "mkdir data/one && cat data/photos/* > data/one/x", "deps": ["data/photos"], "outs": ["data/one"]},
+    "two": {"cmd": "mkdir data/two && cat data/one/x > data/two/x", "deps": ["data/one"], "outs": ["data/two"]},
+}
+CHOICES = Choices(preset="tiny", base=None, values={"subject.class_noun": "woman"})
+LISTS = {"cpu-agent": {"subjects/", "states/", "scan/", "tombstones/"}, "reader": {"tombstones/"}}
+ACTIONS: dict[str, Callable[[Any, str], Any]] = {
+    "s3:GetObject": lambda client, key: client.get_object(Bucket=BUCKET, Key=key),
+    "s3:GetObjectVersion": lambda client, key: client.get_object(Bucket=BUCKET, Key=key, VersionId="0"),
+    "s3:PutObject": lambda client, key: client.put_object(Bucket=BUCKET, Key=key, Body=b"x"),
+    "s3:DeleteObjectVersion": lambda client, key: client.delete_object(Bucket=BUCKET, Key=key, VersionId="0"),
+}
+
+
+@pytest.fixture(scope="module")
+def rights() -> Iterator[Rights]:
+    with enforcing(BUCKET, PREFIX) as found:
+        yield found
+
+
+@pytest.fixture
+def act_as(rights: Rights, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """What makes this process, and those it starts, use the keys of a role."""
+
+    def act(role: str) -> None:
+        for name, value in rights.environment(role).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the keys it found first
+
+    return act
+
+
+def is_refused(ask: Callable[[], Any]) -> bool:
+    try:
+        ask()
+    except ClientError as error:
+        return error.response["Error"]["Code"] in {"AccessDenied", "403"}
+    return False
+
+
+@pytest.mark.parametrize("role", MAY)
+def test_a_server_lets_a_role_do_what_its_flows_need_and_refuses_the_rest(
+    role: str, act_as: Callable[[str], None]
+) -> None:
+    act_as(role)
+    client = boto3.client("s3")
+    done = {
+        action: {place for place, key in PLACES.items() if not is_refused(lambda: ask(client, f"{PREFIX}/{key}"))}  # noqa: B023
+        for action, ask in ACTIONS.items()
+    }
+    listings = {*LISTS["cpu-agent"], "", "other/"}
+
+    assert done == {action: MAY[role].get(action, set()) for action in ACTIONS}
+    assert is_refused(lambda: client.get_object(Bucket=BUCKET, Key=f"other/{PLACES['photos']}"))
+    assert {
+        each
+        for each in listings
+        if not is_refused(lambda: client.list_objects_v2(Bucket=BUCKET, Prefix=each and f"{PREFIX}/{each}"))  # noqa: B023
+    } == LISTS.get(role, LISTS["cpu-agent"] - {"scan/"} if role != "eraser" else LISTS["cpu-agent"])
+
+
+def test_keys_that_nobody_gave_out_open_nothing(rights: Rights) -> None:
+    client = boto3.client(
+        "s3", endpoint_url=rights.address, aws_access_key_id=rights.keys["owner"][0], aws_secret_access_key="guessed"
+    )
+
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        client.get_object(Bucket=BUCKET, Key=f"{PREFIX}/{PLACES['photos']}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine with code and settings; what each phase does on it, as flows do it."""
+
+    settings: Settings
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.workspace("ada")
+
+    def prepare(self) -> None:
+        before = take(self.settings, "ada")
+        write(self.folder / "data/photos/1.jpg", b"face")
+        write(self.folder / "data/consent.yaml", yaml.safe_dump(CONSENT).encode())
+        track_inputs(self.folder)
+        bring_up_to_date(self.folder, "one", on_line=lambda _: None, shared=True)
+        sources = {name: Source(address=f"/from/{name}", seen="") for name in ("photos", "consent")}
+        hand_over(self.settings, "ada", before, stages=("one",), sources=sources, choices=CHOICES, run="prepare ada")
+        write(self.folder / "data/detect/contact_sheet.html", b"<html>")
+        show_page(self.settings, self.folder, "detect", shared=True)
+
+    def scan(self) -> None:
+        project = read_project(PROJECT)
+        scan_all(self.settings, open_store(self.settings.store), project, datetime.date(2026, 11, 1))
+
+    def learn(self) -> None:
+        before = take(self.settings, "ada")
+        keeper = Keeper(self.settings, "ada")
+        aside = aside_of(self.folder / "data" / "train")
+        write_state(aside / "resume", TrainingState(50, {"values": torch.zeros(4)}, devices=("a CPU",)), run="a run")
+        keeper.look()
+        fetch_unfinished(self.settings, "ada")
+        shutil.rmtree(aside)
+        bring_up_to_date(self.folder, "two", on_line=lambda _: None, shared=True)
+        hand_over(self.settings, "ada", before, stages=("two",), sources={}, choices=CHOICES, run="learn ada")
+        forget_unfinished(self.settings, "ada")
+
+    def publish(self) -> str:
+        taken, store = take(self.settings, "ada", only_reads=True), open_store(self.settings.store)
+        assert taken.state is not None and {"one", "two"} <= taken.state.stages
+        pull(self.folder, ["two", "data/consent.yaml.dvc"], on_line=lambda _: None)
+        finished(self.folder)
+        release = publish_task.fn(self.folder, "ada", store)
+        promote(store, "ada", "production", release.name)
+        finished(self.folder, seed=1)
+        promote(store, "ada", "production", publish_task.fn(self.folder, "ada", store).name)
+        return rollback(store, "ada", "production").release
+
+
+@flow
+def working(phase: Callable[[], Any]) -> Any:
+    return phase()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Callable[[str], Machine]:
+    """What makes a machine of a name, with a project of two stages."""
+    project = tmp_path / "project"
+    write(project / "dvc.yaml", json.dumps({"stages": STAGES}).encode())
+    write(project / "code.yaml", b"one: sha256:00\n")
+    write(project / ".dvcignore", b"")
+    shutil.copy(PROJECT / "params.yaml", project)
+    return lambda name: Machine(
+        Settings(
+            project=project,
+            workspaces=tmp_path / name,
+            store=f"s3://{BUCKET}/{PREFIX}",
+            endpoint=os.environ["AWS_ENDPOINT_URL_S3"],
+        )
+    )
+
+
+def test_every_phase_does_its_work_with_the_keys_of_its_role(
+    act_as: Callable[[str], None], machine: Callable[[str], Machine], prefect_server: None, tmp_path: Path
+) -> None:
+    def stored() -> set[str]:
+        act_as("owner")
+        return set(open_store(f"s3://{BUCKET}/{PREFIX}").keys(""))
+
+    act_as("owner")
+    open_store(f"s3://{BUCKET}/{PREFIX}").delete("")  # of other tests
+    act_as("cpu-agent")
+    working(machine("cpu").prepare)
+    working(machine("cpu").scan)
+    made = stored()
+    assert {"states/ada.json", "scan/index.jsonl"} <= made
+    assert any("/dvc/files/" in key for key in made) and any("/pages/" in key for key in made)
+
+    act_as("gpu-agent")
+    working(machine("gpu").learn)
+    act_as("publisher")
+    name = working(machine("publisher").publish)
+    act_as("reader")
+    release = fetch_current(open_store(f"s3://{BUCKET}/{PREFIX}"), "ada", "production", tmp_path / "got")
+    assert release.manifest.release == name
+    assert (tmp_path / "got/ada.safetensors").read_bytes() == lora(0)
+
+    act_as("eraser")
+    left = working(lambda: forget(machine("cpu").settings, "ada", shared=False))
+    assert left.forgotten
+    assert all(key.startswith("tombstones/") for key in stored())
+
+
+@pytest.mark.parametrize(
+    ("role", "beyond"),
+    [
+        ("cpu-agent", "publish"), ("cpu-agent", "promote"), ("cpu-agent", "erase"),
+        ("gpu-agent", "publish"), ("gpu-agent", "promote"), ("gpu-agent", "erase"),
+        ("publisher", "write a state"), ("publisher", "erase"), ("publisher", "delete"),
+        ("reader", "write a state"), ("reader", "publish"), ("reader", "erase"),
+        ("eraser", "write a state"), ("eraser", "publish"), ("eraser", "promote"),
+    ],
+)  # fmt: skip
+def test_what_is_beyond_a_role_is_refused_with_one_sentence(
+    role: str, beyond: str, act_as: Callable[[str], None], tmp_path: Path
+) -> None:
+    act_as("owner")
+    store = open_store(f"s3://{BUCKET}/{PREFIX}")
+    eve, key = f"eve-{role}-{beyond}".replace(" ", "-"), ""
+    released = publish_task.fn(finished(tmp_path / "before" / eve), eve, store).name
+    key = f"subjects/{eve}/releases/{released}/manifest.json"
+    before = store.keys(f"subjects/{eve}")
+    asks: dict[str, Callable[[Store], Any]] = {
+        "publish": lambda store: publish_task.fn(finished(tmp_path / eve, seed=1), eve, store),
+        "promote": lambda store: promote(store, eve, "production", released),
+        "write a state": lambda store: store.swap(state_key(eve), b"{}", None),
+        "delete": lambda store: store.delete(f"subjects/{eve}/releases"),
+        "erase": lambda store: erase(store, tmp_path / eve, eve, Counts()),
+    }
+
+    act_as(role)
+    with pytest.raises(InputError, match=rf"s3://{BUCKET}/{PREFIX} forbids .* to these keys"):
+        asks[beyond](open_store(f"s3://{BUCKET}/{PREFIX}"))
+
+    act_as("owner")
+    store = open_store(f"s3://{BUCKET}/{PREFIX}")
+    assert store.keys(f"subjects/{eve}") == before and key in before
+    assert store.read(state_key(eve)) is None
