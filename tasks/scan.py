@@ -15,9 +15,10 @@ from tasks.scan_index import INDEX, Known, ScanIndex, identity
 from tasks.settings import Settings
 from tasks.sources import content, look
 from tasks.storage import Store, StoreError
-from tasks.subject import Choices, presets, require_class_noun
+from tasks.subject import Choices, layers, presets, require_class_noun
 from zimage.errors import InputError
 from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, consent_in
+from zimage.params import set_values
 from zimage.permission import require_for
 from zimage.plain_yaml import load_trusted
 from zimage.signatures import STAGES
@@ -282,16 +283,11 @@ def params_now(project: Mapping[str, Any], chosen: Choices) -> dict[str, Any]:
     """Return a subject's values of params.yaml as they would be written today, as plain data.
 
     Raises:
-        InputError: its preset exists no more.
+        InputError: its preset or one of its keys exists no more.
     """
-    known = _presets()
-    if chosen.preset not in known:
-        raise InputError(f"There is no preset `{chosen.preset}` any more; choose another with --preset.")
-    base = {f"base.{key}": value for key, value in chosen.base} if chosen.base else {}
     params = deepcopy(dict(project))
-    for dotted, value in {**known[chosen.preset].values, **base, **chosen.values}.items():
-        *sections, key = dotted.split(".")
-        _at(params, ".".join(sections))[key] = value
+    for where, values in layers(chosen, _presets()):
+        set_values(params, values, where)
     return params
 
 

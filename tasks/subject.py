@@ -222,19 +222,31 @@ def _engine_values(engine: str) -> dict[str, Any]:
 
 
 def params_of(project: Path, chosen: Choices) -> str:
-    """Return the text of a subject's params.yaml: the project's, then the preset's values, the base, own values.
+    """Return the text of a subject's params.yaml: the project's, with what `layers` gives.
 
     Raises:
         InputError: there is no such preset or key.
     """
-    known = presets()
-    if chosen.preset not in known:
-        raise InputError(f"There is no preset `{chosen.preset}`; there are {', '.join(known)}.")
     text = (project / "params.yaml").read_text(encoding="utf-8")
-    text = with_values(text, known[chosen.preset].values, f"preset {chosen.preset}")
-    if chosen.base is not None:
-        text = with_values(text, {f"base.{key}": value for key, value in chosen.base}, "base")
-    return HEADER + with_values(text, chosen.values, "subject.yaml")
+    for where, values in layers(chosen, presets()):
+        text = with_values(text, values, where)
+    return HEADER + text
+
+
+def layers(chosen: Choices, known: Mapping[str, Preset]) -> list[tuple[str, dict[str, Any]]]:
+    """Return what changes the project's params.yaml, each with its origin: the preset, the base, the subject's values.
+
+    Args:
+        chosen: A subject's choices.
+        known: All presets by name.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    if chosen.preset not in known:
+        raise InputError(f"There is no preset `{chosen.preset}`; choose one of {', '.join(known)} with --preset.")
+    base = {f"base.{key}": value for key, value in chosen.base} if chosen.base else {}
+    return [(f"preset {chosen.preset}", known[chosen.preset].values), ("base", base), ("subject.yaml", chosen.values)]
 
 
 def choices(folder: Path) -> Choices:

@@ -29,12 +29,26 @@ def with_values(text: str, values: Mapping[str, Any], where: str) -> str:
     """
     ruamel = _ruamel()
     content = ruamel.load(text)
-    for dotted, value in values.items():
-        section, key = _place(content, dotted, where)
-        section[key] = value
+    set_values(content, values, where)
     out = io.StringIO()
     ruamel.dump(content, out)
     return out.getvalue()
+
+
+def set_values(content: Any, values: Mapping[str, Any], where: str) -> None:
+    """Set `values` in the content of a params.yaml, which is changed in place.
+
+    Args:
+        content: The file as it was loaded, a mapping of sections.
+        values: New values by dotted key, for example `{"train.steps": 800}`; the keys must exist.
+        where: Names the origin of `values` in the error.
+
+    Raises:
+        InputError: a key does not exist; the remedy names the nearest one that does.
+    """
+    for dotted, value in values.items():
+        section, key = _place(content, dotted, where)
+        section[key] = value
 
 
 def parsed(assignments: list[str]) -> dict[str, Any]:

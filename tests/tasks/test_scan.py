@@ -17,6 +17,7 @@ from tasks.subject import Choices, params_of
 from tasks.workspace import bring_up_to_date, make
 from tests.album import Album
 from tests.tasks.faults import unwell
+from zimage.errors import InputError
 from zimage.faces.consent import Consent
 from zimage.signatures import STAGES
 
@@ -106,6 +107,28 @@ def test_the_values_compared_are_those_that_a_run_would_write() -> None:
     plain = yaml.safe_load((PROJECT / "params.yaml").read_text())
 
     assert params_now(plain, CHOICES) == yaml.safe_load(params_of(PROJECT, CHOICES))
+
+
+GONE = [
+    (Choices(preset="tiny", base=None, values={**CHOICES.values, "train.ranks": 4}), "has no key `train.ranks`"),
+    (Choices(preset="tiny", base=None, values={**CHOICES.values, "train.samples.steps": 4}), "`train.samples.steps`"),
+    (Choices(preset="best", base=None, values=CHOICES.values), "There is no preset `best`; choose one of tiny, "),
+]
+
+
+@pytest.mark.parametrize(("chosen", "sentence"), GONE)
+def test_a_key_or_preset_that_is_gone_stops_a_subject_instead_of_starting_what_would_be_refused(
+    settings: Settings, project: Project, chosen: Choices, sentence: str
+) -> None:
+    state = finished(settings, project)
+    put(settings, "ada", state.model_copy(update={"choices": chosen}))
+
+    stopped = found(settings, project)
+
+    assert (stopped.verdict, sentence in stopped.reason) == ("stopped", True)
+    with pytest.raises(InputError) as refused:
+        params_of(PROJECT, chosen)
+    assert str(refused.value) in stopped.reason
 
 
 def test_a_new_photo_is_a_reason(settings: Settings, project: Project) -> None:

@@ -168,7 +168,7 @@ def test_the_demo_takes_nothing_of_one_s_own(settings: Settings) -> None:
 
 
 def test_an_unknown_preset_is_told_with_the_known_ones(settings: Settings, given: dict[str, str]) -> None:
-    with pytest.raises(InputError, match=r"There is no preset `best`; there are tiny, "):
+    with pytest.raises(InputError, match=r"There is no preset `best`; choose one of tiny, "):
         set_up(settings, "ada", **given, preset="best", values=WOMAN)
     assert not settings.workspace("ada").exists()
 
