@@ -86,5 +86,5 @@ def _warn(finding: Finding, today: datetime.date) -> None:
     emit_event(
         "zimage.consent.expiring",
         resource={"prefect.resource.id": f"zimage.subject.{finding.subject}"},
-        payload={"expires": until.isoformat(), "reason": finding.reason or "It will have to be renewed."},
+        payload={"expires": until.isoformat()},  # not the reason: an event with addresses could not be deleted
     )

@@ -8,12 +8,10 @@ import time
 from pathlib import Path
 from uuid import UUID
 
-from prefect.artifacts import create_link_artifact
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
+from tasks.artifacts import create_artifact, update_artifact
 from tasks.policy import SERVER_ERRORS
 from tasks.scratch import scratch
 from tasks.settings import Settings
@@ -105,11 +103,10 @@ class Course:
         loss = "" if found.loss is None else f", loss {found.loss:.4g}"
         text = f"step {found.done}{loss}{pictures}{'' if working else '; it has ended'}"
         self._linked = time.monotonic()
-        called = f"Loss and sample pictures of {self._subject}"
+        link = f"[Loss and sample pictures of {self._subject}]({address})"
         if self._artifact is None:
-            key = artifact_key(self._subject, "training")
-            self._artifact = create_link_artifact(address, link_text=called, key=key, description=text)  # type: ignore[assignment]
+            self._artifact = create_artifact(
+                "markdown", link, key=artifact_key(self._subject, "training"), description=text
+            )
             return
-        with get_client(sync_client=True) as client:
-            update = ArtifactUpdate(data=f"[{called}]({address})", description=text)
-            client.update_artifact(self._artifact, update)
+        update_artifact(self._artifact, link, description=text)

@@ -70,7 +70,7 @@ class Found:
     def is_empty(self) -> bool:
         """Return whether nothing of the subject is left."""
         here = self.workspace.exists() or self.remembered
-        return not (here or self.runs.runs or self.runs.artifacts) and self.stored.is_empty
+        return not (here or self.runs.runs or self.runs.artifacts or self.runs.tables) and self.stored.is_empty
 
     def counts(self) -> Counts:
         """Return how much there is, without a word on what."""
@@ -81,7 +81,7 @@ class Found:
             uploads=self.stored.uploads,
             bytes=self.stored.bytes + self.file_bytes,
             runs=len(self.runs.runs),
-            artifacts=len(self.runs.artifacts),
+            artifacts=len(self.runs.artifacts) + len(self.runs.tables),
             repositories=len(self.repositories),
         )
 
@@ -96,7 +96,8 @@ class Found:
             f"{_mb(stored.bytes)}",
             f"channels   {pointing or 'none'}",
             *hub_index.lines(self.repositories),
-            f"Prefect    {len(runs.runs)} runs with their logs, {len(runs.artifacts)} artifacts",
+            f"Prefect    {len(runs.runs)} runs with their logs, {len(runs.artifacts)} artifacts, "
+            f"lines in {len(runs.tables)} tables about all",
             f"events     {_diary(runs)}",
             f"logs       {_told(self.logs)}{'; delete them by hand: they tell of others too' if self.logs else ''}",
             f"consent    {self.consent_ends or 'none here'}",
@@ -153,11 +154,11 @@ def forget(
     """
     found = find(settings, subject, this_run=this_run)
     if found.runs.working:
-        _refuse_or_cancel(found.runs, cancel=cancel)
+        refuse_or_cancel(found.runs, cancel=cancel)
     store = open_store(settings.store)
     alone = leased(subject, wait_s=LEASE_ENDS_WITHIN_S) if shared else contextlib.nullcontext()
     with alone:
-        with _held(found.workspace, cancel=cancel):
+        with held_to_forget(found.workspace, cancel=cancel):
             tombstones.begin(store, subject, found.counts())
             try:
                 hub.delete(settings, store, subject)  # while the store still says what there is
@@ -213,7 +214,12 @@ def _keys(subject: str) -> tuple[str, str]:
     return f"subjects/{subject}", state_key(subject)
 
 
-def _refuse_or_cancel(runs: Runs, *, cancel: bool) -> None:
+def refuse_or_cancel(runs: Runs, *, cancel: bool) -> None:
+    """Cancel the runs that are under way, or refuse.
+
+    Raises:
+        InputError: there are some, and they must not be cancelled.
+    """
     names = ", ".join(f"`{run.name}`" for run in runs.working)
     if not cancel:
         raise InputError(f"{names} is at work on this subject; wait for it to end, or cancel it with --cancel.")
@@ -221,7 +227,7 @@ def _refuse_or_cancel(runs: Runs, *, cancel: bool) -> None:
 
 
 @contextlib.contextmanager
-def _held(workspace: Path, *, cancel: bool) -> Iterator[None]:
+def held_to_forget(workspace: Path, *, cancel: bool) -> Iterator[None]:
     """Hold the workspace, if there is one; with `cancel`, a process of this machine that holds it is ended first.
 
     Raises:

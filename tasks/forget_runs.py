@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ParamSpec
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -23,9 +23,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling
 from pydantic import TypeAdapter
 
+from tasks.artifacts import replace
 from tasks.shown import ARTIFACTS, OVERVIEW, SCAN, artifact_key
 
-Asked = TypeVar("Asked")
+P = ParamSpec("P")
 
 FORGET = "forget"  # the name of runs that forget, which names nobody
 PAGE = 200
@@ -43,13 +44,14 @@ class Runs:
     Args:
         runs: Flow runs, by id; their task runs and logs go with them.
         working: Those that are under way.
-        artifacts: Artifacts of the runs, those of deleted runs by their keys, and tables of scans with a line about the
-            subject.
+        artifacts: Artifacts of the runs, and those of deleted runs by their keys.
+        tables: Artifacts about all subjects, of scans, with a line about this one.
         told_until: When the last of the server's events about the runs is dropped; None if there are none.
     """
 
     runs: list[FlowRun]
     artifacts: list[UUID]
+    tables: list[Artifact]
     told_until: datetime.datetime | None
 
     @property
@@ -74,13 +76,10 @@ def runs_of(subject: str, *, but: UUID | str | None = None) -> Runs:
         found = [
             *(one for start in range(0, len(runs), PAGE) for one in _artifacts_of(client, runs[start : start + PAGE])),
             *(one for one in _artifacts(client, ArtifactFilter(key=keys)) if one.flow_run_id not in others),
-            *(
-                one
-                for one in _artifacts(client, ArtifactFilter(key=ArtifactFilterKey(any_=[SCAN, OVERVIEW])))
-                if _has_line(one, subject)
-            ),
         ]
-        return Runs(runs, sorted({one.id for one in found if one.id is not None}), _told_until(client, list(ids)))
+        of_all = ArtifactFilter(key=ArtifactFilterKey(any_=[SCAN, OVERVIEW]))
+        tables = [one for one in _artifacts(client, of_all) if _lines_without(one, subject) is not None]
+        return Runs(runs, sorted({one.id for one in found if one.id}), tables, _told_until(client, list(ids)))
 
 
 def cancel(runs: list[FlowRun]) -> None:
@@ -92,15 +91,36 @@ def cancel(runs: list[FlowRun]) -> None:
 
 
 def delete(found: Runs, subject: str) -> None:
-    """Delete runs with their task runs and logs, artifacts, and the subject's concurrency limit; gone is gone."""
+    """Delete runs with their task runs and logs, artifacts, and the subject's concurrency limit; gone is gone.
+
+    All artifacts are emptied before the first is deleted: Prefect writes an event with the content of an artifact that
+    is deleted, or with that of the one before it, which then is the newest of its key. A table about all subjects loses
+    its line about this one and stays, since such an event would hold the lines about the others.
+    """
     _wait_for_last_words(found.runs)
     with get_client(sync_client=True) as client:
+        for artifact in found.artifacts:
+            _unless_gone(replace, client, artifact, data=None, description=None)
+        for table in found.tables:
+            assert table.id is not None
+            _unless_gone(replace, client, table.id, data=json.dumps(_lines_without(table, subject)))
         for artifact in found.artifacts:
             _unless_gone(client.delete_artifact, artifact)
         for run in found.runs:
             _unless_gone(client.delete_flow_run, run.id)
         _unless_gone(client.delete_global_concurrency_limit_by_name, limit_of(subject))
         _wait_for_logs(client, [run.id for run in found.runs])
+
+
+def drop_photo(subject: str, photo: str) -> None:
+    """Take the lines about a photo, by the name that results give it, out of the tables about a subject's photos."""
+    key = ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key(subject, "photos")]))
+    with get_client(sync_client=True) as client:
+        for table in list(_artifacts(client, key)):
+            left = _lines_without(table, photo)
+            if left is not None:
+                assert table.id is not None
+                _unless_gone(replace, client, table.id, data=json.dumps(left))
 
 
 def delete_run(run: UUID) -> None:
@@ -150,17 +170,20 @@ def _told_until(client: SyncPrefectClient, runs: list[UUID]) -> datetime.datetim
     return max(event.occurred for event in newest) + kept + VACUUMED_WITHIN
 
 
-def _has_line(artifact: Artifact, subject: str) -> bool:
-    """Return whether a table has a line about the subject, as that of a scan over all subjects does."""
+def _lines_without(artifact: Artifact, subject: str) -> list[Any] | None:
+    """Return the rows of a table but those about the subject; None where it has none, or is no table."""
     if artifact.type != "table" or not isinstance(artifact.data, str):
-        return False
+        return None
     rows = json.loads(artifact.data)
-    return any(subject in row.values() for row in rows if isinstance(row, dict)) if isinstance(rows, list) else False
+    if not isinstance(rows, list):
+        return None
+    left = [row for row in rows if not (isinstance(row, dict) and subject in row.values())]
+    return left if len(left) < len(rows) else None
 
 
-def _unless_gone(delete: Callable[[Asked], object], what: Asked) -> None:
+def _unless_gone(do: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
     try:
-        delete(what)
+        do(*args, **kwargs)
     except ObjectNotFound:
         return
 

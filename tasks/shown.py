@@ -15,16 +15,10 @@ from pathlib import Path
 from typing import Any, get_args
 from uuid import UUID
 
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
+from tasks.artifacts import create_artifact, update_artifact
 from tasks.channels import Name, channel
 from tasks.policy import SERVER_ERRORS
 from tasks.release import releases
@@ -110,9 +104,9 @@ class Bar:
 
     def _show(self, share: float, text: str) -> None:
         if self._artifact is None:
-            self._artifact = create_progress_artifact(progress=share, key=self._key, description=text)  # type: ignore[assignment]
+            self._artifact = create_artifact("progress", share, key=self._key, description=text)
         else:
-            update_progress_artifact(artifact_id=self._artifact, progress=share, description=text)
+            update_artifact(self._artifact, share, description=text)
 
 
 def _text(event: Mapping[str, Any]) -> str:
@@ -156,7 +150,7 @@ def show_page(settings: Settings, workspace: Path, stage: str, *, shared: bool) 
     if in_store(settings, shared=shared):
         address, until = _stored(settings, subject, workspace, page)
     called, key = f"{title} of {subject}".capitalize(), artifact_key(subject, page.stem)
-    create_link_artifact(address, link_text=called, key=key, description=f"The {title}{until}")
+    create_artifact("markdown", f"[{called}]({address})", key=key, description=f"The {title}{until}")
     return address
 
 
@@ -185,7 +179,7 @@ def _show_decisions(subject: str, workspace: Path) -> None:
     found = [json.loads(row) for row in rows]
     shown = [{key: row.get(key, "") for key in ("photo", "decision", "reason")} for row in found]
     key = artifact_key(subject, "photos")
-    create_table_artifact(shown, key=key, description="What became of each photo, and why")
+    create_artifact("table", json.dumps(shown), key=key, description="What became of each photo, and why")
 
 
 def _show_loss(subject: str, workspace: Path) -> None:
@@ -194,7 +188,7 @@ def _show_loss(subject: str, workspace: Path) -> None:
     drawn = curve([float(row["step"]) for row in rows], [float(row["loss"]) for row in rows], "steps")
     picture = base64.b64encode(drawn.replace("<svg ", f"<svg {SVG} ", 1).replace(">", f">{INK}", 1).encode()).decode()
     text = f"![training loss](data:image/svg+xml;base64,{picture})"
-    create_markdown_artifact(text, key=artifact_key(subject, "loss"), description="Training loss")
+    create_artifact("markdown", text, key=artifact_key(subject, "loss"), description="Training loss")
 
 
 def _show_numbers(subject: str, workspace: Path, stage: str) -> None:
@@ -202,7 +196,8 @@ def _show_numbers(subject: str, workspace: Path, stage: str) -> None:
     if metrics.is_file():
         found = json.loads(metrics.read_text(encoding="utf-8"))
         rows = [{"number": key, "value": _short(value)} for key, value in found.items() if _is_plain(value)]
-        create_table_artifact(rows, key=artifact_key(subject, stage), description=f"Numbers of {stage}")
+        key = artifact_key(subject, stage)
+        create_artifact("table", json.dumps(rows), key=key, description=f"Numbers of {stage}")
 
 
 def _is_plain(value: Any) -> bool:
@@ -218,7 +213,7 @@ def warn_of_verdict(workspace: Path) -> None:
     metrics = json.loads((workspace / "data" / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
     if metrics["verdict"] == "fail":
         resource = {"prefect.resource.id": f"zimage.subject.{workspace.name}"}
-        emit_event("zimage.gate.failed", resource=resource, payload={"why": metrics["why"]})
+        emit_event("zimage.gate.failed", resource=resource)  # not why: figures would stay in Prefect's events
 
 
 def show_scan(findings: Sequence[Finding], started: Mapping[str, str]) -> None:
@@ -235,7 +230,7 @@ def show_scan(findings: Sequence[Finding], started: Mapping[str, str]) -> None:
         for each in told
     ]
     about = f"{len(findings)} subjects, {unchanged} of them unchanged"
-    create_table_artifact(rows, key=SCAN, description=about)
+    create_artifact("table", json.dumps(rows), key=SCAN, description=about)
 
 
 def show_overview(findings: Sequence[Finding], store: Store) -> None:
@@ -253,7 +248,8 @@ def show_overview(findings: Sequence[Finding], store: Store) -> None:
         for newest in [next(iter(releases(store, each.subject)), None)]
         for pointers in [{name: channel(store, each.subject, name) for name in get_args(Name)}]
     ]
-    create_table_artifact(rows, key=OVERVIEW, description=f"All {len(rows)} subjects that this store knows")
+    about = f"All {len(rows)} subjects that this store knows"
+    create_artifact("table", json.dumps(rows), key=OVERVIEW, description=about)
 
 
 def show_offer(settings: Settings, workspace: Path, *, shared: bool) -> Offer:
@@ -268,5 +264,5 @@ def show_offer(settings: Settings, workspace: Path, *, shared: bool) -> Offer:
     subject = settings.subject(workspace)
     text = f"**{subject}: {verdict.removeprefix('verdict').strip()}**\n{listed}\n\n"
     text += f"[The report]({show_page(settings, workspace, 'evaluate', shared=shared)})\n"
-    create_markdown_artifact(text, key=artifact_key(subject, "offer"), description="What waits for a decision")
+    create_artifact("markdown", text, key=artifact_key(subject, "offer"), description="What waits for a decision")
     return Offer(text, metrics["chosen"]["sha256"][:16])

@@ -104,7 +104,7 @@ def test_by_default_it_only_lists(ada: Path, places: Path) -> None:
     assert snapshot(places) == before
     told = "\n".join(listing.lines)
     assert "channels   production at 2-" in told
-    assert "Prefect    3 runs with their logs, 1 artifacts" in told
+    assert "Prefect    3 runs with their logs, 1 artifacts, lines in 0 tables about all" in told
     assert "consent    until 2999-12-31" in told
     until = re.search(r"events     Prefect's tell names of runs until ([-0-9]+ [:0-9]+) UTC; nobody can", told)
     assert until is not None  # seven days if nobody chose, and the hour between two sweeps

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -25,6 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import TaskRun
+from prefect.events import emit_event
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
 from flows.__main__ import main
@@ -45,6 +48,7 @@ from zimage.model.base import Base
 from zimage.signatures import STAGES
 
 NUM_PHOTOS = 16
+Rows = dict[tuple[str, int], str]
 SMALL = {
     "subject.class_noun": "woman",
     "ingest.min_photos": 6,
@@ -117,7 +121,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def ada(places: Path, prefect_server: None, tiny_base: Base) -> Ada:
+def ada(places: Path, database_before: Rows, tiny_base: Base) -> Ada:
     photos = places / "photos"
     make_demo_photos(photos, seed=1)
     for superfluous in sorted(photos.glob("IMG_1*.jpg"))[NUM_PHOTOS:]:
@@ -356,6 +360,62 @@ def test_a_machine_of_a_pool_asks_the_consent_that_was_handed_over(
     assert said in str(refused.value)
 
 
+@pytest.fixture(scope="module")
+def database_before(prefect_server: None) -> Rows:
+    """The rows that other tests left on this server."""
+    return rows_of_database()
+
+
+def rows_of_database() -> Rows:
+    """Return every row of every table of the server's database, by table and row id."""
+    path = str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2]
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+        return {
+            (table, row[0]): repr(row[1:])
+            for table in tables
+            for row in database.execute(f'select rowid, * from "{table}"')
+        }
+
+
+def wait_until_events_are_written() -> None:
+    """Return once the server has written all events that were emitted before."""
+    marker = emit_event(f"test.marker.{uuid4()}", resource={"prefect.resource.id": "test.marker"})
+    assert marker is not None
+    until = time.monotonic() + 60
+    while not any(table == "events" and marker.event in row for (table, _), row in rows_of_database().items()):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+
+
+def personal_facts(workspace: Path) -> dict[str, list[str]]:
+    """Return regular expressions of what nothing outside a workspace may hold after its subject was forgotten."""
+    data = workspace / "data"
+    rows = [json.loads(line) for line in (data / "detect" / "manifest.jsonl").read_text().splitlines()]
+    photos = [path.read_bytes() for path in (data / "photos").iterdir()]
+    lock = yaml.safe_load((workspace / "dvc.lock").read_text())
+    outputs = [out["md5"] for stage in lock["stages"].values() for out in stage["outs"]]
+    figures = json.loads((data / "evaluate" / "metrics.json").read_text())
+    return {
+        "photo hash": [*(row["photo"] for row in rows), *(hashlib.sha256(photo).hexdigest() for photo in photos)],
+        "result hash": [md5.removesuffix(".dir") for md5 in outputs],
+        "photo name": [r"IMG_1\d{3}"],
+        "likeness": [re.escape(figures["why"][:40]), r"number\W+verdict\W+value"],
+        "trigger": [r"\bzmkl\b"],
+        "link": [re.escape(f"{workspace}/data"), "report.html", "contact_sheet.html"],
+    }
+
+
+def found_in(rows: Rows, facts: dict[str, list[str]]) -> dict[str, set[str]]:
+    """Return the tables in which each kind of personal fact is found."""
+    patterns = {kind: re.compile("|".join(each)) for kind, each in facts.items()}
+    return {
+        kind: tables
+        for kind, pattern in patterns.items()
+        if (tables := {table for (table, _), row in rows.items() if pattern.search(row)})
+    }
+
+
 def test_photos_that_cannot_be_used_end_with_the_stage_s_sentence(ada: Ada, places: Path, prefect_server: None) -> None:
     (places / "broken").mkdir()
     for number in range(12):  # they begin like photos, which is all that is looked at before a run exists
@@ -391,3 +451,24 @@ def test_everything_of_a_subject_is_in_its_workspace(ada: Ada) -> None:
     config: Any = (ada.workspace / ".dvc" / "config").read_text()
     assert "no_scm = true" in config
     assert "hardlink" not in config
+
+
+def test_after_forget_the_whole_database_holds_nothing_of_the_person_but_names_of_runs(
+    ada: Ada, places: Path, database_before: Rows
+) -> None:
+    facts = personal_facts(ada.workspace)
+    assert all(facts.values())
+    wait_until_events_are_written()
+    before = {key: row for key, row in rows_of_database().items() if database_before.get(key) != row}
+    assert {kind for kind, tables in found_in(before, facts).items() if "artifact" in tables} >= {
+        "photo hash",
+        "likeness",
+        "link",
+    }
+
+    assert run("forget", "--subject", "ada", "--delete").code == 0
+
+    wait_until_events_are_written()
+    after = {key: row for key, row in rows_of_database().items() if database_before.get(key) != row}
+    assert found_in(after, facts) == {}
+    assert {table for (table, _), row in after.items() if re.search(r"\bada\b", row)} <= {"events", "event_resources"}

@@ -1,15 +1,23 @@
+import contextlib
+import json
+import re
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
+from prefect.events import emit_event
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
+from tasks.forget_runs import delete, runs_of
 from tasks.settings import PROJECT, Settings
-from tasks.shown import Bar, artifact_key, show_page_again
+from tasks.shown import Bar, _show_decisions, artifact_key, show_page_again
 from tasks.storage import FolderStore
 from tasks.tombstones import Counts, begin, finish
 from tests.tasks.finished import write
@@ -93,3 +101,50 @@ def test_no_page_of_a_person_who_was_forgotten_is_stored(tmp_path: Path, prefect
     with pytest.raises(InputError, match="was forgotten after that was made"):
         again()
     assert store.keys("subjects/lee") == []
+
+
+@flow
+def tells_of_photos(workspace: Path) -> None:
+    for decision in ("train", "reject"):
+        row = {"photo": "0123456789abcdef", "decision": decision, "reason": f"a-{decision}"}
+        write(workspace / "data" / "detect" / "manifest.jsonl", json.dumps(row).encode() + b"\n")
+        _show_decisions(workspace.name, workspace)
+    bar = Bar(workspace.name, "train")
+    bar.update(TRAIN | {"done": 500, "loss": 0.12345})
+    bar.update(TRAIN | {"done": 1000, "loss": 0.54321})
+
+
+def test_what_is_shown_is_in_artifacts_and_in_no_event_also_after_it_was_forgotten(
+    tmp_path: Path, prefect_server: None
+) -> None:
+    tells_of_photos(tmp_path / "zed")
+    (shown_last, _) = sorted(artifacts("zed-photos"), key=lambda each: each.created, reverse=True)
+    assert json.loads(shown_last.data)[0]["reason"] == "a-reject"
+    assert artifact("zed-train-progress").description == "train 1000 of 1000, loss 0.543"
+
+    delete(runs_of("zed"), "zed")
+
+    told = [event for event in events_until_now() if "zed-photos" in event or "zed-train-progress" in event]
+    assert artifacts("zed-photos") == []
+    assert len(told) >= 4
+    assert [event for event in told if re.search("0123456789abcdef|a-train|a-reject|loss", event)] == []
+
+
+def artifacts(key: str) -> list[Artifact]:
+    with get_client(sync_client=True) as client:
+        return client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+
+
+def events_until_now() -> list[str]:
+    """Return all events that the server has, once it has written down one that is emitted now."""
+    path = str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2]
+    marker = f"test.marker.{uuid4()}"
+    emit_event(marker, resource={"prefect.resource.id": "test.marker"})
+    until = time.monotonic() + 60
+    while True:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            events = [str(row) for row in database.execute("select * from events")]
+        if any(marker in event for event in events):
+            return events
+        assert time.monotonic() < until
+        time.sleep(0.5)
