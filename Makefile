@@ -24,14 +24,14 @@ demo: $(VENV)/.installed  ## Run the whole pipeline for the demo subject, and sh
 serve: $(VENV)/.installed  ## Run a Prefect server with its UI, workers and all deployments, until Ctrl-C
 	@exec $(BIN)/python -m flows serve
 
-# What promises times of a whole stack runs alone. 5: PYTEST selects no test of that part.
+# What promises times of a whole stack does not run beside what computes. 5: PYTEST selects no test of that part.
 test: $(VENV)/.installed  ## Run the tests, the linters and the type checker
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 	@$(BIN)/pytest -m "not stack" --numprocesses 2 $(PYTEST) || [ $$? = 5 ]
-	@$(BIN)/pytest -m stack $(PYTEST) || [ $$? = 5 ]
+	@$(BIN)/pytest -m stack --numprocesses 2 $(PYTEST) || [ $$? = 5 ]
 
 audit: $(VENV)/.audit  ## Look up known vulnerabilities of the pinned packages, which asks a service for each of them
 	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \

@@ -1,7 +1,8 @@
 """Fixtures that several parts share, and how two processes share the tests.
 
 What fixtures import they import late, so that tests without a model stay quick. `make test` lets one process test what
-waits much of its time, for servers and other processes, and a second one, which gives way to it, all the rest.
+waits much of its time, for servers and other processes, and a second one, which gives way to it, all the rest. Of the
+tests of a whole stack, which come after, one process tells the long story and the other one makes all other stacks.
 """
 
 import os
@@ -33,9 +34,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeSc
 
     class Two(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "waiting" if _waits(nodeid) else "computing"
+            _, _, group = nodeid.partition("@")
+            return group or ("waiting" if _waits(nodeid) else "computing")
 
     return Two(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name the story of the stack in the ids of its tests, as pytest-xdist does with groups: one process tells it."""
+    for item in items if "PYTEST_XDIST_WORKER" in os.environ else ():
+        if "story" in getattr(item, "fixturenames", ()):
+            item._nodeid = f"{item.nodeid}@story"
 
 
 def pytest_configure() -> None:
