@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tasks.photos import brought, refuse_absent, refuse_without_pictures
 from tasks.settings import DEMO, Settings
 from tasks.sources import content, look
@@ -13,9 +15,11 @@ from tasks.workspace import is_tracked, make, write_changed
 from zimage.captions.trigger import TriggerParams, checked_trigger, tokenizer_of
 from zimage.errors import InputError
 from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, consent_in, read_consent, require, template
+from zimage.faces.engine import EngineParams, identity_here
 from zimage.faces.engine_defaults import engine_of
 from zimage.folder import write_whole
 from zimage.model.base import TINY, Base, find, identify
+from zimage.model.pinned import identity_of
 from zimage.params import with_values
 from zimage.permission import today
 from zimage.plain_yaml import dump, load_plain, load_trusted
@@ -24,6 +28,13 @@ from zimage.signatures import STAGES, imported, signature
 
 PRESETS = Path(__file__).with_name("presets.yaml")
 DEFAULT_PRESET = "tiny"
+MODELS = {  # of params.yaml, besides the base: where one is named, and by which key
+    "caption.vlm": "model",
+    "detect.engine": "pack",
+    "evaluate.engine": "pack",
+    "evaluate.second_engine": "pack",
+    "evaluate.clip": "model",
+}
 CLASS_NOUN = "subject.class_noun"
 ENGINES = ("detect.engine", "evaluate.engine")  # what `engine` sets: who finds the person, and who judges
 HEADER = "# The project's params.yaml with the choices of subject.yaml; each run writes it anew: change values there.\n"
@@ -174,6 +185,9 @@ def planned_values(
     chosen = _chosen(before, base, preset, values)
     require_class_noun(subject, chosen)
     params = params_of(settings.project, chosen)
+    if pins := _pins(load_plain(params), values):
+        chosen = _chosen(chosen, None, "", pins)
+        params = params_of(settings.project, chosen)
     if not _holds(folder / "params.yaml", params.encode()):
         _check(params, chosen, values, folder / "subject.yaml")
     return chosen, params
@@ -274,6 +288,34 @@ def _chosen(before: Choices, base: Base | None, preset: str, values: Mapping[str
         if not any(key == new or key.startswith(f"{new}.") for new in values)
     }
     return Choices(preset=preset or before.preset, base=base or before.base, values={**kept, **values})
+
+
+def _pins(params: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values that pin the models which are named without an identity, as far as they are on this machine.
+
+    Args:
+        params: A params.yaml with `values` in it.
+        values: What was given now: a model that is named anew loses the identity of the one before.
+    """
+    pins: dict[str, Any] = {}
+    for place, name in MODELS.items():
+        section, key = place.split(".")
+        named = params[section][key]
+        if not isinstance(named, Mapping) or not named.get(name):
+            continue
+        anew = f"{place}.{name}" in values and f"{place}.identity" not in values
+        if anew or not named.get("identity"):
+            here = _identity_here(named) if name == "pack" else identity_of(str(named[name]))
+            if here or anew:
+                pins[place] = {**named, "identity": here}
+    return pins
+
+
+def _identity_here(engine: Mapping[str, Any]) -> str | None:
+    try:
+        return identity_here(EngineParams.model_validate(engine))
+    except ValidationError:  # told by the check of all sections, which comes after
+        return None
 
 
 def _pinned(base: str) -> Base:

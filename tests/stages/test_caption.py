@@ -13,6 +13,7 @@ from zimage.captions.vlm import Prompts, VlmParams
 from zimage.errors import InputError
 from zimage.faces.rows import CropRow
 from zimage.model.base import Base
+from zimage.model.pinned import identity_of
 from zimage.records import read_rows, write_rows
 from zimage.stages.caption import CaptionParams, caption
 
@@ -100,7 +101,9 @@ def test_a_local_model_is_asked_once_for_each_picture_and_language(
     detect: Path, params: CaptionParams, tiny_base: Base
 ) -> None:
     model = write_tiny_qwen3_vl(detect.parent / "vlm")
-    vlm = VlmParams(model=str(model), max_side_px=64, max_new_tokens=4, prompts=Prompts(en="Describe.", zh="描述。"))
+    prompts = Prompts(en="Describe.", zh="描述。")
+    identity = identity_of(str(model))
+    vlm = VlmParams(model=str(model), identity=identity, max_side_px=64, max_new_tokens=4, prompts=prompts)
     asking = params.model_copy(update={"captioner": "vlm", "vlm": vlm})
     first = run(detect, asking, tiny_base)
     answers = sorted((detect.parent / ".caption.cache").iterdir())
@@ -112,6 +115,10 @@ def test_a_local_model_is_asked_once_for_each_picture_and_language(
     assert [rewrite.removed for rewrite in row.rewrites] == ["with freckles,"]
     assert row.captioner.startswith(f"vlm {model} ")
     assert all(text.startswith(("a photo of ohzw woman", "一张 ohzw 女人的照片")) for text in first[0].captions)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(InputError, match=r"caption\.vlm\.identity pins sha256:.*restore the pinned files"):
+        run(detect, asking, tiny_base)
 
 
 def test_a_trigger_that_is_a_name_stops_before_anything_is_written(

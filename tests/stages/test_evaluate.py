@@ -18,6 +18,7 @@ from zimage.captions.subject import Subject
 from zimage.errors import InputError
 from zimage.faces.cache import cache_of
 from zimage.faces.engine import EngineParams, open_engine
+from zimage.faces.insightface_engine import identify_pack
 from zimage.faces.pictures import read_rgb
 from zimage.faces.rows import CropRow
 from zimage.identity.album import Album, Sampling
@@ -26,6 +27,7 @@ from zimage.identity.suite import halves, read_suite
 from zimage.identity.trial import Asked, asked_of_base, asked_of_lora
 from zimage.model import device
 from zimage.model.base import Base
+from zimage.model.pinned import identity_of
 from zimage.records import read_rows, write_rows
 from zimage.stages.evaluate import EvaluateParams, _out_of_memory_explained, evaluate
 
@@ -236,14 +238,40 @@ def test_with_nothing_to_choose_from_all_prompts_report(
 def second_engine(tmp_path_factory: pytest.TempPathFactory) -> EngineParams:
     """A second engine that shares neither code, detector, weights nor metric with dlib."""
     pack = write_pack(tmp_path_factory.mktemp("packs") / "other", central=True)
-    return EngineParams(name="insightface", pack=str(pack), identity=None, min_score=0.5, max_distance=0.6)
+    return EngineParams(
+        name="insightface", pack=str(pack), identity=identify_pack(pack), min_score=0.5, max_distance=0.6
+    )
+
+
+def pinned_clip(workspace: Path, languages: list[str]) -> ClipParams:
+    (workspace / "clip").mkdir()
+    model = str(write_tiny_clip(workspace / "clip"))
+    return ClipParams(model=model, identity=identity_of(model), languages=languages)
+
+
+def test_weights_that_were_exchanged_under_the_same_name_are_refused_before_anything_is_drawn(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base, second_engine: EngineParams
+) -> None:
+    clip = pinned_clip(workspace, ["en"])
+    weights = Path(clip.model) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+
+    with pytest.raises(InputError, match=r"evaluate\.clip\.identity pins sha256:.*restore the pinned files"):
+        run(detect, workspace, params.model_copy(update={"clip": clip}), tiny_base)
+    with pytest.raises(InputError, match=r"Nothing pins the model .* of evaluate\.clip,"):
+        unpinned = clip.model_copy(update={"identity": None})
+        run(detect, workspace, params.model_copy(update={"clip": unpinned}), tiny_base)
+    with pytest.raises(InputError, match=r"the face pack .* of evaluate\.second_engine, .*identity to sha256:"):
+        unpinned_pack = second_engine.model_copy(update={"identity": None})
+        run(detect, workspace, params.model_copy(update={"second_engine": unpinned_pack}), tiny_base)
+    assert not (workspace / "evaluate").exists()
 
 
 def test_two_independent_engines_judge_side_by_side_and_are_never_mixed(
     detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base, second_engine: EngineParams
 ) -> None:
     hand_in(workspace, params, tiny_base, small(views(9, seed=50)), small(others()))
-    clip = ClipParams(model=str(write_tiny_clip(workspace)), languages=["en"])
+    clip = pinned_clip(workspace, ["en"])
     gate = params.gate.model_copy(update={"second_engine_rate_min": 0.75, "same_person_rate_low_min": 0.3})
     asked = {"second_engine": second_engine, "clip": clip, "impostors": "packaged", "gate": gate}
     found: dict[str, Any] = run(detect, workspace, params.model_copy(update=asked), tiny_base)
@@ -328,7 +356,7 @@ def test_a_lora_without_effect_loses_nothing_against_the_base_model_although_hal
     (workspace / "suite.yaml").write_text(SUITE.replace("{subject}", "{class}"), encoding="utf-8")
     sweep = params.sweep.model_copy(update={"strengths": [0.0], "reference_strength": 0.0})
     seeds = params.seeds.model_copy(update={"base": 2})
-    clip = ClipParams(model=str(write_tiny_clip(workspace)), languages=["en", "zh"])
+    clip = pinned_clip(workspace, ["en", "zh"])
     asked = params.model_copy(update={"sweep": sweep, "seeds": seeds, "clip": clip})
 
     found: dict[str, Any] = run(detect, workspace, asked, tiny_base)["estimates"]  # type: ignore[assignment]
@@ -342,7 +370,7 @@ def test_the_trigger_which_clip_does_not_know_counts_for_no_drop(
     detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
 ) -> None:
     hand_in(workspace, params, tiny_base, small(views(1, seed=50)), small(views(1, seed=50)))
-    clip = ClipParams(model=str(write_tiny_clip(workspace)), languages=["en", "zh"])
+    clip = pinned_clip(workspace, ["en", "zh"])
 
     found: dict[str, Any] = run(detect, workspace, params.model_copy(update={"clip": clip}), tiny_base)
 

@@ -16,7 +16,7 @@ from tests.faces.tiny_pack import write_pack
 from tests.tasks.finished import CONSENT
 from zimage.errors import InputError
 from zimage.faces.insightface_engine import identify_pack
-from zimage.model.base import Base
+from zimage.model.base import Base, identify_folder
 from zimage.params import parsed
 from zimage.plain_yaml import dump, load_plain, load_trusted
 from zimage.section import checked, read_params
@@ -353,6 +353,28 @@ def test_an_engine_is_set_with_its_own_limits_wherever_faces_are_compared(
     plain = yaml.safe_load((PROJECT / "params.yaml").read_text(encoding="utf-8"))
     assert back["detect"]["engine"] == back["evaluate"]["engine"] == plain["detect"]["engine"]
     assert plain["evaluate"]["engine"] == plain["detect"]["engine"]
+
+
+def test_models_that_are_named_are_pinned_by_their_files_and_anew_when_others_are_named(
+    settings: Settings, given: dict[str, str], tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(folder.name.encode())
+    clip = {"model": str(one), "languages": ["en"]}
+    pack = write_pack(tmp_path / "pack")
+    second = {"name": "insightface", "pack": str(pack), "identity": None, "min_score": 0.5, "max_distance": 0.6}
+    named = {**WOMAN, "evaluate.clip": clip, "evaluate.second_engine": second}
+
+    made = params(set_up(settings, "ada", **given, values=named))["evaluate"]
+
+    assert made["clip"] == {**clip, "identity": identify_folder(one)}
+    assert made["second_engine"] == {**second, "identity": identify_pack(pack)}
+    again = params(set_up(settings, "ada", values={"evaluate.clip.model": str(other)}))["evaluate"]
+    assert again["clip"]["identity"] == identify_folder(other)
+    (other / "model.safetensors").write_bytes(b"exchanged")
+    assert params(set_up(settings, "ada"))["evaluate"]["clip"] == again["clip"]  # the stage refuses it
 
 
 def test_a_pack_that_is_not_there_is_told_before_anything_is_made(settings: Settings, given: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from zimage.captions.template import Language
 from zimage.errors import InputError
 from zimage.folder import write_whole
 from zimage.model.base import require_safetensors
+from zimage.model.pinned import folder_of
 from zimage.section import Section
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 QWEN = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
 IMAGE_PAD = "<|image_pad|>"  # stands once in Qwen's chat template for all the tokens of a picture
-WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
 
 class Prompts(Section):
@@ -47,6 +47,8 @@ class VlmParams(Section):
 
     model: str
     """A folder, or a hub id whose files are in the local cache."""
+    identity: str | None = None
+    """What pins its files: sha256:<hex> of a folder, hub:<commit> of a hub id."""
     max_side_px: int
     """Pictures are shrunk to this longer side before they are read."""
     max_new_tokens: int
@@ -81,42 +83,21 @@ class Vlm:
         return self.decoded(new).strip()
 
 
-def find_model(model: str) -> Path:
-    """Return the folder of a model that is on this machine.
+def find_model(params: VlmParams) -> Path:
+    """Return the folder of the model, which is on this machine.
 
     Raises:
         InputError: it is not; nothing is downloaded.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"{folder} has no config.json; name a folder that transformers can open in caption.vlm.model."
-            )
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
+    folder = folder_of(params.model, params.identity)
+    if folder is None:
         raise InputError(
-            f"The caption model `{model}` is neither a folder nor in the local hub cache; run `hf download {model}` "
-            "once, name a folder in caption.vlm.model, or set caption.captioner to template."
-        ) from None
-
-
-def identity_of(folder: Path) -> str:
-    """Return the first 16 hex digits of the SHA-256 over the names, sizes and small files of a model's folder.
-
-    Weights count by name and size: hashing gigabytes would take longer than writing the captions.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS):
-        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
-        if path.suffix != ".safetensors":
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+            f"The caption model `{params.model}` is neither a folder nor in the local hub cache; run `hf download "
+            f"{params.model}` once, name a folder in caption.vlm.model, or set caption.captioner to template."
+        )
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} has no config.json; name a folder that transformers can open in caption.vlm.model.")
+    return folder
 
 
 def open_vlm(params: VlmParams) -> Vlm:
@@ -128,7 +109,7 @@ def open_vlm(params: VlmParams) -> Vlm:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    folder = find_model(params.model)
+    folder = find_model(params)
     require_safetensors(folder)
     kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
     on_gpu = torch.cuda.is_available()
@@ -154,12 +135,12 @@ def asked(params: VlmParams, cache: Path) -> Captioner:
 
     The model is opened at the first question that the cache cannot answer.
     """
-    identity = identity_of(find_model(params.model))
+    find_model(params)
     opened: list[Vlm] = []
 
     def caption(shot: Shot, subject: Subject, language: Language) -> str:
         question = getattr(params.prompts, language)
-        key = f"{identity}\n{params.max_side_px}\n{params.max_new_tokens}\n{question}\n{shot.image_rgb.shape}\n"
+        key = f"{params.identity}\n{params.max_side_px}\n{params.max_new_tokens}\n{question}\n{shot.image_rgb.shape}\n"
         kept = cache / f"{hashlib.sha256(key.encode() + shot.image_rgb.tobytes()).hexdigest()}.txt"
         if not kept.is_file():
             if not opened:

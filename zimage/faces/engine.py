@@ -189,6 +189,39 @@ def is_present(params: EngineParams, *, packs: Path = PACKS) -> bool:
     return by_path or (packs.expanduser() / params.pack).is_dir()
 
 
+def require_pinned_pack(params: EngineParams, key: str, *, packs: Path = PACKS) -> None:
+    """Pass unless an engine's weights could be exchanged unnoticed; `open_engine` compares what is pinned.
+
+    Args:
+        params: The engine.
+        key: Where it stands in params.yaml, for example `detect.engine`.
+        packs: Folder in which insightface packs lie by name.
+
+    Raises:
+        InputError: a pack that is on this machine is named without an identity; the remedy has it.
+    """
+    if params.name == "insightface" and params.identity is None and (here := identity_here(params, packs=packs)):
+        raise InputError(
+            f"Nothing pins the face pack `{params.pack}` of {key}, so exchanged weights would go unnoticed; "
+            f"set {key}.identity to {here}, which is what lies here now."
+        )
+
+
+def identity_here(params: EngineParams, *, packs: Path = PACKS) -> str | None:
+    """Return what would pin an engine's pack; None for the embedded engine, and for a pack that is not here.
+
+    Raises:
+        InputError: the pack is a path and there is none, or one of its files is not the released one.
+    """
+    if params.name == "dlib" or not is_present(params, packs=packs):
+        return None
+    from zimage.faces.insightface_engine import checked_hashes, identify_pack, pack_folder
+
+    folder = pack_folder(params.pack or "", packs)
+    checked_hashes(folder, None)
+    return identify_pack(folder)
+
+
 def open_engine(
     params: EngineParams, *, packs: Path = PACKS, providers: Sequence[str] = ("CPUExecutionProvider",)
 ) -> Engine:

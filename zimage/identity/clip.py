@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from zimage.errors import InputError
 from zimage.model.base import require_safetensors
+from zimage.model.pinned import folder_of
 from zimage.section import Section
 
 
@@ -18,6 +19,8 @@ class ClipParams(Section):
 
     model: str
     """A folder, or a hub id whose files are in the local cache."""
+    identity: str | None = None
+    """What pins its files: sha256:<hex> of a folder, hub:<commit> of a hub id."""
     languages: list[str]
     """Prompts in these languages are judged: en, zh."""
 
@@ -67,7 +70,7 @@ def open_clip(params: ClipParams) -> Clip | None:
             raise InputError(
                 f"There is no CLIP model at {folder}; name a folder or a hub id, or set evaluate.clip: null."
             )
-        cached = _cached(params.model)
+        cached = folder_of(params.model, params.identity)
         if cached is None:
             return None
         folder = cached
@@ -75,13 +78,3 @@ def open_clip(params: ClipParams) -> Clip | None:
     require_safetensors(folder)
     model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device).eval()
     return Clip(model, CLIPProcessor.from_pretrained(folder, local_files_only=True), params.languages)
-
-
-def _cached(model: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None

@@ -61,7 +61,7 @@ def identify(model: str) -> str:
         InputError: there is no such folder or cached repository, or it does not hold Z-Image.
     """
     folder = find(model)
-    return f"hub:{folder.name}" if _folder_of(model) is None else _identity_of(folder)
+    return f"hub:{folder.name}" if _folder_of(model) is None else identify_folder(folder)
 
 
 def identify_files(files: Iterable[Path], folder: Path) -> str:
@@ -96,7 +96,7 @@ def resolve(base: Base) -> Path:
         check_layout(folder)
         return folder
     check_layout(folder)
-    found = _identity_of(folder)
+    found = identify_folder(folder)
     if found != base.identity:
         raise InputError(
             f"The base model `{base.model}` is {found}, but params.yaml pins {base.identity}; "
@@ -265,7 +265,8 @@ def _commit_of(base: Base) -> str:
     return commit
 
 
-def _identity_of(folder: Path) -> str:
+def identify_folder(folder: Path) -> str:
+    """Return `sha256:<hex>` over names and contents of what a model is read from: weights, settings, tokenizers."""
     return identify_files([path for path in folder.rglob("*") if _counts(path.relative_to(folder))], folder)
 
 

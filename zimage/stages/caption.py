@@ -18,12 +18,13 @@ from zimage.captions.sentence import count_words, fitted
 from zimage.captions.subject import Subject
 from zimage.captions.template import Language
 from zimage.captions.trigger import TriggerParams, checked_trigger, tokenizer_of
-from zimage.captions.vlm import VlmParams, asked, find_model, identity_of
+from zimage.captions.vlm import VlmParams, asked
 from zimage.errors import InputError
 from zimage.faces.cache import cache_of
 from zimage.faces.rows import CropRow
 from zimage.folder import check_out, made_aside
 from zimage.model.base import Base, resolve
+from zimage.model.pinned import require_pinned
 from zimage.progress import tracked
 from zimage.records import read_rows, write_metrics, write_rows
 from zimage.section import Section
@@ -99,8 +100,9 @@ def _captioner(params: CaptionParams, answers: Path) -> tuple[Captioner, str]:
         return template, "template"
     if params.vlm is None:
         raise InputError("caption.captioner is vlm, but caption.vlm is null; name a model there, or choose template.")
-    identity = identity_of(find_model(params.vlm.model))
-    return asked(params.vlm, answers), f"vlm {params.vlm.model} {identity}"
+    captioner = asked(params.vlm, answers)
+    require_pinned(params.vlm.model, params.vlm.identity, "caption.vlm")
+    return captioner, f"vlm {params.vlm.model} {params.vlm.identity}"
 
 
 def _captions(

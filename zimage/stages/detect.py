@@ -14,7 +14,7 @@ from zimage.faces.case import Case
 from zimage.faces.crop import CropParams, holdout_plan
 from zimage.faces.curate import Rules, curated
 from zimage.faces.cutter import ALIGNED, Cutter, Job, read_cuts
-from zimage.faces.engine import EngineInfo, EngineParams, open_engine
+from zimage.faces.engine import EngineInfo, EngineParams, open_engine, require_pinned_pack
 from zimage.faces.judge import QualityParams
 from zimage.faces.manifest import manifest_row, set_metrics
 from zimage.faces.observe import Observation, Observer, read_observation
@@ -64,6 +64,7 @@ def detect(ingest: Path, overrides: Path, out: Path, *, params: DetectParams) ->
     """
     check_out(out, (ingest, overrides), holds="manifest.jsonl")
     decisions = read_overrides(overrides)
+    require_pinned_pack(params.engine, "detect.engine")
     engine = open_engine(params.engine)
     seen_cache, cuts_cache = _caches(out, engine.info, params.engine)
     rows, seen = _looked_at(read_rows(ingest / "photos.jsonl", PhotoRow), ingest, params.engine, seen_cache)

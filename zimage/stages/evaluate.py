@@ -12,7 +12,7 @@ from pydantic import Field
 
 from zimage.captions.subject import Subject
 from zimage.faces.cache import cache_of
-from zimage.faces.engine import EngineParams, is_present
+from zimage.faces.engine import EngineParams, is_present, require_pinned_pack
 from zimage.faces.pictures import read_rgb
 from zimage.faces.rows import CropRow
 from zimage.folder import check_out, made_aside
@@ -34,6 +34,7 @@ from zimage.identity.rows import PictureRow
 from zimage.identity.suite import Prompt, read_suite, with_subject, without_trigger
 from zimage.identity.trial import Trial
 from zimage.model.base import Base, is_packaged, resolve, shift_of
+from zimage.model.pinned import require_pinned
 from zimage.records import read_rows
 from zimage.section import Section
 
@@ -89,6 +90,7 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
     from zimage.model.device import use_one_thread_on_a_cpu
 
     check_out(out, (detect, train), holds="gate.csv")
+    _require_pinned(params)
     use_one_thread_on_a_cpu()
     prompts = read_suite(params.suite)
     candidates = candidates_of(train, params.sweep.checkpoints)
@@ -112,6 +114,15 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
         write_report(folder, findings, reals, train / "loss.csv", params=params.report, subject=subject)
     gallery.close()
     logger.info("%s: %s", findings.judgement.verdict, findings.judgement.why)
+
+
+def _require_pinned(params: EvaluateParams) -> None:
+    """Pass if every model that scores is the one that was pinned, as far as it is on this machine."""
+    require_pinned_pack(params.engine, "evaluate.engine")
+    if params.second_engine is not None:
+        require_pinned_pack(params.second_engine, "evaluate.second_engine")
+    if params.clip is not None:
+        require_pinned(params.clip.model, params.clip.identity, "evaluate.clip")
 
 
 def _engines(params: EvaluateParams) -> list[EngineParams]:

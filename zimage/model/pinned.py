@@ -1,0 +1,61 @@
+"""Models beside the base that a result depends on (captioner, CLIP): where they lie, and what pins their files."""
+
+from pathlib import Path
+
+from zimage.errors import InputError
+from zimage.model.base import identify_folder
+
+
+def folder_of(model: str, identity: str | None = None) -> Path | None:
+    """Return where a model lies on this machine; None where it does not.
+
+    Args:
+        model: A folder, or a hub id whose files are in the local cache.
+        identity: What pins it, see `identity_of`; None takes a hub id's newest cached commit.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    kind, _, commit = (identity or "").partition(":")
+    try:
+        return Path(snapshot_download(model, revision=commit if kind == "hub" else None, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def identity_of(model: str) -> str | None:
+    """Return `sha256:<hex>` over a folder's files, `hub:<commit>` of a cached hub id, None where it is not here."""
+    folder = folder_of(model)
+    if folder is None:
+        return None
+    return identify_folder(folder) if Path(model).expanduser().is_dir() else f"hub:{folder.name}"
+
+
+def require_pinned(model: str, identity: str | None, key: str) -> None:
+    """Pass if a model is the one that was pinned, or is not on this machine at all.
+
+    Args:
+        model: A folder, or a hub id.
+        identity: What pins it; None is refused.
+        key: Where it stands in params.yaml, for example `evaluate.clip`.
+
+    Raises:
+        InputError: it is not pinned, or its files are others than those that were pinned.
+    """
+    here = identity_of(model)
+    if here is None:
+        return
+    if identity is None:
+        raise InputError(
+            f"Nothing pins the model `{model}` of {key}, so exchanged weights would go unnoticed; "
+            f"set {key}.identity to {here}, which is what lies here now."
+        )
+    other_commit_is_cached = identity.startswith("hub:") and folder_of(model, identity) is not None
+    if here != identity and not other_commit_is_cached:
+        raise InputError(
+            f"The model `{model}` of {key} is {here}, but {key}.identity pins {identity}; "
+            f"restore the pinned files, or set {key}.identity to {here} if the change is meant."
+        )
