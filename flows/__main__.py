@@ -235,8 +235,16 @@ def _start(name: str, asked: spec.SubjectSpec) -> Any:
     from prefect.deployments import run_deployment
     from prefect.exceptions import ObjectNotFound
 
+    from tasks.run_labels import ASKED, run_name, run_tags
+
     try:
-        return run_deployment(f"{name}/{name}", parameters={"spec": asked.model_dump(mode="json")}, timeout=0)
+        return run_deployment(
+            f"{name}/{name}",
+            parameters={"spec": asked.model_dump(mode="json")},
+            timeout=0,
+            flow_run_name=run_name(name, asked.subject, [ASKED]),
+            tags=run_tags(name, asked.subject, [ASKED]),
+        )
     except ObjectNotFound:
         raise InputError(
             f"This Prefect server has no deployment `{name}/{name}`; `python -m flows deploy` makes them."

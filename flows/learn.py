@@ -11,8 +11,9 @@ from tasks.encode import encode
 from tasks.evaluate import evaluate
 from tasks.handover import hand_over, take
 from tasks.leg import require_consent, up_to_date, working_on
+from tasks.run_labels import name_this_run, tag_this_run
 from tasks.settings import Settings, from_environment
-from tasks.shown import warn_of_verdict
+from tasks.shown import end_progress, warn_of_verdict
 from tasks.subject import choices
 from tasks.train import train
 from tasks.unfinished import fetch_unfinished, forget_unfinished
@@ -21,7 +22,14 @@ from tasks.workspace import Outcome
 STAGES = (caption, encode, train, evaluate)
 
 
-@flow(name="learn", flow_run_name="learn {spec.subject}")
+@flow(
+    name="learn",
+    flow_run_name=name_this_run,
+    on_running=[tag_this_run],
+    on_failure=[end_progress],
+    on_crashed=[end_progress],
+    on_cancellation=[end_progress],
+)
 def learn(spec: LearnSpec) -> dict[str, Outcome]:
     """Return what became of `caption`, `encode`, `train` and `evaluate`."""
     settings = from_environment()

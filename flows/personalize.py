@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from prefect import Flow, flow
+from prefect import Flow, flow, tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import deployment
@@ -16,6 +16,7 @@ from flows.spec import LearnSpec, PersonalizeSpec, PrepareSpec, PublishSpec
 from tasks.elsewhere import run_leg, start
 from tasks.lost import cancel_parts
 from tasks.publish import Release
+from tasks.run_labels import name_this_run, tag_this_run, why_tags
 from tasks.settings import from_environment
 from tasks.workspace import Outcome
 from zimage.errors import InputError
@@ -42,7 +43,12 @@ def _cancel_parts(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
         cancel_parts(client, flow_run)
 
 
-@flow(name="personalize", flow_run_name="personalize {spec.subject}", on_cancellation=[_cancel_parts])
+@flow(
+    name="personalize",
+    flow_run_name=name_this_run,
+    on_running=[tag_this_run],
+    on_cancellation=[_cancel_parts],
+)
 def personalize(spec: PersonalizeSpec) -> Personalized:
     """Return what became of each stage and, if publishing was asked for, the release."""
     if deployment.id:  # at a shell it was checked before this run existed
@@ -55,7 +61,8 @@ def personalize(spec: PersonalizeSpec) -> Personalized:
     if spec.placement == "pools":
         outcomes = run_leg("prepare", prepared) | run_leg("learn", learned)
     else:
-        outcomes = prepare(prepared) | learn(learned)
+        with tags(*why_tags()):
+            outcomes = prepare(prepared) | learn(learned)
     return _published(spec, outcomes)
 
 
@@ -77,7 +84,8 @@ def _published(spec: PersonalizeSpec, outcomes: dict[str, Outcome]) -> Personali
         elif spec.placement == "pools":
             run_leg("publish", asked)
         else:
-            release = publish(asked)
+            with tags(*why_tags()):
+                release = publish(asked)
             assert isinstance(release, Release), "only a flow with approval ends otherwise"
             return Personalized(outcomes, release=release)
     except InputError as error:

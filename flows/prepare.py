@@ -13,7 +13,9 @@ from tasks.handover import Taken, hand_over, take, track_inputs
 from tasks.ingest import ingest
 from tasks.leg import bring, require_consent, up_to_date, working_on
 from tasks.parts import raw_params
+from tasks.run_labels import name_this_run, tag_this_run
 from tasks.settings import Settings, from_environment
+from tasks.shown import end_progress
 from tasks.subject import choices, set_up
 from tasks.workspace import Outcome
 from zimage.identity.wording import TOY
@@ -22,7 +24,14 @@ from zimage.model.base import is_packaged
 STAGES = (ingest, detect)
 
 
-@flow(name="prepare", flow_run_name="prepare {spec.subject}")
+@flow(
+    name="prepare",
+    flow_run_name=name_this_run,
+    on_running=[tag_this_run],
+    on_failure=[end_progress],
+    on_crashed=[end_progress],
+    on_cancellation=[end_progress],
+)
 def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
     """Return what became of `ingest` and `detect`, in a workspace that was made or brought up to date for them."""
     settings = from_environment()

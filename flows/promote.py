@@ -6,11 +6,13 @@ from prefect.logging import get_run_logger
 from flows.spec import PromoteSpec
 from tasks import channels
 from tasks.channels import Move
+from tasks.run_labels import name_this_run, tag_this_run
 from tasks.settings import from_environment
+from tasks.shown import show_channel
 from tasks.storage import open_store
 
 
-@flow(name="promote", flow_run_name="promote {spec.subject}")
+@flow(name="promote", flow_run_name=name_this_run, on_running=[tag_this_run])
 def promote(spec: PromoteSpec) -> Move:
     """Return the move of the channel: to the release asked for, or back to the one before."""
     settings = from_environment()
@@ -26,5 +28,6 @@ def promote(spec: PromoteSpec) -> Move:
             workspace=workspace,
             accept_provisional=spec.accept_provisional,
         )
+    show_channel(store, spec.subject, spec.channel)
     get_run_logger().info("%s of %s is %s (%s)", spec.channel, spec.subject, move.release, move.kind)
     return move

@@ -20,6 +20,7 @@ from tasks.leg import working_on
 from tasks.log import told
 from tasks.publish import Release
 from tasks.repair import fetching, made_by
+from tasks.run_labels import name_this_run, tag_this_run
 from tasks.settings import Settings, from_environment
 from tasks.shown import show_offer
 from tasks.storage import open_store
@@ -37,7 +38,7 @@ class Approval(RunInput):
     reason: str = Field("", title="Why", description="Kept with the run.")
 
 
-@flow(name="publish", flow_run_name="publish {spec.subject}")
+@flow(name="publish", flow_run_name=name_this_run, on_running=[tag_this_run])
 def publish(spec: PublishSpec) -> Release | State[Any]:
     """Return the release of what the subject's workspace holds, or the state `Refused` or `Unanswered`.
 

@@ -2,27 +2,27 @@
 
 import datetime
 from collections import Counter
-from collections.abc import Mapping, Set
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from prefect import flow
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows.spec import PersonalizeSpec, RetrainSpec
 from tasks.elsewhere import at_work, completed_since_due, start
+from tasks.run_labels import name_this_run, tag_this_run
 from tasks.scan import Finding, read_project, scan_all
 from tasks.settings import Settings, from_environment
-from tasks.shown import show_overview, show_scan
+from tasks.shown import ONLY_HERE, show_overview, show_scan
 from tasks.storage import open_store
 
 WARN_BEFORE = datetime.timedelta(days=30)
 
 
-@flow(name="retrain", flow_run_name="retrain")
+@flow(name="retrain", flow_run_name=name_this_run, on_running=[tag_this_run])
 def retrain(spec: RetrainSpec) -> dict[str, int] | State[Any]:
     """Return how many subjects are unchanged, changed and stopped; the table tells the reason of each.
 
@@ -41,41 +41,39 @@ def retrain(spec: RetrainSpec) -> dict[str, int] | State[Any]:
     project = read_project(settings.project)
     today = datetime.datetime.now(datetime.UTC).date()
     found = scan_all(settings, store, project, today)
-    _tell_of_others(settings, {each.subject for each in found})
     working = at_work("personalize")
-    findings = [_with_work(each, working) for each in found]
-    for finding in findings:
+    for finding in found:
         if finding.reason:
             get_run_logger().info("%s is %s: %s", finding.subject, finding.verdict, finding.reason)
         _warn(finding, today)
-    changed = [each for each in findings if each.verdict == "changed" and each.subject not in working]
-    runs = {} if spec.only_look else {each.subject: _start(each, spec) for each in changed}
-    show_scan(findings, {subject: run.name for subject, run in runs.items()})
-    show_overview(findings, store)
-    return dict(Counter(each.verdict for each in findings))
+    done = {each.subject: _done(each, spec, working) for each in found}
+    show_scan(found, done, _only_here(settings, done))
+    show_overview(found, store)
+    return dict(Counter(each.verdict for each in found))
 
 
-def _tell_of_others(settings: Settings, known: Set[str]) -> None:
-    """Name the subjects of this machine that no state in the store tells of, which is where a scan looks."""
-    others = {each.name for each in settings.workspaces.glob("[!.]*")} - known
+def _only_here(settings: Settings, known: Collection[str]) -> list[str]:
+    """Return the subjects of this machine that no state in the store tells of, which is where a scan looks."""
+    others = sorted({each.name for each in settings.workspaces.glob("[!.]*")} - set(known))
     if others:
-        get_run_logger().warning(
-            "not looked at, for they were only run on this machine: %s; run `personalize` for them with placement "
-            "`pools` once",
-            ", ".join(sorted(others)),
-        )
+        get_run_logger().warning("%s: %s", ", ".join(others), ONLY_HERE)
+    return others
 
 
-def _with_work(finding: Finding, working: Mapping[str, str]) -> Finding:
-    """Return a finding whose reason says that a changed subject is at work already, if it is."""
-    if finding.verdict != "changed" or finding.subject not in working:
-        return finding
-    return replace(finding, reason=f"{finding.reason}; `{working[finding.subject]}` is at work on it already")
-
-
-def _start(finding: Finding, spec: RetrainSpec) -> FlowRun:
+def _done(finding: Finding, spec: RetrainSpec, working: Mapping[str, str]) -> str:
+    """Start what has to be run again, and return in words what was done, or why nothing was."""
+    match finding.verdict:
+        case "unchanged":
+            return "nothing: unchanged"
+        case "stopped":
+            return "skipped: it may not or cannot be run now"
+    if finding.subject in working:
+        return f"skipped: {working[finding.subject]} is at work on it already"
+    if spec.only_look:
+        return "skipped: this run only looked"
     asked = PersonalizeSpec(subject=finding.subject, placement="pools", publish=spec.publish)
-    return start("personalize", asked, attempt=finding.subject, as_part=False)
+    run = start("personalize", asked, attempt=finding.subject, as_part=False, reasons=finding.kinds)
+    return f"started: {run.name}"
 
 
 def _warn(finding: Finding, today: datetime.date) -> None:

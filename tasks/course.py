@@ -21,6 +21,7 @@ from tasks.tombstones import ForgottenError, unless_forgotten
 from tasks.unfinished import LastState, last_state
 from zimage.errors import InputError
 from zimage.folder import aside_of
+from zimage.identity.wording import quantity
 from zimage.model.rows import TextRow
 from zimage.plain_yaml import load_trusted
 from zimage.records import read_rows
@@ -99,7 +100,7 @@ class Course:
     def _tell(self, found: Seen, *, working: bool) -> None:
         address = self._store.link(self._key, seconds=self._store.link_max_s)
         steps = len({step for step, _ in found.pictures})
-        pictures = f"; {len(found.pictures)} pictures of {steps} checkpoints" if steps else ""
+        pictures = f"; {quantity(len(found.pictures), 'picture')} of {quantity(steps, 'checkpoint')}" if steps else ""
         loss = "" if found.loss is None else f", loss {found.loss:.4g}"
         text = f"step {found.done}{loss}{pictures}{'' if working else '; it has ended'}"
         self._linked = time.monotonic()

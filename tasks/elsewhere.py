@@ -2,6 +2,8 @@
 
 import datetime
 import time
+from collections.abc import Sequence
+from typing import Any, Protocol
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -24,12 +26,12 @@ from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
-from pydantic import BaseModel
 
 from tasks.dvc import StageFailedError
 from tasks.forget_runs import PAGE, WORKS, subject_of
 from tasks.lost import Silence, cancel_parts, end_if_lost, is_dead
 from tasks.policy import DEAD_AFTER, LEGS, PART_WAITS_S, SERVER_AWAY_S, SERVER_ERRORS
+from tasks.run_labels import reasons_now, run_name, run_tags
 from tasks.stage import NAMES
 from tasks.workspace import Outcome
 from zimage.errors import InputError
@@ -42,7 +44,18 @@ SERVER_WAS_AWAY = "ConcurrencySlotAcquisitionError: "  # Prefect's task, where i
 COMPLETED = Completed().name or ""
 
 
-def run_leg(leg: str, spec: BaseModel, *, as_part: bool = True) -> dict[str, Outcome]:
+class SubjectAsked(Protocol):
+    """What a flow about one subject is asked."""
+
+    @property
+    def subject(self) -> str:
+        """Whose workspace it is about."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return it as plain data."""
+
+
+def run_leg(leg: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[str, Outcome]:
     """Return what became of the stages of a leg that another machine ran.
 
     Args:
@@ -75,17 +88,29 @@ def run_leg(leg: str, spec: BaseModel, *, as_part: bool = True) -> dict[str, Out
     raise StageFailedError(f"`{run.name}` ended as {run.state.name}: {said}")
 
 
-def start(leg: str, spec: BaseModel, *, attempt: int | str = 0, as_part: bool = True) -> FlowRun:
+def start(
+    leg: str, spec: SubjectAsked, *, attempt: int | str = 0, as_part: bool = True, reasons: Sequence[str] = ()
+) -> FlowRun:
     """Return the run of a leg, started unless this attempt of this run has started it before.
+
+    Args:
+        leg: Its name.
+        spec: What it is asked.
+        attempt: Tells this start apart from others of this run.
+        as_part: See `run_leg`.
+        reasons: Why it is started; empty where the reasons of this run are its own.
 
     Raises:
         InputError: there is no such deployment on this server.
     """
+    why = reasons or reasons_now()
     try:
         return run_deployment(  # type: ignore[return-value]
             f"{leg}/{leg}",
             parameters={"spec": spec.model_dump(mode="json")},
             timeout=0,
+            flow_run_name=run_name(leg, spec.subject, why),
+            tags=run_tags(leg, spec.subject, why),
             idempotency_key=_key(leg, attempt),
             as_subflow=as_part,
         )

@@ -31,6 +31,7 @@ from tasks.tombstones import Counts, Tombstone
 from tasks.workspace import held, lock_path
 from zimage.errors import InputError
 from zimage.faces.consent import read_consent
+from zimage.identity.wording import quantity
 from zimage.lock import Holder, holder_of
 
 ENDS_WITHIN_S = 60.0
@@ -88,16 +89,18 @@ class Found:
     def lines(self) -> list[str]:
         """Return the listing for a person."""
         stored, runs = self.stored, self.runs
+        known = f"{quantity(len(runs.runs), 'run')} with their logs, {quantity(len(runs.artifacts), 'artifact')}, "
+        known += f"lines in {quantity(len(runs.tables), 'table')} about all"
         pointing = ", ".join(f"{name} at {release}" for name, release in self.pointers.items())
         return [
-            f"workspace  {self.files} files, {_mb(self.file_bytes)}: {self.workspace}",
+            f"workspace  {quantity(self.files, 'file')}, {_mb(self.file_bytes)}: {self.workspace}",
             f"DVC        {_told(self.remembered)}",
-            f"store      {stored.objects} objects in {stored.versions} versions, {stored.uploads} unfinished uploads, "
+            f"store      {quantity(stored.objects, 'object')} in {quantity(stored.versions, 'version')}, "
+            f"{quantity(stored.uploads, 'unfinished upload')}, "
             f"{_mb(stored.bytes)}",
             f"channels   {pointing or 'none'}",
             *hub_index.lines(self.repositories),
-            f"Prefect    {len(runs.runs)} runs with their logs, {len(runs.artifacts)} artifacts, "
-            f"lines in {len(runs.tables)} tables about all",
+            f"Prefect    {known}",
             f"events     {_diary(runs)}",
             f"logs       {_told(self.logs)}{'; delete them by hand: they tell of others too' if self.logs else ''}",
             f"consent    {self.consent_ends or 'none here'}",

@@ -30,6 +30,7 @@ from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed, Failed
 
 from tasks.forget_runs import PAGE, WORKS, subject_of
 from tasks.policy import FLOWS, GOES_ON, GOES_ON_WITHIN, LOST_AFTER_S, PARENT_LOST, PENDING_S, SERVER_ERRORS
+from tasks.shown import end_bars
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +194,8 @@ def _set(client: SyncPrefectClient, run: FlowRun, state: State) -> None:
         if now.state is None or run.state is None or now.state.id != run.state.id:
             return
         client.set_flow_run_state(run.id, state)
+        if state.is_final():
+            end_bars(client, run.id, (state.name or "ended").lower())
     except ObjectNotFound:  # it was deleted
         return
     logger.info("`%s` (run %s) is %s now: %s", run.name, run.id, state.name, state.message)

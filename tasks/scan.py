@@ -2,16 +2,17 @@
 
 import datetime
 import functools
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tasks.handover import STATES, Input, State, consent_of, inputs_of, read_state, state_key
-from tasks.scan_index import INDEX, Known, ScanIndex, identity
+from tasks.scan_index import INDEX, Kind, Known, Reason, ScanIndex, identity
 from tasks.settings import Settings
 from tasks.sources import content, look
 from tasks.storage import Store, StoreError
@@ -27,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 Verdict = Literal["unchanged", "changed", "stopped"]
 AT_ONCE = 16  # states and sources that are looked at side by side
-SHOWN = 4  # reasons of one kind that are spelt out
+SHOWN = 4  # changed values of one section that are spelt out
+INPUTS: dict[str, Kind] = {"photos": "photos changed", "consent": "consent changed", "overrides": "decisions changed"}
+ABSENT = object()  # stands for a value that params.yaml does not have
 NOT_KNOWN = "its consent cannot be seen from here, and no leg has handed over its last day"
 
 
@@ -40,12 +43,14 @@ class Finding:
         verdict: Whether it has to be run again; `stopped` where it must not be.
         reason: Why, in words, and what could not be looked at; empty where it is unchanged and all was looked at.
         consent_until: The last day of the consent, where it is known.
+        kinds: The reasons in two words each, for the name and the tags of the run that is started.
     """
 
     subject: str
     verdict: Verdict
     reason: str
     consent_until: datetime.date | None
+    kinds: tuple[Kind, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -146,8 +151,9 @@ def scan(
         reasons = [*_inputs(known, looks), *known.reasons]
     except (InputError, StoreError) as error:  # a source that is away keeps no other subject from being looked at
         return Finding(subject, "stopped", str(error), until)
-    told = reasons if consent else [*reasons, NOT_KNOWN]
-    return Finding(subject, "changed" if reasons else "unchanged", "; ".join(told), until)
+    texts = [*(each.text for each in reasons), *([] if consent else [NOT_KNOWN])]
+    kinds = tuple(dict.fromkeys(each.kind for each in reasons))
+    return Finding(subject, "changed" if reasons else "unchanged", "; ".join(texts), until, kinds)
 
 
 def _opened(store: Store, project: Project, subject: str, stamp: str) -> Known | None:
@@ -208,15 +214,15 @@ def _read(address: str) -> Consent | None:
     return None if found is None else consent_in(found, address)
 
 
-def _inputs(state: State | Known, consent_looks: str) -> Iterator[str]:
+def _inputs(state: State | Known, consent_looks: str) -> Iterator[Reason]:
     """Yield what looks different where it comes from; what cannot be seen from here counts as it was."""
     for name, source in state.sources.items():
         now = consent_looks if name == "consent" else look(source.address)
         if now and now != source.seen:
-            yield f"{name} at {source.address} changed"
+            yield Reason(kind=INPUTS[name], text=f"{name} at {source.address} changed")
 
 
-def _results(state: State, project: Project) -> Iterator[str]:
+def _results(state: State, project: Project) -> Iterator[Reason]:
     """Yield which stages are missing, or were made with other settings, code, base model, inputs or results."""
     locked = (load_trusted(state.lock) or {}).get("stages", {})
     params = params_now(project.params, state.choices)
@@ -225,7 +231,7 @@ def _results(state: State, project: Project) -> Iterator[str]:
             yield from _changes(stage, locked[stage].get("params", {}), params, project)
             yield from _stale_reads(stage, locked, state.inputs)
         else:
-            yield f"{stage} was not finished"
+            yield Reason(kind="not finished", text=f"{stage} was not finished")
 
 
 def why(workspace: Path, stage: str) -> str:
@@ -236,18 +242,23 @@ def why(workspace: Path, stage: str) -> str:
         return "it never ended here"
     here = read_project(workspace)
     changes = _changes(stage, locked[stage].get("params", {}), here.params, here)
-    return "; ".join([*changes, *_stale_reads(stage, locked, inputs_of(workspace))])
+    found = [*changes, *_stale_reads(stage, locked, inputs_of(workspace))]
+    return "; ".join(each.text for each in found)
 
 
-def _changes(stage: str, was: Mapping[str, Any], params: Mapping[str, Any], project: Project) -> Iterator[str]:
+def _changes(stage: str, was: Mapping[str, Any], params: Mapping[str, Any], project: Project) -> Iterator[Reason]:
     """Yield in what the code and the settings of a stage differ from those of its last run."""
     if was.get("code.yaml", {}).get(stage) != project.code[stage]:
-        yield f"code of {stage}"
+        yield Reason(kind="code changed", text=f"the code of {stage} changed")
     for key in project.wanted[stage]:
-        yield from _differing(was.get("params.yaml", {}).get(key), _at(params, key), key)
+        kind: Kind = "base model changed" if key.split(".")[0] == "base" else "settings changed"
+        found = list(_differing(was.get("params.yaml", {}).get(key, ABSENT), _at(params, key), key))
+        yield from (Reason(kind=kind, text=text) for text in found[:SHOWN])
+        if len(found) > SHOWN:
+            yield Reason(kind=kind, text=f"{len(found) - SHOWN} other values of {key} changed")
 
 
-def _stale_reads(stage: str, locked: Mapping[str, Any], inputs: Mapping[Input, str]) -> Iterator[str]:
+def _stale_reads(stage: str, locked: Mapping[str, Any], inputs: Mapping[Input, str]) -> Iterator[Reason]:
     """Yield which dependencies of a stage have another hash than what makes them has now.
 
     Args:
@@ -261,7 +272,8 @@ def _stale_reads(stage: str, locked: Mapping[str, Any], inputs: Mapping[Input, s
     for read in locked[stage].get("deps", []):
         maker, now = made.get(read["path"], ("", None))
         if now is not None and now != _hash(read):
-            yield f"{stage} did not read the newest {read['path']}{f' of {maker}' if maker else ''}"
+            made_by = f", which {maker} made" if maker else ""
+            yield Reason(kind="newer results", text=f"{stage} has not read the newest {read['path']}{made_by}")
 
 
 def _hash(entry: Mapping[str, Any]) -> str | None:
@@ -270,13 +282,21 @@ def _hash(entry: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _differing(was: Any, now: Any, key: str) -> list[str]:
-    """Return the dotted keys below `key` whose values differ, each with both values."""
+def _differing(was: Any, now: Any, key: str) -> Iterator[str]:
+    """Yield the dotted keys below `key` whose values differ, each with both values, as params.yaml has them."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
-        keys = [*was, *(each for each in now if each not in was)]
-        found = [text for each in keys for text in _differing(was.get(each), now.get(each), f"{key}.{each}")]
-        return found[:SHOWN]
-    return [] if was == now else [f"{key} {was} -> {now}"]
+        for each in [*was, *(each for each in now if each not in was)]:
+            yield from _differing(was.get(each, ABSENT), now.get(each, ABSENT), f"{key}.{each}")
+    elif was is ABSENT:
+        yield f"{key} is new: {_written(now)}"
+    elif now is ABSENT:
+        yield f"{key} exists no more; it was {_written(was)}"
+    elif was != now:
+        yield f"{key} changed from {_written(was)} to {_written(now)}"
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def params_now(project: Mapping[str, Any], chosen: Choices) -> dict[str, Any]:

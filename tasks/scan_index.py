@@ -5,13 +5,14 @@ their own (`states/<subject>.json`), so one listing tells the stamps of all as t
 is not used, whoever wrote the state and however. The first line identifies the project; where that changed, no line is.
 
     {"project": "sha256 of params.yaml, code.yaml, the stages and the presets"}
-    {"subject": "ada", "stamp": "\"9bb5…\"", "sources": …, "consent": …, "reasons": […]}
+    {"subject": "ada", "stamp": "\"9bb5…\"", "sources": …, "consent": …, "reasons": [{"kind": …, "text": …}]}
 """
 
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -21,6 +22,27 @@ from zimage.faces.consent import Consent
 from zimage.section import Section
 
 INDEX = "scan/index.jsonl"
+
+
+Kind = Literal[
+    "photos changed",
+    "consent changed",
+    "decisions changed",
+    "base model changed",
+    "settings changed",
+    "code changed",
+    "not finished",
+    "newer results",
+]
+
+
+class Reason(Section):
+    """Why a subject is run again."""
+
+    kind: Kind
+    """In two words, for names and tags of runs."""
+    text: str
+    """In a sentence's length: what changed, where, from what to what."""
 
 
 class Known(Section):
@@ -36,7 +58,7 @@ class Known(Section):
     """Where the inputs come from, and what they looked like."""
     consent: Consent | None
     """What was handed over."""
-    reasons: list[str]
+    reasons: list[Reason]
     """Which stages are missing or were made with something else."""
 
 

@@ -8,37 +8,59 @@ import csv
 import datetime
 import hashlib
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 from uuid import UUID
 
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterType
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run as this_run
 
-from tasks.artifacts import create_artifact, update_artifact
+from tasks.artifacts import create_artifact, replace, update_artifact
 from tasks.channels import Name, channel
 from tasks.policy import SERVER_ERRORS
-from tasks.release import releases
+from tasks.release import manifest_of, releases
 from tasks.scan import Finding
 from tasks.settings import Settings
+from tasks.stage_numbers import number_rows
 from tasks.storage import open_store
 from tasks.store import Store
-from tasks.tombstones import unless_forgotten
+from tasks.tombstones import Tombstone, unless_forgotten
 from zimage.identity.charts import curve
+from zimage.identity.wording import TOY, cells, quantity, unbroken
 from zimage.signatures import STAGES
-from zimage.summary import summary
+from zimage.summary import evaluated
 
+ONLY_HERE = "it was only run on this machine; run personalize for it with placement pools once"
 PAGES = {"detect": "contact_sheet.html", "evaluate": "report.html"}
+COUNTED = {
+    "files": "files on this machine",
+    "objects": "objects in the store",
+    "versions": "versions of these objects",
+    "uploads": "unfinished uploads",
+    "bytes": "bytes in all",
+    "runs": "runs with their logs",
+    "artifacts": "artifacts",
+    "repositories": "repositories on the hub",
+}
+MOVES = {"promote": "promoted", "rollback": "rolled back"}
+FORGOTTEN = "forgotten"  # the key of what stays of forgettings, which names nobody
 SCAN, OVERVIEW = "retrain", "subjects"  # the keys of the tables about all subjects
 # Names of all artifacts about one subject; `forget` finds those of deleted runs by them.
 ARTIFACTS = (
     *STAGES,
     *(f"{stage}-progress" for stage in STAGES),
     *(Path(page).stem for page in PAGES.values()),
-    *("loss", "offer", "photos", "training"),
+    *("forget", "loss", "offer", "photos", "promote", "training"),
 )
 SVG = 'xmlns="http://www.w3.org/2000/svg" width="640"'
 INK = (
@@ -46,6 +68,9 @@ INK = (
     ".raw{fill:none;stroke:#bbb}.smooth{fill:none;stroke:#2a6}</style>"
 )
 UNITS = {"steps_per_s": "steps/s", "peak_gb": "GB"}
+FINISHED = "finished"
+ENDED = re.compile(r"[a-z]+: ")  # what `ended_text` begins with
+WHILE_IT_WORKS = re.compile(r", (\d[\w ]* left|[\d.e+-]+ (steps/s|GB))(?=,|$)")  # of no use once it has ended
 SHOWN_EVERY_S = 2.0  # an update of an artifact takes about 10 ms of the server
 
 
@@ -82,6 +107,7 @@ class Bar:
         self._key = artifact_key(subject, f"{stage}-progress")
         self._artifact: UUID | None = None
         self._last = float("-inf")
+        self._share = 0.0
         self._known: dict[str, Any] = {}
 
     def update(self, event: dict[str, Any]) -> None:
@@ -96,9 +122,24 @@ class Bar:
         if now - self._last < SHOWN_EVERY_S and event["done"] < event["total"]:
             return
         self._last = now
-        share = 100.0 * event["done"] / max(event["total"], 1)
+        self._share = 100.0 * event["done"] / max(event["total"], 1)
+        self._show_if_possible(_text(self._known))
+
+    def end(self, how: str) -> None:
+        """Show that the stage has ended, in the bar's last text, in place of the time that was left.
+
+        Args:
+            how: `finished`, which fills the bar; else what stopped the stage, in words.
+        """
+        if self._artifact is None:
+            return
+        if how == FINISHED:
+            self._share = 100.0
+        self._show_if_possible(ended_text(how, _text({**self._known, "left_s": 0})))
+
+    def _show_if_possible(self, text: str) -> None:
         try:
-            self._show(share, _text(self._known))
+            self._show(self._share, text)
         except SERVER_ERRORS as error:
             get_run_logger().warning("The progress could not be shown: %s", error)
 
@@ -109,16 +150,39 @@ class Bar:
             update_artifact(self._artifact, share, description=text)
 
 
+def end_progress(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Show in the bars of a run that it has ended; for `on_crashed`, `on_cancellation` and `on_failure` of a flow.
+
+    A process that was killed could not do it itself.
+    """
+    with get_client(sync_client=True) as client:
+        end_bars(client, flow_run.id, (state.name or "ended").lower())
+
+
+def end_bars(client: SyncPrefectClient, run: UUID, how: str) -> None:
+    """Show in those bars of a run that still count how it has ended."""
+    bars = ArtifactFilter(type=ArtifactFilterType(any_=["progress"]), flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
+    for bar in client.read_artifacts(artifact_filter=bars):
+        text = bar.description or ""
+        if bar.id is not None and not ENDED.match(text):
+            replace(client, bar.id, description=ended_text(how, text))
+
+
+def ended_text(how: str, text: str) -> str:
+    """Return the last text of a bar: how the stage ended, and where it was; short, for the UI cuts lines."""
+    return f"{how}: {WHILE_IT_WORKS.sub('', text)}"
+
+
 def _text(event: Mapping[str, Any]) -> str:
-    """Return an event as a person reads it: `train 200 of 1000, loss 0.012, 3.2 steps/s, 2.1 GB, 5 min left`."""
+    """Return an event as a person reads it: `train 200 of 1000, 5 min left, loss 0.012, 3.2 steps/s, 2.1 GB`."""
     told = [f"{event['name']} {event['done']} of {event['total']}" if event["total"] else f"{event['done']} done"]
+    if event.get("left_s") and event["done"] < event["total"]:
+        told.append(f"{_duration(event['left_s'])} left")
     told += [
         f"{value:.3g} {UNITS[key]}" if key in UNITS else f"{key} {value:.3g}"
         for key, value in event.items()
         if isinstance(value, float)
     ]
-    if "left_s" in event and event["done"] < event["total"]:
-        told.append(f"{_duration(event['left_s'])} left")
     return ", ".join(told)
 
 
@@ -195,17 +259,9 @@ def _show_numbers(subject: str, workspace: Path, stage: str) -> None:
     metrics = workspace / "data" / stage / "metrics.json"
     if metrics.is_file():
         found = json.loads(metrics.read_text(encoding="utf-8"))
-        rows = [{"number": key, "value": _short(value)} for key, value in found.items() if _is_plain(value)]
-        key = artifact_key(subject, stage)
-        create_artifact("table", json.dumps(rows), key=key, description=f"Numbers of {stage}")
-
-
-def _is_plain(value: Any) -> bool:
-    return not isinstance(value, dict | list)
-
-
-def _short(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+        about = f"What {stage} found, the most important first"
+        rows = json.dumps(number_rows(stage, found))
+        create_artifact("table", rows, key=artifact_key(subject, stage), description=about)
 
 
 def warn_of_verdict(workspace: Path) -> None:
@@ -216,21 +272,35 @@ def warn_of_verdict(workspace: Path) -> None:
         emit_event("zimage.gate.failed", resource=resource)  # not why: figures would stay in Prefect's events
 
 
-def show_scan(findings: Sequence[Finding], started: Mapping[str, str]) -> None:
+def show_scan(findings: Sequence[Finding], done: Mapping[str, str], only_here: Sequence[str]) -> None:
     """Show what became of each subject that is not unchanged, or of which something has to be said; and how many are.
 
     Args:
         findings: Of all subjects.
-        started: The runs that were started, by subject.
+        done: What was done about each of them, in words.
+        only_here: Subjects that were not looked at.
     """
-    told = [each for each in findings if each.verdict != "unchanged" or each.reason]
-    unchanged = sum(each.verdict == "unchanged" for each in findings)
+    first = ("stopped", "changed", "unchanged")  # a person has to look at what is stopped
+    found = sorted(findings, key=lambda each: (first.index(each.verdict), each.subject))
     rows = [
-        {"subject": each.subject, "found": each.verdict, "reason": each.reason, "run": started.get(each.subject, "")}
-        for each in told
+        *(_scan_row(each.subject, each.reason, done[each.subject]) for each in found if done_or_said(each)),
+        *(_scan_row(subject, ONLY_HERE, "skipped: it was not looked at") for subject in only_here),
     ]
-    about = f"{len(findings)} subjects, {unchanged} of them unchanged"
+    counts = Counter(told.partition(":")[0] for told in done.values())
+    unchanged = counts.pop("nothing", 0)
+    about = ", ".join([*(f"{counts[each]} {each}" for each in ("started", "skipped") if counts[each])])
+    about = f"{quantity(len(findings), 'subject')} in the store: {f'{about}, ' if about else ''}{unchanged} unchanged"
     create_artifact("table", json.dumps(rows), key=SCAN, description=about)
+
+
+def done_or_said(finding: Finding) -> bool:
+    """Return whether a subject has a line in the table of a scan."""
+    return finding.verdict != "unchanged" or bool(finding.reason)
+
+
+def _scan_row(subject: str, changed: str, done: str) -> dict[str, str]:
+    """Return a line with the longest cell last: the UI breaks no line of a table, and cuts off what is too wide."""
+    return {"subject": subject, "what was done": done, "what changed": changed}
 
 
 def show_overview(findings: Sequence[Finding], store: Store) -> None:
@@ -239,17 +309,71 @@ def show_overview(findings: Sequence[Finding], store: Store) -> None:
         {
             "subject": each.subject,
             "state": each.verdict,
-            "due": each.reason or "nothing",
-            "consent until": "" if each.consent_until is None else each.consent_until.isoformat(),
             "newest release": f"{newest.release}: {newest.verdict}" if newest else "none",
             **{name: found.release if found else "" for name, found in pointers.items()},
+            "consent until": "" if each.consent_until is None else each.consent_until.isoformat(),
+            "due": ", ".join(each.kinds) or each.reason or "nothing",
         }
         for each in findings
         for newest in [next(iter(releases(store, each.subject)), None)]
         for pointers in [{name: channel(store, each.subject, name) for name in get_args(Name)}]
     ]
-    about = f"All {len(rows)} subjects that this store knows"
-    create_artifact("table", json.dumps(rows), key=OVERVIEW, description=about)
+    create_artifact(
+        "table", json.dumps(rows), key=OVERVIEW, description=f"{quantity(len(rows), 'subject')} in this store"
+    )
+
+
+def show_channel(store: Store, subject: str, name: Name) -> None:
+    """Show where a channel points now, with the verdict of that release, and its moves, the newest first."""
+    pointer = channel(store, subject, name)
+    assert pointer is not None, "a move was just made"
+    manifest = manifest_of(store, subject, pointer.release)
+    verdict = f", {manifest.verdict}: {manifest.why}" if manifest else ""
+    moves = "".join(
+        f"| {each.at:%Y-%m-%d %H:%M} | {MOVES[each.kind]} | {each.release} |\n" for each in reversed(pointer.history)
+    )
+    text = (
+        f"**The channel {name} of {subject} points to {pointer.release}**{verdict}\n\n"
+        f"| when (UTC) | move | release |\n|---|---|---|\n{moves}\n"
+        f"`python -m flows fetch --subject {subject} --channel {name}` brings this release into a folder."
+    )
+    key = artifact_key(subject, "promote")
+    create_artifact("markdown", unbroken(text), key=key, description=f"The channel {name} of {subject}")
+
+
+def show_listing(subject: str, lines: Sequence[str]) -> None:
+    """Show all there is of a subject; `forget` finds and deletes this list too (see ARTIFACTS)."""
+    rows = "".join(f"| {where} | {what.strip()} |\n" for where, _, what in (line.partition(" ") for line in lines))
+    text = (
+        f"**All there is of {subject}. Nothing was deleted**: run `forget` with *Delete* to delete all of it.\n\n"
+        f"| where | what |\n|---|---|\n{rows}"
+    )
+    create_artifact(
+        "markdown", unbroken(text), key=artifact_key(subject, "forget"), description=f"All there is of {subject}"
+    )
+
+
+def show_forgotten(tombstone: Tombstone) -> None:
+    """Show that somebody was forgotten, by counts alone: this stays, so it says nothing about who that was."""
+    done = tombstone.forgotten[-1]
+    assert done.finished_at is not None
+    rows = "".join(f"| {COUNTED.get(each, each)} | {count} |\n" for each, count in done.counts.model_dump().items())
+    text = (
+        f"**A person was forgotten on {done.finished_at:%Y-%m-%d at %H:%M} UTC.** A second listing was empty, and "
+        f"the run is deleted too.\n\n| deleted | count |\n|---|---|\n{rows}\n"
+        f"The proof is in the store: `tombstones/{tombstone.subject_sha256}.json`."
+    )
+    create_artifact("markdown", unbroken(text), key=FORGOTTEN, description="A person was forgotten")
+
+
+def how_stopped() -> str:
+    """Return `cancelled` or `stopped` for this run, which was told to end."""
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(this_run.id)).state
+    except SERVER_ERRORS:
+        return "stopped"
+    return "cancelled" if state and (state.is_cancelling() or state.is_cancelled()) else "stopped"
 
 
 def show_offer(settings: Settings, workspace: Path, *, shared: bool) -> Offer:
@@ -258,11 +382,16 @@ def show_offer(settings: Settings, workspace: Path, *, shared: bool) -> Offer:
     Raises:
         InputError: nothing was evaluated.
     """
-    verdict, *figures, _report, _lora = summary(workspace)
-    metrics = json.loads((workspace / "data" / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
-    listed = "".join(f"\n- {figure.strip()}" for figure in figures)
+    metrics = evaluated(workspace)
     subject = settings.subject(workspace)
-    text = f"**{subject}: {verdict.removeprefix('verdict').strip()}**\n{listed}\n\n"
-    text += f"[The report]({show_page(settings, workspace, 'evaluate', shared=shared)})\n"
+    figures = "".join(f"| {value} | {says} |\n" for value, says in cells(metrics))
+    text = (
+        f"**{subject}: {metrics['verdict']}.** {metrics['why']}\n\n"
+        f"[The report]({show_page(settings, workspace, 'evaluate', shared=shared)})\n\n"
+        f"| found | what it is a share of |\n|---|---|\n{figures}"
+    )
+    if metrics.get("sampled", {}).get("packaged"):
+        text += f"\n{TOY}\n"
+    text = unbroken(text)
     create_artifact("markdown", text, key=artifact_key(subject, "offer"), description="What waits for a decision")
     return Offer(text, metrics["chosen"]["sha256"][:16])

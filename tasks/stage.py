@@ -13,7 +13,7 @@ from tasks.log import told
 from tasks.repair import fetching, read_by
 from tasks.scan import why
 from tasks.settings import from_environment
-from tasks.shown import Bar, in_store, show_page_again, show_results
+from tasks.shown import FINISHED, Bar, how_stopped, in_store, show_page_again, show_results
 from tasks.tombstones import ForgottenError
 from tasks.unfinished import STAGE as TRAIN
 from tasks.unfinished import Keeper
@@ -61,11 +61,13 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
 
     try:
         outcome = fetching(settings, workspace.name, ask, wants=read_by(workspace, stage)) if shared else ask()
-    except BaseException:
+    except BaseException as error:
+        bar.end("failed" if isinstance(error, Exception) else how_stopped())
         if keeper is not None:  # a stopped training has just written the state of its last step
             with contextlib.suppress(ForgottenError):
                 keeper.look()
         raise
+    bar.end(FINISHED)
     attempted = str(task_run.id)
     outcome = _unshown.get(attempted, outcome)
     if outcome is Outcome.UNCHANGED:

@@ -17,19 +17,29 @@ def summary(workspace: Path) -> list[str]:
     Raises:
         InputError: nothing has been evaluated in `workspace` yet.
     """
-    metrics = workspace / "data" / "evaluate" / "metrics.json"
-    if not metrics.is_file():
-        raise InputError(f"Nothing has been evaluated in {workspace} yet; run `dvc repro` there first.")
-    found = json.loads(metrics.read_text(encoding="utf-8"))
+    found = evaluated(workspace)
     return [
         f"verdict  {found['verdict']}: {found['why']}",
         *(f"next     {each}" for each in found.get("advice", [])),
         *lines(found),
-        f"report   {(metrics.parent / 'report.html').resolve()}",
+        f"report   {(workspace / 'data' / 'evaluate' / 'report.html').resolve()}",
         f"LoRA     {_lora(workspace, found['chosen'])}",
         f"prompt   {prompt(workspace)}",
         *([f"note     {TOY}"] if found.get("sampled", {}).get("packaged") else []),
     ]
+
+
+def evaluated(workspace: Path) -> dict[str, Any]:
+    """Return what the last evaluation of `workspace` found, its metrics.json.
+
+    Raises:
+        InputError: nothing has been evaluated there yet.
+    """
+    metrics = workspace / "data" / "evaluate" / "metrics.json"
+    if not metrics.is_file():
+        raise InputError(f"Nothing has been evaluated in {workspace} yet; run `dvc repro` there first.")
+    found: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
+    return found
 
 
 def prompt(workspace: Path) -> str:

@@ -18,6 +18,8 @@ import pytest
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
@@ -104,7 +106,7 @@ def test_by_default_it_only_lists(ada: Path, places: Path) -> None:
     assert snapshot(places) == before
     told = "\n".join(listing.lines)
     assert "channels   production at 2-" in told
-    assert "Prefect    3 runs with their logs, 1 artifacts, lines in 0 tables about all" in told
+    assert "Prefect    3 runs with their logs, 2 artifacts, lines in 0 tables about all" in told
     assert "consent    until 2999-12-31" in told
     until = re.search(r"events     Prefect's tell names of runs until ([-0-9]+ [:0-9]+) UTC; nobody can", told)
     assert until is not None  # seven days if nobody chose, and the hour between two sweeps
@@ -120,7 +122,7 @@ def test_nothing_of_the_person_is_left_anywhere_and_everything_of_others(ada: Pa
 
     assert listing.tombstone is not None
     counts = listing.tombstone.forgotten[-1].counts
-    assert counts.runs == 3 and counts.artifacts == 2 and counts.objects == 30 and counts.files > 10
+    assert counts.runs == 3 and counts.artifacts == 3 and counts.objects == 30 and counts.files > 10
     assert not ada.exists()
     after = snapshot(places)
     assert {name: content for name, content in after.items() if f"{ADA}-2" in name} == others
@@ -150,7 +152,7 @@ def test_artifacts_of_runs_that_were_deleted_before_are_found_and_deleted(ada: P
 
     assert listing.tombstone is not None
     counts = listing.tombstone.forgotten[-1].counts
-    assert (counts.runs, counts.artifacts) == (0, 2)
+    assert (counts.runs, counts.artifacts) == (0, 3)
     assert tables_naming(ADA) <= {"events", "event_resources"}
     assert "artifact" in tables_naming(f"{ADA}-2")
 
@@ -291,6 +293,35 @@ def test_a_leg_on_another_machine_has_ended_before_anything_is_deleted(places: P
     leg.join(timeout=60)
     assert listing.tombstone is not None
     assert [path for path in (store / "subjects").rglob("*") if path.is_file()] == []
+
+
+def test_a_list_and_a_promotion_are_shown_and_what_stays_of_a_forgetting_names_nobody(ada: Path) -> None:
+    forget(ForgetSpec(subject=ADA))
+
+    promoted = newest_artifact(f"{ADA}-promote")
+    assert f"**The channel production of {ADA} points to {releases(ada)[1]}**, pass: " in promoted
+    assert f"promoted | {releases(ada)[1]} |" in promoted
+    listed = newest_artifact(f"{ADA}-forget")
+    assert f"**All there is of {ADA}. Nothing was deleted**" in listed
+    assert "| channels | production at 2-" in listed
+
+    forget(ForgetSpec(subject=ADA, delete=True))
+
+    assert newest_artifact(f"{ADA}-forget") == newest_artifact(f"{ADA}-promote") == ""
+    forgotten = newest_artifact("forgotten")
+    assert "**A person was forgotten on 2" in forgotten
+    assert "| runs with their logs | 4 |" in forgotten
+    assert ADA not in forgotten
+    forget(ForgetSpec(subject=ADA))
+    assert newest_artifact(f"{ADA}-forget") == ""
+
+
+def newest_artifact(key: str) -> str:
+    """The text of the newest artifact of a key, or ""."""
+    of = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=of, sort=ArtifactSort.CREATED_DESC, limit=1)
+    return str(found[0].data) if found else ""
 
 
 def test_from_the_shell_it_lists_and_then_deletes(ada: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,15 +85,17 @@ def test_a_subject_with_a_new_photo_is_started_and_the_next_night_it_is_not_star
     assert retrain(RetrainSpec()) == {"changed": 1, "unchanged": 1}
     (run,) = place.runs(ADA)
     (row,) = place.table()
-    assert (row["subject"], row["run"]) == (ADA, run.name)
-    assert row["reason"].endswith("photos changed")
+    assert run.name == f"personalize {ADA} (photos changed)"
+    assert set(run.tags) == {"phase:personalize", f"subject:{ADA}", "why:photos changed"}
+    assert (row["subject"], row["what was done"]) == (ADA, f"started: {run.name}")
+    assert row["what changed"].endswith("photos changed")
 
     assert retrain(RetrainSpec()) == {"changed": 1, "unchanged": 1}
 
     assert [each.id for each in place.runs(ADA)] == [run.id]
     (row,) = place.table()
-    assert row["run"] == ""
-    assert row["reason"].endswith(f"photos changed; `{run.name}` is at work on it already")
+    assert row["what changed"].endswith("photos changed")
+    assert row["what was done"] == f"skipped: {run.name} is at work on it already"
     assert place.runs(EVE) == []
 
 
@@ -162,12 +164,12 @@ def test_a_run_that_cannot_end_is_in_nobody_s_way(place: Place, monkeypatch: pyt
 def test_only_looking_starts_nothing_and_tells_what_is_at_work(place: Place) -> None:
     retrain(RetrainSpec(only_look=True))
     assert place.runs(ADA) == []
-    assert "at work" not in place.table()[0]["reason"]
+    assert place.table()[0]["what was done"] == "skipped: this run only looked"
 
     place.working(ADA, Running())
     retrain(RetrainSpec(only_look=True))
 
-    assert place.table()[0]["reason"].endswith("; `working` is at work on it already")
+    assert place.table()[0]["what was done"] == "skipped: working is at work on it already"
 
 
 @dataclass(frozen=True)
@@ -249,5 +251,7 @@ def test_who_was_only_run_on_this_machine_is_named(place: Place, caplog: pytest.
     with caplog.at_level("WARNING"):
         retrain(RetrainSpec(only_look=True))
 
-    (said,) = [each.getMessage() for each in caplog.records if "not looked at" in each.getMessage()]
-    assert said.startswith("not looked at, for they were only run on this machine: joe; run `personalize`")
+    (said,) = [each.getMessage() for each in caplog.records if "only run on this machine" in each.getMessage()]
+    assert said.startswith("joe: it was only run on this machine; run personalize")
+    assert place.table()[-1]["subject"] == "joe"
+    assert place.table()[-1]["what was done"] == "skipped: it was not looked at"

@@ -125,8 +125,9 @@ class Api:
         return str(self.state(run)["name"])
 
     def runs(self, name: str) -> list[dict[str, Any]]:
+        """The runs of a flow for a subject, such as `learn ada`, whatever their reason."""
         found: list[dict[str, Any]] = self.post(
-            "/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_ASC"}
+            "/flow_runs/filter", {"flow_runs": {"name": {"like_": f"{name} ("}}, "sort": "START_TIME_ASC"}
         )
         return found
 
@@ -413,12 +414,12 @@ def test_a_leg_that_is_too_early_says_so_and_a_webhook_is_told(story: Story) -> 
     assert story.api.ended(run) == "Failed"
     said = "eve is not prepared: no consent is known here"
     assert said in story.api.state(run)["message"]
-    assert said in told_of(story, "learn eve: Failed")
+    assert said in told_of(story, "learn eve (asked): Failed")
 
 
 def test_a_webhook_is_told_of_lost_runs(story: Story) -> None:
-    assert "Its worker was lost, no heartbeat came" in told_of(story, "learn bob: Crashed")
-    assert "Its worker was lost, no heartbeat came" in told_of(story, "personalize ada: Crashed")
+    assert "Its worker was lost, no heartbeat came" in told_of(story, "learn bob (asked): Crashed")
+    assert "Its worker was lost, no heartbeat came" in told_of(story, "personalize ada (asked): Crashed")
 
 
 def test_a_webhook_is_told_of_a_gate_that_failed(story: Story) -> None:
@@ -433,7 +434,9 @@ def test_a_webhook_is_told_of_a_gate_that_failed(story: Story) -> None:
 
 
 def test_the_ui_shows_progress_and_numbers(story: Story) -> None:
-    assert story.api.artifact("ada-train-progress")["data"] == 100.0
+    progress = story.api.artifact("ada-train-progress")
+    assert progress["data"] == 100.0
+    assert progress["description"].startswith(f"finished: train {NUM_CHECKPOINTS * EVERY} of {NUM_CHECKPOINTS * EVERY}")
     numbers = {row["number"]: row["value"] for row in json.loads(story.api.artifact("ada-evaluate")["data"])}
     assert numbers["verdict"] == "provisional"
 
@@ -444,7 +447,7 @@ def test_a_scan_starts_nothing_where_nothing_changed_and_warns_of_consents_that_
     assert [story.api.ended(run) for run in looks] == ["Completed", "Completed"]
     waited = ["AwaitingConcurrencySlot" in story.api.states(run) for run in looks]
     assert sorted(waited) == [False, True]  # one after the other: both would start what changed
-    assert story.api.artifact("retrain")["description"] == "2 subjects, 2 of them unchanged"
+    assert story.api.artifact("retrain")["description"] == "2 subjects in the store: 2 unchanged"
     ends = yaml.safe_load((story.folder / "ada.yaml").read_text())["expires"]
     for subject in ("ada", "bob"):
         assert "It will have to be renewed." in told_of(story, f"{subject}: consent until {ends}")
@@ -512,7 +515,7 @@ def test_a_question_that_nobody_answers_in_time_fails_and_a_webhook_is_told(stor
     story.api.post(f"/flow_runs/{run}/set_state", {"state": state, "force": True})
 
     assert story.api.ended(run) == "Failed"
-    assert "was paused and never resumed" in told_of(story, "publish bob: Failed")
+    assert "was paused and never resumed" in told_of(story, "publish bob (asked): Failed")
     assert story.keys("subjects/bob/releases") == []
 
 
@@ -544,7 +547,7 @@ def test_a_release_is_asked_for_and_approved_by_clicking(story: Story, page: Pag
     (run,) = until("the run", lambda: story.api.runs("publish ada"))
 
     dialog = question(story, page, run["id"])
-    assert run["id"] in told_of(story, "publish ada: waits for a decision")  # the link to the question
+    assert run["id"] in told_of(story, "publish ada (asked): waits for a decision")  # the link to the question
     dialog.get_by_text("ada: provisional").wait_for()
     dialog.get_by_text("of the pictures are copies of a training photo").wait_for()
     picture(page, "2-question")
@@ -588,6 +591,31 @@ def test_a_person_sees_what_a_run_did_and_opens_its_pages(story: Story, page: Pa
             until("one of each", lambda: pictures.count() == NUM_CHECKPOINTS, HANGS_AFTER_S)  # noqa: B023
 
 
+def test_a_person_sees_what_retrain_found_where_a_channel_points_and_what_there_is_of_somebody(
+    story: Story, page: Page
+) -> None:
+    assert story.api.ended(story.api.run("promote", {"subject": "ada", "channel": "staging"})) == "Completed"
+    photos = story.folder / "photos"
+    first = min(photos.glob("*.jpg"))
+    first.rename(photos / f"new-{first.name}")
+    for flow, spec in (("retrain", {"only_look": True}), ("forget", {"subject": "ada"})):
+        assert story.api.ended(story.api.run(flow, spec)) == "Completed"
+    (photos / f"new-{first.name}").rename(first)
+
+    for number, (key, said) in enumerate(
+        (
+            ("retrain", "skipped: this run only looked"),
+            ("subjects", "provisional"),
+            ("ada-promote", "The channel staging of ada points to"),
+            ("ada-forget", "Nothing was deleted"),
+        ),
+        start=10,
+    ):
+        page.goto(story.api.place(key))
+        page.get_by_text(said).first.wait_for()
+        picture(page, f"{number}-{key}")
+
+
 def test_cancelling_ends_every_process_within_seconds_and_the_next_run_goes_on(story: Story) -> None:
     values = ["train.steps=5000"]
     run = story.api.run("personalize", {"subject": "ada", "placement": "pools", "values": values})
@@ -599,6 +627,7 @@ def test_cancelling_ends_every_process_within_seconds_and_the_next_run_goes_on(s
 
     assert story.api.ended(run) == "Cancelled"
     assert until("the leg's end", lambda: story.api.runs("learn ada")[-1]["state"]["type"] == "CANCELLED")
+    assert story.api.artifact("ada-train-progress")["description"].startswith("cancelled: train ")
     kept = last_kept(story, "ada")
     here = max(path.name for path in aside_of(workspace / "data" / "train").glob("resume/step-*.safetensors"))
     assert kept <= here  # the last one may not have been sent yet

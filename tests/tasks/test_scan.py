@@ -147,7 +147,7 @@ def test_a_changed_value_is_told_with_both_values(settings: Settings, project: P
     changed = Choices(preset="tiny", base=None, values={**CHOICES.values, "train.steps": 8})
     put(settings, "ada", state.model_copy(update={"choices": changed}))
 
-    assert found(settings, project).reason == "train.steps 4 -> 8"
+    assert found(settings, project).reason == "train.steps changed from 4 to 8"
 
 
 def test_other_code_is_told_by_its_stage(settings: Settings, project: Project) -> None:
@@ -155,7 +155,22 @@ def test_other_code_is_told_by_its_stage(settings: Settings, project: Project) -
 
     newer = Project(project.params, {**project.code, "evaluate": "sha256:00"}, project.wanted)
 
-    assert found(settings, newer).reason == "code of evaluate"
+    assert found(settings, newer).reason == "the code of evaluate changed"
+
+
+def test_values_of_a_section_that_are_not_spelt_out_are_counted(settings: Settings, project: Project) -> None:
+    finished(settings, project)
+
+    limits = dict.fromkeys(project.params["evaluate"]["gate"], 0.5)
+    other = {**project.params, "evaluate": {**project.params["evaluate"], "gate": limits}}
+    finding = found(settings, Project(other, project.code, project.wanted))
+
+    *spelt, last = finding.reason.split("; ")
+    assert len(spelt) == 4 and all(" changed from " in each for each in spelt)
+    was, now = (params_now(each, CHOICES)["evaluate"]["gate"] for each in (project.params, other))
+    changed = sum(was[key] != now[key] for key in was)
+    assert last == f"{changed - 4} other values of evaluate changed"
+    assert finding.kinds == ("settings changed",)
 
 
 def test_another_base_model_is_a_reason(settings: Settings, project: Project) -> None:
@@ -164,7 +179,7 @@ def test_another_base_model_is_a_reason(settings: Settings, project: Project) ->
     other = {**project.params, "base": {**project.params["base"], "identity": "sha256:00"}}
 
     reason = found(settings, Project(other, project.code, project.wanted)).reason
-    assert f"base.identity {project.params['base']['identity']} -> sha256:00" in reason
+    assert f"base.identity changed from {project.params['base']['identity']} to sha256:00" in reason
 
 
 def test_a_stage_that_never_ended_is_a_reason(settings: Settings, project: Project) -> None:
@@ -222,7 +237,7 @@ def test_a_lora_of_photos_that_are_not_there_any_more_is_changed_and_every_stage
     (workspace / "data" / "photos" / "2.jpg").unlink()
     track_inputs(workspace)
     handed_over(settings, workspace)
-    assert found(settings, project).reason == "ingest did not read the newest data/photos"
+    assert found(settings, project).reason == "ingest has not read the newest data/photos"
 
     bring_up_to_date(workspace, "detect", on_line=print)  # `prepare` ends, and `learn` is lost
     handed_over(settings, workspace)
@@ -230,9 +245,9 @@ def test_a_lora_of_photos_that_are_not_there_any_more_is_changed_and_every_stage
     finding = found(settings, project)
     assert finding.verdict == "changed"
     assert finding.reason == "; ".join(
-        f"{stage} did not read the newest data/detect of detect" for stage in ("caption", "encode", "evaluate")
+        f"{stage} has not read the newest data/detect, which detect made" for stage in ("caption", "encode", "evaluate")
     )
-    assert why(workspace, "caption") == "caption did not read the newest data/detect of detect"
+    assert why(workspace, "caption") == "caption has not read the newest data/detect, which detect made"
 
 
 def test_a_stage_that_made_the_same_from_other_photos_leaves_those_after_it_unchanged(

@@ -17,11 +17,20 @@ from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
 from tasks.forget_runs import delete, runs_of
 from tasks.settings import PROJECT, Settings
-from tasks.shown import Bar, _show_decisions, artifact_key, show_page_again
+from tasks.shown import (
+    Bar,
+    Offer,
+    _show_decisions,
+    artifact_key,
+    end_progress,
+    show_offer,
+    show_page_again,
+)
 from tasks.storage import FolderStore
 from tasks.tombstones import Counts, begin, finish
-from tests.tasks.finished import write
+from tests.tasks.finished import finished, write
 from zimage.errors import InputError
+from zimage.identity.wording import TOY, cells, unbroken
 
 TRAIN = {"name": "train", "done": 0, "total": 1000}
 
@@ -45,13 +54,56 @@ def test_a_bar_tells_step_loss_speed_and_time_left(prefect_server: None) -> None
 
     found = artifact("eve-train-progress")
     assert found.data == 20.0
-    assert found.description == "train 200 of 1000, loss 0.123, 3.22 steps/s, 4 min left"
+    assert found.description == "train 200 of 1000, 4 min left, loss 0.123, 3.22 steps/s"
 
 
 def test_a_bar_that_is_full_keeps_the_last_numbers(prefect_server: None) -> None:
     shown("ann", "train", [TRAIN | {"done": 990, "loss": 0.5, "left_s": 3700}, TRAIN | {"done": 1000}])
 
     assert artifact("ann-train-progress").description == "train 1000 of 1000, loss 0.5"
+
+
+LATE = TRAIN | {"done": 420, "loss": 0.5, "steps_per_s": 3.2, "peak_gb": 2.1, "left_s": 3480}
+
+
+@pytest.mark.parametrize(
+    ("how", "share", "text"),
+    [
+        ("finished", 100.0, "finished: train 420 of 1000, loss 0.5"),
+        ("failed", 42.0, "failed: train 420 of 1000, loss 0.5"),
+        ("cancelled", 42.0, "cancelled: train 420 of 1000, loss 0.5"),
+    ],
+)
+def test_a_bar_whose_stage_has_ended_says_how_and_counts_no_time(
+    how: str, share: float, text: str, prefect_server: None
+) -> None:
+    @flow
+    def ends() -> None:
+        bar = Bar(f"tim-{how}", "train")
+        bar.update(LATE)
+        bar.end(how)
+
+    ends()
+
+    found = artifact(f"tim-{how}-train-progress")
+    assert (found.data, found.description) == (share, text)
+
+
+def test_the_bar_of_a_process_that_was_killed_says_so_when_its_run_is_ended_by_others(prefect_server: None) -> None:
+    @flow(on_failure=[end_progress])
+    def killed() -> None:
+        Bar("sue", "encode").update({"name": "encode", "done": 5, "total": 5})
+        ended = Bar("sue", "detect")
+        ended.update({"name": "detect", "done": 5, "total": 5})
+        ended.end("finished")
+        Bar("sue", "train").update(LATE)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        killed()
+
+    assert artifact("sue-train-progress").description == "failed: train 420 of 1000, loss 0.5"
+    assert artifact("sue-detect-progress").description == "finished: detect 5 of 5"
 
 
 def test_a_bar_of_work_nobody_can_count_tells_what_is_done(prefect_server: None) -> None:
@@ -77,6 +129,29 @@ def test_a_page_of_a_stage_that_was_not_run_gets_a_new_link(tmp_path: Path, pref
     found = artifact("kim-report")
     assert str(found.data).startswith("[Report of kim](file:///")  # nobody serves this store
     assert "; the link opens it until 20" in str(found.description)
+
+
+def test_what_waits_for_a_decision_tells_verdict_figures_and_the_toy_and_no_path_of_a_machine(
+    tmp_path: Path, prefect_server: None
+) -> None:
+    settings = Settings(PROJECT, tmp_path / "workspaces", str(tmp_path / "store"), pages="http://127.0.0.1:1")
+    workspace = finished(settings.workspace("tom"), "provisional")
+    metrics = workspace / "data" / "evaluate" / "metrics.json"
+    found = json.loads(metrics.read_text())
+    metrics.write_text(json.dumps(found | {"sampled": {**found.get("sampled", {}), "packaged": True}}))
+
+    @flow
+    def offered() -> Offer:
+        return show_offer(settings, workspace, shared=True)
+
+    text = offered().text
+
+    assert text.startswith(f"**tom: provisional.** {unbroken(found['why'])}\n\n[The report](file:///")
+    assert "\n| found | what it is a share of |\n" in text
+    for value, says in cells(found):
+        assert unbroken(f"| {value} | {says} |") in text
+    assert unbroken(TOY) in text
+    assert str(settings.workspaces) not in text and "lora.safetensors" not in text
 
 
 @pytest.mark.parametrize("one", ["ada_b", "ada-b", "a_da-b"])

@@ -76,10 +76,10 @@ def test_the_state_of_a_stage_says_why_it_ran(workspace: Path) -> None:
 
     assert [(each.name, each.message) for each in (first, longer, rewritten, same, back)] == [
         ("Completed", "train: ran, because it never ended here"),
-        ("Completed", "train: ran, because train.steps 4 -> 5"),
-        ("Completed", "train: ran, because code of train"),
+        ("Completed", "train: ran, because train.steps changed from 4 to 5"),
+        ("Completed", "train: ran, because the code of train changed"),
         ("Unchanged", "train: nothing it reads changed"),
-        ("Restored", "train: restored, because code of train; train.steps 5 -> 4"),
+        ("Restored", "train: restored, because the code of train changed; train.steps changed from 5 to 4"),
     ]
     assert back.result() is Outcome.RESTORED
 

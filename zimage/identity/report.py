@@ -7,6 +7,7 @@ import base64
 import csv
 import importlib.metadata
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import jinja2
+from markupsafe import Markup, escape
 from pydantic import Field
 
 from zimage.captions.subject import Subject
@@ -29,11 +31,12 @@ from zimage.identity.likeness import Targets
 from zimage.identity.reals import RealPhoto, Reals
 from zimage.identity.results import Findings, sha256_of
 from zimage.identity.rows import PictureRow
-from zimage.identity.wording import TOY, Unit, counted, limit_shown, shown, value_shown
+from zimage.identity.wording import TOY, Unit, counted, limit_shown, quantity, shown, unbroken, value_shown
 from zimage.section import Section
 
 REPORT, RELEASE = "report.html", "release.html"
 PACKAGES = ("zimage", "torch", "diffusers", "transformers", "peft", "dlib-bin", "onnxruntime", "numpy")
+CODE = re.compile(r"`([^`]+)`")
 JPEG_QUALITY = 84
 EXTREMES = 6  # best and worst pictures, and pairs with training photos
 SWEPT_PROMPTS = 8  # rows of the sheet of strengths
@@ -147,6 +150,7 @@ def write_report(
         loader=jinja2.FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
+    environment.filters["prose"] = _prose
     template = environment.get_template("report.html.jinja")
     for name, photos in ((REPORT, True), (RELEASE, False)):
         page = template.render(
@@ -157,7 +161,12 @@ def write_report(
             subject=subject,
             versions=_versions(),
         )
-        write_whole(folder / name, page.encode())
+        write_whole(folder / name, unbroken(page).encode())
+
+
+def _prose(text: str) -> Markup:
+    """Return a sentence as HTML; what stands between backticks is code."""
+    return Markup(CODE.sub(r"<code>\1</code>", str(escape(text))))
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,7 @@ class _Page:
             "second": findings.judge.second,
             "variety_by": "1 − cosine in CLIP" if findings.judge.clip else "1 − correlation of their pixels",
             "percent": _percent,
+            "quantity": quantity,
             "shown": _shown,
             "sampled": findings.sampled,
             "toy": TOY,

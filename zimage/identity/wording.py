@@ -4,6 +4,7 @@ A share of few pictures is written as a count, for a percentage would claim more
 as metrics.json holds them, without numpy.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ TOY = (
     "The base is the packaged toy model, a tiny Z-Image: a LoRA of it does nothing with the real Z-Image, in diffusers "
     "or in ComfyUI. For one that does, train with `--base Tongyi-MAI/Z-Image` and a preset such as `--preset 24gb`."
 )
+UNIT = re.compile(r"(\d) (%|px\b|GB\b|MB\b|s\b|min\b|h\b|steps\b)")
 FEW = 20  # pictures; one of fewer moves a rate by more than 5 %
 
 Unit = Literal["count", "share", "number"]
@@ -64,6 +66,16 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}".removesuffix(".0") + " %"
 
 
+def quantity(n: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 picture` or `48 pictures`; the plural of `noun` ends in s."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def unbroken(text: str) -> str:
+    """Return a text for a page in which no line breaks between a number and its unit: a no-break space joins them."""
+    return UNIT.sub("\\1\N{NO-BREAK SPACE}\\2", text)
+
+
 def counted(value: float, n: int) -> str:
     """Return a share of n pictures as `47 of 48`."""
     return f"{round(value * n)} of {n}"
@@ -96,7 +108,12 @@ def estimate_of(metrics: Mapping[str, Any], figure: Figure) -> Mapping[str, Any]
 
 def lines(metrics: Mapping[str, Any]) -> list[str]:
     """Return a line for each of `FIGURES`: its value, what it says, how many pictures it rests on, and its rule."""
-    return [_line(metrics, figure) for figure in FIGURES]
+    return [f"{value:>12}  {says}" for value, says in cells(metrics)]
+
+
+def cells(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return value and sentence of each of `FIGURES`, as `lines` has them."""
+    return [_cells(metrics, figure) for figure in FIGURES]
 
 
 def rule_of(metrics: Mapping[str, Any], figure: Figure) -> str:
@@ -111,13 +128,13 @@ def rule_of(metrics: Mapping[str, Any], figure: Figure) -> str:
     return says + ("; broken" if rule["verdict"] == "fail" else "")
 
 
-def _line(metrics: Mapping[str, Any], figure: Figure) -> str:
+def _cells(metrics: Mapping[str, Any], figure: Figure) -> tuple[str, str]:
     found = estimate_of(metrics, figure)
     value = shown(found["value"], found["n"], figure.unit)
     rests_on = ""
     if found["value"] is not None and figure.unit == "count" and found["n"] >= FEW:
         rests_on = counted(found["value"], found["n"])
     elif found["value"] is not None and figure.unit != "count":
-        rests_on = f"{found['n']} pictures"
+        rests_on = quantity(found["n"], "picture")
     details = "; ".join(filter(None, [rests_on, rule_of(metrics, figure)]))
-    return f"{value:>12}  {figure.says}" + (f" ({details})" if details else "")
+    return value, figure.says + (f" ({details})" if details else "")
