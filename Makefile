@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test audit format fingerprints install clean
+.PHONY: help demo serve test audit lock format fingerprints install clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,6 +36,12 @@ test: $(VENV)/.installed  ## Run the tests, the linters and the type checker
 audit: $(VENV)/.audit  ## Look up known vulnerabilities of the pinned packages, which asks a service for each of them
 	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
 		--format json 2>$(VENV)/audit.log | $(PYTHON) .ci/audit.py $(VENV)/audit.log
+
+lock: $(VENV)/.installed  ## Write infra/requirements.lock from constraints.txt, which asks the package index for each hash
+	@$(PIP) --dry-run --ignore-installed --report $(VENV)/project.json '.[pipeline,sign]'
+	@$(PIP) --dry-run --ignore-installed --report $(VENV)/insightface.json --no-deps "$$(grep '^insightface==' constraints.txt)"
+	@$(BIN)/python .ci/lock.py $(VENV)/project.json $(VENV)/insightface.json >$(VENV)/requirements.lock
+	@mv $(VENV)/requirements.lock infra/requirements.lock
 
 format: $(VENV)/.installed  ## Format the code and correct what the linter can
 	@$(BIN)/ruff check --fix .

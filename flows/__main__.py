@@ -132,11 +132,11 @@ def _watch() -> int:
     return 0
 
 
-def _work(pool: str, limit: int | None) -> int:
+def _work(pool: str, limit: int | None, queue: list[str]) -> int:
     """Become a worker of the configured server."""
     from flows.stack import worker
 
-    command = [sys.executable, "-m", "prefect", *worker(pool, limit=limit)]
+    command = [sys.executable, "-m", "prefect", *worker(pool, limit=limit, queues=queue)]
     os.execve(command[0], command, inherited())  # its signals reach it with nothing between
 
 
@@ -147,6 +147,7 @@ def _served(name: str, *, port: int = PORT) -> int:
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
         origins = f"http://127.0.0.1:{port},http://localhost:{port}"  # of the UI
         os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", origins)
+        os.environ.setdefault("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "true")
     from flows.stack import deploy, serve
 
     try:
@@ -351,6 +352,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "work":
             command.add_argument("pool", choices=["cpu", "gpu"], help="whose runs it takes")
             command.add_argument("--limit", type=int, metavar="RUNS", help="at a time; 1 for a GPU")
+            command.add_argument(
+                "--queue", action="append", default=[], metavar="NAME",
+                help="take the runs of this queue of the pool only; may be given more than once",
+            )  # fmt: skip
             continue
         if name == "watch":
             continue

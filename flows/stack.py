@@ -266,11 +266,19 @@ def _workers() -> Iterator[tuple[str, list[str], dict[str, str]]]:
         yield "gpu", worker("gpu", name=f"gpu (none) on {host}", limit=1), {}
 
 
-def worker(pool: str, *, name: str = "", limit: int | None = None) -> list[str]:
-    """Return Prefect's command for a worker of a pool of this stack's kind, with at most `limit` runs at a time."""
+def worker(pool: str, *, name: str = "", limit: int | None = None, queues: Sequence[str] = ()) -> list[str]:
+    """Return Prefect's command for a worker of a pool of this stack's kind.
+
+    Args:
+        pool: Whose runs it takes.
+        name: Its name; "" for one of Prefect's.
+        limit: How many runs it takes at a time; None for any number.
+        queues: The pool's queues whose runs it takes; all, if none is named.
+    """
+    queued = [each for name in queues for each in ("--work-queue", name)]
     named = ["--name", name] if name else []
     limited = ["--limit", str(limit)] if limit else []
-    return ["worker", "start", "--pool", pool, "--type", "process", *named, *limited]
+    return ["worker", "start", "--pool", pool, "--type", "process", *queued, *named, *limited]
 
 
 def _gpus() -> list[str]:

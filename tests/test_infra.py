@@ -3,8 +3,10 @@
 import asyncio
 import datetime
 import importlib
+import importlib.metadata
 import itertools
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -15,9 +17,12 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import compose_spec
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -32,8 +37,10 @@ from tasks.policy import FLOWS, GOES_ON, HEARTBEAT_S, LEGS, LOST_AFTER_S
 
 INFRA = Path(__file__).parent.parent / "infra"
 POOLS = sorted({leg.pool for leg in LEGS.values()})
-FIXED = re.compile(r"^[\w./-]+:(?!latest)[\w.-]*\d[\w.-]*$")  # an image with a version
 OURS = {"zimage:cpu", "zimage:cuda"}
+ROLES = {path.stem for path in (INFRA / "access" / "roles").glob("*.json")}
+HARDENED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+KUBERNETES = ["1.34", "1.37"]  # versions whose schemas the documents have to fit
 
 
 def yaml_of(name: str) -> Any:
@@ -42,6 +49,7 @@ def yaml_of(name: str) -> Any:
 
 DEPLOYMENTS = {each["name"]: each for each in yaml_of("prefect.yaml")["deployments"]}
 SERVICES = yaml_of("compose.yaml")["services"]
+NETWORK = INFRA / "kubernetes" / "network-policy.yaml"
 DOCKERFILE = (INFRA / "Dockerfile").read_text(encoding="utf-8")
 
 
@@ -140,14 +148,12 @@ def test_what_goes_on_by_itself_is_a_flow_with_a_deployment() -> None:
 
 def test_every_place_that_runs_flows_gives_heartbeats_three_times_as_often_as_a_run_is_called_lost() -> None:
     environments = {
-        **{
-            name: service["environment"] for name, service in SERVICES.items() if "worker" in service.get("command", [])
-        },
+        **{name: service["environment"] for name, service in SERVICES.items() if "work" in service.get("command", [])},
         **{f"{pool}-pool.json": environment(pool) for pool in POOLS},
         "flows/__main__.py": LASTING,
     }
 
-    assert {"worker-cpu", "worker-gpu"} < set(environments)
+    assert {"worker-cpu", "worker-publisher", "worker-eraser", "worker-gpu"} < set(environments)
     for where, found in environments.items():
         assert int(found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) * 3 <= LOST_AFTER_S, where
     assert int(LASTING["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) == HEARTBEAT_S
@@ -157,7 +163,7 @@ def test_every_place_that_runs_flows_gives_heartbeats_three_times_as_often_as_a_
 def test_a_container_is_of_a_version_and_waits_for_what_there_is(name: str) -> None:
     service = SERVICES[name]
 
-    assert FIXED.match(service["image"]) or service["image"] in OURS
+    assert re.match(r"^\$\{\w+_IMAGE:\?", service["image"]) or service["image"] in OURS
     assert set(service.get("depends_on", {})) <= set(SERVICES)
     for dependency, how in service.get("depends_on", {}).items():
         if how["condition"] == "service_healthy":
@@ -180,15 +186,135 @@ def test_the_server_starts_as_everywhere_with_what_prefect_knows_as_options() ->
     assert answer.returncode == 0 and "Start a Prefect server" in answer.stdout, answer.stderr
 
 
+def test_the_server_of_containers_is_guarded_as_that_of_make_serve() -> None:
+    environment = SERVICES["server"]["environment"]
+
+    assert environment["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
+    assert set(environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")) == {
+        "http://127.0.0.1:4200",
+        "http://localhost:4200",
+        "http://server:4200",  # the host by which workers ask
+    }
+    assert SERVICES["worker-cpu"]["environment"]["PREFECT_API_URL"] == "http://server:4200/api"
+
+
+ASKED = {
+    *("PREFECT_AUTH", "DATABASE_PASSWORD", "PYTHON_IMAGE", "POSTGRES_IMAGE", "STORE_IMAGE"),
+    *(f"{role}_{part}" for role in ("STORE", "CPU", "GPU", "PUBLISHER", "ERASER") for part in ("KEY", "SECRET")),
+}
+
+
 def test_every_secret_of_the_stack_is_asked_for_and_none_is_written_down() -> None:
     text = (INFRA / "compose.yaml").read_text()
-    asked = set(re.findall(r"\$\{(\w+):\?", text))
-    example = dict(
-        line.split("=", 1) for line in (INFRA / "compose.env.example").read_text().splitlines() if "=" in line
-    )
+    lines = (INFRA / "compose.env.example").read_text().splitlines()
+    example = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
 
-    assert asked == {"PREFECT_AUTH", "DATABASE_PASSWORD", "STORE_KEY", "STORE_SECRET"}
-    assert all("change-me" in example[name] for name in asked)
+    assert set(re.findall(r"\$\{(\w+):\?", text)) == ASKED
+    assert {example[name] for name in ASKED} == {""}
+    assert "change-me" not in text + "".join(lines)
+
+
+def environment_of_compose(folder: Path, docker: str) -> "subprocess.CompletedProcess[str]":
+    """What infra/compose-env.sh writes where `docker` is this program."""
+    (folder / "docker").write_text(docker)
+    (folder / "docker").chmod(0o755)
+    found = {"PATH": f"{folder}:/usr/bin:/bin"}
+    return subprocess.run([INFRA / "compose-env.sh"], env=found, capture_output=True, text=True, check=False)
+
+
+def test_the_environment_of_the_stack_has_secrets_of_its_own_and_images_by_digest(tmp_path: Path) -> None:
+    answering = f"#!/bin/sh\necho sha256:{64 * '0'}\n"
+    made = [
+        dict(line.split("=", 1) for line in environment_of_compose(tmp_path, answering).stdout.splitlines())
+        for _ in range(2)
+    ]
+    secret = {name for name in ASKED if not name.endswith("_IMAGE")}
+
+    assert set(made[0]) >= ASKED
+    assert all(len(made[0][name]) >= 48 and made[0][name] != made[1][name] for name in secret)
+    assert len({made[0][name] for name in secret}) == len(secret)
+    assert all(re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:0{64}", made[0][name]) for name in ASKED - secret)
+
+
+def test_without_an_answer_of_the_registry_nothing_is_written(tmp_path: Path) -> None:
+    answer = environment_of_compose(tmp_path, "#!/bin/sh\nexit 1\n")
+
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert "The digest of python:3.11.14-slim-bookworm cannot be asked for; install docker" in answer.stderr
+
+
+def filled() -> dict[str, Any]:
+    """The compose file with a word in the place of each variable, as compose itself fills it in."""
+    text = re.sub(r"\$\{\w+:-(\./\w+)\}", r"\1", (INFRA / "compose.yaml").read_text(encoding="utf-8"))
+    text = re.sub(r"(?<!\$)\$\{(\w+)(:[?-][^}]*)?\}", lambda found: f"of-{found[1].lower()}", text)
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def test_the_compose_file_fits_the_specification() -> None:
+    specified = compose_spec.PyCompose.from_yaml(yaml.safe_dump(filled(), default_flow_style=False))
+    specified.validate()
+
+    assert set(specified.service_names()) == set(SERVICES)
+
+
+WORKERS = {
+    "worker-cpu": ("cpu", {"default", "personalize"}, "CPU"),
+    "worker-publisher": ("cpu", {"publish"}, "PUBLISHER"),
+    "worker-eraser": ("cpu", {"forget"}, "ERASER"),
+    "worker-gpu": ("gpu", set[str](), "GPU"),
+    "worker-gpu-1": ("gpu", set[str](), "GPU"),
+}
+
+
+def test_each_worker_has_the_queues_and_the_keys_of_one_role_and_every_deployment_has_a_worker() -> None:
+    for name, (pool, queues, role) in WORKERS.items():
+        arguments = SERVICES[name]["command"]
+        assert arguments[:3] == ["flows", "work", pool]
+        assert {arguments[i + 1] for i, each in enumerate(arguments) if each == "--queue"} == queues
+        assert SERVICES[name]["environment"]["AWS_ACCESS_KEY_ID"].startswith(f"${{{role}_KEY:?")
+        assert SERVICES[name]["environment"]["AWS_SECRET_ACCESS_KEY"].startswith(f"${{{role}_SECRET:?")
+
+    taken = {(pool, queue) for pool, queues, _ in WORKERS.values() for queue in queues or {"default"}}
+    assert {
+        (each["work_pool"]["name"], each["work_pool"].get("work_queue_name", "default"))
+        for each in DEPLOYMENTS.values()
+    } == taken
+
+
+def test_runs_of_other_rights_have_queues_and_secrets_of_their_own() -> None:
+    found = {}
+    for name, each in DEPLOYMENTS.items():
+        pool = each["work_pool"]
+        default = template(pool["name"])["variables"]["properties"]["secret_name"]["default"]
+        found[name] = pool.get("job_variables", {}).get("secret_name", default)
+
+    assert found == {
+        **dict.fromkeys(["personalize", "prepare", "retrain"], "zimage-cpu-agent"),
+        "learn": "zimage-gpu-agent",
+        **dict.fromkeys(["publish", "promote"], "zimage-publisher"),
+        "forget": "zimage-eraser",
+    }
+    assert {each.removeprefix("zimage-") for each in found.values()} | {"reader"} == ROLES
+
+
+def test_the_store_knows_the_keys_of_each_worker_and_only_its_owner_s_may_administrate() -> None:
+    identities = json.loads(filled()["configs"]["identities"]["content"])["identities"]
+    known = {each["credentials"][0]["accessKey"]: each["actions"] for each in identities}
+
+    assert set(known) == {f"of-{role}_key" for role in ("store", "cpu", "gpu", "publisher", "eraser")}
+    assert [name for name, actions in known.items() if "Admin" in actions] == ["of-store_key"]
+    assert all(action.endswith(":zimage") for name, each in known.items() for action in each if name != "of-store_key")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_container_gains_rights_and_ours_write_to_their_disk_and_tmp_alone(name: str) -> None:
+    service = SERVICES[name]
+
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    if service["image"] in OURS:
+        assert service["cap_drop"] == ["ALL"] and service["read_only"] is True
+        assert [each.split(":")[0] for each in service["tmpfs"]] == ["/tmp"]
 
 
 @pytest.mark.parametrize(("name", "index"), [("worker-gpu", "0"), ("worker-gpu-1", "1")])
@@ -201,10 +327,11 @@ def test_a_gpu_worker_reserves_a_gpu_of_its_own_and_shared_memory(name: str, ind
     assert worker["command"][-2:] == ["--limit", "1"]
 
 
-def test_no_two_workers_share_a_disk_and_each_has_a_volume_that_is_declared() -> None:
-    disks = [disk_of(service) for service in SERVICES.values() if "worker" in service.get("command", [])]
+def test_no_two_workers_share_a_disk_but_for_who_erases_it_and_each_has_a_volume_that_is_declared() -> None:
+    disks = [disk_of(SERVICES[name]) for name in WORKERS if name != "worker-eraser"]
 
-    assert len(set(disks)) == len(disks) == 3
+    assert disk_of(SERVICES["worker-eraser"]) == disk_of(SERVICES["worker-cpu"])
+    assert len(set(disks)) == len(disks) == 4
     assert set(disks) <= set(yaml_of("compose.yaml")["volumes"])
 
 
@@ -234,7 +361,11 @@ def made_bucket(endpoint: str) -> "subprocess.CompletedProcess[str]":
 def test_the_stack_makes_its_bucket(s3: None, s3_server: str) -> None:
     import boto3
 
-    assert made_bucket(s3_server).returncode == 0
+    for _ in range(2):
+        assert made_bucket(s3_server).returncode == 0
+        found = boto3.client("s3").get_bucket_encryption(Bucket="zimage")["ServerSideEncryptionConfiguration"]["Rules"]
+        assert found[0]["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "AES256"}
+        assert boto3.client("s3").get_bucket_versioning(Bucket="zimage")["Status"] == "Enabled"
     boto3.client("s3").delete_bucket(Bucket="zimage")
 
 
@@ -245,6 +376,10 @@ def test_the_stack_makes_its_bucket(s3: None, s3_server: str) -> None:
 def test_a_stack_comes_up_again_over_the_bucket_it_has_and_over_nothing_else(code: str, comes_up: bool) -> None:
     class Answer(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
+            if "?" in self.path:  # versions and encryption, which every bucket gets
+                self.send_response(200)
+                self.end_headers()
+                return
             content = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
             self.send_response(409)
             self.send_header("Content-Type", "application/xml")
@@ -270,13 +405,53 @@ def test_our_images_run_as_a_user_of_versions_that_are_pinned() -> None:
     lines = (INFRA / "Dockerfile").read_text().splitlines()
     stages = "\n".join(lines).split("\nFROM ")[1:]
 
-    assert next(line for line in lines if line.startswith("FROM ")).split()[1] == "python:3.11.14-slim-bookworm"
+    assert next(line for line in lines if line.startswith("FROM ")) == "FROM ${PYTHON_IMAGE} AS base"
+    assert "ARG PYTHON_IMAGE" in lines  # without a value: a build that names no digest fails
+    assert "--chown" not in DOCKERFILE  # code and packages are root's
     for stage in stages[1:]:
         assert stage.startswith("base AS ")
         users = re.findall(r"^USER (\S+)", stage, re.MULTILINE)
         assert users == ["zimage"]
         assert stage.index("USER zimage") < stage.index("ENTRYPOINT")
         assert all("--constraint constraints.txt" in run for run in re.findall(r"pip install (?!--no-deps).*", stage))
+        assert "--no-deps --no-build-isolation --require-hashes --requirement requirements.lock" in stage
+
+
+def lock(name: str) -> dict[str, str]:
+    """Versions by name; every line has a hash."""
+    lines = [line for line in (INFRA / name).read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    return {canonical(line.partition("==")[0]): line.partition("==")[2].split()[0] for line in lines}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def needed(name: str, extras: set[str], seen: set[tuple[str, str]]) -> None:
+    """Add what a package and its extras ask for on the machine of an image, and what that asks for."""
+    for extra in extras | {""}:
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        for each in map(Requirement, importlib.metadata.requires(name) or []):
+            if each.marker is None or each.marker.evaluate({"extra": extra}):
+                needed(canonical(each.name), set(each.extras), seen)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the images' packages are for x86-64")
+def test_every_package_of_an_image_but_torch_has_the_version_that_was_tried_and_a_hash() -> None:
+    seen: set[tuple[str, str]] = set()
+    needed("zimage", {"pipeline", "sign"}, seen)
+    names = {name for name, _ in seen if not name.startswith(("nvidia-", "cuda-", "triton"))}
+    constraints = (INFRA.parent / "constraints.txt").read_text().splitlines()
+    pinned = {canonical(line.partition("==")[0]): line.partition("==")[2] for line in constraints if "==" in line}
+    pinned |= lock("build.lock")
+
+    locked = lock("requirements.lock")
+    assert set(locked) == names - {"zimage", "torch"} | {"insightface"}
+    assert {name: pinned[name] for name in locked} == locked
+    assert set(lock("build.lock")) == {"setuptools"}
 
 
 def image(target: str) -> str:
@@ -304,7 +479,7 @@ def test_an_index_that_has_torch_is_asked_for_torch_alone() -> None:
     assert asking.startswith("pip install --no-deps ")
     assert "--extra-index-url" not in asking
     assert asking.endswith("""https://download.pytorch.org/whl/cpu "$(grep '^torch==' constraints.txt)\"""")
-    assert image("cpu").index(asking) < image("cpu").index("'.[pipeline,sign]'")
+    assert image("cpu").index(asking) < image("cpu").index("requirements.lock")
 
 
 def test_only_what_is_named_goes_into_an_image() -> None:
@@ -365,7 +540,34 @@ def test_a_job_runs_without_rights_and_is_not_started_twice(pool: str) -> None:
     assert job(pool)["spec"]["backoffLimit"] == 0  # Prefect starts a lost leg again, and knows how often
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["automountServiceAccountToken"] is False
-    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container["securityContext"] == HARDENED
+    writable = {each["mountPath"] for each in container["volumeMounts"] if not each.get("readOnly")}
+    assert writable == {"/var/lib/zimage", "/tmp", "/dev/shm"}
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_job_fits_the_schema_of_kubernetes(pool: str, version: str) -> None:
+    found = job(pool)
+    pod = found["spec"]["template"]["spec"]
+    for name in ("parallelism", "completions"):  # prefect-kubernetes insists on them here, where Kubernetes has none
+        pod.pop(name)
+    pod["containers"][0] |= {"env": [{"name": "A", "value": "b"}], "args": ["python"]}
+
+    assert kubernetes_validate.validate(found, version, strict=True) == version
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_network_policies_fit_the_schema_of_kubernetes_and_open_nothing_to_the_inside(version: str) -> None:
+    policies = {each["metadata"]["name"]: each for each in yaml.safe_load_all(NETWORK.read_text(encoding="utf-8"))}
+
+    for each in policies.values():
+        assert kubernetes_validate.validate(each, version, strict=True) == version
+        assert "ingress" not in each["spec"]
+        assert all(rule["to"] and rule["ports"] for rule in each["spec"].get("egress", []))
+    assert policies["closed"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    labels = template("cpu")["variables"]["properties"]["labels"]["default"]
+    assert policies["jobs"]["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
 def test_a_gpu_job_gets_a_gpu_a_node_that_has_one_and_shared_memory() -> None:
