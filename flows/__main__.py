@@ -316,6 +316,8 @@ def _released(release: Any) -> list[str]:
 
 def _listed(listing: Any) -> list[str]:
     """Return what there is of a subject, or was, and what comes next."""
+    if listing.unreached is not None:
+        return ["Deleted, and a second look found nothing of the photo:", *listing.lines, *listing.unreached]
     if listing.tombstone is None:
         return [*listing.lines, "Nothing was deleted; `--delete` deletes all of it."]
     return ["Deleted, and a second listing was empty:", *listing.lines]

@@ -1,4 +1,4 @@
-"""A person out of everything: listed first, deleted when that is asked for."""
+"""A person, or one photo, out of everything: listed first, deleted when that is asked for."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,10 @@ from flows.spec import ForgetSpec
 from flows.temporary import TemporaryServer
 from tasks.forget import find
 from tasks.forget import forget as forget_subject
+from tasks.forget_photo import find_photo, forget_photo
 from tasks.forget_runs import FORGET, delete_run
 from tasks.run_labels import tag_this_run
-from tasks.settings import from_environment
+from tasks.settings import Settings, from_environment
 from tasks.shown import show_forgotten, show_listing
 from tasks.tombstones import Tombstone
 
@@ -26,11 +27,13 @@ class Listing:
 
     Args:
         lines: What there was.
-        tombstone: What remains; None where nothing was to be deleted.
+        tombstone: What remains of a person; None where nothing was to be deleted, or one photo.
+        unreached: What no deletion here reaches, of one photo that was deleted; None where none was.
     """
 
     lines: list[str]
-    tombstone: Tombstone | None
+    tombstone: Tombstone | None = None
+    unreached: list[str] | None = None
 
 
 def delete_itself(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
@@ -44,15 +47,28 @@ def delete_itself(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
 def forget(spec: ForgetSpec) -> Listing:
     """Return what there is of the subject, or was."""
     settings = from_environment()
+    api = PREFECT_API_URL.value()
+    shared = bool(api) and not TemporaryServer.is_at(api)  # others know it, and its leases last
+    if spec.photo:
+        return _photo(settings, spec, shared=shared)
     found = find(settings, spec.subject, this_run=this_run.id)
     lines = found.lines()
     if not spec.delete:
         if not found.is_empty:  # a list of nothing would only tell of somebody who was forgotten
             show_listing(spec.subject, lines)
-        return Listing(lines, None)
-    api = PREFECT_API_URL.value()
-    shared = bool(api) and not TemporaryServer.is_at(api)  # others know it, and its leases last
+        return Listing(lines)
     tombstone = forget_subject(settings, spec.subject, shared=shared, cancel=spec.cancel, this_run=this_run.id)
     show_forgotten(tombstone)
     get_run_logger().info("Forgotten: %s", tombstone.forgotten[-1].counts)
     return Listing(lines, tombstone)
+
+
+def _photo(settings: Settings, spec: ForgetSpec, *, shared: bool) -> Listing:
+    """Return what there is of a photo, or was; runs that only listed go with the one that deletes."""
+    lines = find_photo(settings, spec.subject, spec.photo).lines()
+    unreached = None
+    if spec.delete:
+        asked = {"shared": shared, "cancel": spec.cancel, "this_run": this_run.id}
+        unreached = forget_photo(settings, spec.subject, spec.photo, **asked)
+    get_run_logger().info("%s", "\n".join([*lines, *(unreached or [])]))
+    return Listing(lines, unreached=unreached)

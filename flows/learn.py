@@ -11,6 +11,7 @@ from tasks.encode import encode
 from tasks.evaluate import evaluate
 from tasks.handover import hand_over, take
 from tasks.leg import require_consent, up_to_date, working_on
+from tasks.replaced import collect_here
 from tasks.run_labels import name_this_run, tag_this_run
 from tasks.settings import Settings, from_environment
 from tasks.shown import end_progress, warn_of_verdict
@@ -37,6 +38,7 @@ def learn(spec: LearnSpec) -> dict[str, Outcome]:
     shared = spec.placement == "pools"
     with working_on(settings, workspace, shared=shared):
         outcomes = _shared(settings, spec.subject) if shared else _local(workspace)
+        collect_here(settings, spec.subject)
         if outcomes["evaluate"] is Outcome.RAN:
             warn_of_verdict(workspace)
     return outcomes

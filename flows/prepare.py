@@ -13,6 +13,7 @@ from tasks.handover import Taken, hand_over, take, track_inputs
 from tasks.ingest import ingest
 from tasks.leg import bring, require_consent, up_to_date, working_on
 from tasks.parts import raw_params
+from tasks.replaced import collect_here, collect_in_store
 from tasks.run_labels import name_this_run, tag_this_run
 from tasks.settings import Settings, from_environment
 from tasks.shown import end_progress
@@ -43,7 +44,9 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
         set_up(settings, spec.subject, **given(spec), **chosen(spec))
         _warn_of_toy(workspace)
         require_consent(workspace, STAGES, None)
-        return up_to_date(workspace, STAGES, shared=False)
+        outcomes = up_to_date(workspace, STAGES, shared=False)
+        collect_here(settings, spec.subject)
+        return outcomes
 
 
 def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Outcome]:
@@ -62,6 +65,8 @@ def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Ou
         choices=choices(workspace),
         run=flow_run.name,
     )
+    collect_here(settings, spec.subject)
+    collect_in_store(settings, spec.subject)
     return outcomes
 
 

@@ -197,7 +197,13 @@ class FetchSpec(SubjectSpec):
 
 
 class ForgetSpec(SubjectSpec):
-    """All there is of a person, listed or deleted."""
+    """All there is of a person, or of one photo, listed or deleted."""
 
+    photo: str = Field(
+        "",
+        title="One photo",
+        description="Only this photo and what was made of albums with it: a file that holds it, as the worker sees it, "
+        "or its name in the album.",
+    )
     delete: bool = Field(False, title="Delete", description="Delete all that is listed; else nothing changes.")
     cancel: bool = Field(False, title="Cancel runs", description="End runs that are at work on the person first.")

@@ -112,8 +112,12 @@ def delete(found: Runs, subject: str) -> None:
         _wait_for_logs(client, [run.id for run in found.runs])
 
 
-def drop_photo(subject: str, photo: str) -> None:
-    """Take the lines about a photo, by the name that results give it, out of the tables about a subject's photos."""
+def drop_photo(found: Runs, subject: str, photo: str) -> None:
+    """Take the lines about a photo, by the name that results give it, out of the tables about a subject's photos.
+
+    Runs that only listed what there is of a photo are deleted: they were asked for it by a file's name.
+    """
+    listed = [run.id for run in found.runs if run.name == FORGET and run.parameters["spec"].get("photo")]
     key = ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key(subject, "photos")]))
     with get_client(sync_client=True) as client:
         for table in list(_artifacts(client, key)):
@@ -121,6 +125,8 @@ def drop_photo(subject: str, photo: str) -> None:
             if left is not None:
                 assert table.id is not None
                 _unless_gone(replace, client, table.id, data=json.dumps(left))
+        for run in listed:
+            _unless_gone(client.delete_flow_run, run)
 
 
 def delete_run(run: UUID) -> None:

@@ -16,6 +16,7 @@ PROJECT = Path(__file__).parent.parent
 DEMO = "demo"
 BYTES_EACH = 8 * 2**30  # memory for one `personalize`; as much as a job of infra/kubernetes/cpu-pool.json gets
 FILE = "file://"
+REPLACED_DAYS = 30.0
 PATHS = ("ZIMAGE_STORE", "ZIMAGE_WORKSPACES", "ZIMAGE_C2PA_CERTIFICATES", "ZIMAGE_C2PA_KEY")
 
 
@@ -49,6 +50,7 @@ class Settings:
             an endpoint for S3; "" where pages of a folder are opened as files, and S3 has one endpoint for all.
         signing: What pictures are signed with; None where that is not configured.
         hub: Address of the Hugging Face Hub, "" for huggingface.co (HF_ENDPOINT, as huggingface_hub reads it).
+        replaced_days: How long photos and results stay that were replaced (ZIMAGE_REPLACED_DAYS).
     """
 
     project: Path
@@ -58,6 +60,7 @@ class Settings:
     pages: str = ""
     signing: Signing | None = None
     hub: str = ""
+    replaced_days: float = REPLACED_DAYS
 
     def workspace(self, subject: str) -> Path:
         """Return the workspace folder of `subject`; the demo's is the project itself."""
@@ -90,7 +93,7 @@ def from_environment() -> Settings:
     """Return the settings of this process; what is unset lies in the project's folder.
 
     Raises:
-        InputError: a `file://` address names another machine or no absolute path.
+        InputError: a `file://` address names another machine or no absolute path, or ZIMAGE_REPLACED_DAYS is no number.
     """
     return Settings(
         project=PROJECT,
@@ -100,6 +103,7 @@ def from_environment() -> Settings:
         pages=os.environ.get("ZIMAGE_PAGES", ""),
         signing=_signing(),
         hub=os.environ.get("HF_ENDPOINT", "").rstrip("/"),
+        replaced_days=_replaced_days(),
     )
 
 
@@ -155,6 +159,15 @@ def personalize_at_once() -> int:
 def hub_token() -> str:
     """Return the token for the hub, "" where the environment has none; kept out of Settings, which may be shown."""
     return os.environ.get("HF_TOKEN", "")
+
+
+def _replaced_days() -> float:
+    given = os.environ.get("ZIMAGE_REPLACED_DAYS", "")
+    if not given:
+        return REPLACED_DAYS
+    if not given.isdecimal():
+        raise InputError(f"ZIMAGE_REPLACED_DAYS is {given!r}; set it to a number of days, 0 or more.")
+    return float(given)
 
 
 def _signing() -> Signing | None:

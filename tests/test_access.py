@@ -49,6 +49,7 @@ PLACES = {
     "lost": f"{ADA}/dvc/lost.json",
     "state": "states/ada.json",
     "old state": f"{ADA}/state.json",
+    "replaced": f"{ADA}/replaced.json",
     "scan": "scan/index.jsonl",
     "unfinished": f"{ADA}/unfinished/index.json",
     "page": f"{ADA}/pages/0123456789abcdef/report.html",
@@ -62,11 +63,12 @@ PLACES = {
 MAY = {
     "cpu-agent": {
         "s3:GetObject": {
-            *("photos", "lost", "state", "old state", "scan", "page", "lora", "signed", "index", "tombstone"),
+            *("photos", "lost", "state", "old state", "replaced", "scan", "page", "lora", "signed", "index"),
+            "tombstone",
         },
         "s3:GetObjectVersion": {"photos", "lost"},
-        "s3:PutObject": {"photos", "lost", "state", "scan", "page"},
-        "s3:DeleteObjectVersion": {"scan"},
+        "s3:PutObject": {"photos", "lost", "state", "replaced", "scan", "page"},
+        "s3:DeleteObjectVersion": {"photos", "lost", "replaced", "scan", "unfinished", "page"},
     },
     "gpu-agent": {
         "s3:GetObject": {
