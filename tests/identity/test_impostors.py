@@ -4,9 +4,10 @@ import pytest
 
 from tests.faces.tiny_pack import write_pack
 from tests.identity.photos import DLIB
+from zimage.errors import InputError
 from zimage.faces.engine import EngineParams
 from zimage.identity import impostors as module
-from zimage.identity.impostors import Impostors, impostors
+from zimage.identity.impostors import Impostors, impostors, packaged_photos
 from zimage.identity.judge import Judge, Search
 from zimage.identity.reals import Reals
 
@@ -22,7 +23,6 @@ def test_every_person_in_the_packaged_photos_is_found_at_the_pictures_size(stran
     assert photos.count("insightface/t1.jpg") == 6
     assert photos.count("insightface/Tom_Hanks_54745.png") == photos.count("matplotlib/grace_hopper.jpg") == 1
     assert all(max(one.picture.shape[:2]) <= 128 for one in strangers.faces)
-    assert strangers.absent == []
 
 
 def test_no_stranger_passes_and_all_are_farther_than_any_real_photo_of_the_person(
@@ -33,11 +33,23 @@ def test_no_stranger_passes_and_all_are_farther_than_any_real_photo_of_the_perso
 
 
 def test_the_person_among_the_strangers_would_pass(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PACKAGED", (("skimage", "data/astronaut.png"), ("no_such_package", "face.jpg")))
+    portrait = "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5"
+    monkeypatch.setattr(module, "PACKAGED", (("skimage", "data/astronaut.png", portrait),))
     with Search([DLIB]) as search:
         found = impostors(search, [judge.targets], side_px=128)
     assert [(one.photo, one.same) for one in found.faces] == [("skimage/astronaut.png", True)]
-    assert found.absent == ["no_such_package/face.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("package", "sha256", "sentence"),
+    [("no_such_package", "00", "is not here; install the version"), ("skimage", "00", "is another one here; install")],
+)
+def test_figures_never_depend_on_which_packages_happen_to_be_installed(
+    monkeypatch: pytest.MonkeyPatch, package: str, sha256: str, sentence: str
+) -> None:
+    monkeypatch.setattr(module, "PACKAGED", ((package, "data/astronaut.png", sha256),))
+    with pytest.raises(InputError, match=sentence):
+        packaged_photos()
 
 
 def test_a_second_engine_scores_them_too(reals: Reals, tmp_path: Path) -> None:

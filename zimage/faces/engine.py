@@ -35,7 +35,7 @@ class EngineParams(Section):
     pack: str | None
     """Insightface: name of a pack under ~/.insightface/models, or a folder; else null."""
     identity: str | None
-    """Insightface: sha256:<hex> over the pack's *.onnx files; null does not pin it."""
+    """Insightface: sha256:<hex> over the pack's *.onnx files; a stage refuses a pack that is here and not pinned."""
     min_score: float
     """Detector score from which a face counts; dlib 0.0, insightface 0.5."""
     max_distance: float = Field(gt=0)

@@ -1,5 +1,6 @@
 """Real photos of other people, scored like generated pictures: how near strangers come, and whether one would pass."""
 
+import hashlib
 import importlib.util
 import logging
 import tempfile
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zimage.errors import InputError
 from zimage.faces.pictures import Picture, fitted, read_rgb, write_png
 from zimage.faces.rows import Box
 from zimage.identity.judge import Search, Seen
@@ -14,12 +16,20 @@ from zimage.identity.likeness import Targets, likeness
 
 logger = logging.getLogger(__name__)
 
-# Photographs of people inside packages that are often installed; skimage's portrait is missing because it is the demo's
-# subject.
+# Photographs of people inside packages that the set-up installs: package, file, SHA-256. skimage's portrait is missing
+# because it is the demo's subject.
 PACKAGED = (
-    ("insightface", "data/images/t1.jpg"),
-    ("insightface", "data/images/Tom_Hanks_54745.png"),
-    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+    ("insightface", "data/images/t1.jpg", "47f682e945b659f93a9e490b9c9c4a2a864abe64dace9e1a2893845ddfd69489"),
+    (
+        "insightface",
+        "data/images/Tom_Hanks_54745.png",
+        "8545da294e8c7c79911169c3915fed8528f1960cd0ed99b92453788ca4275083",
+    ),
+    (
+        "matplotlib",
+        "mpl-data/sample_data/grace_hopper.jpg",
+        "a8ca6d734765703b09728ab47fe59f473d93ae3967fc24c7c0288c3c7adb7130",
+    ),
 )
 AROUND = 2.0  # side of a picture over that of the face in it, as in a head crop
 
@@ -49,11 +59,9 @@ class Impostors:
 
     Args:
         faces: Each face of each photo.
-        absent: Photos whose package is not installed.
     """
 
     faces: list[Impostor]
-    absent: list[str]
 
     @property
     def found(self) -> list[Impostor]:
@@ -68,9 +76,11 @@ def impostors(search: Search, targets: Sequence[Targets], side_px: int) -> Impos
         search: Finds the faces, by each engine.
         targets: The subject by each engine, in the same order.
         side_px: Of the generated pictures.
+
+    Raises:
+        InputError: a photo is not on this machine, or is another one: figures would depend on what is installed.
     """
-    places = {f"{package}/{Path(file).name}": _place(package, file) for package, file in PACKAGED}
-    present = {photo: path for photo, path in places.items() if path is not None}
+    present = packaged_photos()
     whole = search.faces_in([Seen(path) for path in present.values()])
     cut = [
         (photo, fitted(_around(picture, face.box_xyxy), side_px))
@@ -84,14 +94,32 @@ def impostors(search: Search, targets: Sequence[Targets], side_px: int) -> Impos
             write_png(file, picture)
         found = list(search.faces_in([Seen(file) for file in files]))
     scored = [[likeness(faces, target) for faces, target in zip(each, targets, strict=True)] for each in found]
-    logger.info("%d faces of other people in %s", len(cut), ", ".join(present) or "no photo")
+    logger.info("%d faces of other people in %s", len(cut), ", ".join(present))
     return Impostors(
         faces=[
             Impostor(photo, picture, first.distance, rest[0].distance if rest else None, first.same)
             for (photo, picture), (first, *rest) in zip(cut, scored, strict=True)
         ],
-        absent=[photo for photo, path in places.items() if path is None],
     )
+
+
+def packaged_photos() -> dict[str, Path]:
+    """Return where each packaged photo lies, by a short name such as `matplotlib/grace_hopper.jpg`.
+
+    Raises:
+        InputError: one is not on this machine, or is not the one that is pinned here.
+    """
+    found = {}
+    for package, file, sha256 in PACKAGED:
+        path = _place(package, file)
+        if path is None or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise InputError(
+                f"The photo {Path(file).name} of the package {package}, which is scored for comparison, is "
+                f"{'not here' if path is None else 'another one here'}; install the version of {package} in "
+                "constraints.txt (insightface with `pip install --no-deps`), or set evaluate.impostors to null."
+            )
+        found[f"{package}/{path.name}"] = path
+    return found
 
 
 def _place(package: str, file: str) -> Path | None:

@@ -281,9 +281,7 @@ class _Page:
         """Return how many strangers there are and where their photos are from, as the end of a sentence."""
         found = self.findings.impostors
         counts = Counter(one.photo for one in found.faces) if found else {}
-        says = ", ".join(f"{count} in {photo}" for photo, count in counts.items())
-        absent = f"; not installed here: {', '.join(found.absent)}" if found and found.absent else ""
-        return f"{says}{absent}"
+        return ", ".join(f"{count} in {photo}" for photo, count in counts.items())
 
     def _sheet(self, rows: Sequence[PictureRow]) -> Sheet:
         base = [row for row in self.findings.outcome.base if row.prompt == rows[0].prompt][:1]

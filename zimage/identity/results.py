@@ -206,7 +206,6 @@ def _strangers(found: Impostors | None) -> dict[str, Any] | None:
         "same_person": sum(one.same for one in found.faces),
         "nearest": min(distances, default=None),
         "photos": sorted({one.photo for one in found.faces}),
-        "absent": found.absent,
     }
 
 

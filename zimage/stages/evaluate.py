@@ -24,7 +24,7 @@ from zimage.identity.copies import variety
 from zimage.identity.figures import Evidence, PairValues, by_prompt, figures
 from zimage.identity.gallery import Gallery
 from zimage.identity.gate import GateParams, judge
-from zimage.identity.impostors import Impostors, impostors
+from zimage.identity.impostors import Impostors, impostors, packaged_photos
 from zimage.identity.judge import Judge, Search
 from zimage.identity.likeness import Targets
 from zimage.identity.reals import Reals, reals_of
@@ -91,6 +91,8 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
 
     check_out(out, (detect, train), holds="gate.csv")
     _require_pinned(params)
+    if params.impostors is not None:
+        packaged_photos()
     use_one_thread_on_a_cpu()
     prompts = read_suite(params.suite)
     candidates = candidates_of(train, params.sweep.checkpoints)
