@@ -33,6 +33,7 @@ ACROSS = {
     "tests/test_layout.py",
     "tests/test_infra.py",
     "tests/identity/test_truth.py",
+    "tests/lora/test_lokr.py",  # reading, converting, merging and both loaders
     "tests/lora/test_matrix.py",
     "tests/test_access.py",
     "tests/test_audit.py",

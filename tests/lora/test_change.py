@@ -8,7 +8,6 @@ from zimage.lora.change import (
     Change,
     Dense,
     Hadamard,
-    Kronecker,
     difference,
     exact_factors,
     norm,
@@ -16,7 +15,7 @@ from zimage.lora.change import (
     thirds,
     written_out,
 )
-from zimage.lora.portable import Factors
+from zimage.lora.portable import Factors, Kronecker
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -26,6 +26,7 @@ from zimage.lora.writing import Dialect
 PORTABLE = Plan("portable", None, None, verify=True)
 SCALE = 0.7  # alpha / rank in dialects that store alpha; no power of two, so folding must widen half precision
 TO_Q = "diffusion_model.layers.0.attention.to_q"
+TO_K = "diffusion_model.layers.0.attention.to_k"
 
 
 def changes_in(path: Path) -> dict[str, Tensor]:
@@ -188,9 +189,10 @@ def test_a_lokr_is_written_exactly_where_its_rank_is_small(tmp_path: Path, decom
         {"lokr_w2_a": tall, "lokr_w2_b": wide, "alpha": torch.tensor(1.0)} if decomposed else {"lokr_w2": tall @ wide}
     )
     tensors = {f"{TO_Q}.{part}": tensor for part, tensor in {"lokr_w1": small, **large}.items()}
+    tensors |= {f"{TO_K}.lokr_w1": torch.randn(4, 4), f"{TO_K}.lokr_w2": torch.randn(8, 1) @ torch.randn(1, 8)}
     save_file(tensors, tmp_path / "in.safetensors")
     outcome = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", Plan("comfyui", None, None))
-    assert outcome.ranks == (8,)
+    assert outcome.ranks == (4, 8)
     expected = torch.kron(small, tall @ wide).double() * (0.5 if decomposed else 1.0)
     found = changes_in(tmp_path / "out.safetensors")["layers.0.attention.to_q"]
     assert float((found - expected).norm()) <= 1e-6 * float(expected.norm())
@@ -211,7 +213,8 @@ def test_a_lokr_agrees_with_diffusers_own_reading_of_it(tmp_path: Path) -> None:
 
 def test_a_lokr_of_full_rank_asks_how_much_to_keep_and_says_what_it_costs(tmp_path: Path) -> None:
     path = tmp_path / "in.safetensors"
-    save_file({f"{TO_Q}.lokr_w1": torch.randn(2, 2), f"{TO_Q}.lokr_w2": torch.randn(300, 300)}, path)
+    sides = {"lokr_w1": (2, 2), "lokr_w2": (300, 300)}  # of q and of k, which make no Kronecker product together
+    save_file({f"{stem}.{side}": torch.randn(shape) for stem in (TO_Q, TO_K) for side, shape in sides.items()}, path)
     with pytest.raises(InputError, match=r"no exact form of rank 256 or less.*--rank .*16: \d+\.\d%.*256: \d+\.\d%"):
         convert(path, tmp_path / "out.safetensors", Plan("comfyui", None, None))
     assert not (tmp_path / "out.safetensors").exists()

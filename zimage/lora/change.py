@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zimage.lora.portable import Factors
+from zimage.lora.portable import Factors, Kronecker
 
 # Singular values below this share of the largest are numerical zeros of products of stored (float32) factors.
 NEGLIGIBLE = 1e-9
@@ -22,20 +22,6 @@ class Hadamard:
 
     first: Factors
     second: Factors
-
-
-@dataclass(frozen=True)
-class Kronecker:
-    """LoKr: the Kronecker product of a small and a large matrix (arXiv 2309.14859; lycoris: modules/lokr.py)."""
-
-    left: Tensor  # (a, b), strength included
-    right: Tensor  # (c, d); the change is (a c, b d)
-    parts: Mapping[str, Tensor] | None = None  # the tensors that give both, by their suffix (`lokr_w1`, `lokr_w2_a`, …)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the change, (out, in)."""
-        return self.left.shape[0] * self.right.shape[0], self.left.shape[1] * self.right.shape[1]
 
 
 @dataclass(frozen=True)
@@ -89,7 +75,7 @@ def is_finite(tensor: Tensor) -> bool:
     if not tensor.numel():
         return True
     low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
+    return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -172,7 +158,12 @@ def difference(one: Factors | Kronecker, other: Factors | Kronecker) -> float:
 
 
 def _kronecker_difference(one: Factors | Kronecker, other: Factors | Kronecker) -> float:
-    if not (isinstance(one, Kronecker) and isinstance(other, Kronecker)) or one.left.shape != other.left.shape:
+    if not (isinstance(one, Kronecker) and isinstance(other, Kronecker)):
+        product, factors = (one, other) if isinstance(one, Kronecker) else (other, one)
+        assert isinstance(product, Kronecker) and isinstance(factors, Factors)
+        inner = _inner_product(product, factors)
+        return math.sqrt(max(0.0, norm(product) ** 2 + norm(factors) ** 2 - 2 * inner))
+    if one.left.shape != other.left.shape:
         return float((written_out(one) - written_out(other)).norm())
     left, right, left2, right2 = one.left.double(), one.right.double(), other.left.double(), other.right.double()
     # L x R - L' x R' = (L - L') x R + L' x (R - R'), and the inner product of A x B and C x D is <A, C> <B, D>.
@@ -180,6 +171,27 @@ def _kronecker_difference(one: Factors | Kronecker, other: Factors | Kronecker) 
     square = (off_left.norm() * right.norm()) ** 2 + (left2.norm() * off_right.norm()) ** 2
     mixed = 2 * (off_left * left2).sum() * (right * off_right).sum()
     return math.sqrt(max(0.0, float(square + mixed)))
+
+
+def _inner_product(product: Kronecker, factors: Factors) -> float:
+    """Return the sum of the entry-wise product of L x R and B A: that of B and (L x R) A', without L x R."""
+    left, right = product.left.double(), product.right.double()
+    rows = factors.down.double().unflatten(1, (left.shape[1], right.shape[1]))  # (rank, b, d)
+    applied = torch.einsum("ab,rbd,cd->acr", left, rows, right).flatten(0, 1)  # (O, rank)
+    return float((applied * factors.up.double()).sum())
+
+
+def shape_of(change: Change) -> tuple[int, int]:
+    """Return the shape of the weight that is changed, (out, in)."""
+    match change:
+        case Factors(down, up):
+            return len(up), down.shape[1]
+        case Hadamard(first):
+            return len(first.up), first.down.shape[1]
+        case Kronecker():
+            return change.shape
+        case Dense(weight):
+            return weight.shape[0], weight.shape[1]
 
 
 def norm(change: Change) -> float:

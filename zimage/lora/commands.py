@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {"usable": 0, "convertible": 1, "unusable": 2}
 UNREADABLE = 3
-DIALECTS = ("portable", "comfyui", "kohya", "diffusers")
+DIALECTS = ("portable", "comfyui", "kohya", "diffusers", "lycoris")
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -181,6 +181,8 @@ def _tell(outcome: "Outcome") -> int:
     print(  # noqa: T201
         f"{outcome.out}: {outcome.dialect}, {outcome.num_layers} layers, {form}, {outcome.dtype}, {size_mb:.1f} MB"
     )
+    if outcome.from_lokr:
+        print("the source is a LoKr; this is a LoRA")  # noqa: T201
     print(f"change against the source: {_error(outcome)}")  # noqa: T201
     for loader, off in (("diffusers", outcome.by_diffusers), ("comfyui", outcome.by_comfyui)):
         print(f"{NAMES[loader]} {_tried(outcome.reads[loader], off)}")  # type: ignore[index]  # noqa: T201

@@ -14,33 +14,35 @@ from zimage.errors import InputError
 from zimage.folder import make_writable
 from zimage.lora.change import (
     Change,
-    Kronecker,
+    Dense,
     Spectrum,
     difference,
     exact_factors,
     is_finite,
     norm,
+    shape_of,
     spectrum,
     wide,
     written_out,
 )
 from zimage.lora.header import read_header
-from zimage.lora.inspection import inspect_file
 from zimage.lora.layers import layers_of
-from zimage.lora.loaders import Loader, Product, Reading, peft_makes, readings
+from zimage.lora.loaders import Loader, Reading, peft_makes, product_of, readings
+from zimage.lora.modules import QKV_PARTS
 from zimage.lora.obstacles import NO_CHOICES, Choices
-from zimage.lora.portable import MODELSPEC, Factors
+from zimage.lora.portable import MODELSPEC, Factors, Kronecker, Weight
 from zimage.lora.reading import Lora, read_lora
 from zimage.lora.strength import Strengths
 from zimage.lora.tensors import TensorWriter
 from zimage.lora.verification import applied_by_comfyui, applied_by_diffusers, depth_of, worst_difference
 from zimage.lora.writing import (
+    SPLIT,
     STALE_METADATA,
     Dialect,
-    Weight,
     as_stored,
     groups_in,
     is_exact,
+    joined_products,
     keys_in,
     tensors_in,
     tensors_of,
@@ -72,6 +74,7 @@ class Outcome:
     reads: Mapping[Loader, Reading]  # what each loader did with files that are written like this one
     by_diffusers: float | None  # largest relative difference as diffusers applies it; None where it was not loaded
     by_comfyui: float | None
+    from_lokr: bool = False  # a LoKr that was written as a LoRA
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,10 @@ def convert(path: Path, out: Path, plan: Plan) -> Outcome:
     """
     _check_rank(plan.rank)
     lora = read_lora(path, plan.choices)
-    about = {"zimage.converted_from": inspect_file(path).dialect}
-    if plan.rank is None and plan.dialect in {"portable", "diffusers"} and _is_readable_lokr(lora):
+    about = {"zimage.converted_from": lora.dialect}
+    if plan.rank is None and _keeps_its_form(lora, plan.dialect):
         return _write(path, out, lora, _as_it_is, plan=plan, about=about)
-    return _write(path, out, lora, partial(_factors, path, rank=plan.rank), plan=plan, about=about)
+    return _write(path, out, lora, _of_file(path, plan.rank), plan=plan, about=about)
 
 
 def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Plan) -> Outcome:
@@ -123,20 +126,19 @@ def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Pl
     loras = [read_lora(path, plan.choices) for path in paths]
     names = dict.fromkeys(name for lora in loras for name in lora.changes)
 
-    def change_of(name: str) -> Factors:
-        given = zip(paths, loras, strengths, strict=True)
-        found = [
-            (_factors(path, name, lora.changes[name], None), strength)
-            for path, lora, strength in given
-            if name in lora.changes
-        ]
-        return _sum(name, found)
+    def change_of(name: str) -> Change:
+        given = zip(loras, strengths, strict=True)
+        return _sum(name, [(lora.changes[name], strength) for lora, strength in given if name in lora.changes])
 
     narrowest_wins = max((lora.dtype for lora in loras), key=lambda dtype: dtype.itemsize)
     about = {f"zimage.merged_{at}": f"{path.name} x {strengths[at]:g}" for at, path in enumerate(paths)}
     changes = Computed(tuple(names), change_of)
+
+    def weight_of(name: str, change: Change) -> Factors:
+        return _factors(name, change, plan.rank, "The sum of these files is no LoRA")
+
     together = Lora(changes, {"modelspec.title": " + ".join(path.stem for path in paths)}, narrowest_wins)
-    return _write(paths[0], out, together, partial(_factors, paths[0], rank=plan.rank), plan=plan, about=about)
+    return _write(paths[0], out, together, weight_of, plan=plan, about=about)
 
 
 def resize(path: Path, out: Path, plan: Plan, energy: float | None) -> Outcome:
@@ -155,7 +157,7 @@ def resize(path: Path, out: Path, plan: Plan, energy: float | None) -> Outcome:
     _check_rank(plan.rank)
     lora = read_lora(path, plan.choices)
     about = {"zimage.resized": f"rank {plan.rank}" if energy is None else f"energy {energy:g}"}
-    weight_of = partial(_factors, path, rank=plan.rank) if energy is None else partial(_keeping, energy=energy)
+    weight_of = _of_file(path, plan.rank) if energy is None else partial(_keeping, energy=energy)
     return _write(path, out, lora, weight_of, plan=plan, about=about)
 
 
@@ -177,15 +179,20 @@ class Computed(Mapping[str, Change]):
         return len(self.names)
 
 
-def _sum(name: str, found: Sequence[tuple[Factors, float]]) -> Factors:
-    shapes = {(len(factors.up), factors.down.shape[1]) for factors, _ in found}
+def _sum(name: str, found: Sequence[tuple[Change, float]]) -> Change:
+    """Return the sum of changes, each times its strength: as factors where all have some of a rank worth writing."""
+    shapes = {shape_of(change) for change, _ in found}
     if len(shapes) > 1:
         raise InputError(
             f"The files change {name} in models of different widths {sorted(shapes)}; merge one model's only."
         )
+    factors = [(_has_short_form(change), strength) for change, strength in found]
+    exact = [(each, strength) for each, strength in factors if each is not None]
+    if len(exact) < len(factors):
+        return Dense(sum((written_out(change) * strength for change, strength in found), torch.zeros(())))
     return Factors(
-        torch.cat([factors.down for factors, _ in found]),
-        torch.cat([wide(factors.up) * strength for factors, strength in found], dim=1),
+        torch.cat([each.down for each, _ in exact]),
+        torch.cat([wide(each.up) * strength for each, strength in exact], dim=1),
     )
 
 
@@ -199,20 +206,26 @@ def _as_it_is(_: str, change: Change) -> Weight:
     return change
 
 
-def _is_readable_lokr(lora: Lora) -> bool:
-    """Whether a LoKr keeps its form under portable names: both loaders read it then (loaders.json)."""
-    products = []
-    for change in lora.changes.values():
+def _keeps_its_form(lora: Lora, dialect: Dialect) -> bool:
+    """Whether a LoKr can be written as one: what reads the dialect's names reads it then (loaders.json)."""
+    blocks: dict[str, dict[str, Kronecker]] = {}
+    for name, change in lora.changes.items():
         if not isinstance(change, Kronecker) or change.parts is None:
             return False
-        ranks = [len(change.parts[name]) if name in change.parts else None for name in ("lokr_w1_b", "lokr_w2_b")]
-        left = (change.left.shape[0], change.left.shape[1])
-        products.append(Product(*change.shape, left, ranks[0], ranks[1]))
-    return peft_makes(products)
+        part = next((part for part in QKV_PARTS if name.endswith(part)), "")
+        blocks.setdefault(name.removesuffix(part), {})[part] = change
+    if dialect in {"portable", "diffusers"}:
+        products = [change.parts for parts in blocks.values() for change in parts.values() if change.parts]
+        return peft_makes([product_of({name: part.shape for name, part in each.items()}) for each in products])
+    return dialect in SPLIT or all("" in parts or joined_products(parts) is not None for parts in blocks.values())
 
 
-def _factors(path: Path, name: str, change: Change, rank: int | None) -> Factors:
-    """Return a change as two factors: exactly, or its largest parts where a rank is given."""
+def _factors(name: str, change: Change, rank: int | None, source: str) -> Factors:
+    """Return a change as two factors: exactly, or its largest parts where a rank is given.
+
+    Raises:
+        InputError: there is no exact form and no rank; it begins with `source`, which says what the change is of.
+    """
     exact = exact_factors(change)
     if exact is not None and (rank is None or len(exact.down) <= rank):
         return exact
@@ -221,12 +234,30 @@ def _factors(path: Path, name: str, change: Change, rank: int | None) -> Factors
     parts = spectrum(change, MOST_EXACT_RANK)
     if parts.rest > ROUNDING * (whole := parts.norm()):
         offers = ", ".join(f"{keep}: {parts.left_out(keep) / whole:.1%}" for keep in OFFERED_RANKS)
-        form = "LoKr" if isinstance(change, Kronecker) else "full weights"
         raise InputError(
-            f"{path} is {form}: its change of {name} has no exact form of rank {MOST_EXACT_RANK} or less; "
+            f"{source}: its change of {name} has no exact form of rank {MOST_EXACT_RANK} or less; "
             f"say with --rank how much to keep (rank: error in this layer) {offers}."
         )
     return _single(parts.factors(_fewest(parts, ROUNDING * whole)))
+
+
+def _of_file(path: Path, rank: int | None) -> WeightOf:
+    """Return how the changes of a file are written as pairs of factors."""
+
+    def weight_of(name: str, change: Change) -> Factors:
+        form = "is LoKr" if isinstance(change, Kronecker) else "is full weights"
+        return _factors(name, change, rank, f"{path} {form}")
+
+    return weight_of
+
+
+def _has_short_form(change: Change) -> Factors | None:
+    """Return a change as two factors that are exactly it, of a rank worth writing; None where there are none."""
+    if (exact := exact_factors(change)) is not None:
+        return exact
+    parts = spectrum(change, MOST_EXACT_RANK)
+    allowed = ROUNDING * parts.norm()
+    return None if parts.rest > allowed else _single(parts.factors(_fewest(parts, allowed)))
 
 
 def _fewest(parts: Spectrum, allowed: float) -> int:
@@ -286,6 +317,7 @@ def _write(
         reads=reads,
         by_diffusers=by_diffusers,
         by_comfyui=by_comfyui,
+        from_lokr=done.from_lokr,
     )
 
 
@@ -293,6 +325,7 @@ def _write(
 class _Done:
     off: Mapping[str, float]  # Frobenius norm of what was lost, by layer
     ranks: Set[int]
+    from_lokr: bool
 
 
 def _written(
@@ -313,6 +346,7 @@ def _written(
     """
     off: dict[str, float] = {}
     ranks: set[int] = set()
+    from_lokr = False
     writer = TensorWriter(path, keys_in(dialect, lora.changes), metadata)
     try:
         for group in groups_in(dialect, lora.changes):
@@ -326,13 +360,15 @@ def _written(
                     raise _InexactError
                 is_same = weight is change and must_be_exact
                 off[name] = 0.0 if is_same else _off(change, rounded[name])
-                ranks |= {len(weight.down)} if isinstance(weight, Factors) else set()
+                if isinstance(weight, Factors):
+                    ranks.add(len(weight.down))
+                    from_lokr = from_lokr or isinstance(change, Kronecker)
             for key, tensor in sorted(tensors_in(dialect, rounded).items()):
                 writer.add(key, tensor)
         writer.finish()
     finally:
         writer.close()
-    return _Done(off, ranks)
+    return _Done(off, ranks, from_lokr)
 
 
 def _readings_of(path: Path, dialect: Dialect) -> dict[Loader, Reading]:
@@ -357,7 +393,7 @@ def _check_finite(name: str, weight: Weight, rounded: Weight, dtype: torch.dtype
 
 def _off(change: Change, written: Weight) -> float:
     """The Frobenius norm of what was lost."""
-    if isinstance(change, Factors | Kronecker) and type(change) is type(written):
+    if isinstance(change, Factors | Kronecker):
         return difference(change, written)
     return float((written_out(change) - written_out(written)).norm())
 

@@ -7,7 +7,7 @@ tests run part of it again. A way that nobody measured is answered with `not mea
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -127,11 +127,20 @@ def _by_diffusers(
         if "error" in answers:
             return LoaderReading("error", {"error": len(picture) + len(others)}, answers["error"])
         found[answers.get(_group(layer), NOT_MEASURED)] += 1
-    if len(forms) > 1 and set(found) != {"none"}:
+    if len(forms) > 1 and set(found) != {"none"} and not _are_lokr_of_one_way(forms):
         return _not_measured(picture, others)
     if others:
         found["none"] += len(others)
     return LoaderReading(_word(found), found)
+
+
+def _are_lokr_of_one_way(forms: Collection[str]) -> bool:
+    """Whether ways differ only in which layers of a LoKr keep their second matrix whole.
+
+    diffusers gives each layer its own rank then (test_lokr.py: a file of both is applied whole).
+    """
+    alike = {form.replace("|LoKr w1 w2ab|", "|LoKr w1 w2|") for form in forms}
+    return len(alike) == 1 and "|LoKr w1 w2|" in next(iter(alike))
 
 
 def _by_comfyui(
@@ -261,6 +270,17 @@ class Product:
     right_rank: int | None
 
 
+def product_of(shapes: Mapping[str, Sequence[int]]) -> Product:
+    """Return what a file keeps of a Kronecker product whose tensors have these shapes, by their suffixes."""
+    sides, ranks = [], []
+    for name in ("lokr_w1", "lokr_w2"):
+        whole = shapes.get(name)
+        sides.append((whole[0], whole[1]) if whole else (shapes[f"{name}_a"][0], shapes[f"{name}_b"][1]))
+        ranks.append(None if whole else shapes[f"{name}_b"][0])
+    left, right = sides
+    return Product(left[0] * right[0], left[1] * right[1], left, ranks[0], ranks[1])
+
+
 def peft_makes(products: Sequence[Product]) -> bool:
     """Return whether diffusers reads a file of these Kronecker products: peft must make matrices of the same shapes.
 
@@ -271,7 +291,7 @@ def peft_makes(products: Sequence[Product]) -> bool:
     both = any(product.left_rank is not None for product in products)
     return all(_same_factors(product, both=both) for product in products) and any(
         all(
-            (_factorized(product.out, factor)[0], _factorized(product.width, factor)[0]) == product.left
+            (factorized(product.out, factor)[0], factorized(product.width, factor)[0]) == product.left
             for product in products
         )
         for factor in candidates
@@ -310,7 +330,7 @@ def _product(layer: Layer) -> Product:
     return Product(*layer.shape, left, left_rank, right.shape[0] if right is not None else None)
 
 
-def _factorized(dimension: int, factor: int) -> tuple[int, int]:
+def factorized(dimension: int, factor: int) -> tuple[int, int]:
     """Return two factors of a number, near `factor` or near its root: peft 0.21:tuners/lokr/layer.py:factorization."""
     if factor > 0 and dimension % factor == 0:
         return factor, dimension // factor

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from zimage.errors import InputError
-from zimage.lora.change import Change, Dense, Hadamard, Kronecker, is_finite, thirds, wide, written_out
+from zimage.lora.change import Change, Dense, Hadamard, is_finite, thirds, wide, written_out
+from zimage.lora.dialects import dialect_of
 from zimage.lora.families import recognise
 from zimage.lora.header import Header, LoraFileError, read_header, shown
 from zimage.lora.inspection import inspect_file
@@ -18,7 +19,7 @@ from zimage.lora.keys import Part
 from zimage.lora.layers import Layer, layers_of
 from zimage.lora.modules import QKV, QKV_PARTS, place_of
 from zimage.lora.obstacles import EXTRA, NO_CHOICES, Choices, adapters_of, is_matrix, name_of, obstacles
-from zimage.lora.portable import Factors
+from zimage.lora.portable import Factors, Kronecker
 from zimage.lora.strength import Strengths, strengths_of
 from zimage.lora.verdict import is_peft
 
@@ -40,6 +41,7 @@ class Lora:
     changes: Mapping[str, Change]
     metadata: Mapping[str, str]
     dtype: torch.dtype  # of the file's factors, the widest
+    dialect: str = ""  # in which the file is written
 
 
 def read_lora(path: Path, choices: Choices = NO_CHOICES) -> Lora:
@@ -73,7 +75,7 @@ def read_lora(path: Path, choices: Choices = NO_CHOICES) -> Lora:
         raise InputError(f"{path} stores weights as {', '.join(sorted(strange))}; known are {', '.join(_DTYPES)}.")
     widest = max((_DTYPES[dtype] for dtype in dtypes), key=lambda dtype: dtype.itemsize)
     changes = _Changes(path, header, chosen, _Strength(strengths, choices))
-    return Lora(changes, header.metadata, widest if widest.itemsize > 1 else torch.bfloat16)
+    return Lora(changes, header.metadata, widest if widest.itemsize > 1 else torch.bfloat16, dialect_of(layers))
 
 
 class _Changes(Mapping[str, Change]):

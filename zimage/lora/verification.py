@@ -8,11 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zimage.lora.change import Kronecker, difference, norm
+from zimage.lora.change import difference, norm, thirds
 from zimage.lora.comfyui_names import names, used_keys
-from zimage.lora.modules import is_module, native_name, width_of
-from zimage.lora.portable import Factors
-from zimage.lora.writing import Weight, kronecker_of
+from zimage.lora.modules import QKV, is_module, native_name, width_of
+from zimage.lora.portable import Factors, Kronecker, Weight, kronecker_of
 
 
 def applied_by_diffusers(path: Path, weights: Mapping[str, Weight]) -> dict[str, Weight]:
@@ -70,7 +69,13 @@ def applied_by_comfyui(path: Path, num_layers: int) -> dict[str, Weight]:
             products.setdefault(stem, {})[suffix] = tensors[key].double()
     for stem, parts in products.items():
         target = table.accepted[stem]
-        changes[ours[target.native, target.third]] = kronecker_of(parts)
+        product = kronecker_of(parts, _scale_of(parts, tensors.get(f"{stem}.alpha")))
+        if target.third is None and target.native.endswith(QKV):
+            for at, part in enumerate(thirds(product)):
+                assert isinstance(part, Kronecker), "a fused product is written by rows of its first matrix"
+                changes[ours[target.native, at]] = part
+        else:
+            changes[ours[target.native, target.third]] = product
     for up_key in sorted(used_keys(tensors, num_layers)):
         for up_suffix, down_suffix in table.pairs:
             stem = up_key.removesuffix(up_suffix)
@@ -104,6 +109,12 @@ def worst_difference(expected: Mapping[str, Weight], found: Mapping[str, Weight]
 def depth_of(weights: Mapping[str, Weight]) -> int:
     """Return how many layers the main stack needs at least for these names."""
     return 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("layers.")), default=0)
+
+
+def _scale_of(parts: Mapping[str, Tensor], alpha: Tensor | None) -> float:
+    """Return alpha / rank as ComfyUI does (v0.33.0:comfy/weight_adapter/lokr.py): 1 with both matrices whole."""
+    factored = [len(parts[side]) for side in ("lokr_w2_b", "lokr_w1_b") if side in parts]
+    return float(alpha) / factored[0] if alpha is not None and factored else 1.0
 
 
 def _with_alpha(down: Tensor, up: Tensor, alpha: Tensor | None) -> Factors:

@@ -6,27 +6,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zimage.lora.change import Kronecker
 from zimage.lora.modules import QKV, QKV_PARTS, native_name
-from zimage.lora.portable import Factors
+from zimage.lora.portable import Factors, Kronecker, Weight, kronecker_of
 from zimage.lora.strength import METADATA_KEY
 from zimage.lora.tensors import HASH_KEY
 
-Dialect = Literal["portable", "comfyui", "kohya", "diffusers"]
+Dialect = Literal["portable", "comfyui", "kohya", "diffusers", "lycoris"]
+SPLIT: frozenset[Dialect] = frozenset({"portable", "diffusers", "lycoris"})  # q, k and v by themselves
 # Facts about the source's tensors that are no longer true of the new file's.
 STALE_METADATA = frozenset({METADATA_KEY, HASH_KEY, "sshs_model_hash", "sshs_legacy_hash", "format"})
 
 
-Weight = Factors | Kronecker
-
-
 def tensors_in(dialect: Dialect, weights: Mapping[str, Weight]) -> dict[str, Tensor]:
-    """Return the tensors of a file in a dialect, by key; Kronecker products where the names stay split.
+    """Return the tensors of a file in a dialect, by key.
 
     portable: `diffusion_model.X.lora_A/B.weight`, split q, k and v: what diffusers and ComfyUI both read.
     diffusers: `transformer.X.lora_A/B.weight`: what diffusers itself saves; ComfyUI reads it since December 2025.
     comfyui: `diffusion_model.<native>.lora_A/B.weight` with fused qkv: for tools that know only the original names.
     kohya: `lora_unet_<native>.lora_down/up.weight` with alpha and fused qkv.
+    lycoris: `lycoris_X.lora_down/up.weight` with alpha, split q, k and v: what LyCORIS itself saves.
+    A LoKr has `lokr_w1` and so on in the place of both factors.
     """
     match dialect:
         case "portable":
@@ -34,24 +33,21 @@ def tensors_in(dialect: Dialect, weights: Mapping[str, Weight]) -> dict[str, Ten
         case "diffusers":
             return _pairs(weights, "transformer.")
         case "comfyui":
-            return _pairs(fused(_factors_of(weights)), "diffusion_model.")
+            return _pairs(fused(weights), "diffusion_model.")
         case "kohya":
-            return _kohya(fused(_factors_of(weights)))
+            return _with_alpha(fused(weights), "lora_unet_")
+        case "lycoris":
+            return _with_alpha(weights, "lycoris_")
 
 
-def _factors_of(weights: Mapping[str, Weight]) -> dict[str, Factors]:
-    assert not any(isinstance(weight, Kronecker) for weight in weights.values()), "written in split names only"
-    return {name: weight for name, weight in weights.items() if isinstance(weight, Factors)}
-
-
-def fused(weights: Mapping[str, Factors]) -> dict[str, Factors]:
+def fused(weights: Mapping[str, Weight]) -> dict[str, Weight]:
     """Return the same change under native names, q, k and v of a block as one `attention.qkv`.
 
     Where the three share their down factor (they came from a fused one) the rank stays; otherwise the ranks add up and
     the up factor is block-diagonal. A part that is not changed becomes rows of zeros.
     """
-    out: dict[str, Factors] = {}
-    blocks: dict[str, dict[str, Factors]] = {}
+    out: dict[str, Weight] = {}
+    blocks: dict[str, dict[str, Weight]] = {}
     for name, factors in weights.items():
         part = next((part for part in QKV_PARTS if name.endswith(part)), None)
         if part is None:
@@ -61,7 +57,33 @@ def fused(weights: Mapping[str, Factors]) -> dict[str, Factors]:
     return out | {block + QKV: _joined(parts) for block, parts in blocks.items()}
 
 
-def _joined(parts: Mapping[str, Factors]) -> Factors:
+def _joined(parts: Mapping[str, Weight]) -> Weight:
+    products = {part: weight for part, weight in parts.items() if isinstance(weight, Kronecker)}
+    if products:
+        joined = joined_products(products) if len(products) == len(parts) else None
+        assert joined is not None, "asked for only where it is possible"
+        return joined
+    return _joined_factors({part: weight for part, weight in parts.items() if isinstance(weight, Factors)})
+
+
+def joined_products(products: Mapping[str, Kronecker]) -> Kronecker | None:
+    """Return the Kronecker products of q, k and v as the one of their fused weight; None where they are none.
+
+    They are one where they differ in the first matrix only, or in its first factor: then its rows lie below each other.
+    """
+    tensors = {part: product.parts or {} for part, product in products.items()}
+    some = next(iter(tensors.values()))
+    cut = "lokr_w1" if "lokr_w1" in some else "lokr_w1_a"
+    for each in tensors.values():
+        if each.keys() != some.keys() or each[cut].shape != some[cut].shape:
+            return None
+        if not all(torch.equal(each[name], some[name]) for name in some if name != cut):
+            return None
+    rows = [tensors[part][cut] if part in tensors else torch.zeros_like(some[cut]) for part in QKV_PARTS]
+    return kronecker_of({**some, cut: torch.cat(rows)})
+
+
+def _joined_factors(parts: Mapping[str, Factors]) -> Factors:
     some = next(iter(parts.values()))
     rows = some.up.shape[0]
     if all(torch.equal(factors.down, some.down) for factors in parts.values()):
@@ -89,18 +111,26 @@ def _pairs(weights: Mapping[str, Weight], prefix: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _kohya(weights: Mapping[str, Factors]) -> dict[str, Tensor]:
+def _with_alpha(weights: Mapping[str, Weight], prefix: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name, (down, up) in weights.items():
-        stem = "lora_unet_" + name.replace(".", "_")
-        tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
-        tensors[f"{stem}.alpha"] = torch.tensor(float(len(down)), dtype=torch.float32)
+    for name, weight in weights.items():
+        stem = prefix + name.replace(".", "_")
+        if isinstance(weight, Kronecker):
+            parts = dict(weight.parts or {})
+            # The rank that LyCORIS and ComfyUI divide alpha by; with both matrices whole they ignore it.
+            factored = next((parts[side] for side in ("lokr_w2_b", "lokr_w1_b") if side in parts), None)
+            rank = len(factored) if factored is not None else 1
+            tensors |= {f"{stem}.{suffix}": part for suffix, part in parts.items()}
+        else:
+            rank = len(weight.down)
+            tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = weight
+        tensors[f"{stem}.alpha"] = torch.tensor(float(rank), dtype=torch.float32)
     return tensors
 
 
 def groups_in(dialect: Dialect, names: Iterable[str]) -> list[tuple[str, ...]]:
     """Return the layers that are written together, in a file's order: q, k and v of a block where they are fused."""
-    if dialect in {"portable", "diffusers"}:
+    if dialect in SPLIT:
         return [(name,) for name in sorted(names)]
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -111,7 +141,7 @@ def groups_in(dialect: Dialect, names: Iterable[str]) -> list[tuple[str, ...]]:
 def keys_in(dialect: Dialect, names: Iterable[str]) -> list[str]:
     """Return keys at least as many and as long as those that a file of these layers will have."""
     longest = [f"transformer.{name}.lora_magnitude" for name in names]
-    return [f"{name}{at}" for name in longest for at in range(4)]
+    return [f"{name}{at}" for name in longest for at in range(5)]
 
 
 def as_stored(weight: Weight, dtype: torch.dtype) -> Weight:
@@ -120,15 +150,6 @@ def as_stored(weight: Weight, dtype: torch.dtype) -> Weight:
         return Factors(weight.down.to(dtype), weight.up.to(dtype))
     assert weight.parts is not None
     return kronecker_of({name: part.to(dtype) for name, part in weight.parts.items()})
-
-
-def kronecker_of(parts: Mapping[str, Tensor], scale: float = 1.0) -> Kronecker:
-    """Return the Kronecker product that these tensors give, by their suffixes."""
-    sides = []
-    for name in ("lokr_w1", "lokr_w2"):
-        whole = parts.get(name)
-        sides.append(whole if whole is not None else parts[f"{name}_a"].double() @ parts[f"{name}_b"].double())
-    return Kronecker(sides[0] * scale, sides[1], dict(parts))
 
 
 def tensors_of(weight: Weight) -> list[Tensor]:
