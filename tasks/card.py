@@ -70,7 +70,7 @@ def card(told: Told) -> str:
         toy=TOY if metrics["sampled"]["packaged"] else "",
         usage=usage_of_toy(told.lora) if metrics["sampled"]["packaged"] else usage(told.lora),
         steps=train["steps"],
-        rank=train["rank"],
+        form=form_of(train),
         verdict=metrics["verdict"],
         why=metrics["why"],
         rows=rows(metrics),
@@ -80,6 +80,15 @@ def card(told: Told) -> str:
         suite=Path(metrics["suite"]).name,
         licences=told.licences,
     )
+
+
+def form_of(train: Mapping[str, Any]) -> str:
+    """Return what was trained, in words; a workspace that was trained before there was LoKr says nothing of it."""
+    if train.get("adapter", "lora") == "lora":
+        return f"rank {train['rank']}"
+    lokr = train["lokr"]
+    size = "full matrix" if lokr["full_matrix"] else f"rank {train['rank']}, alpha {lokr['alpha']:g}"
+    return f"LoKr, factor {lokr['factor']}, {size}"
 
 
 def meta(told: Told) -> dict[str, Any]:

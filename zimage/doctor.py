@@ -160,7 +160,7 @@ def _needs_gb(params_file: Path, planned_gb: float) -> dict[str, float]:
     from zimage.model.footprint import encoding_gb, fit, footprint_of
     from zimage.model.sequence import Bucket, sequence_length
     from zimage.section import read_params, read_section
-    from zimage.training.memory import Preset, lora_gb, needed_gb, sizes_of
+    from zimage.training.memory import Preset, needed_gb, sizes_of, values_gb
     from zimage.training.params import TrainParams
 
     folder = resolve(read_section(params_file, "base", Base))
@@ -175,9 +175,9 @@ def _needs_gb(params_file: Path, planned_gb: float) -> dict[str, float]:
     tokens = sequence_length(Bucket(crop_px // 8, crop_px // 8, CAPTION_TOKENS))
     return {
         "encode": encoding_gb(weights, [(crop_px, crop_px)]),
-        "train": needed_gb(sizes, Preset(params.memory, params.at_once), params.rank, tokens),
+        "train": needed_gb(sizes, Preset(params.memory, params.at_once), values_gb(sizes, params), tokens),
         "evaluate": fit(
-            weights, side_px, guided=guided, adapters_gb=lora_gb(sizes, params.rank), planned_gb=planned_gb
+            weights, side_px, guided=guided, adapters_gb=values_gb(sizes, params), planned_gb=planned_gb
         ).need_gb,
     }
 

@@ -27,6 +27,7 @@ from zimage.training.memory import (
     Sizes,
     activations_gb,
     adapters_gb,
+    lora_gb,
     weights_gb,
 )
 from zimage.training.optimiser import Optimiser
@@ -62,7 +63,7 @@ class Setting:
     def computed_gb(self) -> float:
         """Return what zimage/training/memory.py computes, workspace left out."""
         kept = activations_gb(self.sizes, self.tokens, self.checkpointing)
-        return weights_gb(self.sizes, self.preset.memory) + adapters_gb(self.sizes, self.rank) + kept
+        return weights_gb(self.sizes, self.preset.memory) + adapters_gb(lora_gb(self.sizes, self.rank)) + kept
 
 
 def released(layers: int, rank: int) -> ZImageTransformer2DModel:

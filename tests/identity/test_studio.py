@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -5,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.identity.tiny_lora import write_tiny_lora
+from tests.identity.tiny_lora import write_tiny_lokr, write_tiny_lora
 from tests.live_bytes import Crossings
 from tests.tiny_base import TEXT_WIDTH, whole_pipeline
 from zimage.errors import InputError
 from zimage.identity.album import Request, Sampling
 from zimage.identity.studio import Studio, open_studio
+from zimage.lora.portable import kronecker_of, save_portable
 from zimage.model.base import Base, open_pipeline
 from zimage.model.device import use_one_thread_on_a_cpu
 from zimage.model.footprint import footprint_of
@@ -66,8 +68,11 @@ def test_prompts_and_seeds_have_noise_of_their_own_and_loras_share_it() -> None:
     assert asked(NEAR, 1, Path("a"), 0.5).noise_seed == asked(NEAR, 1).noise_seed
 
 
-def test_a_lora_at_strength_0_draws_the_base_models_pictures_and_at_1_others(pipeline: Any, tmp_path: Path) -> None:
-    lora = write_tiny_lora(tmp_path / "lora.safetensors", seed=1)
+@pytest.mark.parametrize("write", [write_tiny_lora, write_tiny_lokr])
+def test_a_lora_at_strength_0_draws_the_base_models_pictures_and_at_1_others(
+    write: Callable[..., Path], pipeline: Any, tmp_path: Path
+) -> None:
+    lora = write(tmp_path / "lora.safetensors", seed=1)
     base, at_0, at_half, at_1 = shoot(
         pipeline, asked(), *(asked(lora=lora, strength=strength) for strength in (0.0, 0.5, 1.0))
     )
@@ -75,13 +80,16 @@ def test_a_lora_at_strength_0_draws_the_base_models_pictures_and_at_1_others(pip
     assert 0 < np.abs(at_half - base).mean() < np.abs(at_1 - base).mean()
 
 
-def test_loras_are_worn_one_at_a_time_and_taken_off_afterwards(pipeline: Any, tmp_path: Path) -> None:
-    first, second = (write_tiny_lora(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
+@pytest.mark.parametrize("write", [write_tiny_lora, write_tiny_lokr])
+def test_loras_are_worn_one_at_a_time_and_taken_off_afterwards(
+    write: Callable[..., Path], pipeline: Any, tmp_path: Path
+) -> None:
+    first, second = write(tmp_path / "1.safetensors", seed=1), write_tiny_lora(tmp_path / "2.safetensors", seed=2)
     alone = shoot(pipeline, asked(lora=second, strength=1.0))[0]
     both = shoot(pipeline, asked(lora=first, strength=1.0), asked(lora=second, strength=1.0))
     assert np.array_equal(both[1], alone) and not np.array_equal(both[0], alone)
     assert np.array_equal(shoot(pipeline, asked())[0], shoot(pipeline, asked())[0])
-    assert not any("lora" in name for name, _ in pipeline.transformer.named_parameters())
+    assert not any("lora" in name or "lokr" in name for name, _ in pipeline.transformer.named_parameters())
 
 
 def test_processes_that_share_the_pictures_change_no_bit_of_any(pipeline: Any, tmp_path: Path) -> None:
@@ -151,6 +159,14 @@ def test_a_lora_for_another_width_is_refused_with_the_remedy(pipeline: Any, tmp_
     lora = write_tiny_lora(tmp_path / "wide.safetensors", seed=1, width=96)
     with pytest.raises(InputError, match="train it again"):
         shoot(pipeline, asked(lora=lora, strength=1.0))
+
+
+def test_a_lokr_for_another_width_is_refused_with_the_remedy(pipeline: Any, tmp_path: Path) -> None:
+    matrices = {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(24, 24)}
+    wide = {"layers.0.attention.to_q": kronecker_of(matrices)}
+    save_portable(tmp_path / "wide.safetensors", wide, metadata={})
+    with pytest.raises(InputError, match="train it again"):
+        shoot(pipeline, asked(lora=tmp_path / "wide.safetensors", strength=1.0))
 
 
 def test_a_lora_whose_layers_the_model_lacks_is_refused(pipeline: Any, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tests.training.recipe import recipe
 from zimage.errors import InputError
 from zimage.folder import aside_of
 from zimage.lora.header import read_header
+from zimage.lora.inspection import inspect_file
 from zimage.model.base import Base
 from zimage.model.latents import image_of
 from zimage.stages.train import _out_of_memory_explained, train
@@ -65,32 +66,38 @@ def test_the_same_seed_gives_the_same_lora_and_another_seed_another(
     assert (tmp_path / "a" / "lora.safetensors").read_bytes() == (tmp_path / "b" / "lora.safetensors").read_bytes()
 
 
-def test_it_learns(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("adapter", "falls_to"), [("lora", 0.9), ("lokr", 0.95)])
+def test_it_learns(adapter: str, falls_to: float, tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
     """The loss on fixed noise of one checkpoint after another falls: the LoRA fits its two pictures."""
-    changes = {"steps": 60, "batch": 4, "at_once": 4, "checkpoint_every": 30, "caption_dropout": 0.0}
+    changes: dict[str, Any] = {"steps": 60, "batch": 4, "at_once": 4, "checkpoint_every": 30, "caption_dropout": 0.0}
+    changes["adapter"] = adapter
     _trained(tiny_encoded, tmp_path / "train", tiny_base, **changes)
     losses = _losses(tmp_path / "train")
-    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+    assert np.mean(losses[-10:]) < falls_to * np.mean(losses[:10])
 
 
-@pytest.mark.parametrize(("frozen", "near"), [("plain", 1e-5), ("int8", 0.01), ("nf4", 0.05)])
-def test_a_run_in_little_memory_takes_the_course_of_one_in_much(
-    frozen: str, near: float, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("frozen", "near", "adapter"),
+    [("plain", 1e-5, "lora"), ("int8", 0.01, "lora"), ("nf4", 0.05, "lora"), ("int8", 0.01, "lokr")],
+)
+def test_a_run_in_little_memory_takes_the_course_of_one_in_much(  # noqa: PLR0917
+    frozen: str, near: float, adapter: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     little = {"frozen": frozen, "checkpointing": "full", "offloaded_blocks": 1}
-    _trained(tiny_encoded, tmp_path / "much", tiny_base)
-    _trained(tiny_encoded, tmp_path / "little", tiny_base, memory=little)
+    _trained(tiny_encoded, tmp_path / "much", tiny_base, adapter=adapter)
+    _trained(tiny_encoded, tmp_path / "little", tiny_base, adapter=adapter, memory=little)
     much, little_losses = (_losses(tmp_path / name) for name in ("much", "little"))
     assert np.abs(little_losses / much - 1).max() < near
     assert frozen == "plain" or not np.array_equal(little_losses, much)
 
 
-@pytest.mark.parametrize("preserving", [False, True])
+@pytest.mark.parametrize(("preserving", "adapter"), [(False, "lora"), (True, "lora"), (True, "lokr")])
 def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(
-    preserving: bool, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+    preserving: bool, adapter: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     preservation = {"weight": 1.0, "every": 2, "batch": 2, "pictures": "crops", "target": "base"}
     changes: dict[str, Any] = {"steps": 16, "checkpoint_every": 1, "preservation": preservation if preserving else None}
+    changes["adapter"] = adapter
     whole = _trained(tiny_encoded, tmp_path / "whole", tiny_base, **changes)
     _kill_after_first_state(tiny_encoded, tmp_path / "killed", tiny_base, recipe(**changes), tmp_path)
     assert not (tmp_path / "killed").exists()
@@ -110,27 +117,32 @@ def test_other_parameters_begin_anew_and_sweep_away_what_was_left(
     assert len(list((tmp_path / "train" / "checkpoints").iterdir())) == 2
 
 
-@pytest.mark.parametrize("worn", [False, True])
+@pytest.mark.parametrize(("worn", "adapter"), [(False, "lora"), (True, "lora"), (False, "lokr")])
 def test_the_pipeline_loads_every_key_and_draws_the_trainers_own_pictures(
-    worn: bool, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+    worn: bool, adapter: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     """On the base as it is, also where a training adapter was worn."""
     samples = {"steps": 3, "guidance_scale": 1.5, "seed": 5}
     targets = ["attention", "feed_forward", "image_embedder", "final_layer"]
     wide = ["layers.0.attention.to_k", "layers.1.attention.to_out.0", "layers.1.feed_forward.w3"]
-    adapter = _training_adapter(tmp_path, {**dict.fromkeys(wide[:2], (48, 48)), wide[2]: (128, 48)})
+    to_wear = _training_adapter(tmp_path, {**dict.fromkeys(wide[:2], (48, 48)), wide[2]: (128, 48)})
     lora = _trained(
         tiny_encoded,
         tmp_path / "train",
         tiny_base,
         samples=samples,
         targets=targets,
-        training_adapter=adapter if worn else None,
+        training_adapter=to_wear if worn else None,
+        adapter=adapter,
     )
     pipeline = whole_pipeline(tiny_base)
     pipeline.load_lora_weights(str(tmp_path / "train" / "lora.safetensors"))
-    loaded = {name for name, _ in pipeline.transformer.named_parameters() if ".lora_" in name}
-    assert len(loaded) == len(lora) == 2 * (2 * 7 + 2)
+    loaded = {name for name, _ in pipeline.transformer.named_parameters() if ".lora_" in name or ".lokr_" in name}
+    layers = 2 * 7 + 2
+    assert len(loaded) == len(lora) and len(lora) > layers
+    assert adapter == "lokr" or len(lora) == 2 * layers
+    found = inspect_file(tmp_path / "train" / "lora.safetensors")
+    assert (found.verdict, found.diffusers, found.comfyui) == ("usable", "all", "all")
     from PIL import Image
 
     from zimage.training.draw import generator_of
@@ -146,8 +158,8 @@ def test_the_pipeline_loads_every_key_and_draws_the_trainers_own_pictures(
         output_type="pt",
     ).images[0]
     expected = image_of(pixels * 2 - 1).astype(int)
-    found = np.asarray(Image.open(tmp_path / "train" / "samples" / "step-000006-0.png")).astype(int)
-    assert np.abs(found - expected).max() <= 1
+    drawn = np.asarray(Image.open(tmp_path / "train" / "samples" / "step-000006-0.png")).astype(int)
+    assert np.abs(drawn - expected).max() <= 1
 
 
 def _training_adapter(folder: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, object]:
@@ -210,6 +222,13 @@ def test_a_base_that_was_changed_is_refused_before_training(
 ) -> None:
     with pytest.raises(InputError, match="pins sha256:00"):
         _trained(tiny_encoded, tmp_path / "train", tiny_base.model_copy(update={"identity": "sha256:00"}))
+
+
+def test_dropout_of_inputs_is_refused_for_a_lokr(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"train\.dropout drops inputs of a LoRA and does nothing in a LoKr; set it to 0"
+    ):
+        _trained(tiny_encoded, tmp_path / "train", tiny_base, adapter="lokr", dropout=0.1)
 
 
 def _losses(folder: Path) -> "np.ndarray[Any, np.dtype[np.float64]]":

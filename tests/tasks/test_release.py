@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 
+from tasks.card import form_of
 from tasks.channels import promote
 from tasks.forget import empty
 from tasks.publish import publish
@@ -92,3 +94,22 @@ def test_a_refusal_names_the_newest_releases_only(bucket: S3Store, manifest: Man
 
     with pytest.raises(InputError, match=f"there are: {', '.join(names[2:])} and earlier ones"):
         promote(bucket, "ada", "staging", "99-0a1b2c3d")
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({"rank": 16}, "rank 16"),
+        ({"adapter": "lora", "rank": 16}, "rank 16"),
+        (
+            {"adapter": "lokr", "rank": 16, "lokr": {"factor": 8, "full_matrix": False, "alpha": 8.0}},
+            "LoKr, factor 8, rank 16, alpha 8",
+        ),
+        (
+            {"adapter": "lokr", "rank": 16, "lokr": {"factor": -1, "full_matrix": True, "alpha": 8.0}},
+            "LoKr, factor -1, full matrix",
+        ),
+    ],
+)
+def test_a_card_names_what_was_trained(train: dict[str, Any], said: str) -> None:
+    assert form_of(train) == said

@@ -9,7 +9,9 @@ PARAMS: dict[str, Any] = {
     "batch": 2,
     "at_once": 2,
     "targets": ["attention", "feed_forward"],
+    "adapter": "lora",
     "rank": 4,
+    "lokr": {"factor": 8, "full_matrix": False, "alpha": 4.0},
     "dropout": 0.0,
     "precision": "float32",
     "optimiser": {

@@ -1,20 +1,29 @@
 """The adapters: peft's own, in one vector."""
 
-from typing import get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import pytest
 import torch
 from diffusers import ZImageTransformer2DModel
+from lycoris.modules.lokr import LokrModule
 from peft import get_peft_model_state_dict
+from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from tests.tiny_base import tiny_transformer
 from tests.training.recipe import recipe
+from zimage.errors import InputError
 from zimage.lora.modules import is_module
+from zimage.lora.portable import Kronecker
+from zimage.model import lokr as lokr_module
 from zimage.model.denoiser import Denoiser
+from zimage.model.frozen import keeper_of
+from zimage.model.linear import projection_of
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.optimiser import Optimiser
-from zimage.training.params import OptimiserParams, Target
+from zimage.training.params import LokrParams, OptimiserParams, Target
 
 
 def _adapted(targets: list[Target], *, rank: int = 4) -> tuple[ZImageTransformer2DModel, Denoiser, Adapters]:
@@ -27,7 +36,7 @@ def _adapted(targets: list[Target], *, rank: int = 4) -> tuple[ZImageTransformer
 @pytest.mark.parametrize("target", get_args(Target))
 def test_every_target_finds_layers_that_a_lora_file_can_name(target: Target) -> None:
     _, _, adapters = _adapted([target])
-    names = adapters.factors(adapters.values)
+    names = adapters.weights(adapters.values)
     assert names and all(is_module(name) for name in names)
 
 
@@ -38,7 +47,7 @@ def test_the_default_targets_are_all_linear_layers_of_the_main_blocks_but_their_
         for name, module in transformer.named_modules()
         if name.startswith("layers.") and isinstance(module, LoraLayer)
     }
-    assert set(adapters.factors(adapters.values)) == expected
+    assert set(adapters.weights(adapters.values)) == expected
     assert len(expected) == 2 * 7
 
 
@@ -46,7 +55,7 @@ def test_pefts_own_state_is_what_is_trained() -> None:
     transformer, _, adapters = _adapted(["attention", "image_embedder"])
     adapters.values.copy_(torch.randn(len(adapters.values)))
     state = get_peft_model_state_dict(transformer)
-    factors = adapters.factors(adapters.values)
+    factors = adapters.weights(adapters.values)
     assert len(state) == 2 * len(factors)
     for name, (down, up) in factors.items():
         assert torch.equal(state[f"{name}.lora_A.weight"], down)
@@ -55,7 +64,7 @@ def test_pefts_own_state_is_what_is_trained() -> None:
 
 def test_a_new_adapter_changes_nothing_and_is_drawn_as_peft_draws() -> None:
     _, _, adapters = _adapted(["feed_forward"], rank=16)
-    for down, up in adapters.factors(adapters.values).values():
+    for down, up in adapters.weights(adapters.values).values():
         assert not up.any()
         bound = down.shape[1] ** -0.5
         assert 0.95 * bound < float(down.abs().max()) <= bound
@@ -175,3 +184,109 @@ def test_each_way_back_of_cast_adapters_adds_in_its_own_stream() -> None:
 
     node_of_the_sum().metadata["step"] = 0
     assert "step" not in node_of_the_sum().metadata
+
+
+def lokr_params(*, factor: int = 8, full_matrix: bool = False, alpha: float = 4.0) -> LokrParams:
+    return LokrParams(factor=factor, full_matrix=full_matrix, alpha=alpha)
+
+
+def _with_lokr(
+    params: LokrParams, *, rank: int = 2, targets: Sequence[Target] = ("attention", "feed_forward")
+) -> tuple[ZImageTransformer2DModel, Denoiser, Adapters]:
+    transformer = tiny_transformer()
+    generator = torch.Generator().manual_seed(0)
+    inject(transformer, targets, rank=rank, dropout=0.0, generator=generator, adapter="lokr", lokr=params)
+    denoiser = Denoiser(transformer, dtype=torch.float32, stream=torch.float32)
+    return transformer, denoiser, Adapters(denoiser, module_names(transformer))
+
+
+@pytest.mark.parametrize("full_matrix", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_lokr_and_its_gradients_are_lycoris_own_in_float64(
+    full_matrix: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of layers that share an input and of one alone, with the change written out and as two products."""
+    monkeypatch.setattr(lokr_module, "WRITTEN_OUT_ELEMENTS", 2**16 if seed % 2 else 0)
+    # A factor that is the smaller one of both: of others LyCORIS's w1 is the smaller matrix and peft's is not.
+    transformer, denoiser, adapters = _with_lokr(lokr_params(factor=4, full_matrix=full_matrix, alpha=6.0))
+    generator = torch.Generator().manual_seed(seed)
+    adapters.values.copy_(0.3 * torch.randn(len(adapters.values), generator=generator))
+    block, module = denoiser.layers[1], transformer.layers[1]
+    for projection, layers in (
+        (block.qkv, [module.attention.to_q, module.attention.to_k, module.attention.to_v]),
+        (block.w2, [module.feed_forward.w2]),
+    ):
+        x = torch.randn(5, layers[0].get_base_layer().in_features, generator=generator)
+        theirs = [_by_lycoris(layer, full_matrix=full_matrix) for layer in layers]
+        expected = torch.cat([each(x.double()) for each in theirs], dim=-1)
+        found = projection(x)
+        assert _relative(found.double(), expected) < 1e-6
+        weights = torch.randn(found.shape, generator=generator)
+        adapters.gradient.zero_()
+        (found * weights).sum().backward()
+        (expected * weights.double()).sum().backward()
+        assert isinstance(projection.lora, lokr_module.Lokr)
+        assert projection.lora.down.grad is not None and projection.lora.up.grad is not None
+        own = projection.lora.parts(projection.lora.down.grad, projection.lora.up.grad)
+        for gradients, lycoris in zip(own, theirs, strict=True):
+            assert gradients.keys() == {name for name, _ in lycoris.named_parameters() if name.startswith("lokr_")}
+            for name, gradient in gradients.items():
+                assert _relative(gradient.double(), getattr(lycoris, name).grad) < 1e-5
+
+
+def _by_lycoris(layer: Any, *, full_matrix: bool) -> Any:
+    """LyCORIS's module around the same layer with the same numbers, in float64."""
+    base = layer.get_base_layer()
+    plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None).double().requires_grad_(False)
+    plain.load_state_dict({name: value.double() for name, value in base.state_dict().items()})
+    module = LokrModule("lokr", plain, lora_dim=2, alpha=6.0, factor=4, full_matrix=full_matrix).double()
+    module.apply_to()
+    with torch.no_grad():
+        for name in [name for name, _ in module.named_parameters() if name.startswith("lokr_")]:
+            getattr(module, name).copy_(getattr(layer, name)["default"])
+    return module
+
+
+def test_a_new_lokr_changes_nothing_and_is_drawn_as_lycoris_draws() -> None:
+    _, _, adapters = _with_lokr(lokr_params())
+    for change in adapters.weights(adapters.values).values():
+        assert isinstance(change, Kronecker) and change.parts is not None
+        assert not change.right.any() and change.parts.keys() == {"lokr_w1", "lokr_w2_a", "lokr_w2_b"}
+        for name in ("lokr_w1", "lokr_w2_a"):
+            matrix, scale = change.parts[name], 2.0 if name == "lokr_w1" else 1.0
+            bound = scale * matrix.shape[1] ** -0.5
+            assert 0.5 * bound < float(matrix.abs().max()) <= bound
+
+
+@pytest.mark.parametrize("full_matrix", [False, True])
+def test_pefts_own_state_is_the_lokr_that_is_trained(full_matrix: bool) -> None:
+    transformer, _, adapters = _with_lokr(lokr_params(full_matrix=full_matrix, alpha=2.0))
+    adapters.values.copy_(torch.randn(len(adapters.values)))
+    layers = {name: module for name, module in transformer.named_modules() if isinstance(module, LoKrLayer)}
+    changes = adapters.weights(adapters.values)
+    assert layers.keys() == changes.keys() and len(layers) == 2 * 7
+    for name, change in changes.items():
+        assert isinstance(change, Kronecker)
+        delta = layers[name].get_delta_weight("default")
+        torch.testing.assert_close(torch.kron(change.left, change.right.float()), delta, rtol=1e-5, atol=1e-5)
+
+
+def test_a_factor_that_diffusers_could_not_find_again_is_refused() -> None:
+    with pytest.raises(InputError, match="set it to 8, 16 or -1"):
+        _with_lokr(lokr_params(factor=9), targets=["attention", "feed_forward", "time_embedder", "final_layer"])
+    with pytest.raises(ValueError, match="a factor is 2 or more"):
+        lokr_params(factor=0)
+
+
+def test_a_lokr_in_another_form_than_is_trained_here_is_refused() -> None:
+    from peft import LoKrConfig, inject_adapter_in_model
+
+    keep = keeper_of("plain", dtype=torch.float32, device=torch.device("cpu"))
+    for config in (
+        LoKrConfig(r=1, alpha=1, decompose_both=True, decompose_factor=8, target_modules=["to_q"]),
+        LoKrConfig(r=1, alpha=1, rank_dropout=0.5, target_modules=["to_q"]),
+    ):
+        transformer = tiny_transformer()
+        inject_adapter_in_model(config, transformer)
+        with pytest.raises(ValueError, match="w1 whole, no dropout"):
+            projection_of([transformer.layers[0].attention.to_q], keep)

@@ -26,6 +26,7 @@ from zimage.training.memory import (
     keeps_both_ways,
     learning,
     least_checkpointing,
+    lora_gb,
     needed_gb,
     room_for_both_ways,
     too_small,
@@ -76,8 +77,8 @@ def test_presets_are_those_that_a_person_can_choose(name: str) -> None:
 
 def test_every_preset_fits_its_card_and_a_smaller_one_needs_less() -> None:
     for name, preset in PRESETS.items():
-        assert needed_gb(RELEASED, preset, 16, TOKENS_1024_PX) < 0.9 * float(name.removesuffix("gb"))
-    needs = [needed_gb(RELEASED, preset, 16, TOKENS_1024_PX) for preset in PRESETS.values()]
+        assert needed_gb(RELEASED, preset, lora_gb(RELEASED, 16), TOKENS_1024_PX) < 0.9 * float(name.removesuffix("gb"))
+    needs = [needed_gb(RELEASED, preset, lora_gb(RELEASED, 16), TOKENS_1024_PX) for preset in PRESETS.values()]
     assert needs == sorted(needs)
     assert needs[0] < 6.0
 

@@ -1,6 +1,8 @@
 """One step's loss and gradients against a plain float64 rendering of the formula through diffusers' own transformer."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -9,12 +11,16 @@ from torch import Tensor
 
 from tests.training.recipe import recipe
 from zimage.model.base import Base, open_transformer
+from zimage.model.lokr import Lokr
 from zimage.training.adapters import inject
 from zimage.training.draw import Draw
 from zimage.training.params import Target, TrainParams
 from zimage.training.plan import Step
 from zimage.training.preparation import Prepared, prepare
 from zimage.training.world import World
+
+if TYPE_CHECKING:
+    from diffusers import ZImageTransformer2DModel
 
 TARGETS: list[list[Target]] = [
     ["attention"],
@@ -42,6 +48,38 @@ def test_loss_and_gradients_equal_the_plain_formula_in_float64(
             # Of the largest gradient of its kind: a layer that hardly counts has no digits to compare.
             scale = max(float(gradient.norm()), 1e-3 * max(float(other.norm()) for other in expected.values()))
             assert float((gradients[name].double() - gradient).norm()) < 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("full_matrix", [False, True])
+def test_loss_and_gradients_of_a_lokr_equal_pefts_in_float64(
+    full_matrix: bool, tiny_base: Base, tiny_encoded: Path
+) -> None:
+    """Ten seeds of the adapters' numbers, over steps of all buckets."""
+    lokr = {"factor": 8, "full_matrix": full_matrix, "alpha": 6.0}
+    params = recipe(adapter="lokr", lokr=lokr, rank=2, caption_dropout=0.0, steps=10)
+    prepared = _prepared(tiny_base, tiny_encoded, params)
+    transformer = _injected(tiny_base, params)
+    for seed in range(10):
+        _fill(prepared, seed)
+        prepared.adapters.gradient.zero_()
+        loss = prepared.loop.backward(seed)
+        expected_loss, gradients = _reference_of(transformer, tiny_encoded, params, prepared, seed)
+        assert abs(float(loss) - expected_loss) < 1e-5 * expected_loss
+        found = dict(_pefts_gradients(prepared))
+        assert found.keys() == gradients.keys() and len(found) == (2 if full_matrix else 3) * 14
+        for name, gradient in gradients.items():
+            scale = max(float(gradient.norm()), 1e-3 * max(float(other.norm()) for other in gradients.values()))
+            assert float((found[name].double() - gradient).norm()) < 1e-5 * scale, name
+
+
+def _pefts_gradients(prepared: Prepared) -> Iterator[tuple[str, Tensor]]:
+    """What was added to the gradient vector, by peft's names of the matrices."""
+    names = prepared.adapters._names
+    for lora in prepared.denoiser.loras():
+        assert isinstance(lora, Lokr) and lora.down.grad is not None and lora.up.grad is not None
+        for member, parts in zip(lora.members, lora.parts(lora.down.grad, lora.up.grad), strict=True):
+            for name, part in parts.items():
+                yield f"{names[id(member)]}.{name}.default", part
 
 
 def test_the_data_has_padding_mixed_captions_and_mixed_sizes(tiny_base: Base, tiny_encoded: Path) -> None:
@@ -86,9 +124,13 @@ def test_eight_bit_weights_change_the_loss_of_the_same_seed_by_less_than_one_per
 def _prepared(base: Base, encoded: Path, params: TrainParams) -> Prepared:
     """A run whose adapters, up-matrices included, are not zero any more."""
     prepared = prepare(encoded, Path(base.model), params, World())
-    generator = torch.Generator().manual_seed(3)
-    prepared.adapters.values.copy_(0.1 * torch.randn(len(prepared.adapters.values), generator=generator))
+    _fill(prepared, 3)
     return prepared
+
+
+def _fill(prepared: Prepared, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    prepared.adapters.values.copy_(0.1 * torch.randn(len(prepared.adapters.values), generator=generator))
 
 
 def _one_step_of_each_bucket(prepared: Prepared) -> list[int]:
@@ -103,7 +145,7 @@ def _ours(prepared: Prepared, number: int) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _by_name(prepared: Prepared, values: Tensor) -> dict[str, Tensor]:
-    parts = prepared.adapters.factors(values)
+    parts = prepared.adapters.weights(values)
     return {
         f"{name}.lora_{side}.default.weight": tensor
         for name, (down, up) in parts.items()
@@ -111,15 +153,44 @@ def _by_name(prepared: Prepared, values: Tensor) -> dict[str, Tensor]:
     }
 
 
+def _values(prepared: Prepared) -> dict[str, Tensor]:
+    """The numbers of what is trained, by peft's names, from peft's layers themselves."""
+    found: dict[str, Tensor] = {}
+    for lora in prepared.denoiser.loras():
+        for member in lora.members:
+            name = prepared.adapters._names[id(member)]
+            parts = member.named_parameters()
+            found |= {f"{name}.{part}": value for part, value in parts if "base_layer" not in part}
+    return found
+
+
 def _reference(
     base: Base, encoded: Path, params: TrainParams, prepared: Prepared, number: int
 ) -> tuple[float, dict[str, Tensor]]:
-    """The formula, sample by sample as lists, through diffusers and peft in float64."""
+    """The formula through diffusers and peft in float64, with the numbers that `prepared` has."""
+    return _reference_of(_injected(base, params), encoded, params, prepared, number)
+
+
+def _injected(base: Base, params: TrainParams) -> "ZImageTransformer2DModel":
     transformer = open_transformer(Path(base.model), device="cpu", dtype=torch.float32)
-    inject(transformer, params.targets, rank=params.rank, dropout=0.0, generator=torch.Generator())
-    transformer.double()
+    inject(
+        transformer,
+        params.targets,
+        rank=params.rank,
+        dropout=0.0,
+        generator=torch.Generator(),
+        adapter=params.adapter,
+        lokr=params.lokr,
+    )
+    return transformer.double()
+
+
+def _reference_of(
+    transformer: "ZImageTransformer2DModel", encoded: Path, params: TrainParams, prepared: Prepared, number: int
+) -> tuple[float, dict[str, Tensor]]:
+    """The formula, sample by sample as lists."""
     trained = {name: parameter for name, parameter in transformer.named_parameters() if parameter.requires_grad}
-    for name, value in _by_name(prepared, prepared.adapters.values).items():
+    for name, value in _values(prepared).items():
         trained[name].data = value.double().clone()
     step = prepared.loop.planned[number]
     chance = prepared.loop.objective.chance(number, step)
@@ -130,7 +201,9 @@ def _reference(
     answers = transformer(list(noisy.unsqueeze(2).unbind(0)), 1 - sigma, captions, return_dict=False)[0]
     velocity = -torch.stack(answers).squeeze(2)
     errors = ((velocity - (noise - clean)) ** 2 * places).mean(dim=(1, 2, 3))
-    loss = (errors * 2 / (torch.pi * (1 - 2 * sigma + 2 * sigma**2))).mean()
+    if params.loss_weight == "cosmap":
+        errors = errors * 2 / (torch.pi * (1 - 2 * sigma + 2 * sigma**2))
+    loss = errors.mean()
     gradients = torch.autograd.grad(loss, list(trained.values()))
     return float(loss.detach()), dict(zip(trained, gradients, strict=True))
 

@@ -20,18 +20,29 @@ from zimage.model.frozen import Kind
 from zimage.model.sequence import Bucket
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.memory import Sizes, activations_gb
+from zimage.training.params import Adapter, LokrParams
 from zimage.training.running import Checkpointing, runner
 
 pytestmark = OWN_WARNINGS
 
 
 def _model(
-    dropout: float = 0.0, kind: Kind = "plain", layers: int = 2, dtype: torch.dtype = torch.float32
+    dropout: float = 0.0,
+    kind: Kind = "plain",
+    layers: int = 2,
+    dtype: torch.dtype = torch.float32,
+    adapter: Adapter = "lora",
 ) -> tuple[Denoiser, Adapters]:
     torch.manual_seed(0)
     transformer = tiny_transformer(layers=layers)
     inject(
-        transformer, ["attention", "feed_forward"], rank=4, dropout=dropout, generator=torch.Generator().manual_seed(1)
+        transformer,
+        ["attention", "feed_forward"],
+        rank=4,
+        dropout=dropout,
+        generator=torch.Generator().manual_seed(1),
+        adapter=adapter,
+        lokr=LokrParams(factor=4, full_matrix=False, alpha=4.0),
     )
     denoiser = Denoiser(transformer, dtype=dtype, stream=dtype, kind=kind)
     adapters = Adapters(denoiser, module_names(transformer))
@@ -50,9 +61,9 @@ def _step(
     return velocity.detach(), adapters.gradient.clone()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_checkpointing_changes_nothing(dropout: float) -> None:
-    denoiser, adapters = _model(dropout)
+@pytest.mark.parametrize(("dropout", "adapter"), [(0.0, "lora"), (0.5, "lora"), (0.0, "lokr")])
+def test_checkpointing_changes_nothing(dropout: float, adapter: Adapter) -> None:
+    denoiser, adapters = _model(dropout, adapter=adapter)
     expected = _step(denoiser, adapters)
     denoiser.run = runner("full", compiled=False, chance=dropout > 0)
     found = _step(denoiser, adapters)
@@ -64,9 +75,10 @@ def test_checkpointing_keeps_less() -> None:
     assert _kept(denoiser, adapters, "full") < 0.5 * _kept(denoiser, adapters, "none")
 
 
+@pytest.mark.parametrize("adapter", ["lora", "lokr"])
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
-def test_compiled_blocks_give_the_same_step(checkpointing: Checkpointing) -> None:
-    denoiser, adapters = _model()
+def test_compiled_blocks_give_the_same_step(checkpointing: Checkpointing, adapter: Adapter) -> None:
+    denoiser, adapters = _model(adapter=adapter)
     expected = _step(denoiser, adapters)
     denoiser.run = runner(checkpointing, compiled=True, backend="aot_eager")
     found = _step(denoiser, adapters)
@@ -112,9 +124,9 @@ def test_compiled_blocks_keep_what_is_counted_and_no_weight_in_another_form(
     assert least < kept[0] / expected < 1.1
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_weights_in_few_bits_can_be_compiled(kind: Kind) -> None:
-    denoiser, adapters = _model(kind=kind)
+@pytest.mark.parametrize(("kind", "adapter"), [("int8", "lora"), ("fp8", "lora"), ("int8", "lokr"), ("fp8", "lokr")])
+def test_weights_in_few_bits_can_be_compiled(kind: Kind, adapter: Adapter) -> None:
+    denoiser, adapters = _model(kind=kind, adapter=adapter)
     velocity, gradient = _step(denoiser, adapters)
     denoiser.run = runner("selective", compiled=True, backend="aot_eager")
     found = _step(denoiser, adapters)
@@ -123,9 +135,9 @@ def test_weights_in_few_bits_can_be_compiled(kind: Kind) -> None:
     assert float((found[1] - gradient).norm() / gradient.norm()) < 0.01
 
 
-@pytest.mark.parametrize("kind", ["plain", "int8"])
-def test_adapters_that_are_cast_at_once_get_the_same_gradients_to_the_last_bit(kind: Kind) -> None:
-    denoiser, adapters = _model(kind=kind, dtype=torch.bfloat16)
+@pytest.mark.parametrize(("kind", "adapter"), [("plain", "lora"), ("int8", "lora"), ("plain", "lokr")])
+def test_adapters_that_are_cast_at_once_get_the_same_gradients_to_the_last_bit(kind: Kind, adapter: Adapter) -> None:
+    denoiser, adapters = _model(kind=kind, dtype=torch.bfloat16, adapter=adapter)
     counter = CompileCounterWithBackend("aot_eager")
     denoiser.run = runner("selective", compiled=True, backend=counter)
     expected = _step(denoiser, adapters)

@@ -155,10 +155,23 @@ def wear(pipeline: Any, lora: Path) -> None:
             f"{lora} cannot be loaded on this base model ({_first_line(error)}); train it again."
         ) from error
     with safe_open(str(lora), "pt") as file:
-        in_file = sum(name.endswith((".lora_A.weight", ".lora_down.weight")) for name in file.keys())  # noqa: SIM118
-    placed = sum(name.endswith(f".lora_A.{ADAPTER}.weight") for name, _ in pipeline.transformer.named_parameters())
-    if placed != in_file or placed == 0:
-        raise InputError(f"Only {placed} of the {in_file} layers in {lora} fit this base model; train it again on it.")
+        in_file = {name.rpartition(".lokr_")[0] or name for name in file.keys() if name.endswith(_OF_ONE_LAYER)}  # noqa: SIM118
+    placed = sum(_wears(module) for module in pipeline.transformer.modules())
+    if placed != len(in_file) or placed == 0:
+        raise InputError(
+            f"Only {placed} of the {len(in_file)} layers in {lora} fit this base model; train it again on it."
+        )
+
+
+# Keys of which each layer of a file has exactly one.
+_OF_ONE_LAYER = (".lora_A.weight", ".lora_down.weight", ".lokr_w1", ".lokr_w1_a")
+
+
+def _wears(module: Any) -> bool:
+    """Return whether a module of the transformer is one of peft's layers that has the LoRA's matrices."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer) and ADAPTER in module.r
 
 
 def _first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ from zimage.model.blocks import Block
 from zimage.model.depot import Depot
 from zimage.model.frozen import Kind, keeper_of
 from zimage.model.linear import Lora, Projection, projection_of
+from zimage.model.lokr import Lokr
 from zimage.model.sequence import Bucket
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class Denoiser:
         blocks = [p for block in (*self.noise_refiner, *self.layers) for p in block.projections()]
         return [self.time_in, self.time_out, self.image_in, *blocks, self.final_modulation, self.final_out]
 
-    def loras(self) -> list[Lora]:
+    def loras(self) -> list[Lora | Lokr]:
         """Return all adapters, one a projection that has any."""
         return [projection.lora for projection in self.projections() if projection.lora is not None]
 

@@ -1,4 +1,4 @@
-"""Frozen linear layers that read the same input, run as one product, together with the LoRA on any of them.
+"""Frozen linear layers that read the same input, run as one product, together with the LoRA or LoKr on any of them.
 
 # M rows (samples times tokens), K inputs, N outputs of all layers together, R ranks of all adapters together
 peft makes and names the adapters (`lora_A`, `lora_B`); what runs here reads and trains the very same numbers, in fewer
@@ -11,13 +11,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
 from zimage.model.frozen import Dense, Frozen, Keep
 from zimage.model.kernels import sum_of_products
+from zimage.model.lokr import Lokr, lokr_of
 from zimage.model.low_bits import Fp8, Int8
 
 ADAPTER = "default"  # the name peft gives the only adapter
@@ -77,13 +80,13 @@ class Projection:
     """One product for all the layers it was made of; calling it returns their outputs side by side.
 
     Args:
-        layers: What it was made of: nn.Linear, or peft's lora.Linear around it.
+        layers: What it was made of: nn.Linear, or peft's lora.Linear or lokr.Linear around it.
         frozen: Their weights.
         bias: Their biases, (N,).
         lora: Their adapters.
     """
 
-    def __init__(self, layers: Sequence[Any], frozen: Frozen, bias: Tensor | None, lora: Lora | None) -> None:
+    def __init__(self, layers: Sequence[Any], frozen: Frozen, bias: Tensor | None, lora: Lora | Lokr | None) -> None:
         self.layers, self.frozen, self.bias, self.lora = layers, frozen, bias, lora
         self.adapted = True
         self.addends: tuple[Addend, ...] = ()
@@ -99,6 +102,8 @@ class Projection:
         lora = self.lora
         if lora is None or not self.adapted:
             return self.frozen.times(x)
+        if isinstance(lora, Lokr):
+            return lora.added(self.frozen.times(x), x)
         if torch.compiler.is_compiling() or lora.dropout > 0:
             return self._for_the_compiler(x, lora)
         operation = _Merged if self._merges(x.shape[0]) else _Beside
@@ -136,17 +141,22 @@ def projection_of(layers: Sequence[nn.Module], keep: Keep) -> Projection:
     layers still work.
 
     Args:
-        layers: nn.Linear, or peft's lora.Linear around it.
+        layers: nn.Linear, or peft's lora.Linear or lokr.Linear around it.
         keep: Turns the joined weight into what is multiplied.
 
     Raises:
-        ValueError: an adapter is not a plain LoRA, or the adapters' ranks, scales or dropouts differ.
+        ValueError: an adapter is not a plain LoRA or LoKr, or the adapters' ranks, scales or dropouts differ.
     """
-    plain: list[Any] = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in layers]
+    plain = [plain_layer(layer) for layer in layers]
     frozen = keep(_joined(plain))
     device = frozen.tensors()[0].device
     bias = None if plain[0].bias is None else torch.cat([layer.bias.detach() for layer in plain]).to(device)
     return Projection(tuple(layers), frozen, bias, _lora_of(layers, device))
+
+
+def plain_layer(layer: Any) -> Any:
+    """Return the nn.Linear that an adapter of peft is around, or the layer itself."""
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
 def _joined(layers: Sequence[Any]) -> Tensor:
@@ -158,27 +168,40 @@ def _joined(layers: Sequence[Any]) -> Tensor:
     return weight
 
 
-def _lora_of(layers: Sequence[Any], device: torch.device) -> Lora | None:
+def _lora_of(layers: Sequence[Any], device: torch.device) -> Lora | Lokr | None:
     rows, start = [], 0
-    members = []
+    members: list[Any] = []
     for layer in layers:
-        if isinstance(layer, LoraLayer):
-            rows.append(slice(start, start + layer.out_features))
+        stop = start + plain_layer(layer).out_features
+        if isinstance(layer, LoraLayer | LoKrLayer):
+            rows.append(slice(start, stop))
             members.append(layer)
-        start += layer.out_features
+        start = stop
     if not members:
         return None
+    lora: Lora | Lokr
+    if all(isinstance(member, LoKrLayer) for member in members):
+        lora = lokr_of(tuple(members), tuple(rows), ADAPTER, _scale(members))
+    else:
+        lora = _low_rank(members, tuple(rows))
+    lora.bind(torch.empty_like(lora.down, device=device), torch.empty_like(lora.up, device=device))
+    return lora
+
+
+def _scale(members: Sequence[Any]) -> float:
+    return _only({member.scaling[ADAPTER] for member in members}, "scales")
+
+
+def _low_rank(members: Sequence[LoraLayer], rows: tuple[slice, ...]) -> Lora:
     _only({member.r[ADAPTER] for member in members}, "ranks")
-    lora = Lora(
+    return Lora(
         down=torch.cat([member.lora_A[ADAPTER].weight.detach() for member in members]),
         up=torch.cat([member.lora_B[ADAPTER].weight.detach() for member in members]),
-        rows=tuple(rows),
-        scale=_only({member.scaling[ADAPTER] for member in members}, "scales"),
+        rows=rows,
+        scale=_scale(members),
         dropout=_only({_dropout(member) for member in members}, "dropouts"),
         members=tuple(members),
     )
-    lora.bind(torch.empty_like(lora.down, device=device), torch.empty_like(lora.up, device=device))
-    return lora
 
 
 def _dropout(member: LoraLayer) -> float:

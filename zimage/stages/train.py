@@ -161,6 +161,14 @@ def _ignored(*_: object) -> None:
     """Take what only the leading process writes down."""
 
 
+def _adapter(params: TrainParams) -> str:
+    """Return what is trained, as the file's metadata and its card tell it."""
+    if params.adapter == "lora":
+        return "lora"
+    size = "full matrix" if params.lokr.full_matrix else f"rank {params.rank}, alpha {params.lokr.alpha:g}"
+    return f"lokr, factor {params.lokr.factor}, {size}"
+
+
 def _metadata(params: TrainParams, base: Base, subject: Subject, *, dataset: str, code: str) -> dict[str, str]:
     from zimage.lora.portable import metadata_of
 
@@ -171,6 +179,7 @@ def _metadata(params: TrainParams, base: Base, subject: Subject, *, dataset: str
         dataset=dataset.removeprefix("sha256:"),
         notes={
             "steps": str(params.steps),
+            "adapter": _adapter(params),
             "rank": str(params.rank),
             "targets": " ".join(params.targets),
             "code": code,

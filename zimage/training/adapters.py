@@ -1,4 +1,4 @@
-"""The LoRA that is trained: where it sits, its numbers in one vector, and its way into a file.
+"""The LoRA or LoKr that is trained: where it sits, its numbers in one vector, and its way into a file.
 
 One vector for all values and one for all gradients make clipping, the optimiser, the average and the exchange between
 processes one operation each, however many layers are adapted.
@@ -8,13 +8,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoKrConfig, LoraConfig, inject_adapter_in_model
+from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from zimage.lora.portable import Factors
+from zimage.errors import InputError
+from zimage.lora.loaders import peft_makes, product_of
+from zimage.lora.portable import Factors, Weight, kronecker_of
 from zimage.model.denoiser import Denoiser
-from zimage.training.params import Target
+from zimage.model.linear import ADAPTER, Lora
+from zimage.model.lokr import RANDOM, Lokr, shapes_of
+from zimage.training.params import Adapter, LokrParams, Target
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
@@ -34,6 +39,10 @@ MODULES: dict[Target, str] = {
 }
 
 
+# A rank that no layer reaches: peft then keeps the second matrix of a LoKr whole.
+_WHOLE = 2**30
+
+
 def inject(
     transformer: "ZImageTransformer2DModel",
     targets: Sequence[Target],
@@ -41,25 +50,69 @@ def inject(
     rank: int,
     dropout: float,
     generator: torch.Generator,
+    adapter: Adapter = "lora",
+    lokr: LokrParams | None = None,
 ) -> None:
-    """Put a LoRA of strength 1 (alpha = rank) beside the targets' layers, with peft; it changes nothing yet.
+    """Put adapters beside the targets' layers, with peft; they change nothing yet.
 
     Args:
         transformer: Gets the adapters; its own weights are frozen.
         targets: Kinds of layers.
-        rank: Of every adapter.
-        dropout: Of the adapters' inputs, 0 to 1.
-        generator: Draws the down-matrices, in peft's law (Kaiming uniform, a = sqrt(5): within 1 / sqrt(inputs)).
+        rank: Of every adapter. The alpha of a LoRA is the same, so its strength is 1.
+        dropout: Of the adapters' inputs, 0 to 1; a LoKr has none.
+        generator: Draws the matrices that do not begin at zero, in peft's law (Kaiming uniform, a = sqrt(5): within
+            1 / sqrt(columns)): of a LoRA the down-matrices, of a LoKr w1 and, where w2 is factored, w2_a.
+        adapter: What is put there.
+        lokr: Of a LoKr.
+
+    Raises:
+        InputError: diffusers would not read the LoKr back.
     """
     pattern = "|".join(f"(?:{MODULES[target]})" for target in targets)
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=pattern)
-    inject_adapter_in_model(config, transformer.requires_grad_(False))
+    frozen = transformer.requires_grad_(False)
+    if adapter == "lokr":
+        assert lokr is not None
+        inject_adapter_in_model(_lokr_config(pattern, rank, lokr), frozen)
+    else:
+        config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=pattern)
+        inject_adapter_in_model(config, frozen)
     for module in transformer.modules():
         if isinstance(module, LoraLayer):
-            weight = module.lora_A["default"].weight
-            bound = weight.shape[1] ** -0.5
-            weight.data = (torch.rand(weight.shape, generator=generator) * 2 - 1).mul_(bound).to(weight.device)
-            module.lora_B["default"].float()  # peft takes the base's dtype; adapters are float32 whatever that is
+            module.lora_A[ADAPTER].weight.data = _drawn(module.lora_A[ADAPTER].weight, generator)
+            module.lora_B[ADAPTER].float()  # peft takes the base's dtype; adapters are float32 whatever that is
+        elif isinstance(module, LoKrLayer):
+            for name in shapes_of(module, ADAPTER):
+                parameter = getattr(module, name)[ADAPTER]
+                parameter.data = _drawn(parameter, generator) if name in RANDOM else parameter.data.float()
+    if lokr is not None and adapter == "lokr":
+        _refuse_unreadable(transformer, lokr)
+
+
+def _lokr_config(pattern: str, rank: int, params: LokrParams) -> LoKrConfig:
+    r, alpha = (_WHOLE, _WHOLE) if params.full_matrix else (rank, params.alpha)
+    return LoKrConfig(
+        r=r,
+        alpha=alpha,
+        decompose_factor=params.factor,
+        target_modules=pattern,
+        init_weights="lycoris",
+    )
+
+
+def _drawn(matrix: Tensor, generator: torch.Generator) -> Tensor:
+    bound = matrix.shape[1] ** -0.5
+    return (torch.rand(matrix.shape, generator=generator) * 2 - 1).mul_(bound).to(matrix.device)
+
+
+def _refuse_unreadable(transformer: "ZImageTransformer2DModel", params: LokrParams) -> None:
+    """Refuse a factor that diffusers could not find again in the file's shapes."""
+    layers = [module for module in transformer.modules() if isinstance(module, LoKrLayer)]
+    products = [product_of(shapes_of(layer, ADAPTER)) for layer in layers]
+    if not peft_makes(products):
+        raise InputError(
+            f"train.lokr.factor is {params.factor}, which does not divide the layers' widths alike, so diffusers could "
+            "not read the LoKr; set it to 8, 16 or -1."
+        )
 
 
 class Adapters:
@@ -112,17 +165,28 @@ class Adapters:
             halves.append(half)
         return halves[0], halves[1]
 
-    def factors(self, values: Tensor) -> dict[str, Factors]:
+    def weights(self, values: Tensor) -> dict[str, Weight]:
         """Return each adapted layer's matrices, strength folded in, of a vector laid out as `values`."""
-        found = {}
+        found: dict[str, Weight] = {}
         downs, ups = values[: self.num_down], values[self.num_down :]
         for lora in self._loras:
             down, downs = downs[: lora.down.numel()].view_as(lora.down), downs[lora.down.numel() :]
             up, ups = ups[: lora.up.numel()].view_as(lora.up), ups[lora.up.numel() :]
-            rows = [rows.stop - rows.start for rows in lora.rows]
-            for member, A, B in zip(lora.members, down.split(lora.rank), up.split(rows), strict=True):
-                found[self._names[id(member)]] = Factors(A.detach(), B.detach() * lora.scale)
+            for member, weight in zip(lora.members, _weights(lora, down.detach(), up.detach()), strict=True):
+                found[self._names[id(member)]] = weight
         return found
+
+
+def _weights(lora: Lora | Lokr, down: Tensor, up: Tensor) -> list[Weight]:
+    """Return the change of each layer of a projection."""
+    if isinstance(lora, Lokr):
+        return [
+            kronecker_of({name: part * lora.scale if name == "lokr_w1" else part for name, part in parts.items()})
+            for parts in lora.parts(down, up)
+        ]
+    rows = [rows.stop - rows.start for rows in lora.rows]
+    pairs = zip(down.split(lora.rank), up.split(rows), strict=True)
+    return [Factors(A, B * lora.scale) for A, B in pairs]
 
 
 def module_names(transformer: "ZImageTransformer2DModel") -> dict[int, str]:

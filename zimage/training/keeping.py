@@ -125,8 +125,8 @@ class Keeper:
 
     def save(self, path: Path) -> None:
         """Write the LoRA as it is now."""
-        factors = self._prepared.adapters.factors(self._prepared.loop.optimiser.result)
-        save_portable(path, factors, metadata=self._metadata, dtype=DTYPES[self._params.stored])
+        weights = self._prepared.adapters.weights(self._prepared.loop.optimiser.result)
+        save_portable(path, weights, metadata=self._metadata, dtype=DTYPES[self._params.stored])
 
     def _write_samples(self, done: int, params: SampleParams, stop: Callable[[], None]) -> None:
         """Write a picture of each sample prompt, of exactly the values that were saved."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from zimage.errors import InputError
+from zimage.lora.loaders import factorized
 from zimage.model.depot import PLACES
 from zimage.model.device import free_gb, has_bfloat16_units
 from zimage.model.sequence import Bucket, padded, sequence_length
@@ -82,6 +83,8 @@ def check(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
         InputError: with what excludes what, and what to set instead.
     """
     memory = params.memory
+    if params.adapter == "lokr" and params.dropout > 0:
+        raise InputError("train.dropout drops inputs of a LoRA and does nothing in a LoKr; set it to 0.")
     if memory.checkpointing == "selective" and not memory.compile:
         raise InputError(
             "train.memory.checkpointing is `selective`, which needs the compiler; "
@@ -162,7 +165,12 @@ def checkpointing_of(
     usable_gb = free_gb(device) / (2 if params.memory.graphs else 1)
     tokens = params.at_once * _most_tokens(buckets)
     return least_checkpointing(
-        params.memory, learning(sizes, params), tokens, usable_gb, dropped=dropped(sizes, params)
+        params.memory,
+        learning(sizes, params),
+        tokens,
+        usable_gb,
+        dropped=dropped(sizes, params),
+        inner=inner_of_lokr(sizes, params),
     )
 
 
@@ -190,9 +198,10 @@ def room_for_both_ways(params: TrainParams, sizes: Sizes, tokens: int, available
     memory = params.memory
     if memory.frozen not in {"fp8", "int8"} or memory.offloaded_blocks:
         return False
-    kept = activations_gb(learning(sizes, params), tokens, "none", dropped=dropped(sizes, params))
+    asked, inner = dropped(sizes, params), inner_of_lokr(sizes, params)
+    kept = activations_gb(learning(sizes, params), tokens, "none", dropped=asked, inner=inner)
     kept *= 2 if memory.graphs else 1
-    need = 2 * weights_gb(sizes, memory) + adapters_gb(sizes, params.rank) + kept + WORKSPACE_GB
+    need = 2 * weights_gb(sizes, memory) + adapters_gb(values_gb(sizes, params)) + kept + WORKSPACE_GB
     return need < available_gb * USED_SHARE
 
 
@@ -210,18 +219,43 @@ def dropped(sizes: Sizes, params: TrainParams) -> int:
     return (4 * D if "attention" in params.targets else 0) + (2 * D + F if "feed_forward" in params.targets else 0)
 
 
+def inner_of_lokr(sizes: Sizes, params: TrainParams) -> int:
+    """Return how many values a token a block's LoKr keeps between its two matrices; 0 for a LoRA."""
+    if params.adapter == "lora":
+        return 0
+    inner = 0
+    for out, width in _adapted(sizes, params):
+        rows, columns = factorized(out, params.lokr.factor), factorized(width, params.lokr.factor)
+        inner += columns[0] * (rows[1] + (params.rank if _is_factored(rows[1], columns[1], params) else 0))
+    return inner
+
+
+def _adapted(sizes: Sizes, params: TrainParams) -> list[tuple[int, int]]:
+    """Return the shapes (out, in) of a block's adapted layers."""
+    D, F = sizes.width, sizes.feed_forward
+    attention = [(D, D)] * 4 if "attention" in params.targets else []
+    return attention + ([(F, D), (F, D), (D, F)] if "feed_forward" in params.targets else [])
+
+
+def _is_factored(rows: int, columns: int, params: TrainParams) -> bool:
+    """Return whether peft keeps a second matrix of this shape as two factors."""
+    return not params.lokr.full_matrix and params.rank < max(rows, columns) / 2
+
+
 def least_checkpointing(
-    memory: MemoryParams, sizes: Sizes, tokens: int, available_gb: float, *, dropped: int = 0
+    memory: MemoryParams, sizes: Sizes, tokens: int, available_gb: float, *, dropped: int = 0, inner: int = 0
 ) -> Checkpointing:
     """Return the form of checkpointing that recomputes least and lets so many tokens fit; full where none does."""
     choices: list[Checkpointing] = ["none", "selective", "full"] if memory.compile else ["none", "full"]
-    needs = {choice: activations_gb(sizes, tokens, choice, dropped=dropped) for choice in choices}
+    needs = {choice: activations_gb(sizes, tokens, choice, dropped=dropped, inner=inner) for choice in choices}
     chosen: Checkpointing = next((choice for choice in choices if needs[choice] < available_gb * USED_SHARE), "full")
     logger.info("checkpointing %s: activations take %.1f GB of %.1f GB free", chosen, needs[chosen], available_gb)
     return chosen
 
 
-def activations_gb(sizes: Sizes, tokens: int, checkpointing: Checkpointing, *, dropped: int = 0) -> float:
+def activations_gb(
+    sizes: Sizes, tokens: int, checkpointing: Checkpointing, *, dropped: int = 0, inner: int = 0
+) -> float:
     """Return about how much the main blocks keep from the way forward for the way back, in bfloat16.
 
     Counted in values a token, D the width and F the feed-forward's:
@@ -229,10 +263,11 @@ def activations_gb(sizes: Sizes, tokens: int, checkpointing: Checkpointing, *, d
     branches' ends (2 D), the feed-forward's two halves, the opened one and their product (4 F);
     selective: the stream (D), qkv (3 D), attended (D), both ends (2 D), the two halves (2 F);
     full: the stream (D), and all of one block while it is computed again.
-    What adapters read is kept by `none` once more for each, if chance drops some of it, with a byte that tells which.
+    What adapters read is kept by `none` once more for each, if chance drops some of it, with a byte that tells which;
+    and what a LoKr has between its two matrices (`inner` values).
     """
     D, F = sizes.width, sizes.feed_forward
-    chosen = dropped + dropped // 2
+    chosen = dropped + dropped // 2 + inner
     everything, little = 14 * D + 4 * F, 7 * D + 2 * F
     values: dict[Checkpointing, int] = {
         "none": sizes.layers * (everything + chosen),
@@ -250,22 +285,41 @@ def weights_gb(sizes: Sizes, memory: MemoryParams) -> float:
     return (here * (4 * D * D + 3 * D * F) * WEIGHT_BYTES[memory.frozen] + modulations) / 1e9
 
 
-def adapters_gb(sizes: Sizes, rank: int) -> float:
+def adapters_gb(values_gb: float) -> float:
     """Return what adapters take while they learn: values, gradients, two moments and the average."""
-    return 5 * lora_gb(sizes, rank)
+    return 5 * values_gb
+
+
+def values_gb(sizes: Sizes, params: TrainParams) -> float:
+    """Return what the values of the main blocks' adapters take, in float32."""
+    if params.adapter == "lora":
+        return lora_gb(sizes, params.rank)
+    values = 0
+    for out, width in _adapted(sizes, params):
+        rows, columns = factorized(out, params.lokr.factor), factorized(width, params.lokr.factor)
+        factored = _is_factored(rows[1], columns[1], params)
+        values += rows[0] * columns[0] + (params.rank * (rows[1] + columns[1]) if factored else rows[1] * columns[1])
+    return 4 * sizes.layers * values / 1e9
 
 
 def lora_gb(sizes: Sizes, rank: int) -> float:
-    """Return what the values of adapters of attention and feed-forward take, in float32."""
+    """Return what the values of LoRAs of attention and feed-forward take, in float32."""
     D, F = sizes.width, sizes.feed_forward
     return 4 * rank * sizes.layers * (11 * D + 3 * F) / 1e9
 
 
-def needed_gb(sizes: Sizes, preset: Preset, rank: int, tokens: int) -> float:
-    """Return about what a run needs at least: with full checkpointing where the preset lets it choose."""
+def needed_gb(sizes: Sizes, preset: Preset, values_gb: float, tokens: int) -> float:
+    """Return about what a run needs at least: with full checkpointing where the preset lets it choose.
+
+    Args:
+        sizes: Of the transformer.
+        preset: What is traded for memory.
+        values_gb: What the adapters' values take.
+        tokens: Of the longest sequence.
+    """
     checkpointing = "full" if preset.memory.checkpointing == "auto" else preset.memory.checkpointing
     activations = activations_gb(sizes, preset.at_once * tokens, checkpointing)
-    return weights_gb(sizes, preset.memory) + adapters_gb(sizes, rank) + activations + WORKSPACE_GB
+    return weights_gb(sizes, preset.memory) + adapters_gb(values_gb) + activations + WORKSPACE_GB
 
 
 def too_small(params: TrainParams, sizes: Sizes, px: tuple[int, int], caption: int, at_hand_gb: float) -> InputError:
@@ -279,8 +333,9 @@ def too_small(params: TrainParams, sizes: Sizes, px: tuple[int, int], caption: i
         at_hand_gb: What this process could have of the GPU.
     """
     tokens = sequence_length(Bucket(px[1] // 8, px[0] // 8, padded(caption)))
-    now = needed_gb(sizes, Preset(params.memory, params.at_once), params.rank, tokens)
-    needs = {name: needed_gb(sizes, preset, params.rank, tokens) for name, preset in PRESETS.items()}
+    values = values_gb(sizes, params)
+    now = needed_gb(sizes, Preset(params.memory, params.at_once), values, tokens)
+    needs = {name: needed_gb(sizes, preset, values, tokens) for name, preset in PRESETS.items()}
     fitting = [f"{name} ({need:.0f} GB)" for name, need in needs.items() if need < min(now, SPARE * at_hand_gb)]
     remedy = f"a preset that fits ({', '.join(reversed(fitting))}), " if fitting else ""
     return InputError(

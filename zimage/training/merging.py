@@ -17,7 +17,7 @@ from zimage.lora.change import exact_factors, written_out
 from zimage.lora.portable import Factors
 from zimage.lora.reading import read_lora
 from zimage.model.denoiser import Denoiser
-from zimage.model.linear import Addend, Projection
+from zimage.model.linear import Addend, Projection, plain_layer
 from zimage.training.params import AdapterParams
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def addends_of(
     for projection in denoiser.projections():
         addends, start = [], 0
         for layer in projection.layers:
-            rows = slice(start, start := start + layer.out_features)
+            rows = slice(start, start := start + plain_layer(layer).out_features)
             if each := factors.get(names[id(layer)]):
                 addends.append(Addend(each.down, each.up, rows))
         if addends:

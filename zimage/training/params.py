@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from zimage.section import Section
 
@@ -17,6 +17,7 @@ Target = Literal[
     "time_embedder",
     "final_layer",
 ]
+Adapter = Literal["lora", "lokr"]
 LossWeight = Literal["constant", "bell", "cosmap"]
 Resume = Literal["exact", "any", "restart"]
 
@@ -79,6 +80,24 @@ class PreservationParams(Section):
     """base: what the base model itself predicts; picture: the truth, for class pictures."""
 
 
+class LokrParams(Section):
+    """The shape of a LoKr, the Kronecker product of a small matrix w1 and a large one w2; `adapter: lokr` only."""
+
+    factor: int = Field(ge=-1)
+    """Rows and columns of w1 where it divides the layer's widths; -1: w1 and w2 of about the same size."""
+    full_matrix: bool
+    """Keep w2 whole instead of as a product of rank `train.rank`; the strength is 1 then."""
+    alpha: float = Field(gt=0)
+    """The strength is alpha / rank, and is multiplied into w1 in the file."""
+
+    @field_validator("factor")
+    @classmethod
+    def _is_a_factor(cls, factor: int) -> int:
+        if factor in {0, 1}:
+            raise ValueError("a factor is 2 or more, or -1 for two matrices of about the same size")
+        return factor
+
+
 class AdapterParams(Section):
     """A LoRA that the frozen weights wear while training, and that is no part of the result."""
 
@@ -127,10 +146,13 @@ class TrainParams(Section):
     """Samples computed together; a batch is cut into such pieces, which processes on a CPU share."""
     targets: list[Target] = Field(min_length=1)
     """Kinds of layers that get an adapter."""
+    adapter: Adapter
+    """lora: the product of two thin matrices; lokr: the Kronecker product of a small and a large one."""
     rank: int = Field(ge=1)
-    """Of every adapter; its alpha is the same, so its strength is 1."""
+    """Of every adapter; the alpha of a LoRA is the same, so its strength is 1."""
+    lokr: LokrParams
     dropout: float = Field(ge=0, lt=1)
-    """Of the adapters' inputs."""
+    """Of the adapters' inputs; 0 for a LoKr."""
     precision: Literal["float32", "bfloat16"]
     """Of the matrix products; adapters and optimiser are float32 in any case."""
     optimiser: OptimiserParams

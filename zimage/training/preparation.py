@@ -143,7 +143,15 @@ def _denoiser(
     transformer = open_transformer(base, device="cpu", dtype=torch.float32 if on_cpu else dtype)
     factors = merge(transformer, params.training_adapter) if params.training_adapter else {}
     generator = generator_of(params.seed, "adapters")
-    inject(transformer, params.targets, rank=params.rank, dropout=params.dropout, generator=generator)
+    inject(
+        transformer,
+        params.targets,
+        rank=params.rank,
+        dropout=params.dropout,
+        generator=generator,
+        adapter=params.adapter,
+        lokr=params.lokr,
+    )
     denoiser = Denoiser(
         transformer,
         dtype=dtype,
