@@ -44,8 +44,9 @@ FLAGS = {"values": "--set"}
 STAGED = ("personalize", "prepare", "learn")  # flows that bring stages up to date
 ALONE = {"publish": "pass"}  # what an option means that is given without a value
 USER_ERROR = 2
-# Log lines that repeat the sentence of a refusal: the stage's, DVC's, and Prefect's about a state.
-REPEATED = re.compile(rf"zimage: |ERROR: failed to reproduce|.*exception:? {InputError.__name__}: ")
+# Log lines that repeat the sentence of a refusal: the stage's, DVC's, and Prefect's about a state; and about hooks,
+# which name and tag runs.
+REPEATED = re.compile(rf"zimage: |ERROR: failed to reproduce|.*exception:? {InputError.__name__}: |(Running h|H)ook '")
 # What the pattern of a field allows, in words.
 ALLOWED = {
     "subject": "2 to 41 small letters a-z, digits, - and _, the first a letter or a digit, such as ada-1",

@@ -13,6 +13,7 @@ from flows.__main__ import _parser as flows_parser
 from tasks.settings import PROJECT
 from zimage.__main__ import _commands
 from zimage.__main__ import _parser as zimage_parser
+from zimage.lora.comfyui import MODELS, TEXT_ENCODER, VAE
 
 DOCUMENTS = (PROJECT / "README.md", PROJECT / "infra" / "guide.md")
 FENCE = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -76,6 +77,19 @@ def test_every_command_of_ours_in_a_sentence_exists_with_its_options(document: P
         known = commands_of(PARSERS[program]())
         assert command in known, text
         assert set(OPTION.findall(text)) <= options_of(known[command]), text
+
+
+def test_the_guide_names_each_file_of_a_workflow_with_its_folder_and_where_it_is_from() -> None:
+    guide = (PROJECT / "infra" / "guide.md").read_text(encoding="utf-8")
+    rows = [line for line in guide.splitlines() if line.startswith("   | `")]
+
+    for file in (*MODELS.values(), TEXT_ENCODER, VAE):
+        (row,) = [row for row in rows if f"`{file.name}`" in row]
+        repository = file.url.partition("huggingface.co/")[2].partition("/resolve/")[0]
+        assert f"`models/{file.directory}`" in row
+        assert f"`split_files/{file.directory}`" in row
+        assert f"`{repository}`" in row or f"`{repository.removeprefix('Comfy-Org/')}`" in row
+    assert any("`models/loras`" in row for row in rows)
 
 
 def sentences() -> Iterator[tuple[Path, str]]:
