@@ -236,10 +236,10 @@ def _pump(source: IO[str], said: "queue.Queue[str | None]") -> None:
     said.put(None)
 
 
-def _failure(sentence: str | None, errors: list[str], folder: Path, blocking: re.Match[str] | None) -> Exception:
+def _failure(refusal: InputError | None, errors: list[str], folder: Path, blocking: re.Match[str] | None) -> Exception:
     said = NAMES.sub(r"\1…", errors[-1]) if errors else "DVC ended without a word"
-    if sentence is not None:
-        return InputError(sentence)
+    if refusal is not None:
+        return refusal
     if FULL in said:
         return InputError(f"The disk of {folder} is full; free some space and run again: what was finished is kept.")
     if blocking is not None and said.endswith("is being blocked by:"):
@@ -256,11 +256,11 @@ class _Follower:
     """Reads the JSON lines that a stage appends to its progress file."""
 
     def __init__(self, path: Path, on_progress: Callable[[dict[str, Any]], None]) -> None:
-        self.error: str | None = None
+        self.error: InputError | None = None
         self._path, self._on_progress, self._read = path, on_progress, 0
 
     def look(self) -> None:
-        """Pass on the newest whole line since the last look, and keep the sentence of a failure."""
+        """Pass on the newest whole line since the last look, and keep a refusal."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -268,7 +268,9 @@ class _Follower:
             whole, newline, _ = file.read().rpartition(b"\n")
         self._read += len(whole + newline)
         events = [json.loads(line) for line in whole.splitlines()]
-        self.error = next((event["error"] for event in events if "error" in event), self.error)
+        failed = next((event for event in events if "error" in event), None)
+        if failed is not None:
+            self.error = InputError(failed["error"], names=failed["names"])
         counted = [event for event in events if "done" in event]
         if counted:
             self._on_progress(counted[-1])

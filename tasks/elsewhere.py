@@ -29,6 +29,7 @@ from prefect.states import Cancelled, Completed
 
 from tasks.dvc import StageFailedError
 from tasks.forget_runs import PAGE, WORKS, subject_of
+from tasks.log import names_in_log
 from tasks.lost import Silence, cancel_parts, end_if_lost, is_dead
 from tasks.policy import DEAD_AFTER, LEGS, PART_WAITS_S, SERVER_AWAY_S, SERVER_ERRORS
 from tasks.run_labels import reasons_now, run_name, run_tags
@@ -84,7 +85,7 @@ def run_leg(leg: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[str, 
         return outcomes(run)
     said = run.state.message or run.state.name or ""
     if REFUSAL in said:
-        raise InputError(said.partition(REFUSAL)[2])
+        raise InputError(said.partition(REFUSAL)[2], names=names_in_log(run))
     raise StageFailedError(f"`{run.name}` ended as {run.state.name}: {said}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from tasks.dvc import at_hand
 from tasks.handover import State, Taken, consent_of
 from tasks.lease import leased
+from tasks.log import log_names
 from tasks.policy import StageTask, store_task
 from tasks.settings import Settings
 from tasks.sources import Source, look, source
@@ -42,7 +43,11 @@ def working_on(settings: Settings, workspace: Path, *, shared: bool, makes: bool
                 yield
             return
         with leased(workspace.name), held(workspace):
-            yield
+            try:
+                yield
+            except InputError as refusal:
+                log_names(refusal)  # whoever started this on another machine reads them there
+                raise
 
 
 def require_workspace(workspace: Path) -> None:

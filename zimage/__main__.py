@@ -73,9 +73,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         if sentence is None:
             raise
         print(f"zimage: {printable(sentence)}", file=sys.stderr, flush=True)
-        if isinstance(error, InputError) and error.names:
-            print(f"zimage: {printable(error.names)}", file=sys.stderr, flush=True)
-        _tell(followed, sentence)
+        names = error.names if isinstance(error, InputError) else ""
+        if names:
+            print(f"zimage: {printable(names)}", file=sys.stderr, flush=True)
+        _tell(followed, sentence, names)
         return USER_ERROR
 
 
@@ -343,10 +344,10 @@ def _is_disk_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or DISK_FULL in str(error)
 
 
-def _tell(followed: str | None, sentence: str) -> None:
+def _tell(followed: str | None, sentence: str, names: str) -> None:
     if followed:
         with contextlib.suppress(OSError), Path(followed).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"error": sentence}) + "\n")
+            file.write(json.dumps({"error": sentence, "names": names}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,21 @@
 """Photos that lie in a bucket, with a real server, a real scheduler and real stages."""
 
 import json
+import threading
+import time
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
 
 from flows.__main__ import main
+from flows.prepare import prepare
+from flows.spec import PrepareSpec
+from tasks import photos as photos_module
+from tasks.elsewhere import run_leg
 from tasks.handover import Taken
 from tasks.leg import bring
 from tasks.settings import from_environment
@@ -15,6 +24,7 @@ from tests.agreed import agreed
 from tests.album import Album
 from tests.tasks.faults import unwell
 from zimage.demo import make_demo_photos
+from zimage.errors import InputError
 from zimage.faces.rows import ManifestRow, PhotoRow
 from zimage.records import read_rows
 
@@ -55,9 +65,9 @@ def test_photos_and_a_consent_in_a_bucket_become_crops_and_what_is_added_there_c
     consent = agreed(tmp_path, "ada").read_bytes()
     album.client.put_object(Bucket="album", Key="agreed/ada.yaml", Body=consent)
     given = [f"--set={key}={json.dumps(value)}" for key, value in SMALL.items()]
-    prepare = ["prepare", "--subject", "ada", "--photos", "s3://album/ada"]
+    asked = ["prepare", "--subject", "ada", "--photos", "s3://album/ada"]
 
-    assert main([*prepare, "--consent", "s3://album/agreed/ada.yaml", *WOMAN, *given]) == 0
+    assert main([*asked, "--consent", "s3://album/agreed/ada.yaml", *WOMAN, *given]) == 0
     data = tmp_path / "workspaces" / "ada" / "data"
     rows = {row.name: row for row in read_rows(data / "ingest" / "photos.jsonl", PhotoRow)}
     assert {name for name, row in rows.items() if row.status == "kept"} == {f"day 1/{name}" for name, _ in first}
@@ -65,7 +75,7 @@ def test_photos_and_a_consent_in_a_bucket_become_crops_and_what_is_added_there_c
     assert {row.decision for row in read_rows(data / "detect" / "manifest.jsonl", ManifestRow)} >= {"train", "holdout"}
 
     album.put(last[0], last[1])
-    assert main(prepare) == 0
+    assert main(asked) == 0
     assert "ingest ran, detect ran" in capsys.readouterr().out
     decided = {row.name: row.reason for row in read_rows(data / "detect" / "manifest.jsonl", ManifestRow)}
     assert decided[last[0]] == "wrong_person"
@@ -142,3 +152,44 @@ def test_a_bucket_that_cannot_be_read_ends_with_one_sentence_and_no_photos(
         "flows: There are no photos at s3://album/eve; check the bucket and the prefix."
     )
     assert not (workspaces / "eve" / "data" / "photos").exists()
+
+
+def test_an_album_too_large_is_refused_by_a_pool_without_a_name_and_the_one_who_asked_reads_the_name(
+    album: Album, prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZIMAGE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(photos_module, "MOST_BYTES", 10)
+    album.put("grandmas-house.jpg", b"a large photo")
+    given = {"photos": "s3://album/ada", "consent": str(agreed(tmp_path, "ada")), "class_noun": "woman"}
+    spec = PrepareSpec(subject="ada", placement="pools", **given)
+
+    @flow
+    def asks() -> None:
+        run_leg("prepare", spec)
+
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(prepare), "prepare")
+        worker = threading.Thread(target=do_next_run_of, args=(deployment,))
+        worker.start()
+        with pytest.raises(InputError, match=r"holds 0\.0 GB in 1 files, the largest") as refused:
+            asks()
+        worker.join()
+        runs = [run for run in client.read_flow_runs() if run.deployment_id == deployment]
+        states = [state for run in runs for state in client.read_flow_run_states(run.id)]
+        client.delete_deployment(deployment)
+
+    assert refused.value.names == "The largest is grandmas-house.jpg"
+    assert any("the largest" in (state.message or "") for state in states)
+    assert not any("grandma" in (state.message or "") for state in states)
+
+
+def do_next_run_of(deployment: UUID) -> None:
+    """Do what a worker of a pool does with the next run of a deployment."""
+    until = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < until:
+            for run in client.read_flow_runs():
+                if run.deployment_id == deployment:
+                    run_flow(prepare, flow_run=run, return_type="state")
+                    return
+            time.sleep(0.1)
