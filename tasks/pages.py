@@ -23,12 +23,14 @@ HOST = "127.0.0.1"
 SECRET = ".pages"  # in the store's folder; whoever can read it can read the pages themselves
 SECRET_BYTES = 32
 LINK_MAX_S = 7 * 24 * 3600
-PAGE = re.compile(r"subjects/[a-z0-9][a-z0-9_-]{1,40}/pages/[0-9a-f]{16}/[a-z][a-z_]{0,40}\.html")
+PAGE = re.compile(
+    r"subjects/[a-z0-9][a-z0-9_-]{1,40}/pages/([0-9a-f]{16}/[a-z][a-z_]{0,40}\.html|thumbnails/[0-9a-f]{32}\.jpg)"
+)
 GIVEN_UP_AFTER_S = 10.0  # a client that says nothing
+KINDS = {".html": "text/html; charset=utf-8", ".jpg": "image/jpeg"}
 HEADERS = {
-    "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "Content-Security-Policy": "default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -95,6 +97,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Send the page that was asked for, or a sentence on why not."""
         status, content = _answer(self.root, self.secret, self.path)
         self.send_response(status)
+        picture = status == HTTPStatus.OK and urlsplit(self.path).path.endswith(".jpg")
+        self.send_header("Content-Type", KINDS[".jpg" if picture else ".html"])
         for name, value in HEADERS.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))

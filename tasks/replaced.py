@@ -25,6 +25,7 @@ from tasks.storage import open_store, store_errors
 from tasks.store import Store, changed
 from tasks.workspace import write_changed
 from zimage.errors import InputError
+from zimage.faces.sheet.render import THUMBNAILS
 from zimage.plain_yaml import load_trusted
 
 DIR = ".dir"  # ends the name of a folder's listing
@@ -128,7 +129,10 @@ def live_here(cache: Path, named: Collection[str]) -> set[str]:
 
 
 def live_in(store: Store, subject: str) -> set[str]:
-    """Return what is live in the store, by the key below the subject's; a page is never, for its links expire."""
+    """Return what is live in the store, by the key below the subject's.
+
+    Pages never are, for their links expire; the pictures of a contact sheet are if the sheet is.
+    """
     state = read_state(store, subject).state
     named = named_by(state.lock, state.inputs.values()) if state else set()
     top = f"subjects/{subject}/dvc/"
@@ -138,7 +142,9 @@ def live_in(store: Store, subject: str) -> set[str]:
         found = store.read(top + path)
         return found.content if found else None
 
-    return {f"dvc/{path}" for path in live(named, runs, read)}
+    found = live(named, runs, read)
+    pictures = {f"pages/{THUMBNAILS}/{''.join(path.split('/')[-2:])}.jpg" for path in found}
+    return {f"dvc/{path}" for path in found} | pictures
 
 
 def live(named: Collection[str], runs: Iterable[str], read: Read) -> set[str]:

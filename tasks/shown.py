@@ -12,7 +12,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, get_args
 from uuid import UUID
@@ -30,11 +32,13 @@ from tasks.channels import Name, channel
 from tasks.policy import SERVER_ERRORS
 from tasks.release import manifest_of, releases
 from tasks.scan import Finding
+from tasks.scratch import scratch
 from tasks.settings import Settings
 from tasks.stage_numbers import number_rows
 from tasks.storage import open_store
 from tasks.store import Store
 from tasks.tombstones import Tombstone, unless_forgotten
+from zimage.faces.sheet.render import THUMBNAILS
 from zimage.identity.charts import curve
 from zimage.identity.wording import TOY, cells, quantity, unbroken
 from zimage.signatures import STAGES
@@ -42,6 +46,8 @@ from zimage.summary import evaluated
 
 ONLY_HERE = "it was only run on this machine; run personalize for it with placement pools once"
 PAGES = {"detect": "contact_sheet.html", "evaluate": "report.html"}
+PICTURE = re.compile(rf'src="{THUMBNAILS}/([0-9a-f]{{16}}\.jpg)"')  # in a contact sheet
+AT_ONCE = 8  # pictures on their way to the store
 COUNTED = {
     "files": "files on this machine",
     "objects": "objects in the store",
@@ -226,15 +232,38 @@ def show_page_again(settings: Settings, workspace: Path, stage: str, *, shared: 
 
 
 def _stored(settings: Settings, subject: str, workspace: Path, page: Path) -> tuple[str, str]:
-    """Put a page into the store; return the link to it, and until when it opens it, for a person."""
+    """Put a page into the store; return the link to it, and until when it opens it, for a person.
+
+    Pictures beside the page go there too, and it gets a link to each in the place of its relative address: a link opens
+    one object only. A browser then loads those that one scrolls to.
+    """
     store = open_store(settings.store, pages=settings.pages)
-    sha256 = hashlib.sha256(page.read_bytes()).hexdigest()
-    key = f"subjects/{subject}/pages/{sha256[:16]}/{page.name}"
-    with unless_forgotten(store, subject, workspace) as written:
+    below = f"subjects/{subject}/pages"
+    content = page.read_bytes()
+    key = f"{below}/{hashlib.sha256(content).hexdigest()[:16]}/{page.name}"
+    pictures = sorted(page.parent.glob(f"{THUMBNAILS}/*.jpg")) if page.name == PAGES["detect"] else []
+    with unless_forgotten(store, subject, workspace) as written, scratch(workspace, "page") as folder:
+        if pictures:
+            written.append(f"{below}/{THUMBNAILS}")
+            links = _stored_pictures(store, f"{below}/{THUMBNAILS}", pictures)
+            text = PICTURE.sub(lambda found: f'src="{links[found[1]]}"', content.decode())
+            page = folder / page.name
+            page.write_text(text, encoding="utf-8")
         written.append(key)
-        store.put_if_absent(key, page)
+        if not store.put_if_absent(key, page) and pictures:
+            store.mend(key, page)  # the links in it are new
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=store.link_max_s)
     return store.link(key, seconds=store.link_max_s), f"; the link opens it until {until:%Y-%m-%d %H:%M} UTC"
+
+
+def _stored_pictures(store: Store, below: str, pictures: Sequence[Path]) -> dict[str, str]:
+    """Return a link to each picture by its name, escaped for HTML; those that the store lacks are sent."""
+    names = {path.name: f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}.jpg" for path in pictures}
+    present = set(store.names(below))
+    lacking = {names[path.name]: path for path in pictures if names[path.name] not in present}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda each: store.put_if_absent(f"{below}/{each[0]}", each[1]), lacking.items()))
+    return {name: escape(store.link(f"{below}/{md5}", seconds=store.link_max_s)) for name, md5 in names.items()}
 
 
 def _show_decisions(subject: str, workspace: Path) -> None:

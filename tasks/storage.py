@@ -9,12 +9,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from tasks.folder_store import LOCKS, FolderStore
+from tasks.pages import KINDS
 from tasks.store import (
     MAX_FILE_BYTES,
     MAX_SMALL_BYTES,
@@ -265,8 +266,9 @@ class S3Store:
                 f"A link may hold for up to {self.link_max_s} s, not for {seconds}; make a new one instead."
             )
         asked = {"Bucket": self.bucket, "Key": self._full(key)}
-        if key.endswith(".html"):
-            asked["ResponseContentType"] = "text/html; charset=utf-8"  # else a browser would save it
+        kind = KINDS.get(PurePosixPath(key).suffix)
+        if kind is not None:
+            asked["ResponseContentType"] = kind  # else a browser would save it
         client = _client(self.pages) if self.pages else self.client
         return str(client.generate_presigned_url("get_object", Params=asked, ExpiresIn=seconds))
 

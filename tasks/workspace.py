@@ -15,20 +15,21 @@ from tasks.dvc import StageFailedError, run
 from tasks.forkserver import is_dvc
 from tasks.scratch import remove_leftovers
 from zimage.errors import InputError
-from zimage.folder import make_private, make_writable, write_whole
+from zimage.folder import clones, make_private, make_writable, write_whole
 from zimage.lock import locked
 
 # What DVC remembers of files, by their names, lies in the workspace; else it is in /var/tmp, for all to read, and stays
 # there. A relative path would count from where `dvc` is called.
-# Copies or reflinks, never hard links: a process of root could write through those into the cache.
+# A result lies once on a disk: cache and workspace share it (infra/decisions/14-one-copy-of-a-file.md).
 CONFIG = """[core]
     no_scm = true
     analytics = false
     check_update = false
     site_cache_dir = "{site}"
 [cache]
-    type = "reflink,copy"
+    type = "{links}"
 """
+CLONES, LINKS = "reflink,copy", "hardlink,copy"
 SHARED = ["--pull", "--allow-missing"]
 CLOCKS_DIFFER_S = 2.0  # the kernel's, which files have, and that of processes' starts
 UP_TO_DATE = "Data and pipelines are up to date."
@@ -48,7 +49,8 @@ def make(folder: Path, project: Path) -> None:
     (folder / "data" / "overrides").mkdir(parents=True, exist_ok=True)
     site = folder.absolute() / ".dvc" / "tmp" / "site"
     (site / "repo").mkdir(parents=True, exist_ok=True)  # DVC would let everybody write there
-    write_changed(folder / ".dvc" / "config", CONFIG.format(site=site))
+    links = CLONES if clones(folder / ".dvc" / "tmp") else LINKS
+    write_changed(folder / ".dvc" / "config", CONFIG.format(site=site, links=links))
     shutil.copyfile(project / ".dvcignore", folder / ".dvcignore")
     for name in ("dvc.yaml", "code.yaml"):
         write_changed(folder / name, (project / name).read_text(encoding="utf-8"))

@@ -1,16 +1,20 @@
 """Output folders that appear only when whole."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from zimage.errors import InputError
 from zimage.lock import locked
 
 PRIVATE, OTHERS = 0o700, 0o077  # modes: of what is this user's only; what others may do
+READ_ONLY = 0o444
+CLONE = 0x40049409  # FICLONE of Linux (linux/fs.h): a copy that shares its blocks until one of both is written
 METRICS = "metrics.json"  # in the output of every stage
 
 
@@ -117,6 +121,39 @@ def made_aside(out: Path, *, keep_on_failure: bool = False) -> Iterator[Path]:
                 shutil.rmtree(aside, ignore_errors=True)
             raise
         _replace(out, aside)
+
+
+def share(source: Path, target: Path) -> None:
+    """Make `target` a file with the content of `source` that takes no room of its own where the file system has that.
+
+    A clone, else a second name of the same file, else a copy. `source` becomes read-only: whoever wrote into one of two
+    names would write into the other; a file is replaced by a new one instead, as everything here does.
+    """
+    source.chmod(READ_ONLY)
+    if not cloned(source, target):
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, target)
+
+
+def cloned(source: Path, target: Path) -> bool:
+    """Return whether the new file `target` could be made a clone of `source`; else it is not there."""
+    with source.open("rb") as read, target.open("xb") as written:
+        try:
+            fcntl.ioctl(written.fileno(), CLONE, read.fileno())
+        except OSError:
+            target.unlink()
+            return False
+    return True
+
+
+def clones(folder: Path) -> bool:
+    """Return whether the file system of a folder can clone files; asked of it with two small ones."""
+    with TemporaryDirectory(dir=folder) as name:
+        one = Path(name, "one")
+        one.write_bytes(b"1")
+        return cloned(one, Path(name, "two"))
 
 
 def _replace(out: Path, whole: Path) -> None:

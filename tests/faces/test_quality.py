@@ -1,3 +1,6 @@
+import tracemalloc
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from skimage import data
 
 from zimage.faces.dlib_engine import DlibEngine
 from zimage.faces.points import Points
-from zimage.faces.quality import chroma, dhash, look, score, unlikeness, usual_texture, warmth
+from zimage.faces.quality import SIDE_PX, chroma, dhash, look, score, unlikeness, usual_texture, warmth
 
 Picture = NDArray[np.uint8]
 
@@ -56,7 +59,7 @@ def test_light_is_measured_on_the_face_alone(portrait: Picture, points: Points) 
 
 
 def test_an_object_before_the_face_is_unlike_the_usual_face(portrait: Picture, points: Points) -> None:
-    usual = usual_texture([look(portrait, points, "corners").texture])
+    usual = usual_texture([look(portrait, points, "corners")])
     covered = portrait.copy()
     cv2.ellipse(covered, (226, 155), (38, 30), 0, 0, 360, (120, 160, 200), -1)
     assert unlikeness(look(portrait, points, "corners").texture, usual) == 0
@@ -93,3 +96,28 @@ def test_colours_are_measured() -> None:
     orange, grey = np.full((8, 8, 3), (255, 128, 0), np.uint8), np.full((8, 8, 3), 90, np.uint8)
     assert chroma(orange) == 1 and chroma(grey) == 0
     assert warmth(orange) == 1 and warmth(grey) == 0 and warmth(orange[:, :, ::-1]) == -1
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A face whose texture is made when it is asked for."""
+
+    seed: int
+
+    @property
+    def texture(self) -> Picture:
+        return np.random.default_rng(self.seed).integers(0, 256, (SIDE_PX, SIDE_PX)).astype(np.uint8)
+
+
+def test_the_usual_face_is_the_median_of_all_to_the_last_bit_and_takes_no_more_memory_for_more_of_them() -> None:
+    faces = [Drawn(seed) for seed in range(600)]
+    normal = [(grey - grey.mean()) / grey.std() for grey in (face.texture.astype(np.float64) for face in faces)]
+
+    tracemalloc.start()
+    found = usual_texture(faces)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert np.array_equal(found, np.median(np.stack(normal), axis=0))
+    assert len(faces) * found.nbytes > 70e6  # what all of them would take at once
+    assert peak_bytes < 50e6

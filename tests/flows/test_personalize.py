@@ -450,7 +450,7 @@ def test_everything_of_a_subject_is_in_its_workspace(ada: Ada) -> None:
     assert all(not Path(path).is_absolute() and ".." not in Path(path).parts for path in paths)
     config: Any = (ada.workspace / ".dvc" / "config").read_text()
     assert "no_scm = true" in config
-    assert "hardlink" not in config
+    assert re.search(r'type = "(hardlink|reflink),copy"', config)
 
 
 def test_after_forget_the_whole_database_holds_nothing_of_the_person_but_names_of_runs(

@@ -187,14 +187,16 @@ def test_metrics_tell_the_set_in_numbers(demo: Workspace) -> None:
     assert metrics["distance_max"] < 0.3
 
 
-def test_the_contact_sheet_shows_every_file_with_its_reason_and_loads_nothing(demo: Workspace) -> None:
+def test_the_contact_sheet_shows_every_file_with_its_reason_and_loads_only_its_own_pictures(demo: Workspace) -> None:
     sheet = (demo.out / "contact_sheet.html").read_text(encoding="utf-8")
     for name, row in demo.manifest().items():
         assert name in sheet and row.photo in sheet
         assert row.reason in {"kept", "holdout"} or row.reason.replace("_", " ") in sheet
-    assert not re.search(r"https?://|<script|src=\"(?!data:)", sheet)
+    assert not re.search(r"https?://|<script|src=\"(?!thumbnails/[0-9a-f]{16}\.jpg\")", sheet)
     assert sheet.count('<i class="face') == sum(len(row.faces) for row in demo.manifest().values())
-    assert sheet.count("data:image/jpeg") == 30
+    shown = set(re.findall(r'src="(thumbnails/[0-9a-f]{16}\.jpg)"', sheet))
+    assert len(shown) == 30
+    assert {f"thumbnails/{path.name}" for path in (demo.out / "thumbnails").iterdir()} == shown
 
 
 def test_a_second_run_gives_the_same_bytes_without_looking_again(copy: Workspace) -> None:

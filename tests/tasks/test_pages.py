@@ -45,7 +45,7 @@ def test_a_link_opens_its_page_and_says_how_it_may_be_used(store: FolderStore) -
     assert asked(link) == (200, TEXT)
     with urllib.request.urlopen(link) as answer:
         assert answer.headers["Cache-Control"] == "no-store"
-        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'; img-src data:;")
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'; img-src data: 'self';")
         assert answer.headers["Referrer-Policy"] == "no-referrer"
         assert "Python" not in answer.headers["Server"]
 

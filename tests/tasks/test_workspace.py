@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ import pytest
 
 from tasks.dvc import StageFailedError
 from tasks.leg import working_on
+from tasks.replaced import object_path
 from tasks.settings import PROJECT, Settings
 from tasks.workspace import (
     Outcome,
@@ -31,6 +33,15 @@ from tests.processes import runs
 from zimage.errors import InputError
 
 COPY = "import pathlib, shutil; pathlib.Path('data/b').mkdir(); shutil.copy('data/a', 'data/b/a'); print('copied')"
+SHARING = """
+from pathlib import Path
+from zimage.folder import made_aside, share
+kept = Path(".b.cache")
+kept.unlink(missing_ok=True)
+kept.write_bytes(Path("data/a").read_bytes() * 100_000)
+with made_aside(Path("data/b")) as aside:
+    share(kept, aside / "a")
+"""
 WAITING = """
 import os, pathlib, time
 from zimage.parent import die_with_parent
@@ -105,6 +116,29 @@ def test_going_back_to_earlier_values_restores_instead_of_running(tmp_path: Path
 
     assert not is_up_to_date(workspace, "b")
     assert run(workspace) is Outcome.RESTORED
+
+
+def test_a_result_takes_room_once_and_making_it_anew_leaves_the_cache_as_it_was(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, SHARING)
+    track(workspace, ["data/a"])
+    before = shutil.disk_usage(tmp_path).used
+    run(workspace)
+    names = [workspace / ".b.cache", workspace / "data" / "b" / "a"]
+
+    if "hardlink" in (workspace / ".dvc" / "config").read_text():
+        cached = workspace / ".dvc" / "cache" / object_path(hashlib.md5(names[0].read_bytes()).hexdigest())
+        assert len({path.stat().st_ino for path in (*names, cached)}) == 1
+    else:  # clones have an inode each, and share their blocks
+        assert shutil.disk_usage(tmp_path).used - before < 600_000
+    (workspace / "data" / "a").unlink()
+    (workspace / "data" / "a").write_text("two")
+    assert run(workspace) is Outcome.RAN
+
+    objects = [path for path in (workspace / ".dvc" / "cache" / "files" / "md5").glob("*/*") if path.is_file()]
+    assert len(objects) >= 4
+    for path in objects:
+        assert hashlib.md5(path.read_bytes()).hexdigest() == f"{path.parent.name}{path.name}".removesuffix(".dir")
+    assert names[1].read_text() == "two" * 100_000
 
 
 def test_only_the_lines_of_the_stage_itself_tell_its_outcome() -> None:

@@ -174,7 +174,7 @@ def _plan_crops(cases: list[Case], info: EngineInfo, params: CropParams) -> None
 
 def _rank(cases: list[Case], params: QualityParams) -> None:
     standing = [case for case in cases if case.open]
-    steady = [case.subject.texture for case in standing if abs(case.subject.measured.yaw_deg or 0) <= USUAL_YAW_DEG]
+    steady = [case.subject for case in standing if abs(case.subject.measured.yaw_deg or 0) <= USUAL_YAW_DEG]
     usual = usual_texture(steady) if len(steady) >= USUAL_FROM else None
     for case in standing:
         face = case.subject.measured

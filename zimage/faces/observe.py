@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from zimage.faces.cache import Cache, filled
 from zimage.faces.engine import Attempt, Engine, EngineParams, Face, open_engine
-from zimage.faces.pictures import Mask, Picture, fitted, jpeg, read_rgb
+from zimage.faces.pictures import Mask, Picture, fitted, fitted_size, jpeg, read_rgb
 from zimage.faces.points import Points
-from zimage.faces.quality import dhash, look
+from zimage.faces.quality import Look, dhash, look
 from zimage.faces.rows import Box, PhotoRow
 from zimage.records import Row
 
@@ -41,12 +41,20 @@ class Measured(Row):
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """One face in one photo: its numbers, five points (5, 2) in px, embedding (D,), and texture (see Look)."""
+    """One face in one photo: its numbers, five points (5, 2) in px, embedding (D,), and where its texture is kept."""
 
     measured: Measured
     points_xy: Points
     embedding: NDArray[np.float32]
-    texture: Mask
+    file: Path
+    number: int
+
+    @property
+    def texture(self) -> Mask:
+        """See zimage.faces.quality.Look; read each time, for an album of them would fill memory."""
+        with np.load(self.file) as arrays:
+            texture: Mask = arrays["textures"][self.number]
+        return texture
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +78,11 @@ class Observation:
     def thumbnail(self) -> Path:
         """A small JPEG of the photo, for the contact sheet."""
         return self.entry / THUMBNAIL
+
+    @property
+    def size_of_thumbnail(self) -> tuple[int, int]:
+        """Its width and height in px."""
+        return fitted_size(self.width, self.height, THUMBNAIL_PX)
 
 
 class _Facts(Row):
@@ -108,33 +121,33 @@ class Observer:
         return filled(Cache(self.cache, self.salt).entry(key), lambda folder: self._look(read_rgb(picture), folder))
 
     def _look(self, image_rgb: Picture, folder: Path) -> None:
-        seen = [_seen(image_rgb, face, self.engine) for face in self.engine.find(image_rgb)]
+        faces = self.engine.find(image_rgb)
+        looks = [look(image_rgb, face.points_xy, self.engine.info.points_kind) for face in faces]
+        measured = [_measured(face, each) for face, each in zip(faces, looks, strict=True)]
         height, width = image_rgb.shape[:2]
-        facts = _Facts(width=width, height=height, dhash=dhash(image_rgb), faces=[one.measured for one in seen])
+        facts = _Facts(width=width, height=height, dhash=dhash(image_rgb), faces=measured)
         (folder / THUMBNAIL).write_bytes(jpeg(fitted(image_rgb, THUMBNAIL_PX), THUMBNAIL_QUALITY))
         (folder / FACTS).write_text(facts.model_dump_json(), encoding="utf-8")
-        if seen:
+        if faces:
             np.savez(
                 folder / FACES,
-                points=np.stack([one.points_xy for one in seen]),
-                embeddings=np.stack([one.embedding for one in seen]),
-                textures=np.stack([one.texture for one in seen]),
+                points=np.stack([face.points_xy for face in faces]),
+                embeddings=np.stack([face.embedding for face in faces]),
+                textures=np.stack([each.texture for each in looks]),
             )
 
 
-def _seen(image_rgb: Picture, face: Face, engine: Engine) -> Seen:
-    measured = look(image_rgb, face.points_xy, engine.info.points_kind)
-    numbers = Measured(
+def _measured(face: Face, found: Look) -> Measured:
+    return Measured(
         box_xyxy=face.box_xyxy,
         score=face.score,
         yaw_deg=face.yaw_deg,
         roll_deg=face.roll_deg,
         attempt=face.attempt,
-        sharpness=measured.sharpness,
-        luma=measured.luma,
-        clipped=measured.clipped,
+        sharpness=found.sharpness,
+        luma=found.luma,
+        clipped=found.clipped,
     )
-    return Seen(numbers, face.points_xy, face.embedding, measured.texture)
 
 
 def read_observation(entry: Path) -> Observation:
@@ -143,6 +156,6 @@ def read_observation(entry: Path) -> Observation:
     faces: list[Seen] = []
     if facts.faces:
         with np.load(entry / FACES) as arrays:
-            points, embeddings, textures = (arrays[name] for name in ("points", "embeddings", "textures"))
-        faces = [Seen(*one) for one in zip(facts.faces, points, embeddings, textures, strict=True)]
+            found = zip(facts.faces, arrays["points"], arrays["embeddings"], strict=True)
+            faces = [Seen(*one, entry / FACES, number) for number, one in enumerate(found)]
     return Observation(facts.width, facts.height, facts.dhash, faces, entry)

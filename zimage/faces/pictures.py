@@ -37,8 +37,13 @@ def jpeg(pixels_rgb: Picture, quality: int) -> bytes:
 def fitted(pixels_rgb: Picture, long_px: int) -> Picture:
     """Return the picture brought down to a long side of `long_px`; a smaller one as it is."""
     height, width = pixels_rgb.shape[:2]
-    scale = long_px / max(height, width)
-    if scale >= 1:
+    size = fitted_size(width, height, long_px)
+    if size == (width, height):
         return pixels_rgb
-    size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(cv2.resize(pixels_rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def fitted_size(width: int, height: int, long_px: int) -> tuple[int, int]:
+    """Return width and height in px of a picture brought down to a long side of `long_px`; a smaller one keeps its."""
+    scale = min(1.0, long_px / max(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))

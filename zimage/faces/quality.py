@@ -1,6 +1,8 @@
 """How good a photo of a face is: numbers that mean the same at every size, and one that ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -12,12 +14,22 @@ from zimage.faces.points import Points, PointsKind, aligned
 SIDE_PX = 128  # of the upright face on which everything is measured
 INNER = slice(SIDE_PX // 8, SIDE_PX * 7 // 8)  # without the border, which shows hair and background
 BLACK, BLOWN = 8, 247  # levels beyond which skin has lost its texture
+ROWS_BYTES = 2**24  # of the rows of all faces that are compared at once
 BLOCKS = 6  # the inner face is compared in 6 x 6 blocks of 16 px
 ALIKE = 0.4  # correlation of two blocks; those of one face under other light correlate at 0.95 and more
 # Values at which a soft score is 0 and 1, linear between. Sharpness: faces in focus measure 11 to 27 (seven faces of
 # skimage's and insightface's photos), a blur of 2 px in a face of 88 px brings 23 to 3.
 SHARPNESS_RANGE = (4.0, 16.0)
 FRONTAL_DEG, PROFILE_DEG = 35.0, 75.0
+
+
+class HasTexture(Protocol):
+    """A face whose texture can be asked for."""
+
+    @property
+    def texture(self) -> Mask:
+        """See Look."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,9 +73,19 @@ def sharpness(grey: Mask) -> float:
     return float(1000 * laplacian.var() / max(float(grey[INNER, INNER].var()), 1.0))
 
 
-def usual_texture(textures: list[Mask]) -> NDArray[np.float64]:
-    """Return the median of a subject's faces, each with mean 0 and variance 1."""
-    return np.asarray(np.median(np.stack([_normal(texture.astype(np.float64)) for texture in textures]), axis=0))
+def usual_texture(faces: Sequence[HasTexture]) -> NDArray[np.float64]:
+    """Return the median of a subject's faces, each with mean 0 and variance 1.
+
+    Some rows at a time, with the faces read anew for each: memory stays bounded however many faces there are.
+    """
+    rows = max(1, ROWS_BYTES // (len(faces) * SIDE_PX * np.dtype(np.float64).itemsize))
+    strips = []
+    for top in range(0, SIDE_PX, rows):
+        stack = np.empty((len(faces), min(rows, SIDE_PX - top), SIDE_PX))
+        for number, face in enumerate(faces):
+            stack[number] = _normal(face.texture.astype(np.float64))[top : top + rows]
+        strips.append(np.median(stack, axis=0, overwrite_input=True))
+    return np.concatenate(strips)
 
 
 def unlikeness(texture: Mask, usual: NDArray[np.float64]) -> float:

@@ -1,7 +1,6 @@
 """Clean pictures become a curated set: whose face it is, what is good enough, what is trained on, what is held out."""
 
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -21,11 +20,11 @@ from zimage.faces.observe import Observation, Observer, read_observation
 from zimage.faces.overrides import Override, read_overrides
 from zimage.faces.references import read_references
 from zimage.faces.rows import CropRow, Cut, PhotoRow
-from zimage.faces.sheet.render import Tile, contact_sheet
+from zimage.faces.sheet.render import THUMBNAILS, Tile, contact_sheet
 from zimage.faces.split import SplitParams
 from zimage.faces.whose import SubjectParams
 from zimage.faces.workers import Lost, mapped
-from zimage.folder import check_out, made_aside
+from zimage.folder import check_out, made_aside, share
 from zimage.progress import Progress
 from zimage.records import read_rows, write_metrics, write_rows
 from zimage.section import Section
@@ -56,7 +55,8 @@ def detect(ingest: Path, overrides: Path, out: Path, *, params: DetectParams) ->
     Args:
         ingest: photos.jsonl and photos/ as ingest wrote them.
         overrides: May hold decisions.yaml (see zimage.faces.overrides) and reference/ with photos of the subject.
-        out: manifest.jsonl, crops.jsonl, train/, holdout/, masks/, aligned/, contact_sheet.html and metrics.json.
+        out: manifest.jsonl, crops.jsonl, train/, holdout/, masks/, aligned/, contact_sheet.html with its pictures in
+            thumbnails/, and metrics.json.
         params: How faces are found and photos chosen.
 
     Raises:
@@ -144,7 +144,7 @@ def _cut(cases: list[Case], jobs: dict[str, Job], cache: Cache, aside: Path) -> 
             if isinstance(entry, Lost):
                 raise RuntimeError(f"cutting {job.picture} failed: {entry.detail}")
             cache.keep(entry)
-            shutil.copyfile(entry / ALIGNED, aside / "aligned" / f"{case.row.photo}.png")
+            share(entry / ALIGNED, aside / "aligned" / f"{case.row.photo}.png")
             yield from (_placed(cut, case, entry, aside) for cut in read_cuts(entry))
             progress.advance()
 
@@ -154,8 +154,8 @@ def _placed(cut: Cut, case: Case, entry: Path, aside: Path) -> CropRow:
     photo = case.row.photo
     split: Literal["train", "holdout"] = "holdout" if case.decision == "holdout" else "train"
     name = f"{photo}.png" if split == "holdout" else f"{photo}-{cut.kind}.png"
-    shutil.copyfile(entry / f"{cut.kind}.png", aside / split / name)
-    shutil.copyfile(entry / f"{cut.kind}-mask.png", aside / "masks" / name)
+    share(entry / f"{cut.kind}.png", aside / split / name)
+    share(entry / f"{cut.kind}-mask.png", aside / "masks" / name)
     assert case.burst is not None
     placed = {"file": f"{split}/{name}", "photo": photo, "split": split, "mask": f"masks/{name}", "burst": case.burst}
     return CropRow.model_validate({**cut.model_dump(), **placed})
@@ -176,10 +176,14 @@ def _write_tables(
     for crop in crops:
         of_photo.setdefault(crop.photo, []).append(crop)
     manifest = [manifest_row(case, of_photo.get(case.row.photo, []) if case.chosen else [], info) for case in cases]
+    (aside / THUMBNAILS).mkdir()
+    for case in cases:
+        if case.seen is not None:
+            share(case.seen.thumbnail, aside / THUMBNAILS / f"{case.row.photo}.jpg")
     tiles = [
         Tile(
             row=row,
-            thumbnail=case.seen.thumbnail if case.seen else None,
+            picture=case.seen.size_of_thumbnail if case.seen else None,
             regions=[plan.region.box_xyxy for plan in jobs[row.photo].plans] if case.chosen else [],
         )
         for case, row in zip(cases, manifest, strict=True)

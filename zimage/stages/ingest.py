@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +20,7 @@ from zimage.faces.intake import PICTURE, Intake, Taken, memory_needed
 from zimage.faces.rows import PhotoRow
 from zimage.faces.sources import expected, given
 from zimage.faces.workers import Lost, mapped
-from zimage.folder import check_out, made_aside
+from zimage.folder import check_out, made_aside, share
 from zimage.progress import Progress
 from zimage.records import write_metrics, write_rows
 from zimage.section import Section
@@ -86,7 +85,7 @@ def _taken_in(photos: Path, aside: Path, cache: Cache, params: IngestParams) -> 
             row = _row(one, taken, first_names)
             if row.file is not None and isinstance(taken, Taken) and taken.entry is not None:
                 cache.keep(taken.entry)
-                shutil.copyfile(taken.entry / PICTURE, aside / row.file)
+                share(taken.entry / PICTURE, aside / row.file)
             progress.advance()
             yield row
 

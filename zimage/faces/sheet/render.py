@@ -1,12 +1,11 @@
-"""The contact sheet as one self-contained HTML file."""
+"""The contact sheet as an HTML file with its pictures in a folder beside it, each loaded when one scrolls there."""
 
-import base64
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 
 from zimage.faces.rows import Box, Decision, ManifestRow
 
+THUMBNAILS = "thumbnails"  # the folder beside the sheet
 TITLES: dict[Decision, tuple[str, str]] = {
     "train": ("Trained on", "What the model learns from."),
     "holdout": ("Held out", "Never trained on: generated pictures are scored against these."),
@@ -21,17 +20,17 @@ class Tile:
 
     Attributes:
         row: All that is known of it.
-        thumbnail: A small JPEG; None where the file could not be opened.
+        picture: Width and height in px of its small JPEG, thumbnails/<photo>.jpg; None where there is none.
         regions: What was cut out of it, in px of the photo.
     """
 
     row: ManifestRow
-    thumbnail: Path | None
+    picture: tuple[int, int] | None
     regions: list[Box]
 
 
 def contact_sheet(tiles: list[Tile], *, engine: str, unused_overrides: list[str]) -> str:
-    """Return the sheet as HTML; nothing in it is loaded from elsewhere.
+    """Return the sheet as HTML; it loads nothing but the small pictures in THUMBNAILS, beside it.
 
     Args:
         tiles: One for each file that was given.
@@ -41,13 +40,15 @@ def contact_sheet(tiles: list[Tile], *, engine: str, unused_overrides: list[str]
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"data_uri": _data_uri, "percent": _percent, "words": lambda code: code.replace("_", " ")}
+    environment.filters |= {"percent": _percent, "words": lambda code: code.replace("_", " ")}
     template = environment.from_string(files(__package__).joinpath("sheet.html.jinja").read_text(encoding="utf-8"))
     groups = [
         (decision, *TITLES[decision], _ordered([tile for tile in tiles if tile.row.decision == decision]))
         for decision in TITLES
     ]
-    return template.render(groups=groups, total=len(tiles), engine=engine, unused_overrides=unused_overrides)
+    return template.render(
+        thumbnails=THUMBNAILS, groups=groups, total=len(tiles), engine=engine, unused_overrides=unused_overrides
+    )
 
 
 def _ordered(tiles: list[Tile]) -> list[Tile]:
@@ -57,10 +58,6 @@ def _ordered(tiles: list[Tile]) -> list[Tile]:
 
 def _order(row: ManifestRow) -> str:
     return row.reason if row.decision in {"review", "reject"} else ""
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _percent(box: Box, width: int, height: int) -> str:
