@@ -550,7 +550,7 @@ def test_a_job_runs_without_rights_and_is_not_started_twice(pool: str) -> None:
 def test_a_job_fits_the_schema_of_kubernetes(pool: str, version: str) -> None:
     found = job(pool)
     pod = found["spec"]["template"]["spec"]
-    for name in ("parallelism", "completions"):  # prefect-kubernetes insists on them here, where Kubernetes has none
+    for name in ("parallelism", "completions"):  # prefect-kubernetes looks for them here, where Kubernetes has none
         pod.pop(name)
     pod["containers"][0] |= {"env": [{"name": "A", "value": "b"}], "args": ["python"]}
 

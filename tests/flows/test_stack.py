@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -95,9 +95,10 @@ def until(what: str, look: Callable[[], Any], within_s: float = 400.0, every_s: 
 
 @dataclass
 class Api:
-    """What any client can ask of a Prefect server."""
+    """What any client can ask of a Prefect server, which wants a token of who changes something."""
 
     address: str
+    auth: tuple[str, str] | None = None
 
     def post(self, path: str, content: dict[str, Any]) -> Any:
         return self.asked("POST", path, json=content)
@@ -106,9 +107,19 @@ class Api:
         return self.asked("GET", path)
 
     def asked(self, method: str, path: str, **content: Any) -> Any:
-        answer = httpx.request(method, f"{self.address}{path}", timeout=60, **content)
+        headers = {} if method == "GET" else self.token()
+        asked = {"timeout": 60, "auth": self.auth, "headers": headers}
+        answer = httpx.request(method, f"{self.address}{path}", **asked, **content)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
+
+    def token(self) -> dict[str, str]:
+        """Headers with a token against requests that a page forges; none where the server wants none."""
+        client = str(uuid4())
+        answer = httpx.get(f"{self.address}/csrf-token", params={"client": client}, timeout=60, auth=self.auth)
+        return (
+            {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": answer.json()["token"]} if answer.is_success else {}
+        )
 
     def run(self, flow: str, spec: dict[str, Any]) -> str:
         deployment = self.get(f"/deployments/name/{flow}/{flow}")
@@ -272,6 +283,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
             "PREFECT_API_URL": api.address,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
+            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",  # as `serve` has it
             "PYTHONPATH": str(PROJECT),
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
@@ -826,11 +838,12 @@ FOREIGN = """async (api) => {
     const tried = async (what) => { try { return await what() } catch (error) { return "refused" } };
     const asked = (path, options) => tried(async () => (await fetch(api + path, options)).status);
     const flow = {method: "POST", headers: {"Content-Type": "application/json"}, body: '{"name": "foreign"}'};
+    const form = {method: "POST", mode: "no-cors", body: '{"name": "foreign"}'};  // sent, and its answer is hidden
     const socket = () => new Promise((resolve) => {
         const opened = new WebSocket(api.replace("http", "ws") + "/events/in");
         opened.onopen = () => resolve("open"); opened.onerror = () => resolve("refused");
     });
-    return [await asked("/flows/", flow), await asked("/version"), await socket()];
+    return [await asked("/flows/", flow), await asked("/flows/", form), await asked("/version"), await socket()];
 }"""
 
 
@@ -839,16 +852,22 @@ def test_a_page_of_another_origin_can_neither_read_nor_do_anything(tmp_path: Pat
         assert process.stdout is not None and process.stdout.readline()
         page.goto(foreign)  # an error page, and of its origin all the same
         found = page.evaluate(FOREIGN, api.address)
+        forged = httpx.post(f"{api.address}/flows/", json={"name": "foreign"})  # as a page that could hide its origin
         flows = {each["name"] for each in api.post("/flows/filter", {})}
         rebound = [
             httpx.get(f"{api.address}/version", headers={"Host": host})
             for host in ("foreign.example:4200", "prefect-in-memory")
         ]
-        for own in ("127.0.0.1", "localhost"):
-            page.goto(f"{api.address.removesuffix('/api').replace('127.0.0.1', own)}/deployments")
+        environment = {**os.environ, "PREFECT_API_URL": api.address, "ZIMAGE_STORE": str(tmp_path / "store")}
+        command = [sys.executable, "-m", "flows", "forget", "--subject", "ada"]
+        own = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+        for name in ("127.0.0.1", "localhost"):
+            page.goto(f"{api.address.removesuffix('/api').replace('127.0.0.1', name)}/deployments")
             page.get_by_role("link", name="publish", exact=True).first.wait_for()
 
-    assert found == ["refused", "refused", "refused"]
+    assert found == ["refused", 0, "refused", "refused"]
+    assert own.returncode == 0 and "Nothing was deleted" in own.stdout, own.stderr
+    assert (forged.status_code, forged.json()) == (403, {"detail": "Missing CSRF token."})
     assert "retrain" in flows and "foreign" not in flows
     refused = (403, "This server is only reached as 12")
     assert [(each.status_code, each.text[:33]) for each in rebound] == [refused, refused]
@@ -861,12 +880,8 @@ def test_a_stack_with_a_password_comes_up_and_answers_nobody_else(tmp_path: Path
         asked = f"{api.address}/deployments/name/retrain/retrain"
         without = httpx.get(asked)
         with_it = httpx.get(asked, auth=("admin", "a-password"))
-        workers = until(
-            "the worker",
-            lambda: httpx.post(
-                f"{api.address}/work_pools/cpu/workers/filter", json={}, auth=("admin", "a-password")
-            ).json(),
-        )
+        known = replace(api, auth=("admin", "a-password"))
+        workers = until("the worker", lambda: known.post("/work_pools/cpu/workers/filter", {}))
 
     assert without.status_code == 401
     assert with_it.json()["name"] == "retrain"
