@@ -136,8 +136,11 @@ def test_the_alpha_of_a_lokr_of_whole_matrices_means_nothing_even_where_it_is_in
     stem = f"diffusion_model.{TO_Q}"
     left, right = torch.randn(8, 8).half(), torch.randn(12, 12).half()
     content = {f"{stem}.lokr_w1": left, f"{stem}.lokr_w2": right, f"{stem}.alpha": torch.tensor(9999999999.0).half()}
-    found = read_lora(written(tmp_path, content)).changes[TO_Q]
+    path = written(tmp_path, content)
+    found = read_lora(path).changes[TO_Q]
     torch.testing.assert_close(written_out(found), torch.kron(left.double(), right.double()))
+    said = inspect_file(path)
+    assert (said.verdict, said.finite) == ("usable", True)
 
 
 def test_norms_and_biases_of_comfyuis_trainer_are_left_out_only_when_asked(tmp_path: Path) -> None:
@@ -235,6 +238,12 @@ def test_a_language_models_lora_is_not_taken_for_one_of_z_image(tmp_path: Path) 
     stem = "base_model.model.model.layers.0.self_attn.q_proj"
     content = {f"{stem}.lora_A.weight": torch.zeros(4, 2560), f"{stem}.lora_B.weight": torch.zeros(4096, 4)}
     assert inspect_file(written(tmp_path, content)).family == "language model"
+
+
+def test_a_whole_z_image_is_called_so_by_both(tmp_path: Path) -> None:
+    weights = {f"layers.0.attention.{part}.weight": torch.zeros(96, 96) for part in ("to_q", "to_k", "to_v")}
+    said = assert_both_say(written(tmp_path, weights | {"x_pad_token": torch.zeros(1, 96)}), "a whole Z-Image model")
+    assert said.verdict == "unusable"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,8 @@ def inspect_file(path: Path) -> Inspection:
     verdict = judge(path, header, layers, family, dialect)
     finite = None
     if verdict.word != "unusable" and header.num_bytes <= MOST_BYTES_READ:
-        broken = not_finite(path, header)
+        ignored = {layer.keys["alpha"] for layer in layers if layer.ignores_alpha and "alpha" in layer.keys}
+        broken = [name for name in not_finite(path, header) if name not in ignored]
         finite = not broken
         if broken:
             verdict = not_numbers(broken, len(header.entries))

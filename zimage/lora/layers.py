@@ -38,6 +38,11 @@ class Layer:
         """Whether it belongs to a text encoder instead of the picture model."""
         return TEXT_ENCODER_PREFIX.match(self.prefix) is not None
 
+    @property
+    def ignores_alpha(self) -> bool:
+        """Whether its alpha means nothing: a LoKr of two whole matrices has no rank (lycoris: modules/lokr.py)."""
+        return self.kind == "LoKr" and self.rank is None
+
 
 def layers_of(header: Header) -> list[Layer]:
     """Return the file's layers in the order of its keys; keys of an unknown kind make layers of kind `unknown`.

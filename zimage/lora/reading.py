@@ -21,7 +21,7 @@ from zimage.lora.modules import QKV, QKV_PARTS, place_of
 from zimage.lora.obstacles import EXTRA, NO_CHOICES, Choices, adapters_of, is_matrix, name_of, obstacles
 from zimage.lora.portable import Factors, Kronecker
 from zimage.lora.strength import Strengths, strengths_of
-from zimage.lora.verdict import is_peft
+from zimage.lora.verdict import is_peft, is_whole_model
 
 _DTYPES = {
     "F16": torch.float16,
@@ -62,6 +62,8 @@ def read_lora(path: Path, choices: Choices = NO_CHOICES) -> Lora:
     family = recognise(layers)
     if family.name != "Z-Image":
         raise InputError(f"{path}: {inspect_file(path).reason} See `zimage inspect`.")
+    if is_whole_model(layers):
+        raise InputError(f"{path}: {inspect_file(path).reason} {inspect_file(path).remedy}")
     strengths = strengths_of(header.metadata, path, beside=is_peft(layers))
     if found := obstacles(path, header, layers, strengths, choices):
         raise InputError(f"{path}: {found[0].reason.removesuffix('.')}. {found[0].remedy}")
@@ -120,8 +122,8 @@ class _Changes(Mapping[str, Change]):
 
     def _tensor(self, file: BufferedReader, layer: Layer, part: Part, name: str) -> Tensor:
         """Return one tensor; its header was checked against the file's size."""
-        if part == "alpha" and layer.kind == "LoKr" and layer.rank is None:
-            return torch.ones(())  # means nothing there, and may be infinite
+        if part == "alpha" and layer.ignores_alpha:
+            return torch.ones(())  # it may be infinite
         entry = self._header.entries[name]
         dtype = _DTYPES.get(entry.dtype)
         if dtype is None:

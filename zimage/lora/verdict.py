@@ -50,11 +50,11 @@ def is_peft(layers: Sequence[Layer]) -> bool:
 
 def judge(path: Path, header: Header, layers: Sequence[Layer], family: Family, dialect: str) -> Verdict:
     """Return the verdict of a file whose layers, family and dialect are known."""
-    if family.name != "Z-Image" and _is_whole_model(layers):
+    if family.name != "Z-Image" and is_whole_model(layers):
         return Verdict("unusable", f"This is no LoRA but whole weights: {_whole(layers, family)}.", NO_LORA)
     if family.name != "Z-Image":
         return Verdict("unusable", _foreign_reason(path, layers, family, header.metadata), RETRAIN)
-    if _is_whole_model(layers):
+    if is_whole_model(layers):
         return Verdict(
             "unusable",
             "This is a whole Z-Image model (full weights), not a LoRA.",
@@ -107,7 +107,7 @@ def _answer(
     return Verdict("convertible", reason, " ".join([CONVERT, *remedies]), diffusers, comfyui)
 
 
-def _is_whole_model(layers: Sequence[Layer]) -> bool:
+def is_whole_model(layers: Sequence[Layer]) -> bool:
     """Whether tensors are weights themselves, as in a checkpoint, and none is a factor or a difference."""
     factors = [layer for layer in layers if layer.kind not in {"full weights", "norm", "unknown"}]
     weights = [layer for layer in layers if {"weight", "bias"} & layer.keys.keys()]
