@@ -69,6 +69,7 @@ def card(told: Told) -> str:
         prompt=told.lora.prompt,
         toy=TOY if metrics["sampled"]["packaged"] else "",
         usage=usage_of_toy(told.lora) if metrics["sampled"]["packaged"] else usage(told.lora),
+        how=told.lora.evaluated.how.removeprefix("as evaluated, "),
         steps=train["steps"],
         form=form_of(train),
         verdict=metrics["verdict"],

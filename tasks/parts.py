@@ -69,6 +69,7 @@ def how_used(workspace: Path, subject: str) -> ComfyUse:
         base=params["base"]["model"],
         variant=variant_of(raw_params(workspace)["base"]["model"], made["shift"], made["guidance_scale"]),
         **{key: made[key] for key in ("side_px", "steps", "guidance_scale", "shift")},
+        precision=made.get("precision"),
     )
     strength = metrics["chosen"]["strength"]
     return ComfyUse(f"{subject}.safetensors", strength, f"a photo of {trigger}", trigger, evaluated)

@@ -227,4 +227,11 @@ def test_a_release_gets_four_workflows_and_three_lines() -> None:
     )
     assert 'from_pretrained("Tongyi-MAI/Z-Image"' in lines[1]
     assert "height=512, width=512, num_inference_steps=28, guidance_scale=3)" in lines[1]
+    assert lines[1].endswith("(as evaluated, precision not recorded).")
     assert "'ohwx woman'" in lines[2]
+
+
+def test_the_diffusers_line_names_the_precision_that_was_measured() -> None:
+    of_float32 = replace(USE, evaluated=replace(OF_BASE, precision="float32"))
+    line = usage(of_float32).splitlines()[1]
+    assert "torch_dtype=torch.float32)" in line and line.endswith("(as evaluated, in float32).")

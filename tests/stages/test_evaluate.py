@@ -128,6 +128,7 @@ def test_a_lora_that_draws_the_person_gets_a_provisional_verdict(finished: Path)
     assert (found["verdict"], found["face_found_rate"], found["same_person_rate"]) == ("provisional", 1, 1)
     assert (found["same_person_rate_of_all"], found["base_same_person_rate"]) == (1, 0)
     assert {"engine_id", "threshold", "model_sha256", "holdout_photos"} <= set(found["engine"])
+    assert found["sampled"]["precision"] == ("bfloat16" if torch.cuda.is_available() else "float32")
     assert found["chosen"]["file"] in {"lora.safetensors", "step-000010.safetensors"}
 
 

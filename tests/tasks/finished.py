@@ -49,7 +49,7 @@ PARAMS = {  # what publishing reads of it
 }
 SAMPLED = {
     **{"side_px": 512, "steps": 28, "guidance_scale": 3.0, "shift": 6.0},
-    **{"packaged": False, "sampler": "euler"},
+    **{"packaged": False, "sampler": "euler", "precision": "bfloat16"},
 }
 CHECKPOINT = "step-000400.safetensors"
 STRENGTH = 0.8

@@ -512,6 +512,8 @@ def test_a_release_is_used_with_the_base_and_the_settings_of_the_evaluation(
     assert "comfyui-turbo.json (as evaluated: 9 steps, cfg 1, euler, simple, shift 3, 768 px)" in comfyui
     assert "comfyui-base.json (not measured: 30 steps, cfg 4" in comfyui
     assert 'from_pretrained("Tongyi-MAI/Z-Image-Turbo"' in diffusers and "guidance_scale=0)" in diffusers
+    assert diffusers.endswith("(as evaluated, in bfloat16).")
+    assert "| measured | on that base, in bfloat16 |" in (folder / "README.md").read_text()
 
 
 def test_what_an_older_version_evaluated_is_refused_with_the_remedy(workspace: Path, store: FolderStore) -> None:

@@ -28,6 +28,7 @@ class Sampled:
         guidance_scale: As diffusers' ZImagePipeline counts: 0 is none; ComfyUI's cfg is 1 more.
         shift: Of the noise schedule, by the base's own scheduler.
         packaged: Whether the base is the toy model of this package, whose LoRAs do nothing with the real one.
+        precision: Of the base's weights and of the products: float32 or bfloat16.
         sampler: The integrator.
     """
 
@@ -36,6 +37,7 @@ class Sampled:
     guidance_scale: float
     shift: float
     packaged: bool
+    precision: str
     sampler: str = "euler"
 
 

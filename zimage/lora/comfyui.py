@@ -43,6 +43,7 @@ class Evaluated:
         steps: Euler steps.
         guidance_scale: As diffusers counts: 0 is none; cfg is 1 more.
         shift: Of the noise schedule.
+        precision: Of the base's weights and of the products; None where an older version did not write it down.
     """
 
     base: str
@@ -51,6 +52,12 @@ class Evaluated:
     steps: int
     guidance_scale: float
     shift: float
+    precision: str | None = None
+
+    @property
+    def how(self) -> str:
+        """Return what the LoRA was measured with, as `as evaluated, in bfloat16`."""
+        return f"as evaluated, in {self.precision}" if self.precision else "as evaluated, precision not recorded"
 
 
 @dataclass(frozen=True)
@@ -178,13 +185,14 @@ def release_files(use: Use) -> list[ReleaseFile]:
 def usage(use: Use) -> str:
     """Return three lines: ComfyUI, diffusers, and what to write in the prompt."""
     evaluated = use.evaluated
+    precision = evaluated.precision or "bfloat16"
     workflows = " or ".join(f"comfyui-{variant}.json ({settings_of(use, variant)})" for variant in MODELS)
     return (
         f"ComfyUI: version {OLDEST_COMFYUI} or newer (older ones drop the attention layers); put {use.lora} into "
         f"models/loras and open {workflows}; strength {use.strength:g}. Each workflow names its model files, with link "
         f"and folder.\n"
-        f'diffusers: pipe = ZImagePipeline.from_pretrained("{evaluated.base}", torch_dtype=torch.bfloat16); '
-        f"{_call(use)} (as evaluated).\n"
+        f'diffusers: pipe = ZImagePipeline.from_pretrained("{evaluated.base}", torch_dtype=torch.{precision}); '
+        f"{_call(use)} ({evaluated.how}).\n"
         f"{_prompt(use)}"
     )
 
@@ -195,7 +203,7 @@ def usage_of_toy(use: Use) -> str:
     return (
         "Toy: this LoRA is of the toy model that is packaged with zimage; with the real Z-Image it does nothing, in "
         "ComfyUI or diffusers.\n"
-        f"diffusers: pipe = ZImagePipeline.from_pretrained({model}); {_call(use)} (as evaluated).\n"
+        f"diffusers: pipe = ZImagePipeline.from_pretrained({model}); {_call(use)} ({use.evaluated.how}).\n"
         f"{_prompt(use)}"
     )
 

@@ -132,6 +132,13 @@ def _engines(params: EvaluateParams) -> list[EngineParams]:
     return [params.engine] if second is None or not is_present(second) else [params.engine, second]
 
 
+def _precision() -> str:
+    """Return the precision of the pictures: float32 or bfloat16."""
+    from zimage.model.device import device_and_dtype
+
+    return str(device_and_dtype()[1]).removeprefix("torch.")
+
+
 def _absent(params: EvaluateParams, judge: Judge) -> list[str]:
     """Return what was asked for and is not on this machine, to be said wherever its numbers are missing."""
     absent = []
@@ -214,7 +221,10 @@ def _findings(
         base=base.identity,
         copy_correlation=params.copy_correlation,
         sampled=Sampled(
-            **params.sampling.model_dump(), shift=shift_of(resolve(base)), packaged=is_packaged(base.model)
+            **params.sampling.model_dump(),
+            shift=shift_of(resolve(base)),
+            packaged=is_packaged(base.model),
+            precision=_precision(),
         ),
         advice=advice(
             {rule.name for rule in verdict.rules if rule.verdict == "fail"},
