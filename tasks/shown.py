@@ -40,7 +40,7 @@ from tasks.store import Store
 from tasks.tombstones import Tombstone, unless_forgotten
 from zimage.faces.sheet.render import THUMBNAILS
 from zimage.identity.charts import curve
-from zimage.identity.wording import TOY, cells, quantity, unbroken
+from zimage.identity.wording import NOT_MEASURED, TOY, cells, quantity, unbroken
 from zimage.signatures import STAGES
 from zimage.summary import evaluated
 
@@ -413,11 +413,12 @@ def show_offer(settings: Settings, workspace: Path, *, shared: bool) -> Offer:
     """
     metrics = evaluated(workspace)
     subject = settings.subject(workspace)
-    figures = "".join(f"| {value} | {says} |\n" for value, says in cells(metrics))
+    # A list: the dialog breaks no line of a table, and cuts off what is too wide.
+    figures = "".join(f"- **{value}{':' * (value == NOT_MEASURED)}** {says}\n" for value, says in cells(metrics))
     text = (
         f"**{subject}: {metrics['verdict']}.** {metrics['why']}\n\n"
         f"[The report]({show_page(settings, workspace, 'evaluate', shared=shared)})\n\n"
-        f"| found | what it is a share of |\n|---|---|\n{figures}"
+        f"{figures}"
     )
     if metrics.get("sampled", {}).get("packaged"):
         text += f"\n{TOY}\n"

@@ -14,6 +14,7 @@ TOY = (
     "or in ComfyUI. For one that does, train with `--base Tongyi-MAI/Z-Image` and a preset such as `--preset 24gb`."
 )
 UNIT = re.compile(r"(\d) (%|px\b|GB\b|MB\b|s\b|min\b|h\b|steps\b)")
+NOT_MEASURED = "not measured"
 FEW = 20  # pictures; one of fewer moves a rate by more than 5 %
 
 Unit = Literal["count", "share", "number"]
@@ -84,7 +85,7 @@ def counted(value: float, n: int) -> str:
 def shown(value: float | None, n: int, unit: Unit) -> str:
     """Return a figure: `97.9 %`, or `1 of 3` where it is a count of few pictures, or `0.02`."""
     if value is None:
-        return "not measured"
+        return NOT_MEASURED
     if unit == "number":
         return f"{value:.2f}"
     return counted(value, n) if unit == "count" and n < FEW else percent(value)
