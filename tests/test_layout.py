@@ -40,6 +40,7 @@ ACROSS = {
     "tests/tasks/test_private_folders.py",
     "tests/tasks/test_contact_sheet.py",  # a stage's page, the store and the page server in a browser
     "tests/test_documents.py",
+    "tests/test_documents_run.py",
     "tests/training/test_parity.py",
     "tests/training/test_on_a_gpu.py",
     "tests/training/test_team.py",
