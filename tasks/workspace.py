@@ -20,7 +20,7 @@ from zimage.lock import locked
 
 # What DVC remembers of files, by their names, lies in the workspace; else it is in /var/tmp, for all to read, and stays
 # there. A relative path would count from where `dvc` is called.
-# A result lies once on a disk: cache and workspace share it (infra/decisions/14-one-copy-of-a-file.md).
+# A result lies once on a disk: cache and workspace share it (infra/decisions/16-one-copy-of-a-file.md).
 CONFIG = """[core]
     no_scm = true
     analytics = false
