@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from zimage.garbage import without_collections
 from zimage.lora.dialects import dialect_of, foreign_dialect_of, writers_of
 from zimage.lora.families import FamilyName, recognise
 from zimage.lora.finite import not_finite
@@ -76,6 +77,11 @@ def inspect_file(path: Path) -> Inspection:
     Raises:
         LoraFileError: see `zimage.lora.header.read_header`.
     """
+    with without_collections():
+        return _inspected(path)
+
+
+def _inspected(path: Path) -> Inspection:
     header = read_header(path)
     layers = layers_of(header)
     family = recognise(layers)
