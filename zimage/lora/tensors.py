@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -60,6 +61,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 class TensorWriter:
     """Writes a safetensors file tensor by tensor, in the order they come; the header's place is kept free for it.
 
+    A thread hashes each tensor while it and the next are written: hashing takes as long as writing does.
+
     Args:
         path: The file; it is whole once `finish` has returned.
         keys: The names of all tensors that will come, which tell how much place the header needs.
@@ -72,6 +75,8 @@ class TensorWriter:
         length = len(names) + _ENTRY_BYTES * (len(keys) + len(self._metadata) + 2)
         self._length = length + -length % 8
         self._digest, self._stop = hashlib.sha256(), 0
+        self._hasher = ThreadPoolExecutor(1)
+        self._hashing: Future[None] | None = None
         self._entries: dict[str, object] = {}
         self._file = path.open("wb")
         self._file.seek(8 + self._length)
@@ -79,8 +84,11 @@ class TensorWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         """Append one tensor."""
         blob = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        self._digest.update(blob)
+        hashing = self._hasher.submit(self._digest.update, blob)
         self._file.write(blob)
+        if self._hashing is not None:
+            self._hashing.result()  # no more than two tensors wait in memory
+        self._hashing = hashing
         start, self._stop = self._stop, self._stop + len(blob)
         self._entries[name] = {
             "dtype": DTYPE_NAMES[tensor.dtype],
@@ -90,6 +98,7 @@ class TensorWriter:
 
     def finish(self) -> None:
         """Write the header."""
+        self._hasher.shutdown()
         told = {**self._metadata, HASH_KEY: f"0x{self._digest.hexdigest()}"}
         header = {"__metadata__": dict(sorted(told.items())), **self._entries}
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
@@ -102,6 +111,7 @@ class TensorWriter:
 
     def close(self) -> None:
         """Close the file, whole or not."""
+        self._hasher.shutdown()
         self._file.close()
 
 
