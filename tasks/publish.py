@@ -139,14 +139,16 @@ def gate(workspace: Path, *, accept_provisional: bool, use: Use, accept_toy: boo
     verdict: Verdict = found["verdict"]
     if verdict == "fail":
         raise InputError(
-            " ".join([f"Not published, the verdict is fail: {found['why'].rstrip('.')}.", *found.get("advice", [])])
+            "Not published, the verdict is fail; the report says why.",
+            names=" ".join([f"{found['why'].rstrip('.')}.", *found.get("advice", [])]),
         )
     if is_packaged(params["base"]["model"]) and not accept_toy:
         raise InputError(f"Not published. {TOY} `--accept-toy` publishes this one all the same.")
     if verdict == "provisional" and not accept_provisional:
         raise InputError(
-            f"Not published, the verdict is provisional: {found['why'].rstrip('.')}. "
-            f"`python -m flows publish --subject {workspace.name} --accept-provisional` publishes it all the same."
+            "Not published, the verdict is provisional; "
+            f"`python -m flows publish --subject {workspace.name} --accept-provisional` publishes it all the same.",
+            names=f"{found['why'].rstrip('.')}.",
         )
     require(read_consent(workspace / "data" / "consent.yaml"), "publication", today())
     check_use(use, licences_of(params, found))

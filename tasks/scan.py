@@ -282,11 +282,16 @@ def _hash(entry: Mapping[str, Any]) -> str | None:
     return found
 
 
+PRIVATE = "subject."  # the values of these keys are told nowhere: the trigger stands for the person
+
+
 def _differing(was: Any, now: Any, key: str) -> Iterator[str]:
     """Yield the dotted keys below `key` whose values differ, each with both values, as params.yaml has them."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         for each in [*was, *(each for each in now if each not in was)]:
             yield from _differing(was.get(each, ABSENT), now.get(each, ABSENT), f"{key}.{each}")
+    elif key.startswith(PRIVATE) and was != now:  # this text stays in states, and so in events
+        yield f"{key} changed"
     elif was is ABSENT:
         yield f"{key} is new: {_written(now)}"
     elif now is ABSENT:

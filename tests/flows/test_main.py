@@ -144,7 +144,7 @@ def test_ctrl_c_ends_everything_and_leaves_nothing_half_done(tmp_path: Path) -> 
     assert not (tmp_path / "ada" / "data" / "ingest").exists()
     assert not aside_of(tmp_path / "ada" / "data" / "ingest").exists()
     with contextlib.closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as database:
-        assert database.execute("select name from flow_run").fetchall() == [("prepare ada",)]
+        assert database.execute("select name from flow_run").fetchall() == [("prepare ada (asked)",)]
         assert database.execute("select count(*) from events").fetchone() == (0,)  # they could not be deleted
 
 

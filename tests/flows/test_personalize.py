@@ -176,8 +176,10 @@ def test_a_stage_called_by_hand_gives_the_same_bytes(ada: Ada, tmp_path: Path) -
 
 def task_runs(subject: str) -> list[TaskRun]:
     with get_client(sync_client=True) as client:
-        flows = FlowRunFilter(name=FlowRunFilterName(any_=[f"prepare {subject}", f"learn {subject}"]))
-        return client.read_task_runs(flow_run_filter=flows)
+        parts = [
+            FlowRunFilter(name=FlowRunFilterName(like_=f"{flow} {subject} (")) for flow in ("prepare", "learn")
+        ]
+        return [run for part in parts for run in client.read_task_runs(flow_run_filter=part)]
 
 
 def test_the_ui_shows_what_ran_and_what_was_skipped(ada: Ada) -> None:
@@ -291,7 +293,7 @@ def test_publishing_what_failed_is_refused_and_the_result_is_kept(ada: Ada, plac
     refused = run(*ada.arguments, "--consent", str(consent), "--publish", "provisional")
 
     assert refused.code == 2
-    assert "flows: Not published, the verdict is fail: " in refused.err
+    assert "flows: Not published, the verdict is fail; the report says why.\nflows: Outside its limit" in refused.err
     assert "report   " in refused.out
     assert not (places / "store").exists() or not any((places / "store").rglob("*.safetensors"))
 

@@ -79,7 +79,7 @@ def test_a_training_is_seen_while_it_lasts_and_as_it_ended(settings: Settings, p
 
     page = seen[0][1]
     assert seen == [
-        ("step 40, loss 0.5; 1 pictures of 1 checkpoints", page, 1),
+        ("step 40, loss 0.5; 1 picture of 1 checkpoint", page, 1),
         ("step 80, loss 0.5; 2 pictures of 2 checkpoints", page, 2),
     ]
     text, address = told()

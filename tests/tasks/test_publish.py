@@ -369,13 +369,13 @@ def refusal(workspace: Path, store: FolderStore, **asked: Any) -> str:
     with pytest.raises(InputError) as refused:
         publish(workspace, "ada", store, **asked)
     assert store.keys("") == []
-    return str(refused.value)
+    return f"{refused.value} {refused.value.names}".strip()
 
 
 def test_a_failed_verdict_is_refused_with_its_reason_whatever_is_asked(tmp_path: Path, store: FolderStore) -> None:
     said = refusal(finished(tmp_path / "ada", "fail"), store, accept_provisional=True)
 
-    assert said.startswith("Not published, the verdict is fail: only 12 % are the person.")
+    assert said.startswith("Not published, the verdict is fail; the report says why. only 12 % are the person.")
 
 
 def test_a_reason_that_ends_with_a_full_stop_is_followed_by_no_second_one(tmp_path: Path, store: FolderStore) -> None:
@@ -385,14 +385,14 @@ def test_a_reason_that_ends_with_a_full_stop_is_followed_by_no_second_one(tmp_pa
     path.write_text(json.dumps(json.loads(path.read_text()) | said))
 
     told = refusal(workspace, store)
-    assert told.endswith("fail: Outside its limit: same_of_all. Only 150 steps were trained; train more.")
+    assert told.endswith("why. Outside its limit: same_of_all. Only 150 steps were trained; train more.")
 
 
 def test_a_provisional_verdict_has_to_be_asked_for_and_is_marked(tmp_path: Path, store: FolderStore) -> None:
     workspace = finished(tmp_path / "ada", "provisional")
 
     said = refusal(workspace, store)
-    assert said.startswith("Not published, the verdict is provisional: ")
+    assert said.startswith("Not published, the verdict is provisional; ")
     assert f"`python -m flows publish --subject {workspace.name} --accept-provisional` publishes it" in said
     folder, manifest = published(workspace, store, accept_provisional=True)
     assert manifest.verdict == "provisional"
