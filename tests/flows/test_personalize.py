@@ -176,9 +176,7 @@ def test_a_stage_called_by_hand_gives_the_same_bytes(ada: Ada, tmp_path: Path) -
 
 def task_runs(subject: str) -> list[TaskRun]:
     with get_client(sync_client=True) as client:
-        parts = [
-            FlowRunFilter(name=FlowRunFilterName(like_=f"{flow} {subject} (")) for flow in ("prepare", "learn")
-        ]
+        parts = [FlowRunFilter(name=FlowRunFilterName(like_=f"{flow} {subject} (")) for flow in ("prepare", "learn")]
         return [run for part in parts for run in client.read_task_runs(flow_run_filter=part)]
 
 

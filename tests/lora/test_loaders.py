@@ -41,7 +41,13 @@ def test_diffusers_does_what_the_table_says(tmp_path: Path, way: Way) -> None:
         found = reading(make(way, BLOCKS), by_diffusers(path), BLOCKS)
     except Exception as error:  # noqa: BLE001 - what it raises is the answer
         found = {"error": type(error).__name__}
-    assert found == table()[way.key]["diffusers"]
+    said = table()[way.key]["diffusers"]
+    assert found.keys() == said.keys()
+    # A matrix without values holds what its memory held (diffusers 0.42.1), so layers of a group differ by chance then.
+    assert {key: value for key, value in found.items() if said[key] != "wrong"} == {
+        key: value for key, value in said.items() if value != "wrong"
+    }
+    assert not any(found[key] == "whole" for key, value in said.items() if value == "wrong")
 
 
 @pytest.mark.skipif(comfyui_oracle.checkout() is None, reason=NO_CHECKOUT)
