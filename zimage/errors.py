@@ -5,11 +5,11 @@ class InputError(ValueError):
     """Something the user gave cannot be used: one sentence with what was expected, what was found and the remedy.
 
     The command line prints it without a traceback and ends with exit code 2. Prefect shows it in run states, events and
-    notifications, and keeps events after a person was forgotten: the sentence names no photo and no figure of a likeness.
+    notifications, and keeps events after a person was forgotten: it names no photo and no figure of a likeness.
 
     Args:
         sentence: What is wrong.
-        names: A second sentence for terminal and log only, with what tells of a person: names of photos, a verdict's why.
+        names: A second sentence for terminal and log only: names of photos, or the reasons of a verdict.
     """
 
     def __init__(self, sentence: str, *, names: str = "") -> None:
