@@ -2,7 +2,7 @@
 
 What fixtures import they import late, so that tests without a model stay quick. `make test` lets one process test what
 waits much of its time, for servers and other processes, and a second one, which gives way to it, all the rest. Of the
-tests of a whole stack, which come after, one process tells the long story and the other one makes all other stacks.
+tests of a whole stack, which come after, each process tests one file.
 """
 
 import os
@@ -25,26 +25,20 @@ if TYPE_CHECKING:
 
 
 WAITING = ("flows", "tasks")  # folders of tests that run one after the other
+STACKS = ("tests/flows/test_stack.py", "tests/flows/test_serve.py")
 GIVES_WAY = 10  # of 19: a tenth of what the others get, where all want it
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
-    """Return what gives one process all that waits, and the other one the rest."""
+    """Return what gives one process all that waits, and the other one the rest; of whole stacks, a file to each."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Two(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            _, _, group = nodeid.partition("@")
-            return group or ("waiting" if _waits(nodeid) else "computing")
+            file = nodeid.partition("::")[0]
+            return file if file in STACKS else "waiting" if _waits(nodeid) else "computing"
 
     return Two(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the story of the stack in the ids of its tests, as pytest-xdist does with groups: one process tells it."""
-    for item in items if "PYTEST_XDIST_WORKER" in os.environ else ():
-        if "story" in getattr(item, "fixturenames", ()):
-            item._nodeid = f"{item.nodeid}@story"
 
 
 def pytest_configure() -> None:

@@ -44,7 +44,7 @@ UNTIL_CTRL_C = "runs until Ctrl-C beside a server; tests/flows/test_stack.py run
 NOT_RUN = {
     "make demo": "`.ci/run` runs it on a clean checkout, and tests/test_demo.py looks at what it makes",
     "make test": "`.ci/run` runs it on a clean checkout; this is a part of it",
-    "make serve": "its port is that of the machine's own server; tests/flows/test_stack.py runs it on a free one",
+    "make serve": "its port is that of the machine's own server; tests/flows/test_serve.py runs it on a free one",
     "make install": "what `make demo` begins with",
     "dvc repro": "what `make demo` runs",
     "make audit": "asks a service on the network; tests/test_audit.py",

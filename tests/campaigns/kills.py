@@ -33,7 +33,7 @@ from flows.__main__ import LASTING, QUIET
 from flows.stack import MARK, started
 from tasks.handover import state_key
 from tasks.settings import PROJECT
-from tests.flows.test_stack import Api, asked, consent, until
+from tests.flows.stack_parts import Api, asked, consent, until
 from tests.ports import free_port
 from tests.tiny_base import write_tiny_base
 
