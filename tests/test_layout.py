@@ -30,6 +30,7 @@ HANDS_ON = "zimage/faces/workers.py"  # gives its children its environment and t
 # About more than one module.
 ACROSS = {
     "tests/flows/test_limit.py",  # stack, worker and legs at once
+    "tests/flows/test_serve.py",  # command, stack and server at once
     "tests/test_layout.py",
     "tests/test_infra.py",
     "tests/identity/test_truth.py",
