@@ -89,5 +89,5 @@ def _published(spec: PersonalizeSpec, outcomes: dict[str, Outcome]) -> Personali
             assert isinstance(release, Release), "only a flow with approval ends otherwise"
             return Personalized(outcomes, release=release)
     except InputError as error:
-        return Personalized(outcomes, refusal=str(error))
+        return Personalized(outcomes, refusal=" ".join(filter(None, [str(error), error.names])))
     return Personalized(outcomes)

@@ -291,7 +291,7 @@ def test_publishing_what_failed_is_refused_and_the_result_is_kept(ada: Ada, plac
     refused = run(*ada.arguments, "--consent", str(consent), "--publish", "provisional")
 
     assert refused.code == 2
-    assert "flows: Not published, the verdict is fail; the report says why.\nflows: Outside its limit" in refused.err
+    assert "flows: Not published, the verdict is fail; the report says why. Outside its limit" in refused.err
     assert "report   " in refused.out
     assert not (places / "store").exists() or not any((places / "store").rglob("*.safetensors"))
 
