@@ -1,7 +1,7 @@
 """SIGKILL for any part of a whole stack, again and again: nothing may be lost, stuck, or released twice.
 
 A real server on SQLite, the watch, a worker for each pool, and a `personalize` that publishes for each subject at once.
-Rounds differ in a setting of `evaluate`, so that each has to make one new release of each subject. The seed chooses
+Rounds differ in the seed of training, so that each has to make one new release of each subject. The seed chooses
 what is killed; one kill in ten waits until a run is PENDING. No subject is hit so often that a limit of
 `tasks/policy.py` may end its run, so that every run has to be completed.
 
@@ -39,16 +39,17 @@ from tests.tiny_base import write_tiny_base
 
 SMALLEST = {"train.steps": 4, "train.checkpoint_every": 2, "train.samples": None}
 HITS = 2  # of a subject in a round: a leg of `prepare` or `publish` may be lost twice
+SEEDS_FROM = 1000  # of training, one more in each round
 PENDING_SHARE = 0.1
 STUCK_AFTER_S = 1200.0
 SETTLES_WITHIN_S = 300.0
 KINDS = {  # what is killed, and how often among those that do not wait for a PENDING run
-    "run": 30,  # the process of one run, with all below it; its worker lives
-    "worker": 12,  # a worker alone; its runs notice that and end a little later (Prefect 3.9.1)
-    "worker and runs": 18,  # a machine
+    "run": 45,  # the process of one run, with all below it; its worker lives
+    "worker": 10,  # a worker alone; its runs notice that and end a little later (Prefect 3.9.1)
+    "worker and runs": 12,  # a machine
     "server": 20,
     "watch": 8,
-    "everything": 12,  # a power cut
+    "everything": 5,  # a power cut
 }
 HARMLESS = {"server", "watch"}
 UNDISTURBED_S = 60.0  # between two ends of server or watch: whoever looks again gives each run its whole time again
@@ -142,8 +143,8 @@ class Campaign:
     def play(self, spec: dict[str, Any]) -> None:
         """One round: a run for each subject, kills while they work, and a look at what came of it."""
         begun = time.monotonic()
-        first = self.rounds == 0  # as it comes from the photos; all others only evaluate and publish
-        values = [*spec["values"], f"evaluate.resampling.resamples={200 + self.rounds}"]
+        first = self.rounds == 0  # as it comes from the photos; all others train, evaluate and publish
+        values = [*spec["values"], f"train.seed={SEEDS_FROM + self.rounds}"]
         asked_first = {**spec, "values": values}
         asked_later = {"placement": "pools", "values": values, "publish": "provisional"}
         runs = {}
@@ -173,7 +174,9 @@ class Campaign:
             "pending" if self.chance.random() < PENDING_SHARE else self.chance.choices([*KINDS], [*KINDS.values()])[0]
         )
         spared = {subject for subject in self.subjects if hits[subject] >= HITS}
-        if kind not in HARMLESS and kind != "run" and spared:
+        pool = self.chance.choice(["cpu", "gpu", "gpu"])  # most runs are below the first: its end hits all at once
+        hit = self._below(pool, open_runs) if kind.startswith("worker") else set(open_runs)
+        if kind not in HARMLESS | {"run", "pending"} and spared & hit:
             kind = "run"
         if kind in {"server", "watch", "everything"}:
             if time.monotonic() < self.undisturbed_until:
@@ -189,43 +192,47 @@ class Campaign:
                 if process is None:
                     return
                 _kill(_tree(process))
-                struck = [subject]
+                struck = {subject}
             case "pending":
                 pool = self._pool_with_pending()
-                if not pool:
+                struck = self._below(pool, open_runs) if pool else set()
+                if not pool or spared & struck:
                     return
                 self.stack.kill([pool], with_runs=True)
-                struck = open_runs
                 self.stack.start(pool)
             case "worker" | "worker and runs":
-                pool = self.chance.choice(["cpu", "gpu"])
                 self.stack.kill([pool], with_runs=kind == "worker and runs")
-                struck = open_runs
+                struck = hit
                 self.stack.start(pool)
             case "everything":
                 names = list(self.stack.parts)
                 self.stack.kill(names, with_runs=True)
-                struck = open_runs
+                struck = hit
                 self.stack.start(*names)
             case _:
                 self.stack.kill([kind], with_runs=True)
-                struck = []
+                struck = set()
                 self.stack.start(kind)
         hits.update(struck)
         self.kills[kind] += 1
         self.hit[kind] += len(struck)
-        tell(f"  kill {sum(self.kills.values())}: {kind} ({', '.join(struck) or 'no run'})")
+        tell(f"  kill {sum(self.kills.values())}: {kind} ({', '.join(sorted(struck)) or 'no run'})")
 
     def _working(self, open_runs: list[str], spared: set[str]) -> dict[str, str]:
-        """A run under way for each subject that may be hit, the deepest one."""
+        """A run under way for each subject that may be hit."""
         found = {}
+        running = self._filtered({"state": {"type": {"any_": ["RUNNING"]}}})
         for subject in open_runs:
-            names = [f"{flow} {subject}" for flow in ("personalize", "prepare", "learn", "publish")]
-            of = {"name": {"any_": names}, "state": {"type": {"any_": ["RUNNING"]}}}
-            runs = self._filtered(of)
+            runs = [run for run in running if f" {subject} (" in run["name"]]
             if runs and subject not in spared:
                 found[subject] = self.chance.choice(sorted(run["id"] for run in runs))
         return found
+
+    def _below(self, pool: str, open_runs: list[str]) -> set[str]:
+        """The subjects of which a pool's worker has a run, or is about to."""
+        at_work = {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}
+        names = [str(run["name"]) for run in self._filtered(at_work) if run["work_pool_name"] == pool]
+        return {subject for subject in open_runs for name in names if f" {subject} (" in name}
 
     def _pool_with_pending(self) -> str:
         """The pool of a run that is PENDING, as soon as there is one; "" if there is none for long."""
@@ -281,7 +288,7 @@ class Campaign:
                 path = manifest.parent / file["name"]
                 if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
                     yield f"{path} is not what its manifest says"
-        if f"resamples: {200 + self.rounds}" not in json.loads(state.read_text())["lock"]:
+        if f"seed: {SEEDS_FROM + self.rounds}\n" not in json.loads(state.read_text())["lock"]:
             yield "the state is not that of the last round"
 
 
@@ -305,6 +312,7 @@ def main() -> int:
     parser.add_argument("--subjects", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None, help="what all is written into; else a new one")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing outlives it
     folder = (given.folder or Path(tempfile.mkdtemp(prefix="kills-"))).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
