@@ -242,17 +242,30 @@ def _folder_of(model: str) -> Path | None:
 
 
 def _cached(model: str, revision: str | None) -> Path:
+    folder = cached_snapshot(model, revision)
+    if folder is None:
+        pinned = f" --revision {revision}" if revision else ""
+        raise InputError(
+            f"`{model}` is neither a folder here nor in the local hub cache{f' at {revision}' if revision else ''}; "
+            f"run `hf download {model}{pinned}` once, or name a folder in base.model."
+        )
+    return folder
+
+
+def cached_snapshot(model: str, revision: str | None) -> Path | None:
+    """Return the folder of a hub id in the local cache, None where it is not there; nothing is downloaded.
+
+    Args:
+        model: The hub id.
+        revision: A commit; None takes the newest that is cached.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(model, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
-        pinned = f" --revision {revision}" if revision else ""
-        raise InputError(
-            f"`{model}` is neither a folder here nor in the local hub cache{f' at {revision}' if revision else ''}; "
-            f"run `hf download {model}{pinned}` once, or name a folder in base.model."
-        ) from None
+        return None
 
 
 def _commit_of(base: Base) -> str:

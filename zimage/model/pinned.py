@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from zimage.errors import InputError
-from zimage.model.base import identify_folder
+from zimage.model.base import cached_snapshot, identify_folder
 
 
 def folder_of(model: str, identity: str | None = None) -> Path | None:
@@ -16,14 +16,8 @@ def folder_of(model: str, identity: str | None = None) -> Path | None:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     kind, _, commit = (identity or "").partition(":")
-    try:
-        return Path(snapshot_download(model, revision=commit if kind == "hub" else None, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
+    return cached_snapshot(model, commit if kind == "hub" else None)
 
 
 def identity_of(model: str) -> str | None:
