@@ -226,15 +226,15 @@ class _Page:
         """Return the main figures, those that speak for the LoRA first, then those that speak against it."""
         figures = self.findings.figures
         cards = [
-            _card(figures.face_found, "of the pictures show a face", "pictures"),
-            _card(figures.same_of_found, "of the faces are the same person as the held-out photos", "faces"),
-            _card(figures.gain, "of the way from the base model's strangers to real photos", "pictures", "share"),
-            _card(figures.base_same_of_found, "of the base model's faces are that person, without the LoRA", "faces"),
-            _card(figures.copied, "of the pictures are copies of a training photo", "pictures"),
-            _card(figures.following, "of what a prompt asks for is found again in its picture", "pictures", "share"),
+            _card(figures.face_found, "of the pictures show a face", "picture"),
+            _card(figures.same_of_found, "of the faces are the same person as the held-out photos", "face"),
+            _card(figures.gain, "of the way from the base model's strangers to real photos", "picture", "share"),
+            _card(figures.base_same_of_found, "of the base model's faces are that person, without the LoRA", "face"),
+            _card(figures.copied, "of the pictures are copies of a training photo", "picture"),
+            _card(figures.following, "of what a prompt asks for is found again in its picture", "picture", "share"),
         ]
         return cards + [
-            _card(figures.leaks[kind], says, "pictures") for kind, says in LEAK_CARDS.items() if figures.leaks[kind].n
+            _card(figures.leaks[kind], says, "picture") for kind, says in LEAK_CARDS.items() if figures.leaks[kind].n
         ]
 
     def _glance(self, ranked: Sequence[PictureRow]) -> list[Sheet]:
@@ -359,11 +359,11 @@ class _Page:
         return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
-def _card(estimate: Estimate, says: str, counted_are: str, unit: Unit = "count") -> Card:
+def _card(estimate: Estimate, says: str, noun: str, unit: Unit = "count") -> Card:
     bar = [
         None if end is None else 100 * min(max(end, 0.0), 1.0) for end in (estimate.value, estimate.low, estimate.high)
     ]
-    return Card(_shown(estimate.value, estimate.n, unit), says, f"{estimate.n} {counted_are}", *bar)
+    return Card(_shown(estimate.value, estimate.n, unit), says, quantity(estimate.n, noun), *bar)
 
 
 def _line(rule: Ruled) -> Line:
