@@ -74,6 +74,11 @@ def until(what: str, look: Callable[[], Any], within_s: float = 400.0, every_s: 
     raise AssertionError(f"{what}: not within {within_s} s")
 
 
+# One client for all requests, as each new one reads the machine's certificates, but no connection outlives a request:
+# a killed server leaves half-closed ones.
+CLIENT = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+
+
 @dataclass
 class Api:
     """What any client can ask of a Prefect server, which wants a token of who changes something."""
@@ -89,15 +94,14 @@ class Api:
 
     def asked(self, method: str, path: str, **content: Any) -> Any:
         headers = {} if method == "GET" else self.token()
-        asked = {"timeout": 60, "auth": self.auth, "headers": headers}
-        answer = httpx.request(method, f"{self.address}{path}", **asked, **content)
+        answer = CLIENT.request(method, f"{self.address}{path}", auth=self.auth, headers=headers, **content)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 
     def token(self) -> dict[str, str]:
         """Headers with a token against requests that a page forges; none where the server wants none."""
         client = str(uuid4())
-        answer = httpx.get(f"{self.address}/csrf-token", params={"client": client}, timeout=60, auth=self.auth)
+        answer = CLIENT.get(f"{self.address}/csrf-token", params={"client": client}, auth=self.auth)
         return (
             {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": answer.json()["token"]} if answer.is_success else {}
         )

@@ -324,6 +324,7 @@ def test_a_run_goes_on_by_itself_after_its_stack_was_stopped_and_after_a_power_c
     tmp_path: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZIMAGE_LOST_AFTER_S", "40")  # heartbeats come every 30 s
+    monkeypatch.setenv("ZIMAGE_PENDING_S", "60")  # the phase may be stopped before its process has begun
     spec = asked(tmp_path, tiny_base) | {
         "subject": "ada",
         "consent": consent(tmp_path, "ada"),
