@@ -3,6 +3,7 @@
 import datetime
 import time
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -31,7 +32,7 @@ from tasks.dvc import StageFailedError
 from tasks.forget_runs import PAGE, WORKS, subject_of
 from tasks.log import names_in_log
 from tasks.lost import Silence, cancel_parts, end_if_lost, is_dead
-from tasks.policy import DEAD_AFTER, LEGS, PART_WAITS_S, SERVER_AWAY_S, SERVER_ERRORS
+from tasks.policy import DEAD_AFTER, LEGS, NEVER_BEGAN, PART_WAITS_S, SERVER_AWAY_S, SERVER_ERRORS
 from tasks.run_labels import reasons_now, run_name, run_tags
 from tasks.stage import NAMES
 from tasks.workspace import Outcome
@@ -68,9 +69,8 @@ def run_leg(leg: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[str, 
         InputError: the leg refused its input, in its own words; or it is not deployed.
         StageFailedError: it failed otherwise, was cancelled, or was lost too often.
     """
-    run = None
-    first = _first_attempt(leg)
-    for attempt in range(first, first + LEGS[leg].lost + 1):
+    lost = never_began = 0
+    for attempt in count(_first_attempt(leg)):
         try:
             run = wait_for(start(leg, spec, attempt=attempt, as_part=as_part))
         except TerminationSignal:
@@ -80,7 +80,13 @@ def run_leg(leg: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[str, 
         if not (run.state.is_crashed() or SERVER_WAS_AWAY in (run.state.message or "")):
             break
         get_run_logger().warning("`%s` was lost with its worker: %s", run.name, run.state.message)
-    assert run is not None and run.state is not None
+        if run.run_count == 0:  # such as while the server was started anew
+            never_began += 1
+        else:
+            lost += 1
+        if lost > LEGS[leg].lost or never_began > NEVER_BEGAN:
+            break
+    assert run.state is not None
     if run.state.is_completed():
         return outcomes(run)
     said = run.state.message or run.state.name or ""

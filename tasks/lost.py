@@ -8,8 +8,9 @@ server, a worker or this watch may be killed at any time: the next look finds wh
 import datetime
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
+from itertools import pairwise
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -29,7 +30,17 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed, Failed
 
 from tasks.forget_runs import PAGE, WORKS, subject_of
-from tasks.policy import FLOWS, GOES_ON, GOES_ON_WITHIN, LOST_AFTER_S, PARENT_LOST, PENDING_S, SERVER_ERRORS
+from tasks.policy import (
+    CRASH_SETTLES_S,
+    FLOWS,
+    GOES_ON,
+    GOES_ON_WITHIN,
+    LOST_AFTER_S,
+    NEVER_BEGAN,
+    PARENT_LOST,
+    PENDING_S,
+    SERVER_ERRORS,
+)
 from tasks.shown import end_bars
 
 logger = logging.getLogger(__name__)
@@ -147,16 +158,42 @@ def _go_on(client: SyncPrefectClient, flow: str, run: FlowRun) -> None:
     """Start a crashed run again as the same run, or give it up where it was lost too often.
 
     Left alone are runs that no worker would take, parts of a run, which starts them again itself, and runs that a newer
-    one of the same subject has followed.
+    one of the same subject has followed; and for CRASH_SETTLES_S those whose crash may be reported once more, which
+    would end the next attempt.
     """
+    assert run.state is not None
+    if (_server_time(client) - run.state.timestamp).total_seconds() < CRASH_SETTLES_S:
+        return
     if run.deployment_id is None or run.parent_task_run_id is not None or _is_followed(client, flow, run):
         return
-    crashes = [state for state in client.read_flow_run_states(run.id) if state.type is StateType.CRASHED]
-    lost = [state for state in crashes if not (state.message or "").startswith(STOPPED)]
-    if len(lost) > PARENT_LOST:
-        _set(client, run, Failed(message=f"This run was lost with its worker {len(lost)} times; it is given up."))
+    lost, never_began = crashes(client.read_flow_run_states(run.id))
+    if lost > PARENT_LOST:
+        _set(client, run, Failed(message=f"This run was lost with its worker {lost} times; it is given up."))
+    elif never_began > NEVER_BEGAN:
+        said = run.state.message or ""
+        _set(client, run, Failed(message=f"This run did not begin in {never_began} tries; it is given up. {said}"))
     else:
         _set(client, run, AwaitingRetry(message="Its worker was lost or stopped; another one takes it."))
+
+
+def crashes(states: Sequence[State]) -> tuple[int, int]:
+    """Return how often a run was lost while it ran, and how often its process ended before the flow began.
+
+    A run whose process was asked to end was not lost, and a crash that is reported twice counts once.
+
+    Args:
+        states: All states of the run, in any order.
+    """
+    in_order = sorted(states, key=lambda state: state.timestamp)
+    lost = never_began = 0
+    for before, state in pairwise(in_order):
+        if state.type is not StateType.CRASHED or before.type is StateType.CRASHED:
+            continue
+        if not before.is_running():
+            never_began += 1
+        elif not (state.message or "").startswith(STOPPED):
+            lost += 1
+    return lost, never_began
 
 
 def _is_followed(client: SyncPrefectClient, flow: str, run: FlowRun) -> bool:

@@ -8,8 +8,9 @@ a lost worker           noticed by `python -m flows watch`: a run of any flow wh
                         One that is suspended is left alone. A parent starts its leg again elsewhere, as often as the
                         leg says, once its lease has run out (LEASE_S). Runs of GOES_ON that are nobody's part go on as
                         the same run, PARENT_LOST times: `personalize` finds its legs, which went on meanwhile, by the
-                        keys it started them with. `prepare` or `learn` that a person started alone, `promote` and
-                        `forget` are only reported
+                        keys it started them with. A process that ended before its flow began, such as while the server
+                        was started anew, is no loss (NEVER_BEGAN). `prepare` or `learn` that a person started alone,
+                        `promote` and `forget` are only reported
 a stopped stack         the same, and does not count as a loss: after the next start such runs go on
 a person's retry        of a failed `personalize` starts the leg that failed anew, with all its attempts
 the server away         waited for, SERVER_AWAY_S
@@ -75,6 +76,10 @@ class LegPolicy:
 
 LEGS = {"prepare": LegPolicy("cpu", lost=2), "learn": LegPolicy("gpu", lost=3), "publish": LegPolicy("cpu", lost=2)}
 PARENT_LOST = 3  # how often a run of GOES_ON goes on after its worker was lost
+# How often a run is started again whose process ended before the flow began, as all do that start while the server is
+# started anew: Prefect's engine asks the server once for its run and exits.
+NEVER_BEGAN = 10
+CRASH_SETTLES_S = 20  # Prefect's process worker reports one exit of a run's process twice, some seconds apart (3.9.1)
 HEARTBEAT_S = 30  # the least that Prefect takes
 LOST_AFTER_S = 90  # three heartbeats
 # From when a worker has taken a run to when it begins. A process takes seconds; a job may wait for a machine.

@@ -108,6 +108,11 @@ class Stack:
         return found
 
 
+def _subject(run: dict[str, Any]) -> str:
+    """Whom a run is about; its name tells that only once its flow has begun."""
+    return str(run["parameters"].get("spec", {}).get("subject", ""))
+
+
 def _mark(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return str(process.environ().get(MARK, ""))
@@ -223,7 +228,7 @@ class Campaign:
         found = {}
         running = self._filtered({"state": {"type": {"any_": ["RUNNING"]}}})
         for subject in open_runs:
-            runs = [run for run in running if f" {subject} (" in run["name"]]
+            runs = [run for run in running if _subject(run) == subject]
             if runs and subject not in spared:
                 found[subject] = self.chance.choice(sorted(run["id"] for run in runs))
         return found
@@ -231,8 +236,7 @@ class Campaign:
     def _below(self, pool: str, open_runs: list[str]) -> set[str]:
         """The subjects of which a pool's worker has a run, or is about to."""
         at_work = {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}
-        names = [str(run["name"]) for run in self._filtered(at_work) if run["work_pool_name"] == pool]
-        return {subject for subject in open_runs for name in names if f" {subject} (" in name}
+        return {_subject(run) for run in self._filtered(at_work) if run["work_pool_name"] == pool} & set(open_runs)
 
     def _pool_with_pending(self) -> str:
         """The pool of a run that is PENDING, as soon as there is one; "" if there is none for long."""
@@ -288,7 +292,9 @@ class Campaign:
                 path = manifest.parent / file["name"]
                 if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
                     yield f"{path} is not what its manifest says"
-        if f"seed: {SEEDS_FROM + self.rounds}\n" not in json.loads(state.read_text())["lock"]:
+        if not state.is_file():
+            yield "there is no state"
+        elif f"seed: {SEEDS_FROM + self.rounds}\n" not in json.loads(state.read_text())["lock"]:
             yield "the state is not that of the last round"
 
 

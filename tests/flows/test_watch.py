@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.__main__ import LASTING, QUIET
 from flows.stack import RETIRED, apply_automations, started
-from tasks.policy import FLOWS, GOES_ON, PARENT_LOST
+from tasks.policy import CRASH_SETTLES_S, FLOWS, GOES_ON, NEVER_BEGAN, PARENT_LOST
 from tasks.settings import PROJECT
 from tests.ports import free_port
 
@@ -125,7 +125,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         told.runs |= {f"{flow} lost": told.run(flow, {"type": "RUNNING"}) for flow in FLOWS}
         told.runs |= {f"{flow} never began": told.run(flow, {"type": "PENDING"}) for flow in ("learn", "personalize")}
         told.runs["stopped often"] = told.run("personalize", *[STOPPED, {"type": "RUNNING"}] * 5, STOPPED)
-        told.runs["lost often"] = told.run("personalize", *[LOST, {"type": "RUNNING"}] * PARENT_LOST, LOST)
+        told.runs["lost often"] = told.run("personalize", *[{"type": "RUNNING"}, LOST] * (PARENT_LOST + 1))
+        told.runs["lost, said twice"] = told.run("personalize", *[{"type": "RUNNING"}, LOST, LOST] * PARENT_LOST)
+        told.runs["began late"] = told.run("personalize", *[{"type": "PENDING"}, LOST] * (PARENT_LOST + 2))
+        told.runs["cannot begin"] = told.run("personalize", *[{"type": "PENDING"}, LOST] * (NEVER_BEGAN + 1))
         told.runs["followed"] = told.run("personalize", STOPPED, subject="ada")
         told.runs["following"] = told.run("personalize", {"type": "COMPLETED"}, subject="ada")
         suspended, alive = told.run("learn", {"type": "RUNNING"}), told.run("learn", {"type": "RUNNING"})
@@ -136,7 +139,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         local = {"flow_id": flow, "state": STOPPED, "parameters": {"spec": {"subject": "local"}}}
         told.runs["of no worker"] = str(told.asked("POST", "/flow_runs/", local)["id"])
         begun = time.monotonic()
-        while time.monotonic() - begun < LOOKS * 5 + PENDING_S:
+        while time.monotonic() - begun < LOOKS * 5 + PENDING_S + CRASH_SETTLES_S:
             told.beat(alive)
             time.sleep(1)
         yield told
@@ -171,6 +174,18 @@ def test_a_run_that_is_lost_again_and_again_is_given_up(server: Server) -> None:
 
     assert state["name"] == "Failed"
     assert state["message"] == f"This run was lost with its worker {PARENT_LOST + 1} times; it is given up."
+
+
+def test_one_crash_that_is_reported_twice_is_one_loss(server: Server) -> None:
+    assert server.name(server.runs["lost, said twice"]) == "AwaitingRetry"
+
+
+def test_a_process_that_ended_before_its_flow_began_is_no_loss_but_is_not_started_for_ever(server: Server) -> None:
+    given_up = server.state(server.runs["cannot begin"])
+
+    assert server.name(server.runs["began late"]) == "AwaitingRetry"
+    assert given_up["name"] == "Failed"
+    assert f"did not begin in {NEVER_BEGAN + 1} tries; it is given up." in given_up["message"]
 
 
 def test_a_run_that_tells_of_itself_is_left_alone(server: Server) -> None:

@@ -20,7 +20,7 @@ from flows.spec import LearnSpec
 from tasks import elsewhere
 from tasks.elsewhere import run_leg, start
 from tasks.lost import Silence
-from tasks.policy import LEGS
+from tasks.policy import LEGS, NEVER_BEGAN
 
 SPEC = LearnSpec(subject="ada-elsewhere", placement="pools")
 
@@ -57,8 +57,8 @@ def retried(client: SyncPrefectClient, run: FlowRun) -> State[None]:
 
 
 @contextmanager
-def worker(*states: State) -> Iterator[None]:
-    """A worker that ends one leg after the other in these states."""
+def worker(*states: State, begins: bool = True) -> Iterator[None]:
+    """A worker that begins one leg after the other, if it begins them at all, and ends them in these states."""
     over = threading.Event()
 
     def work() -> None:
@@ -69,7 +69,8 @@ def worker(*states: State) -> Iterator[None]:
             while left and not over.wait(0.05):
                 for run in client.read_flow_runs(flow_run_filter=waiting):
                     if run.parameters.get("spec") == SPEC.model_dump(mode="json"):
-                        client.set_flow_run_state(run.id, left.pop(0), force=True)
+                        for state in ([Running()] if begins else []) + [left.pop(0)]:
+                            client.set_flow_run_state(run.id, state, force=True)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -98,6 +99,21 @@ def test_a_leg_that_failed_because_the_server_was_away_is_started_again(client: 
         assert run_flow(parent, flow_run=client.create_flow_run(parent), return_type="state").is_completed()  # type: ignore[union-attr]
 
     assert len(legs(client)) == 2
+
+
+def test_a_leg_whose_process_ended_before_it_began_is_no_loss(client: SyncPrefectClient) -> None:
+    tries = [Crashed()] * (LEGS["learn"].lost + 2)
+    with worker(*tries, Completed(), begins=False):
+        assert run_flow(parent, flow_run=client.create_flow_run(parent), return_type="state").is_completed()  # type: ignore[union-attr]
+
+    assert len(legs(client)) == len(tries) + 1
+
+
+def test_a_leg_that_never_begins_is_given_up(client: SyncPrefectClient) -> None:
+    with worker(*[Crashed()] * (NEVER_BEGAN + 2), begins=False):
+        assert run_flow(parent, flow_run=client.create_flow_run(parent), return_type="state").is_failed()  # type: ignore[union-attr]
+
+    assert len(legs(client)) == NEVER_BEGAN + 1
 
 
 def test_a_run_whose_leg_was_lost_too_often_gets_all_attempts_when_it_is_retried(client: SyncPrefectClient) -> None:
