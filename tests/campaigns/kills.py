@@ -2,7 +2,7 @@
 
 A real server on SQLite, the watch, a worker for each pool, and a `personalize` that publishes for each subject at once.
 Rounds differ in the seed of training, so that each has to make one new release of each subject. The seed chooses
-what is killed; one kill in ten waits until a run is PENDING. No subject is hit so often that a limit of
+what is killed; one kill in ten waits until a run is PENDING. No flow of a subject is hit so often that a limit of
 `tasks/policy.py` may end its run, so that every run has to be completed.
 
 python -m tests.campaigns.kills KILLS SEED [--minutes M] [--subjects N] [--folder DIR]
@@ -38,7 +38,7 @@ from tests.ports import free_port
 from tests.tiny_base import write_tiny_base
 
 SMALLEST = {"train.steps": 4, "train.checkpoint_every": 2, "train.samples": None}
-HITS = 2  # of a subject in a round: a leg of `prepare` or `publish` may be lost twice
+HITS = {"personalize": 3, "prepare": 2, "learn": 3, "publish": 2}  # in a round; more would end a run (tasks/policy.py)
 SEEDS_FROM = 1000  # of training, one more in each round
 PENDING_SHARE = 0.1
 STUCK_AFTER_S = 1200.0
@@ -52,6 +52,7 @@ KINDS = {  # what is killed, and how often among those that do not wait for a PE
     "everything": 5,  # a power cut
 }
 HARMLESS = {"server", "watch"}
+POOLS = ["cpu", "gpu"]
 UNDISTURBED_S = 60.0  # between two ends of server or watch: whoever looks again gives each run its whole time again
 
 
@@ -108,9 +109,10 @@ class Stack:
         return found
 
 
-def _subject(run: dict[str, Any]) -> str:
-    """Whom a run is about; its name tells that only once its flow has begun."""
-    return str(run["parameters"].get("spec", {}).get("subject", ""))
+def _about(run: dict[str, Any]) -> tuple[str, str]:
+    """The subject and the flow of a run; `personalize` has a random name until its flow begins."""
+    flow = str(run["name"]).split()[0]
+    return str(run["parameters"].get("spec", {}).get("subject", "")), flow if flow in HITS else "personalize"
 
 
 def _mark(process: psutil.Process) -> str:
@@ -158,7 +160,7 @@ class Campaign:
             runs[subject] = self.stack.api.run(
                 "personalize", {"subject": subject, **(asked_first if first else asked_later), **more}
             )
-        hits: Counter[str] = Counter()
+        hits: Counter[tuple[str, str]] = Counter()  # by subject and flow
         next_kill = time.monotonic() + self.chance.uniform(1, 10)
         while open_runs := [subject for subject, run in runs.items() if not self._ended(run)]:
             if time.monotonic() - begun > STUCK_AFTER_S:
@@ -174,13 +176,15 @@ class Campaign:
         kills = sum(self.kills.values())
         tell(f"round {self.rounds}: {self._states(runs)} in {self.took_s[-1]:.0f} s, {kills} kills so far")
 
-    def _hurt(self, hits: Counter[str], open_runs: list[str]) -> None:
+    def _hurt(self, hits: Counter[tuple[str, str]], open_runs: list[str]) -> None:
         kind = (
             "pending" if self.chance.random() < PENDING_SHARE else self.chance.choices([*KINDS], [*KINDS.values()])[0]
         )
-        spared = {subject for subject in self.subjects if hits[subject] >= HITS}
+        spared = {
+            (subject, flow) for subject in self.subjects for flow, most in HITS.items() if hits[subject, flow] >= most
+        }
         pool = self.chance.choice(["cpu", "gpu", "gpu"])  # most runs are below the first: its end hits all at once
-        hit = self._below(pool, open_runs) if kind.startswith("worker") else set(open_runs)
+        hit = self._below([pool] if kind.startswith("worker") else POOLS, open_runs)
         if kind not in HARMLESS | {"run", "pending"} and spared & hit:
             kind = "run"
         if kind in {"server", "watch", "everything"}:
@@ -192,15 +196,15 @@ class Campaign:
                 found = self._working(open_runs, spared)
                 if not found:
                     return
-                subject, run = self.chance.choice(sorted(found.items()))
+                run, about = self.chance.choice(sorted(found.items()))
                 process = self.stack.runs().get(run)
                 if process is None:
                     return
                 _kill(_tree(process))
-                struck = {subject}
+                struck = {about}
             case "pending":
                 pool = self._pool_with_pending()
-                struck = self._below(pool, open_runs) if pool else set()
+                struck = self._below([pool], open_runs) if pool else set()
                 if not pool or spared & struck:
                     return
                 self.stack.kill([pool], with_runs=True)
@@ -221,22 +225,20 @@ class Campaign:
         hits.update(struck)
         self.kills[kind] += 1
         self.hit[kind] += len(struck)
-        tell(f"  kill {sum(self.kills.values())}: {kind} ({', '.join(sorted(struck)) or 'no run'})")
+        names = [f"{flow} {subject}" for subject, flow in sorted(struck)]
+        tell(f"  kill {sum(self.kills.values())}: {kind} ({', '.join(names) or 'no run'})")
 
-    def _working(self, open_runs: list[str], spared: set[str]) -> dict[str, str]:
-        """A run under way for each subject that may be hit."""
-        found = {}
+    def _working(self, open_runs: list[str], spared: set[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+        """The runs under way that may be hit, and whom and what each is about."""
         running = self._filtered({"state": {"type": {"any_": ["RUNNING"]}}})
-        for subject in open_runs:
-            runs = [run for run in running if _subject(run) == subject]
-            if runs and subject not in spared:
-                found[subject] = self.chance.choice(sorted(run["id"] for run in runs))
-        return found
+        found = {str(run["id"]): _about(run) for run in running}
+        return {run: about for run, about in found.items() if about[0] in open_runs and about not in spared}
 
-    def _below(self, pool: str, open_runs: list[str]) -> set[str]:
-        """The subjects of which a pool's worker has a run, or is about to."""
-        at_work = {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}
-        return {_subject(run) for run in self._filtered(at_work) if run["work_pool_name"] == pool} & set(open_runs)
+    def _below(self, pools: list[str], open_runs: list[str]) -> set[tuple[str, str]]:
+        """What the workers of some pools have under way, or are about to: the subject and the flow."""
+        at_work = self._filtered({"state": {"type": {"any_": ["RUNNING", "PENDING"]}}})
+        found = {_about(run) for run in at_work if run["work_pool_name"] in pools}
+        return {about for about in found if about[0] in open_runs}
 
     def _pool_with_pending(self) -> str:
         """The pool of a run that is PENDING, as soon as there is one; "" if there is none for long."""
@@ -336,6 +338,7 @@ def main() -> int:
         "ZIMAGE_PENDING_S": "60",
         "ZIMAGE_AT_ONCE": str(given.subjects),
         "OMP_NUM_THREADS": "1",
+        "ZIMAGE_PROCESSES": "1",  # what is tried is what happens around the stages
     }
     tell(f"seed {given.seed}, everything in {folder}")
     base = write_tiny_base(folder / "base")
@@ -349,7 +352,7 @@ def main() -> int:
             "server": Part(["server", "start", "--host", "127.0.0.1", "--port", str(port)]),
             "watch": Part(["watch"]),
             "cpu": Part(["worker", "start", "--pool", "cpu", "--type", "process", "--name", "cpu"]),
-            "gpu": Part(["worker", "start", "--pool", "gpu", "--type", "process", "--name", "gpu", "--limit", "1"]),
+            "gpu": Part(["worker", "start", "--pool", "gpu", "--type", "process", "--name", "gpu", "--limit", "2"]),
         },
     )
     campaign = Campaign(
