@@ -69,7 +69,7 @@ def run_leg(leg: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[str, 
         InputError: the leg refused its input, in its own words; or it is not deployed.
         StageFailedError: it failed otherwise, was cancelled, or was lost too often.
     """
-    lost = never_began = 0
+    lost = server_away = 0
     for attempt in count(_first_attempt(leg)):
         try:
             run = wait_for(start(leg, spec, attempt=attempt, as_part=as_part))
@@ -77,14 +77,15 @@ def run_leg(leg: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[str, 
             cancel_parts_if_cancelled()
             raise
         assert run.state is not None
-        if not (run.state.is_crashed() or SERVER_WAS_AWAY in (run.state.message or "")):
+        refused_slot = SERVER_WAS_AWAY in (run.state.message or "")
+        if not (run.state.is_crashed() or refused_slot):
             break
         get_run_logger().warning("`%s` was lost with its worker: %s", run.name, run.state.message)
-        if run.run_count == 0:  # such as while the server was started anew
-            never_began += 1
+        if refused_slot or run.run_count == 0:  # its process could not reach the server
+            server_away += 1
         else:
             lost += 1
-        if lost > LEGS[leg].lost or never_began > NEVER_BEGAN:
+        if lost > LEGS[leg].lost or server_away > NEVER_BEGAN:
             break
     assert run.state is not None
     if run.state.is_completed():
