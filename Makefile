@@ -12,10 +12,10 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test audit lock format fingerprints install clean
+.PHONY: help demo serve test same-result audit lock format fingerprints install clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.installed  ## Run the whole pipeline for the demo subject, and show what it found
 	@$(BIN)/dvc repro
@@ -32,6 +32,9 @@ test: $(VENV)/.installed  ## Run the tests, the linters and the type checker
 	@$(BIN)/mypy
 	@$(BIN)/pytest -m "not stack" --numprocesses 2 $(PYTEST) || [ $$? = 5 ]
 	@$(BIN)/pytest -m stack --numprocesses 2 $(PYTEST) || [ $$? = 5 ]
+
+same-result: $(VENV)/.installed  ## Check that the demo's results are those of another commit, to the last bit: BASE=<commit>
+	@$(BIN)/python .ci/same_result.py "$(or $(BASE),$(error give the commit to compare with: make same-result BASE=<commit>))"
 
 audit: $(VENV)/.audit  ## Look up known vulnerabilities of the pinned packages, which asks a service for each of them
 	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
