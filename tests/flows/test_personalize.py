@@ -33,6 +33,7 @@ from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from flows.__main__ import main
 from flows.learn import learn
 from flows.spec import LearnSpec
+from tasks.dvc import run as run_dvc
 from tasks.handover import State, state_key
 from tasks.publish import publish as publish_task
 from tasks.settings import PROJECT, from_environment
@@ -45,6 +46,7 @@ from zimage.errors import InputError
 from zimage.faces.consent import Consent
 from zimage.folder import aside_of
 from zimage.model.base import Base
+from zimage.params import with_values
 from zimage.signatures import STAGES
 
 NUM_PHOTOS = 16
@@ -172,6 +174,23 @@ def test_a_stage_called_by_hand_gives_the_same_bytes(ada: Ada, tmp_path: Path) -
 
     by_flow = (ada.workspace / "data" / "train" / "lora.safetensors").read_bytes()
     assert (tmp_path / "train" / "lora.safetensors").read_bytes() == by_flow
+
+
+def test_the_same_lora_is_not_evaluated_again_and_another_is(ada: Ada, tmp_path: Path) -> None:
+    workspace, lines = tmp_path / "ada", list[str]()
+    shutil.copytree(ada.workspace, workspace)
+    numbers, lora = (workspace / "data" / "train" / name for name in ("metrics.json", "lora.safetensors"))
+    before = numbers.read_bytes(), lora.read_bytes()
+
+    run_dvc(workspace, ["repro", "--force", "--single-item", "train"], on_line=lines.append)
+
+    assert "Running stage 'train':" in lines
+    assert (numbers.read_bytes() == before[0], lora.read_bytes() == before[1]) == (False, True)  # times differ
+    assert bring_up_to_date(workspace, "evaluate", on_line=lambda _: None) is Outcome.UNCHANGED
+    params = workspace / "params.yaml"
+    params.write_text(with_values(params.read_text(), {"train.seed": 1}, "test"))
+    assert bring_up_to_date(workspace, "evaluate", on_line=lambda _: None) is Outcome.RAN
+    assert lora.read_bytes() != before[1]
 
 
 def task_runs(subject: str) -> list[TaskRun]:

@@ -204,7 +204,8 @@ def test_choosing_and_reporting_share_no_picture(finished: Path) -> None:
 def test_an_untrained_lora_fails_and_is_a_result_nonetheless(
     detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
 ) -> None:
-    (workspace / "train" / "metrics.json").write_text('{"steps": 150}', encoding="utf-8")
+    losses = "".join(f"{step},{1 / step:.4f}\n" for step in range(1, 151))
+    (workspace / "train" / "loss.csv").write_text(f"step,loss\n{losses}", encoding="utf-8")
     found = run(detect, workspace, params, tiny_base)
     assert (found["verdict"], found["same_person_rate_of_all"]) == ("fail", 0)
     advice = str(found["advice"])

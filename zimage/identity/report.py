@@ -440,15 +440,16 @@ def _short(label: str, sweep: str) -> str:
 
 def _loss(path: Path) -> str | None:
     """Return the loss curve, or None where training left none."""
+    losses = read_losses(path)
+    return curve([step for step, _ in losses], [loss for _, loss in losses], "loss by step") if losses else None
+
+
+def read_losses(path: Path) -> list[tuple[float, float]]:
+    """Return the steps of a training with their losses, from its loss.csv; none where there is no such file."""
     if not path.is_file():
-        return None
+        return []
     with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return (
-        curve([float(row["step"]) for row in rows], [float(row["loss"]) for row in rows], "loss by step")
-        if rows
-        else None
-    )
+        return [(float(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
 
 
 def _versions() -> dict[str, str]:

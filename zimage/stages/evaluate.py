@@ -1,6 +1,5 @@
 """Asks the LoRA for pictures, scores them against photos it never saw, and says whether they hold."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from zimage.identity.impostors import Impostors, impostors, packaged_photos
 from zimage.identity.judge import Judge, Search
 from zimage.identity.likeness import Targets
 from zimage.identity.reals import Reals, reals_of
-from zimage.identity.report import ReportParams, write_report
+from zimage.identity.report import ReportParams, read_losses, write_report
 from zimage.identity.results import Findings, Sampled, write_results
 from zimage.identity.rows import PictureRow
 from zimage.identity.suite import Prompt, read_suite, with_subject, without_trigger
@@ -77,7 +76,8 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
 
     Args:
         detect: The folder of the detect stage; its held-out crops are the targets.
-        train: The folder of the train stage: lora.safetensors, checkpoints/, loss.csv.
+        train: The folder of the train stage; only lora.safetensors, checkpoints/ and loss.csv are read, and dvc.yaml
+            names these three: what else is there tells of times, and may not make a LoRA be evaluated again.
         out: Gets pictures/, scores.csv, sweep.csv, distances.csv, gate.csv, metrics.json and report.html. Pictures are
             also kept beside it (see zimage.faces.cache), so that none is made twice.
         params: See `EvaluateParams`.
@@ -235,11 +235,9 @@ def _findings(
 
 
 def _trained(train: Path, outcome: Outcome, targets: Targets) -> Trained:
-    metrics = train / "metrics.json"
-    steps = json.loads(metrics.read_text(encoding="utf-8")).get("steps") if metrics.is_file() else None
     sweep = outcome.checkpoints
     return Trained(
-        steps=steps,
+        steps=len(read_losses(train / "loss.csv")) or None,
         photos=len(targets.training_photos),
         spread=spread_of(targets),
         last_is_best=sweep is not None and sweep.chosen == len(sweep.candidates) - 1,

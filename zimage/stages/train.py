@@ -106,6 +106,7 @@ def _lead(
                     begin, params.checkpoint_every, told=keeper.told, kept=keeper.kept, stopped=keeper.stopped
                 )
         keeper.save(aside / "lora.safetensors")
+        keeper.write_prompts()
         write_metrics(aside / "metrics.json", _metrics(prepared, keeper, params, begin, devices))
         shutil.rmtree(aside / "resume")
 

@@ -139,6 +139,16 @@ class Keeper:
                 Image.fromarray(image).save(self._folder / "samples" / f"step-{done:06d}-{number}.png")
                 self._board.picture(number, done, image)
 
+    def write_prompts(self) -> None:
+        """Write the prompts of the sample pictures, numbered as their files are.
+
+        `samples/` is an output of dvc.yaml, so it has to be there, with a file in it, where no pictures are asked for.
+        """
+        (self._folder / "samples").mkdir(exist_ok=True)
+        prompts = [row.prompt for row in self._prepared.dataset.texts if row.sample]
+        lines = [f"{number}: {prompt}\n" for number, prompt in enumerate(prompts)]
+        (self._folder / "samples" / "prompts.txt").write_text("".join(lines), encoding="utf-8")
+
     def _latents(self, params: SampleParams, stop: Callable[[], None]) -> Iterator[Tensor]:
         dataset, denoiser = self._prepared.dataset, self._prepared.denoiser
         height, width = dataset.commonest_size()
