@@ -7,14 +7,16 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from skimage import data
 
 from tests.benchmarks.fuzz import fuzz_archives, fuzz_photos, whole_files
 from zimage.demo import make_demo_photos
 from zimage.errors import InputError
+from zimage.faces.clean import read_clean
 from zimage.faces.rows import PhotoRow
 from zimage.records import read_rows
 from zimage.stages.ingest import IngestParams, ingest
@@ -71,15 +73,38 @@ def test_the_photo_that_lies_on_its_side_is_upright(demo: Path) -> None:
     row = rows["IMG_1003.jpg"]
     assert row.notes == ["turned upright as its EXIF says"]
     with Image.open(demo / "data" / "ingest" / str(row.file)) as kept, Image.open(demo / "photos" / row.name) as given:
-        assert kept.size == given.size[::-1] == (row.width, row.height)
+        assert ImageOps.exif_transpose(kept).size == given.size[::-1] == (row.width, row.height)
 
 
-def test_nothing_but_pixels_is_kept(demo: Path) -> None:
+def test_nothing_but_the_picture_and_how_it_lies_is_kept(demo: Path) -> None:
+    lying = rows_of(demo / "data" / "ingest")["IMG_1003.jpg"].file
     for path in (demo / "data" / "ingest" / "photos").iterdir():
         content = path.read_bytes()
-        assert not any(word in content for word in (b"eXIf", b"iCCP", b"tEXt", b"tIME", b"Demo", b"2024:"))
+        assert not any(word in content for word in (b"eXIf", b"iCCP", b"tEXt", b"tIME", b"Demo", b"2024:", b"http"))
         with Image.open(path) as image:
-            assert image.mode == "RGB" and not image.getexif() and "icc_profile" not in image.info
+            assert image.mode == "RGB" and not {"icc_profile", "xmp", "comment"} & set(image.info)
+            assert dict(image.getexif()) == ({ExifTags.Base.Orientation: 6} if path.match(f"*/{lying}") else {})
+
+
+def test_clean_pictures_of_jpegs_take_no_more_room_than_the_photos_and_show_the_same(tmp_path: Path) -> None:
+    sizes = {"small.jpg": (512, 512), "larger than max_side_px.jpg": (2600, 2000), "lying.jpg": (700, 500)}
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 8
+    (tmp_path / "photos").mkdir()
+    for name, size in sizes.items():
+        picture = Image.fromarray(data.astronaut()).resize(size)
+        picture.save(tmp_path / "photos" / name, quality=90, exif=exif if name == "lying.jpg" else b"")
+    out = tmp_path / "data" / "ingest"
+    ingest(tmp_path / "photos", CONSENT, out, params=PARAMS)
+    for name, row in rows_of(out).items():
+        assert row.file is not None and row.width is not None and row.height is not None
+        assert (out / row.file).stat().st_size <= row.size_bytes
+        with Image.open(tmp_path / "photos" / name) as given:
+            upright = ImageOps.exif_transpose(given)
+        shown = read_clean(out / row.file, max(row.width, row.height))
+        assert shown.shape[1::-1] == (row.width, row.height) and max(shown.shape) <= PARAMS.max_side_px
+        if max(sizes[name]) <= PARAMS.max_side_px:
+            assert np.array_equal(shown, np.asarray(upright))
 
 
 def test_capture_times_are_counted_from_the_earliest_photo(demo: Path) -> None:

@@ -62,7 +62,7 @@ class Ada:
     def traces(self, name: str) -> "Traces":
         """Return by what anything that was made of a photo of the album is found."""
         row, data = self.row(name), self.workspace / "data"
-        made = [path for path in data.rglob(f"{row.photo}*.png") if path.is_file()]
+        made = [path for path in data.rglob(f"{row.photo}*.*") if path.is_file()]
         assert {path.parent.name for path in made} >= {"photos", "masks", "aligned"}
         contents = [(self.album / name).read_bytes(), *(path.read_bytes() for path in made)]
         md5s = [hashlib.md5(content).hexdigest() for content in contents]

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from zimage.faces.cache import Cache, filled
+from zimage.faces.clean import read_clean
 from zimage.faces.crop import Plan, cut
 from zimage.faces.mask import background_rgb, face_mask
 from zimage.faces.observe import Measured
-from zimage.faces.pictures import Picture, read_rgb, write_png
+from zimage.faces.pictures import Picture, write_png
 from zimage.faces.points import Points, PointsKind, chip
 from zimage.faces.quality import chroma, warmth
 from zimage.faces.rows import Cut, Point
@@ -24,7 +25,8 @@ class Job:
 
     Attributes:
         picture: The photo's file.
-        identity: Stands for its content.
+        long_px: The photo's long side.
+        identity: Stands for its content, at this size.
         plans: The crops to make; at most one of each kind.
         face: Numbers of the subject's face.
         points_xy: The subject's five points in px of the photo.
@@ -33,6 +35,7 @@ class Job:
     """
 
     picture: Path
+    long_px: int
     identity: str
     plans: tuple[Plan, ...]
     face: Measured
@@ -64,7 +67,7 @@ def read_cuts(entry: Path) -> list[Cut]:
 
 
 def _cut_all(job: Job, folder: Path) -> None:
-    image_rgb = read_rgb(job.picture)
+    image_rgb = read_clean(job.picture, job.long_px)
     points_xy = np.asarray(job.points_xy, np.float32)
     rows = []
     for plan in job.plans:

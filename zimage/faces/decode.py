@@ -87,12 +87,16 @@ class Decoded:
         format: By content, whatever the name says.
         notes: What was done to the picture on the way.
         taken_s: Capture time in s since 1970 by the camera's clock; None where the file does not say.
+        orientation: How the file's pixels lay, 1 to 8, as its EXIF says.
+        profile: The file's ICC profile; empty where it has none.
     """
 
     pixels_rgb: Picture
     format: str
     notes: list[str]
     taken_s: float | None
+    orientation: int
+    profile: bytes
 
 
 def decoded(content: bytes, limits: Limits) -> Decoded:
@@ -114,7 +118,8 @@ def _decoded(content: bytes, limits: Limits) -> Decoded:
     _check_size(image, limits)
     notes = _frames(image)
     image = _loaded(image, limits)
-    taken_s, turn = _capture_time(image), TURNS.get(_orientation(image))
+    taken_s, orientation, profile = _capture_time(image), _orientation(image), image.info.get("icc_profile")
+    turn = TURNS.get(orientation)
     size = _size(image, limits)
     pixels = _in_srgb(image, size, notes)
     if turn is not None:
@@ -122,7 +127,7 @@ def _decoded(content: bytes, limits: Limits) -> Decoded:
         notes.append("turned upright as its EXIF says")
     if size != image.size:
         notes.append(f"brought down to {pixels.shape[1]}x{pixels.shape[0]} px")
-    return Decoded(pixels, form, notes, taken_s)
+    return Decoded(pixels, form, notes, taken_s, orientation, profile if isinstance(profile, bytes) else b"")
 
 
 @contextlib.contextmanager

@@ -6,19 +6,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from zimage.faces.cache import Cache, filled
+from zimage.faces.clean import Suffix, clean_file
 from zimage.faces.decode import BYTES_A_PIXEL, Limits, RefusedError, decoded
 from zimage.faces.given import Given
-from zimage.faces.pictures import write_png
 
-PICTURE, FACTS = "photo.png", "facts.json"
+PICTURE, FACTS = "photo", "facts.json"
 COPIES = 3  # of a file's bytes: as it came over the line, unpickled, and a decoder's own
 PROCESS_BYTES = 2 * 2**30  # address space of a process with all decoders and the pictures of one that keeps to the size
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a picture besides its pixels."""
+    """What is known of a picture besides its pixels; `suffix` is that of its clean file, PICTURE its stem."""
 
+    suffix: Suffix
     format: str
     width: int
     height: int
@@ -68,8 +69,9 @@ class Intake:
     def _keep(self, content: bytes, folder: Path) -> None:
         picture = decoded(content, self.limits)
         height, width = picture.pixels_rgb.shape[:2]
-        write_png(folder / PICTURE, picture.pixels_rgb)
-        facts = Facts(picture.format, width, height, picture.notes, picture.taken_s)
+        suffix, clean = clean_file(content, picture, self.limits)
+        (folder / f"{PICTURE}{suffix}").write_bytes(clean)
+        facts = Facts(suffix, picture.format, width, height, picture.notes, picture.taken_s)
         (folder / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zimage.faces.cache import Cache, filled
+from zimage.faces.clean import read_clean
 from zimage.faces.engine import Attempt, Engine, EngineParams, Face, open_engine
-from zimage.faces.pictures import Mask, Picture, fitted, fitted_size, jpeg, read_rgb
+from zimage.faces.pictures import Mask, Picture, fitted, fitted_size, jpeg
 from zimage.faces.points import Points
 from zimage.faces.quality import Look, dhash, look
 from zimage.faces.rows import Box, PhotoRow
@@ -114,11 +115,12 @@ class Observer:
 
     def __call__(self, row: PhotoRow) -> Path:
         """Return the cache folder that holds the observation of a kept photo."""
-        assert row.file is not None
-        picture = self.folder / row.file
+        assert row.file is not None and row.width is not None and row.height is not None
+        picture, long_px = self.folder / row.file, max(row.width, row.height)
         with picture.open("rb") as file:
-            key = hashlib.file_digest(file, "sha256").hexdigest()
-        return filled(Cache(self.cache, self.salt).entry(key), lambda folder: self._look(read_rgb(picture), folder))
+            key = f"{hashlib.file_digest(file, 'sha256').hexdigest()} {long_px}"
+        entry = Cache(self.cache, self.salt).entry(key)
+        return filled(entry, lambda folder: self._look(read_clean(picture, long_px), folder))
 
     def _look(self, image_rgb: Picture, folder: Path) -> None:
         faces = self.engine.find(image_rgb)

@@ -22,9 +22,14 @@ def read_rgb(path: Path) -> Picture:
 
 def write_png(path: Path, pixels: Picture | Mask) -> None:
     """Write an RGB picture or a mask; nothing but its pixels is in the file."""
+    path.write_bytes(png(pixels))
+
+
+def png(pixels: Picture | Mask) -> bytes:
+    """Return an RGB picture or a mask as a PNG that holds nothing but its pixels."""
     encoded, content = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[:, :, ::-1], PNG_FAST)
     assert encoded
-    path.write_bytes(content.tobytes())
+    return bytes(content.tobytes())
 
 
 def jpeg(pixels_rgb: Picture, quality: int) -> bytes:

@@ -28,13 +28,13 @@ class PhotoRow(Row):
     notes: list[str]
     """What was done to the picture, such as 'rotated as its EXIF says'."""
     file: str | None
-    """The kept picture inside the ingest folder: photos/<photo>.png."""
+    """The clean picture inside the ingest folder: photos/<photo>.jpg, .webp or .png; see zimage.faces.clean."""
     format: str | None
     """Format by content, such as JPEG, whatever the name says."""
     width: int | None
-    """In px, of the kept picture (upright)."""
+    """In px, of the picture as it is read (upright)."""
     height: int | None
-    """In px, of the kept picture (upright)."""
+    """In px, of the picture as it is read (upright)."""
     taken_at: float | None
     """In s after the earliest photo of the set; null where the file does not say."""
 

@@ -124,6 +124,7 @@ def _job(case: Case, ingest: Path, info: EngineInfo, params: CropParams) -> Job:
     held = holdout_plan(case.size, box, case.other_boxes, info.points_kind, params)
     return Job(
         picture=ingest / case.row.file,
+        long_px=max(case.size),
         identity=case.seen.entry.name,
         plans=(held,) if case.decision == "holdout" else tuple(case.plans),
         face=case.subject.measured,

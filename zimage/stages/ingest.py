@@ -42,18 +42,18 @@ class IngestParams(Section):
     max_megapixels: Annotated[int, Field(ge=1)]
     """MP; larger pictures are not decoded."""
     max_side_px: Annotated[int, Field(ge=64)]
-    """Px; larger pictures are kept at this long side."""
+    """Px; larger pictures are used at this long side."""
 
 
 def ingest(photos: Path, consent: Path, out: Path, *, params: IngestParams) -> None:
-    """Write the photos of a folder or archive as upright sRGB pictures without metadata, and a row for each file.
+    """Write the photos of a folder or archive as pictures without metadata, and a row for each file.
 
     The day is read from the clock, only to refuse a consent that has expired; nothing written depends on it.
 
     Args:
         photos: A folder, a zip or a tar; it is never changed.
         consent: The subject's consent.yaml (see zimage.faces.consent).
-        out: photos.jsonl, photos/<photo>.png and metrics.json.
+        out: photos.jsonl, photos/ with the clean pictures (see zimage.faces.clean) and metrics.json.
         params: What is taken in.
 
     Raises:
@@ -85,7 +85,7 @@ def _taken_in(photos: Path, aside: Path, cache: Cache, params: IngestParams) -> 
             row = _row(one, taken, first_names)
             if row.file is not None and isinstance(taken, Taken) and taken.entry is not None:
                 cache.keep(taken.entry)
-                share(taken.entry / PICTURE, aside / row.file)
+                share((taken.entry / PICTURE).with_suffix(Path(row.file).suffix), aside / row.file)
             progress.advance()
             yield row
 
@@ -111,7 +111,7 @@ def _row(one: Given, taken: Taken | Lost, first_names: dict[str, str]) -> PhotoR
         reason=taken.reason,
         detail=taken.detail,
         notes=facts.notes if facts else [],
-        file=f"photos/{photo}.png" if facts else None,
+        file=f"photos/{photo}{facts.suffix}" if facts else None,
         format=facts.format if facts else None,
         width=facts.width if facts else None,
         height=facts.height if facts else None,
