@@ -1,12 +1,13 @@
 """A subject's workspace: made once, then kept in step with the project and with what was chosen for the subject."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from tasks.photos import brought, refuse_absent, refuse_without_pictures
 from tasks.settings import DEMO, Settings
@@ -26,6 +27,8 @@ from zimage.plain_yaml import dump, load_plain, load_trusted
 from zimage.section import Section, checked, read_params
 from zimage.signatures import STAGES, imported, signature
 
+logger = logging.getLogger(__name__)
+
 PRESETS = Path(__file__).with_name("presets.yaml")
 DEFAULT_PRESET = "tiny"
 MODELS = {  # of params.yaml, besides the base: where one is named, and by which key
@@ -37,6 +40,9 @@ MODELS = {  # of params.yaml, besides the base: where one is named, and by which
 }
 CLASS_NOUN = "subject.class_noun"
 ENGINES = ("detect.engine", "evaluate.engine")  # what `engine` sets: who finds the person, and who judges
+MOVED = {  # keys of 0.1, in a person's own values and in states, to what they are called now
+    f"train.memory.{key}": f"machine.{key}" for key in ("checkpointing", "offloaded_blocks", "graphs")
+}
 HEADER = "# The project's params.yaml with the choices of subject.yaml; each run writes it anew: change values there.\n"
 
 
@@ -59,7 +65,25 @@ class Choices(Section):
     base: Base | None
     """The base model; null for the project's."""
     values: dict[str, Any]
-    """New values by `section.key`; they win over the preset's."""
+    """New values by `section.key`; they win over the preset's. Keys of 0.1 are read as what they are called now."""
+
+    @field_validator("values")
+    @classmethod
+    def _under_their_names_of_today(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return renamed(values)
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by `section.key` with the keys of 0.1 under their names of today."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        below = {old.removeprefix(f"{key}."): new for old, new in MOVED.items() if old.startswith(f"{key}.")}
+        if isinstance(value, Mapping) and below.keys() & value.keys():  # a section that was given as a whole
+            found |= {new: value[old] for old, new in below.items() if old in value}
+            found |= {f"{key}.{rest}": each for rest, each in value.items() if rest not in below}
+        else:
+            found[MOVED.get(key, key)] = value
+    return found
 
 
 @dataclass(frozen=True)
@@ -276,7 +300,11 @@ def choices(folder: Path) -> Choices:
 
 
 def write_choices(folder: Path, chosen: Choices) -> None:
-    """Write a workspace's subject.yaml."""
+    """Write a workspace's subject.yaml; keys of 0.1 in the one that is there are told."""
+    path = folder / "subject.yaml"
+    before = read_params(path).get("values") if path.is_file() else None
+    if isinstance(before, Mapping) and (new := sorted(set(MOVED.values()) & renamed(before).keys() - before.keys())):
+        logger.warning("%s: values of 0.1 are called %s now; no result depends on them", path, ", ".join(new))
     write_changed(folder / "subject.yaml", dump(chosen.model_dump()))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training.recipe import MACHINE
 from zimage import doctor
 from zimage.doctor import Finding, as_lines, examine
 from zimage.model import device
@@ -20,19 +21,19 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def finding(workspace: Path, subject: str, prefect_api_url: str | None = None) -> Finding:
-    findings = examine(workspace / "params.yaml", prefect_api_url=prefect_api_url)
+    findings = examine(workspace / "params.yaml", prefect_api_url=prefect_api_url, machine=lambda: MACHINE)
     return next(found for found in findings if found.subject == subject)
 
 
 def test_what_the_demo_needs_is_present(workspace: Path) -> None:
-    findings = examine(workspace / "params.yaml", prefect_api_url=None)
+    findings = examine(workspace / "params.yaml", prefect_api_url=None, machine=lambda: MACHINE)
 
     assert [found for found in findings if found.state == "missing"] == []
     assert {found.subject for found in findings} >= {"packages", "GPU", "base model", "face engine", "DVC remote"}
 
 
 def test_whatever_is_absent_comes_with_its_remedy(workspace: Path) -> None:
-    findings = examine(workspace / "params.yaml", prefect_api_url=CLOSED)
+    findings = examine(workspace / "params.yaml", prefect_api_url=CLOSED, machine=lambda: MACHINE)
 
     assert all(found.remedy for found in findings if found.state != "present")
 
@@ -63,7 +64,7 @@ def test_whether_a_gpu_has_what_stages_need_is_told(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device, "at_hand_gb", lambda _: gpu_gb)
 
-    found = doctor._gpu_memory(workspace / "params.yaml")
+    found = doctor._gpu_memory(workspace / "params.yaml", lambda: MACHINE)
 
     assert found.state == state and found.found.endswith(f"of {gpu_gb} GB")
     assert found.remedy == "" or found.remedy.startswith("too much to train: choose a preset for a smaller card")

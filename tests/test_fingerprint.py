@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.training.crops import SUBJECT
-from tests.training.recipe import recipe
+from tests.training.recipe import MACHINE, recipe
 from zimage.fingerprint import ENTRIES, PACKAGE, UNCOUNTED, as_yaml, fingerprint, fingerprints, reach
 from zimage.model.base import Base
 from zimage.signatures import STAGES
@@ -242,7 +242,7 @@ def test_whatever_training_executes_counts(tiny_base: Base, tiny_encoded: Path, 
     before = sys.getprofile()
     sys.setprofile(see)
     try:
-        train(tiny_encoded, tmp_path / "train", params=recipe(), base=tiny_base, subject=SUBJECT)
+        train(tiny_encoded, tmp_path / "train", params=recipe(), base=tiny_base, subject=SUBJECT, machine=MACHINE)
     finally:
         sys.setprofile(before)
 

@@ -111,12 +111,36 @@ def test_a_wrong_type_is_told(workspace: Path) -> None:
 
 def test_sections_of_earlier_stages_may_be_absent(workspace: Path) -> None:
     params = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
-    kept = {name: params[name] for name in ("base", "train", "evaluate", "subject")}
+    kept = {name: params[name] for name in ("base", "machine", "train", "evaluate", "subject")}
     (workspace / "params.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
 
     said = refusal(zimage("train", "encode", "out", cwd=workspace))
 
     assert "section" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("checkpointing", "ZIMAGE_MACHINE is `checkpointing`; set it to KEY=VALUE with a space between two, such as"),
+        ("offloaded_blocks=all", "ZIMAGE_MACHINE: `offloaded_blocks` is 'all': input should be a valid integer"),
+        ("offloaded=3", "ZIMAGE_MACHINE: unknown key `offloaded`"),
+    ],
+)
+def test_values_of_this_machine_are_checked_before_the_first_stage(
+    given: str, says: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZIMAGE_MACHINE", given)
+
+    assert says in refusal(zimage("ingest", "photos", "consent.yaml", "out", cwd=workspace))
+
+
+def test_params_of_0_1_are_refused_with_the_section_that_has_the_value_now(workspace: Path) -> None:
+    change(workspace, "    frozen: plain", "    offloaded_blocks: 0\n    frozen: plain")
+
+    said = refusal(zimage("ingest", "photos", "consent.yaml", "out", cwd=workspace))
+
+    assert "offloaded_blocks change no result and belong in the section `machine:` now; move them" in said
 
 
 @pytest.mark.parametrize(

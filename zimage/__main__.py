@@ -5,6 +5,7 @@ The only place where `zimage` reads the environment:
         follows this process, and ends DVC, which this process ends with, by itself.
     DVC_STAGE: set by DVC for what it starts.
     ZIMAGE_PROCESSES: how many processes of one thread share a stage's work on a CPU; as many as it has cores if unset.
+    ZIMAGE_MACHINE: values of this machine for the section `machine` of params.yaml, as `KEY=VALUE KEY=VALUE`.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zimage import migrate
 from zimage.errors import InputError, printable
@@ -113,14 +114,32 @@ def run_stage(stage: Signature, folders: list[Path], params_file: Path) -> None:
     `ingest`, and a consent that has ended since stops whatever still has to run.
     """
     from zimage.processes import use_processes
-    from zimage.section import read_section
 
     _check_later(stage, params_file)
     use_processes(_processes())
     _check_consent(stage.stage, folders[-1].parent / "consent.yaml")
     function, kinds = imported(stage)
-    sections = {keyword: read_section(params_file, name, kinds[keyword]) for keyword, name in stage.sections.items()}
+    sections = {keyword: _section(params_file, name, kinds[keyword]) for keyword, name in stage.sections.items()}
     function(*folders, **sections)
+
+
+def _section(params_file: Path, name: str, kind: type[Any]) -> Any:
+    """Return a section of params.yaml, with this machine's values in the section `machine`."""
+    from zimage.params import parsed
+    from zimage.section import checked, read_section
+
+    section = read_section(params_file, name, kind)
+    given = os.environ.get("ZIMAGE_MACHINE", "")
+    if name != "machine" or not given:
+        return section
+    try:
+        values = parsed(given.split())
+    except InputError:
+        raise InputError(
+            f"ZIMAGE_MACHINE is `{given}`; set it to KEY=VALUE with a space between two, such as "
+            "`checkpointing=full offloaded_blocks=15`, or unset it."
+        ) from None
+    return checked({**section.model_dump(), **values}, kind, "ZIMAGE_MACHINE")
 
 
 def _processes() -> int:
@@ -134,7 +153,7 @@ def _processes() -> int:
 
 
 def _check_later(stage: Signature, params_file: Path) -> None:
-    from zimage.section import read_params, read_section, refuse_unknown
+    from zimage.section import read_params, refuse_unknown
 
     present = read_params(params_file)
     known = {name for each in STAGES for name in signature(each).sections.values()}
@@ -143,7 +162,7 @@ def _check_later(stage: Signature, params_file: Path) -> None:
         _, kinds = imported(later)
         for keyword, name in later.sections.items():
             if name in present:
-                read_section(params_file, name, kinds[keyword])
+                _section(params_file, name, kinds[keyword])
 
 
 def _check_consent(stage: str, path: Path) -> None:
@@ -173,9 +192,14 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 def _doctor(parsed: argparse.Namespace) -> int:
     from zimage.doctor import as_lines, examine
+    from zimage.training.params import MachineParams
+
+    def machine() -> MachineParams:
+        found: MachineParams = _section(parsed.params_file, "machine", MachineParams)
+        return found
 
     findings = [
-        *examine(parsed.params_file, prefect_api_url=os.environ.get("PREFECT_API_URL")),
+        *examine(parsed.params_file, prefect_api_url=os.environ.get("PREFECT_API_URL"), machine=machine),
         _params(parsed.params_file),
         *_store(),
     ]

@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from zimage.errors import InputError
+
+if TYPE_CHECKING:
+    from zimage.training.params import MachineParams
 
 # "without" is a choice (no GPU, no remote); "missing" keeps the pipeline from running.
 State = Literal["present", "without", "missing"]
@@ -48,8 +51,14 @@ class Finding:
     remedy: str = ""
 
 
-def examine(params_file: Path, *, prefect_api_url: str | None) -> list[Finding]:
-    """Return what was found, in the order in which a pipeline would miss it."""
+def examine(params_file: Path, *, prefect_api_url: str | None, machine: "Callable[[], MachineParams]") -> list[Finding]:
+    """Return what was found, in the order in which a pipeline would miss it.
+
+    Args:
+        params_file: A params.yaml.
+        prefect_api_url: Address of a Prefect server; None where none is set.
+        machine: Returns how this machine uses its memory, or raises InputError where that is not set right.
+    """
     workspace = params_file.parent
     checks: list[Callable[[], Finding]] = [
         _python,
@@ -59,7 +68,7 @@ def examine(params_file: Path, *, prefect_api_url: str | None) -> list[Finding]:
         partial(_disk, workspace),
         _gpu,
         partial(_base_model, params_file),
-        partial(_gpu_memory, params_file),
+        partial(_gpu_memory, params_file, machine),
         partial(_face_engine, params_file),
         partial(_prefect_api, prefect_api_url),
         partial(_dvc_remote, workspace),
@@ -135,7 +144,7 @@ def _base_model(params_file: Path) -> Finding:
         return Finding("base model", "missing", "not usable", str(error))
 
 
-def _gpu_memory(params_file: Path) -> Finding:
+def _gpu_memory(params_file: Path, machine: "Callable[[], MachineParams]") -> Finding:
     """Say about how much each stage needs of a GPU, and whether this machine's has it; all of it is computed."""
     import torch
 
@@ -144,7 +153,7 @@ def _gpu_memory(params_file: Path) -> Finding:
 
     try:
         gpu_gb = at_hand_gb(torch.device("cuda")) if torch.cuda.is_available() else 0.0
-        needs = _needs_gb(params_file, gpu_gb * USED_SHARE)
+        needs = _needs_gb(params_file, machine(), gpu_gb * USED_SHARE)
     except InputError as error:
         return Finding("GPU memory", "without", "not computed", str(error))
     found = "about " + ", ".join(f"{need:.1f} GB to {stage}" for stage, need in needs.items())
@@ -153,11 +162,12 @@ def _gpu_memory(params_file: Path) -> Finding:
     large = [stage for stage, need in needs.items() if need > gpu_gb * USED_SHARE]
     if not large:
         return Finding("GPU memory", "present", f"{found}, of {gpu_gb:.1f} GB")
-    remedy = f"too much to {' and '.join(large)}: choose a preset for a smaller card, or end what else runs on it"
+    remedy = f"too much to {' and '.join(large)}: choose a preset for a smaller card, "
+    remedy += "let ZIMAGE_MACHINE trade time for memory on this machine, or end what else runs on it"
     return Finding("GPU memory", "missing", f"{found}, of {gpu_gb:.1f} GB", remedy)
 
 
-def _needs_gb(params_file: Path, planned_gb: float) -> dict[str, float]:
+def _needs_gb(params_file: Path, machine: "MachineParams", planned_gb: float) -> dict[str, float]:
     """Return what encode, train and evaluate need; where there is much (`planned_gb`), evaluate makes use of it."""
     from zimage.model.base import Base, resolve
     from zimage.model.footprint import encoding_gb, fit, footprint_of
@@ -178,7 +188,7 @@ def _needs_gb(params_file: Path, planned_gb: float) -> dict[str, float]:
     tokens = sequence_length(Bucket(crop_px // 8, crop_px // 8, CAPTION_TOKENS))
     return {
         "encode": encoding_gb(weights, [(crop_px, crop_px)]),
-        "train": needed_gb(sizes, Preset(params.memory, params.at_once), values_gb(sizes, params), tokens),
+        "train": needed_gb(sizes, Preset(params.memory, machine, params.at_once), values_gb(sizes, params), tokens),
         "evaluate": fit(
             weights, side_px, guided=guided, adapters_gb=values_gb(sizes, params), planned_gb=planned_gb
         ).need_gb,

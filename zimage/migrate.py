@@ -217,7 +217,7 @@ def _stages(out: Path) -> dict[str, Callable[[], None]]:
     from zimage.stages.evaluate import EvaluateParams, evaluate
     from zimage.stages.ingest import IngestParams, ingest
     from zimage.stages.train import train
-    from zimage.training.params import TrainParams
+    from zimage.training.params import MachineParams, TrainParams
 
     data, file = out / "data", out / "params.yaml"
     base, subject = read_section(file, "base", Base), read_section(file, "subject", Subject)
@@ -225,7 +225,7 @@ def _stages(out: Path) -> dict[str, Callable[[], None]]:
     detect_params = read_section(file, "detect", DetectParams)
     caption_params = read_section(file, "caption", CaptionParams)
     encode_params = read_section(file, "encode", EncodeParams)
-    train_params = read_section(file, "train", TrainParams)
+    train_params, machine = read_section(file, "train", TrainParams), read_section(file, "machine", MachineParams)
     evaluate_params = read_section(file, "evaluate", EvaluateParams)
     at = {name: data / name for name in ("ingest", "detect", "caption", "encode", "train", "evaluate")}
     overrides = data / "overrides"
@@ -238,7 +238,9 @@ def _stages(out: Path) -> dict[str, Callable[[], None]]:
         "encode": lambda: encode(
             at["detect"], at["caption"], at["encode"], params=encode_params, base=base, subject=subject
         ),
-        "train": lambda: train(at["encode"], at["train"], params=train_params, base=base, subject=subject),
+        "train": lambda: train(
+            at["encode"], at["train"], params=train_params, base=base, subject=subject, machine=machine
+        ),
         "evaluate": lambda: evaluate(
             at["detect"], at["train"], at["evaluate"], params=evaluate_params, base=base, subject=subject
         ),

@@ -231,7 +231,7 @@ def our_step(
         compiled: Fuse each block.
         away: Blocks that wait in the machine's memory.
         both_ways: Keep 8-bit weights the other way round as well.
-        captured: Forward and back are one CUDA graph (`train.memory.graphs`).
+        captured: Forward and back are one CUDA graph (`machine.graphs`).
     """
     device = _device()
     transformer = _random(size, torch.float32 if device.type == "cpu" else dtype)

@@ -12,8 +12,8 @@ from tests.fake_gpu.device import GPU, fake_gpu  # isort: skip - before torch
 
 import torch
 
-from tests.training.recipe import recipe
-from zimage.training.params import TrainParams
+from tests.training.recipe import MACHINE, recipe
+from zimage.training.params import MachineParams, TrainParams
 from zimage.training.preparation import prepare
 from zimage.training.watch import Readings
 from zimage.training.world import World
@@ -31,11 +31,11 @@ FORMS: list[tuple[str, str, int, dict[str, Any]]] = [
 ]
 
 
-def taken(base: Path, encoded: Path, params: TrainParams) -> None:
+def taken(base: Path, encoded: Path, params: TrainParams, machine: MachineParams) -> None:
     """Take some steps; whatever is made of adapters and numbers has to be on the GPU."""
     with fake_gpu():
         world = World()
-        prepared = prepare(encoded, base, params, world)
+        prepared = prepare(encoded, base, params, machine, world)
         readings = Readings(GPU, STEPS + 1)
         for number in range(STEPS):
             numbers = prepared.loop.step(number)
@@ -51,8 +51,8 @@ def taken(base: Path, encoded: Path, params: TrainParams) -> None:
 def main(base: Path, encoded: Path) -> None:
     """Take steps in each form."""
     for kind, checkpointing, away, changes in FORMS:
-        memory = {"frozen": kind, "checkpointing": checkpointing, "offloaded_blocks": away}
-        taken(base, encoded, recipe(precision="bfloat16", memory=memory, **changes))
+        machine = MACHINE.model_copy(update={"checkpointing": checkpointing, "offloaded_blocks": away})
+        taken(base, encoded, recipe(precision="bfloat16", memory={"frozen": kind}, **changes), machine)
         print(kind, checkpointing, away, *changes)
 
 

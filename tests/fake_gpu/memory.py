@@ -63,7 +63,11 @@ class Setting:
     def computed_gb(self) -> float:
         """Return what zimage/training/memory.py computes, workspace left out."""
         kept = activations_gb(self.sizes, self.tokens, self.checkpointing)
-        return weights_gb(self.sizes, self.preset.memory) + adapters_gb(lora_gb(self.sizes, self.rank)) + kept
+        return (
+            weights_gb(self.sizes, self.preset.memory, self.preset.machine)
+            + adapters_gb(lora_gb(self.sizes, self.rank))
+            + kept
+        )
 
 
 def released(layers: int, rank: int) -> ZImageTransformer2DModel:
@@ -80,7 +84,7 @@ def released(layers: int, rank: int) -> ZImageTransformer2DModel:
 
 def counted_gb(setting: Setting) -> float:
     """Return the most that was there at once in a step."""
-    memory, count = setting.preset.memory, setting.preset.at_once
+    count = setting.preset.at_once
     transformer = released(setting.layers, setting.rank)
     with fake_gpu(), LiveBytes(GPU, []) as live:
         denoiser = Denoiser(
@@ -88,8 +92,8 @@ def counted_gb(setting: Setting) -> float:
             dtype=torch.bfloat16,
             stream=torch.bfloat16,
             device=GPU,
-            kind=memory.frozen,
-            offloaded_blocks=memory.offloaded_blocks,
+            kind=setting.preset.memory.frozen,
+            offloaded_blocks=setting.preset.machine.offloaded_blocks,
         )
         adapters = Adapters(denoiser, module_names(transformer))
         optimiser = Optimiser(adapters, OPTIMISER)
@@ -116,7 +120,7 @@ def setting_of(name: str, side_px: int) -> Setting:
     kept = Setting(preset, side_px, presets()[name].values["train.rank"], "none")
     activations = activations_gb(kept.sizes, kept.tokens, "none")
     free_gb = float(name.removesuffix("gb")) - (kept.computed_gb - activations)
-    fits = preset.memory.checkpointing == "auto" and activations < free_gb * USED_SHARE
+    fits = preset.machine.checkpointing == "auto" and activations < free_gb * USED_SHARE
     return kept if fits else Setting(preset, side_px, kept.rank, "full")
 
 

@@ -176,6 +176,18 @@ def test_a_stage_called_by_hand_gives_the_same_bytes(ada: Ada, tmp_path: Path) -
     assert (tmp_path / "train" / "lora.safetensors").read_bytes() == by_flow
 
 
+def test_how_a_machine_uses_its_memory_makes_nothing_stale(
+    ada: Ada, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = tmp_path / "ada"
+    shutil.copytree(ada.workspace, workspace)
+    params = workspace / "params.yaml"
+    params.write_text(with_values(params.read_text(), {"machine.checkpointing": "full"}, "test"))
+    monkeypatch.setenv("ZIMAGE_MACHINE", "offloaded_blocks=1")
+
+    assert bring_up_to_date(workspace, "evaluate", on_line=lambda _: None) is Outcome.UNCHANGED
+
+
 def test_the_same_lora_is_not_evaluated_again_and_another_is(ada: Ada, tmp_path: Path) -> None:
     workspace, lines = tmp_path / "ada", list[str]()
     shutil.copytree(ada.workspace, workspace)

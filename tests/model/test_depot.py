@@ -33,12 +33,13 @@ def _context(denoiser: Denoiser) -> Tensor:
 def test_travelling_weights_give_the_same_velocity_and_gradients(kind: Kind, offloaded: int) -> None:
     velocity, gradient, _ = _step(kind, 0)
     found, found_gradient, _ = _step(kind, offloaded)
-    torch.testing.assert_close(found, velocity, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found_gradient, gradient, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found, velocity)
+    assert torch.equal(found_gradient, gradient)
 
 
 def test_after_the_first_block_every_block_is_on_its_way_before_it_is_wanted() -> None:
-    _, _, denoiser = _step("plain", 6)
+    # A small plain weight is added to its adapter on the way forward, and is not asked for on the way back.
+    _, _, denoiser = _step("int8", 6)
     assert denoiser.depot.waits == 1
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_base import whole_pipeline
 from tests.training.crops import SUBJECT
-from tests.training.recipe import recipe
+from tests.training.recipe import MACHINE, recipe
 from zimage.errors import InputError
 from zimage.folder import aside_of
 from zimage.lora.header import read_header
@@ -31,13 +31,16 @@ from zimage.lora.inspection import inspect_file
 from zimage.model.base import Base
 from zimage.model.latents import image_of
 from zimage.stages.train import _out_of_memory_explained, train
-from zimage.training.params import TrainParams
+from zimage.training.params import MachineParams, TrainParams
 
 ROOT = Path(__file__).parents[2]
+LITTLE = MACHINE.model_copy(update={"checkpointing": "full", "offloaded_blocks": 1})
 
 
-def _trained(encoded: Path, out: Path, base: Base, **changes: Any) -> dict[str, torch.Tensor]:
-    train(encoded, out, params=recipe(**changes), base=base, subject=SUBJECT)
+def _trained(
+    encoded: Path, out: Path, base: Base, machine: MachineParams = MACHINE, **changes: Any
+) -> dict[str, torch.Tensor]:
+    train(encoded, out, params=recipe(**changes), base=base, subject=SUBJECT, machine=machine)
     return load_file(out / "lora.safetensors")
 
 
@@ -80,18 +83,52 @@ def test_it_learns(adapter: str, falls_to: float, tiny_base: Base, tiny_encoded:
 
 
 @pytest.mark.parametrize(
-    ("frozen", "near", "adapter"),
-    [("plain", 1e-5, "lora"), ("int8", 0.01, "lora"), ("nf4", 0.05, "lora"), ("int8", 0.01, "lokr")],
+    ("frozen", "near", "adapter"), [("int8", 0.01, "lora"), ("nf4", 0.05, "lora"), ("int8", 0.01, "lokr")]
 )
 def test_a_run_in_little_memory_takes_the_course_of_one_in_much(  # noqa: PLR0917
     frozen: str, near: float, adapter: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
-    little = {"frozen": frozen, "checkpointing": "full", "offloaded_blocks": 1}
     _trained(tiny_encoded, tmp_path / "much", tiny_base, adapter=adapter)
-    _trained(tiny_encoded, tmp_path / "little", tiny_base, adapter=adapter, memory=little)
-    much, little_losses = (_losses(tmp_path / name) for name in ("much", "little"))
-    assert np.abs(little_losses / much - 1).max() < near
-    assert frozen == "plain" or not np.array_equal(little_losses, much)
+    _trained(tiny_encoded, tmp_path / "little", tiny_base, LITTLE, adapter=adapter, memory={"frozen": frozen})
+    much, little = (_losses(tmp_path / name) for name in ("much", "little"))
+    assert np.abs(little / much - 1).max() < near
+    assert not np.array_equal(little, much)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "bfloat16"},
+        {"adapter": "lokr"},
+        {"dropout": 0.1},
+        {"dropout": 0.1, "memory": {"frozen": "int8"}},
+        {"memory": {"frozen": "nf4"}},
+    ],
+)
+def test_the_memory_of_a_machine_changes_no_bit_of_a_lora(
+    changes: dict[str, Any], tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    _trained(tiny_encoded, tmp_path / "much", tiny_base, **changes)
+    _trained(tiny_encoded, tmp_path / "little", tiny_base, LITTLE, **changes)
+    for name in ("lora.safetensors", "loss.csv"):
+        assert (tmp_path / "little" / name).read_bytes() == (tmp_path / "much" / name).read_bytes()
+
+
+def test_a_run_goes_on_in_less_memory_and_ends_with_the_same_lora(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"steps": 16, "checkpoint_every": 1}
+    _trained(tiny_encoded, tmp_path / "whole", tiny_base, **changes)
+    _kill_after_first_state(tiny_encoded, tmp_path / "killed", tiny_base, recipe(**changes), tmp_path)
+    command = [sys.executable, "-m", "zimage", "train", str(tiny_encoded), str(tmp_path / "killed")]
+    here = {**os.environ, "ZIMAGE_MACHINE": "checkpointing=full offloaded_blocks=2", "OMP_NUM_THREADS": "1"}
+
+    subprocess.run([*command, "--params", str(tmp_path / "params.yaml")], cwd=ROOT, env=here, check=True)
+
+    assert json.loads((tmp_path / "killed" / "metrics.json").read_text())["resumed_after"] >= 1
+    for name in ("lora.safetensors", "loss.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.parametrize(("preserving", "adapter"), [(False, "lora"), (True, "lora"), (True, "lokr")])
@@ -214,8 +251,8 @@ def test_a_loss_that_is_no_number_stops_with_step_photos_sigma_and_norm(
 def test_a_gpu_that_is_too_small_is_told_with_the_presets_that_fit(tiny_base: Base, tiny_encoded: Path) -> None:
     params = recipe(memory={"frozen": "plain"}, at_once=10_000_000, batch=10_000_000)
     with (
-        pytest.raises(InputError, match=r"10000000 picture\(s\) of 64 x 64 px.* choose a preset that fits \(80gb"),
-        _out_of_memory_explained(tiny_encoded, Path(tiny_base.model), params),
+        pytest.raises(InputError, match=r"10000000 picture\(s\) of 64 x 64 px.*or choose a preset that fits \(80gb"),
+        _out_of_memory_explained(tiny_encoded, Path(tiny_base.model), params, MACHINE),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -244,7 +281,7 @@ def test_a_stopped_run_loses_no_step_and_ends_with_the_lora_of_one_never_interru
     how: signal.Signals, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     params = recipe(steps=16, checkpoint_every=16)
-    train(tiny_encoded, tmp_path / "whole", params=params, base=tiny_base, subject=SUBJECT)
+    train(tiny_encoded, tmp_path / "whole", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
     with _running(tiny_encoded, tmp_path / "stopped", tiny_base, params, tmp_path) as process:
         assert process.stdout is not None
         made = [next(line for line in process.stdout if line == f"{number}\n") for number in range(5)]
@@ -253,7 +290,7 @@ def test_a_stopped_run_loses_no_step_and_ends_with_the_lora_of_one_never_interru
         process.wait()
     assert process.returncode == 2
 
-    train(tiny_encoded, tmp_path / "stopped", params=params, base=tiny_base, subject=SUBJECT)
+    train(tiny_encoded, tmp_path / "stopped", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
 
     assert json.loads((tmp_path / "stopped" / "metrics.json").read_text())["resumed_after"] >= len(made)
     for name in ("lora.safetensors", "loss.csv"):
@@ -264,7 +301,7 @@ def test_a_run_stopped_while_it_makes_sample_pictures_makes_them_when_it_goes_on
     tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     params = recipe(steps=6, checkpoint_every=3, samples={"steps": 60, "guidance_scale": 1.5, "seed": 5})
-    train(tiny_encoded, tmp_path / "whole", params=params, base=tiny_base, subject=SUBJECT)
+    train(tiny_encoded, tmp_path / "whole", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
     with _running(tiny_encoded, tmp_path / "stopped", tiny_base, params, tmp_path) as process:
         while not (aside_of(tmp_path / "stopped") / "samples").exists():
             assert process.poll() is None
@@ -273,7 +310,7 @@ def test_a_run_stopped_while_it_makes_sample_pictures_makes_them_when_it_goes_on
         process.wait()
     assert not list((aside_of(tmp_path / "stopped") / "samples").iterdir())
 
-    train(tiny_encoded, tmp_path / "stopped", params=params, base=tiny_base, subject=SUBJECT)
+    train(tiny_encoded, tmp_path / "stopped", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
 
     assert json.loads((tmp_path / "stopped" / "metrics.json").read_text())["resumed_after"] == 3
     for name in ("lora.safetensors", "loss.csv", "samples/step-000003-0.png", "samples/step-000006-0.png"):
@@ -329,8 +366,8 @@ def _running(
     encoded: Path, out: Path, base: Base, params: TrainParams, folder: Path, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
     """The stage in a process of its own, which prints the number of each step it has made."""
-    sections = {"train": params.model_dump(), "base": base.model_dump(), "subject": SUBJECT.model_dump()}
-    (folder / "params.yaml").write_text(yaml.safe_dump(sections))
+    sections = {"train": params, "base": base, "subject": SUBJECT, "machine": MACHINE}
+    (folder / "params.yaml").write_text(yaml.safe_dump({name: each.model_dump() for name, each in sections.items()}))
     command = [sys.executable, "-c", SLOWLY, "train", str(encoded), str(out), "--params", str(folder / "params.yaml")]
     given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     with subprocess.Popen(command, cwd=ROOT, env=given, stdout=subprocess.PIPE, text=True) as process:

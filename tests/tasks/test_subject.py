@@ -86,6 +86,28 @@ def test_what_was_chosen_stays_chosen(settings: Settings, given: dict[str, str])
     assert params(workspace)["subject"]["class_noun"] == "man"
 
 
+def test_values_of_0_1_are_read_under_their_names_of_today_and_told_once(
+    settings: Settings, given: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace = set_up(settings, "ada", **given, values=WOMAN)
+    chosen = yaml.safe_load((workspace / "subject.yaml").read_text(encoding="utf-8"))
+    chosen["values"] |= {
+        "train.memory.offloaded_blocks": 1,
+        "train.memory": {"frozen": "int8", "checkpointing": "full", "compile": False},
+    }
+    (workspace / "subject.yaml").write_text(yaml.safe_dump(chosen), encoding="utf-8")
+
+    set_up(settings, "ada")
+    set_up(settings, "ada")
+
+    assert params(workspace)["machine"] == {"checkpointing": "full", "offloaded_blocks": 1, "graphs": False}
+    assert params(workspace)["train"]["memory"] == {"frozen": "int8", "compile": False}
+    told = [line for line in caplog.messages if "values of 0.1" in line]
+    assert [line.partition(": ")[2] for line in told] == [
+        "values of 0.1 are called machine.checkpointing, machine.offloaded_blocks now; no result depends on them"
+    ]
+
+
 def test_a_base_model_is_pinned_when_it_is_chosen(settings: Settings, given: dict[str, str], tiny_base: Base) -> None:
     workspace = set_up(settings, "ada", **given, base=tiny_base.model, values=WOMAN)
 

@@ -18,6 +18,7 @@ import zimage.training.keeping
 import zimage.training.preparation  # noqa: F401
 from tests.ports import free_port
 from tests.training.crops import SUBJECT
+from tests.training.recipe import MACHINE
 from zimage.model.base import Base
 from zimage.stages.train import train
 from zimage.training.loop import Loop
@@ -93,7 +94,7 @@ def _work(  # noqa: PLR0917
             return make(loop, number)
 
         Loop.step = stopping  # type: ignore[method-assign]
-    train(encoded, out, params=params, base=base, subject=SUBJECT)
+    train(encoded, out, params=params, base=base, subject=SUBJECT, machine=MACHINE)
     when_parent_dies = ctypes.c_int()
     ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(when_parent_dies))
     assert when_parent_dies.value == signal.SIGTERM, "a killed torchrun would leave it behind"

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from zimage.training.params import TrainParams
+from zimage.training.params import MachineParams, TrainParams
+
+MACHINE = MachineParams(checkpointing="none", offloaded_blocks=0, graphs=False)
 
 PARAMS: dict[str, Any] = {
     "steps": 6,
@@ -30,7 +32,7 @@ PARAMS: dict[str, Any] = {
     "latents": "sample",
     "preservation": None,
     "training_adapter": None,
-    "memory": {"frozen": "plain", "checkpointing": "none", "offloaded_blocks": 0, "compile": False, "graphs": False},
+    "memory": {"frozen": "plain", "compile": False},
     "checkpoint_every": 2,
     "resume": "exact",
     "samples": None,

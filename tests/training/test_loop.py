@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.recipe import recipe
+from tests.training.recipe import MACHINE, recipe
 from zimage.model.base import Base
 from zimage.training.preparation import Prepared, prepare
 from zimage.training.world import World
 
 
 def _prepared(base: Base, encoded: Path, dropout: float) -> Prepared:
-    return prepare(encoded, Path(base.model), recipe(dropout=dropout, at_once=1), World())
+    return prepare(encoded, Path(base.model), recipe(dropout=dropout, at_once=1), MACHINE, World())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

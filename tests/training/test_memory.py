@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tasks.subject import presets
 from tests.tiny_base import tiny_transformer
-from tests.training.recipe import recipe
+from tests.training.recipe import MACHINE, recipe
 from zimage.errors import InputError
 from zimage.model import kernels
 from zimage.model.denoiser import Denoiser
@@ -32,7 +32,7 @@ from zimage.training.memory import (
     too_small,
     weights_gb,
 )
-from zimage.training.params import MemoryParams
+from zimage.training.params import MachineParams
 from zimage.training.preparation import products_dtype
 from zimage.training.running import runner
 
@@ -41,38 +41,48 @@ CPU = torch.device("cpu")
 TOKENS_1024_PX = 4096 + 64
 
 
-def _memory(**changes: Any) -> MemoryParams:
-    return recipe(memory=changes).memory
+def _machine(**changes: Any) -> MachineParams:
+    return MACHINE.model_copy(update=changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("compiled", "changes", "message"),
     [
-        ({"checkpointing": "selective"}, r"needs the compiler; set train\.memory\.compile to true"),
-        ({"offloaded_blocks": 2, "compile": True}, r"come and go; set train\.memory\.compile to false"),
-        ({"offloaded_blocks": 2, "graphs": True}, r"cannot record the coming and going of train\.memory\.offloaded_"),
-        ({"offloaded_blocks": 31}, r"is 31, but the base has 30 main blocks"),
+        (
+            False,
+            {"checkpointing": "selective"},
+            r"needs the compiler; set it to `full`, or train\.memory\.",
+        ),
+        (True, {"offloaded_blocks": 2}, r"come and go; set it to 0, or train\.memory\.compile to false"),
+        (False, {"offloaded_blocks": 2, "graphs": True}, r"record the coming and going of machine\.offloaded_blocks"),
+        (False, {"offloaded_blocks": 31}, r"machine\.offloaded_blocks is 31, but the base has 30 main blocks"),
     ],
 )
-def test_settings_that_exclude_each_other_are_refused_with_the_remedy(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_exclude_each_other_are_refused_with_the_remedy(
+    compiled: bool, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        check(recipe(memory=changes), RELEASED, CPU)
+        check(recipe(memory={"compile": compiled}), _machine(**changes), RELEASED, CPU)
 
 
 def test_compiling_without_a_compiler_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"needs a C compiler.*or set it to false"):
-        check(recipe(memory={"compile": True}), RELEASED, CPU)
+        check(recipe(memory={"compile": True}), MACHINE, RELEASED, CPU)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_those_that_a_person_can_choose(name: str) -> None:
     found = presets()[name]
-    memory = {key.rpartition(".")[2]: value for key, value in found.values.items() if "train.memory." in key}
+    memory, machine = (
+        {key.removeprefix(section): value for key, value in found.values.items() if key.startswith(section)}
+        for section in ("train.memory.", "machine.")
+    )
     assert memory == PRESETS[name].memory.model_dump()
+    assert machine == PRESETS[name].machine.model_dump()
     assert found.values["train.at_once"] == PRESETS[name].at_once
     assert f"{found.gpu_gb}gb" == name
-    check(recipe(memory={**memory, "compile": False}, precision="bfloat16"), RELEASED, CPU)
+    check(recipe(memory={**memory, "compile": False}, precision="bfloat16"), PRESETS[name].machine, RELEASED, CPU)
 
 
 def test_every_preset_fits_its_card_and_a_smaller_one_needs_less() -> None:
@@ -92,7 +102,7 @@ def test_weights_are_counted_as_the_model_has_them() -> None:
     sizes = Sizes(config.dim, config.n_layers, config.n_refiner_layers)
     # A tiny modulation reads its own width instead of 256 values, which the released width does not fall below.
     modulations = sum(block.modulation.frozen.tensors()[0].nbytes for block in blocks if block.modulation)
-    expected = weights_gb(sizes, _memory()) * 1e9 - len(blocks) * 256 * 4 * config.dim * 2
+    expected = weights_gb(sizes, recipe().memory, MACHINE) * 1e9 - len(blocks) * 256 * 4 * config.dim * 2
     assert taken - modulations == expected
 
 
@@ -126,10 +136,9 @@ def test_activations_are_counted_as_autograd_keeps_them(dropout: float, monkeypa
 
 
 def test_auto_recomputes_no_more_than_it_must() -> None:
-    compiled, plain = _memory(compile=True), _memory()
-    choices = [least_checkpointing(compiled, RELEASED, TOKENS_1024_PX, gb) for gb in (128, 20, 10, 1)]
+    choices = [least_checkpointing(True, RELEASED, TOKENS_1024_PX, gb) for gb in (128, 20, 10, 1)]
     assert choices == ["none", "selective", "full", "full"]
-    assert least_checkpointing(plain, RELEASED, TOKENS_1024_PX, 20) == "full"
+    assert least_checkpointing(False, RELEASED, TOKENS_1024_PX, 20) == "full"
 
 
 def test_chance_and_adapters_far_ahead_are_counted_before_something_is_chosen() -> None:
@@ -139,7 +148,7 @@ def test_chance_and_adapters_far_ahead_are_counted_before_something_is_chosen() 
     between = sum(needs.values()) / 2 / USED_SHARE
     for params, wanted in ((plain, "none"), (chance, "full")):
         asked = dropped(RELEASED, params)
-        assert least_checkpointing(_memory(), RELEASED, TOKENS_1024_PX, between, dropped=asked) == wanted
+        assert least_checkpointing(False, RELEASED, TOKENS_1024_PX, between, dropped=asked) == wanted
     assert learning(RELEASED, recipe(targets=["attention", "noise_refiner"])).layers == 32
     assert learning(RELEASED, plain) == RELEASED
 
@@ -161,44 +170,48 @@ def test_what_a_gpu_has_no_units_for_is_refused(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "T4")
 
     with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
-        check(recipe(**changes), RELEASED, torch.device("cuda"))
+        check(recipe(**changes), MACHINE, RELEASED, torch.device("cuda"))
 
 
 def test_what_is_small_is_learnt_in_float32_where_there_are_no_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "T4")
-    check(recipe(precision="bfloat16"), Sizes(48, 2, 1), torch.device("cuda"))
+    check(recipe(precision="bfloat16"), MACHINE, Sizes(48, 2, 1), torch.device("cuda"))
     assert products_dtype("bfloat16", torch.device("cuda")) is torch.float32
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert products_dtype("bfloat16", torch.device("cuda")) is torch.bfloat16
 
 
 def test_8_bit_weights_are_kept_both_ways_where_all_activations_fit_beside_them() -> None:
-    def fits(free_gb: float, **changes: Any) -> bool:
-        return room_for_both_ways(recipe(rank=16, memory=changes), RELEASED, TOKENS_1024_PX, free_gb)
+    def fits(free_gb: float, frozen: str, **changes: Any) -> bool:
+        return room_for_both_ways(
+            recipe(rank=16, memory={"frozen": frozen}), _machine(**changes), RELEASED, TOKENS_1024_PX, free_gb
+        )
 
     assert fits(80, frozen="fp8") and fits(80, frozen="int8")
     assert not fits(24, frozen="int8")
     assert fits(60, frozen="fp8") and not fits(60, frozen="fp8", graphs=True)  # whose memory is their own
     assert not fits(80, frozen="plain") and not fits(80, frozen="int8", offloaded_blocks=2)
-    assert not keeps_both_ways(recipe(memory={"frozen": "int8"}), RELEASED, [], CPU)
+    assert not keeps_both_ways(recipe(memory={"frozen": "int8"}), MACHINE, RELEASED, [], CPU)
 
 
 def test_without_a_gpu_auto_recomputes_nothing_and_a_choice_stays() -> None:
-    assert checkpointing_of(recipe(memory={"checkpointing": "auto"}), RELEASED, [], CPU) == "none"
-    assert checkpointing_of(recipe(memory={"checkpointing": "full"}), RELEASED, [], CPU) == "full"
+    assert checkpointing_of(recipe(), _machine(checkpointing="auto"), RELEASED, [], CPU) == "none"
+    assert checkpointing_of(recipe(), _machine(checkpointing="full"), RELEASED, [], CPU) == "full"
 
 
 def test_out_of_memory_names_the_presets_that_fit_with_what_they_need() -> None:
     params = recipe(batch=4, at_once=4, precision="bfloat16", rank=16)
-    message = str(too_small(params, RELEASED, (1024, 1024), 60, at_hand_gb=16.0))
+    message = str(too_small(params, MACHINE, RELEASED, (1024, 1024), 60, at_hand_gb=16.0))
     assert "16 GB of memory are too small for 4 picture(s) of 1024 x 1024 px at once with plain weights" in message
     assert "choose a preset that fits (16gb (9 GB), 8gb (6 GB)), a smaller train.at_once" in message
     assert "24gb" not in message
+    here = 'set ZIMAGE_MACHINE="checkpointing=full offloaded_blocks=15" on this machine, which trains on as before, or'
+    assert here in message
 
 
 def test_where_no_preset_fits_none_is_named() -> None:
-    message = str(too_small(recipe(), RELEASED, (1024, 1024), 60, at_hand_gb=3.0))
+    message = str(too_small(recipe(), MACHINE, RELEASED, (1024, 1024), 60, at_hand_gb=3.0))
     assert "preset" not in message and "smaller crops" in message
 
 
@@ -206,4 +219,5 @@ def test_a_preset_that_needs_more_than_what_failed_is_not_named() -> None:
     smallest = PRESETS["8gb"]
     assert isinstance(smallest, Preset)
     params = recipe(memory=smallest.memory.model_dump(), at_once=1, rank=16)
-    assert "preset" not in str(too_small(params, RELEASED, (1024, 1024), 60, at_hand_gb=24.0))
+    message = str(too_small(params, smallest.machine, RELEASED, (1024, 1024), 60, at_hand_gb=24.0))
+    assert "preset" not in message and "ZIMAGE_MACHINE" not in message

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.recipe import recipe
+from tests.training.recipe import MACHINE, recipe
 from zimage.errors import InputError
 from zimage.model.base import Base
 from zimage.training.preparation import Prepared, prepare
@@ -16,7 +16,7 @@ PRESERVE: dict[str, Any] = {"weight": 2.0, "every": 2, "batch": 3, "pictures": "
 
 
 def _prepared(base: Base, encoded: Path, **changes: object) -> Prepared:
-    return prepare(encoded, Path(base.model), recipe(**changes), World())
+    return prepare(encoded, Path(base.model), recipe(**changes), MACHINE, World())
 
 
 def test_preservation_costs_nothing_while_the_adapters_change_nothing(tiny_base: Base, tiny_encoded: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.training.recipe import recipe
+from tests.training.recipe import MACHINE, recipe
 from zimage.model.base import Base, open_transformer
 from zimage.model.lokr import Lokr
 from zimage.training.adapters import inject
@@ -123,7 +123,7 @@ def test_eight_bit_weights_change_the_loss_of_the_same_seed_by_less_than_one_per
 
 def _prepared(base: Base, encoded: Path, params: TrainParams) -> Prepared:
     """A run whose adapters, up-matrices included, are not zero any more."""
-    prepared = prepare(encoded, Path(base.model), params, World())
+    prepared = prepare(encoded, Path(base.model), params, MACHINE, World())
     _fill(prepared, 3)
     return prepared
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.recipe import recipe
+from tests.training.recipe import MACHINE, recipe
 from zimage.errors import InputError
 from zimage.model.base import Base
 from zimage.training.loop import Loop
@@ -43,7 +43,7 @@ def losses(loop: Loop) -> tuple[list[float], Tensor]:
 @pytest.fixture
 def loop_of(tiny_base: Base, tiny_encoded: Path) -> Callable[[], Loop]:
     params = recipe(batch=3, at_once=2)  # pieces of two and of one: two shapes a bucket
-    return lambda: prepare(tiny_encoded, Path(tiny_base.model), params, World()).loop
+    return lambda: prepare(tiny_encoded, Path(tiny_base.model), params, MACHINE, World()).loop
 
 
 def test_repeated_passes_give_the_run_of_plain_ones(loop_of: Callable[[], Loop]) -> None:
@@ -98,5 +98,5 @@ def test_what_could_not_be_recorded_once_is_not_tried_again_for_other_shapes(loo
     ],
 )
 def test_what_cannot_be_recorded_is_refused_with_the_remedy(changes: dict[str, object], hindrance: str) -> None:
-    with pytest.raises(InputError, match=f"cannot record {hindrance}; set that otherwise, or train.memory.graphs to"):
-        check(recipe(memory={"graphs": True}, **changes), Sizes(3840, 30, 2), torch.device("cpu"))
+    with pytest.raises(InputError, match=f"cannot record {hindrance}; set that otherwise, or machine.graphs to"):
+        check(recipe(**changes), MACHINE.model_copy(update={"graphs": True}), Sizes(3840, 30, 2), torch.device("cpu"))

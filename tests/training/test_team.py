@@ -18,7 +18,7 @@ import yaml
 
 from tests.processes import children
 from tests.training.crops import SUBJECT
-from tests.training.recipe import recipe
+from tests.training.recipe import MACHINE, recipe
 from zimage.errors import InputError
 from zimage.folder import aside_of
 from zimage.model.base import Base
@@ -43,7 +43,7 @@ class Stage:
     def run(self, out: Path, processes: int) -> Path:
         """Train in so many processes and return the output."""
         self.share(processes)
-        train(self.encoded, out, params=PARAMS, base=self.base, subject=SUBJECT)
+        train(self.encoded, out, params=PARAMS, base=self.base, subject=SUBJECT, machine=MACHINE)
         return out
 
 
@@ -56,7 +56,7 @@ def stage(tiny_encoded: Path, tiny_base: Base, share: Callable[[int], None]) -> 
 def alone(tiny_base: Base, tiny_encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process makes without interruption."""
     out = tmp_path_factory.mktemp("alone") / "train"
-    train(tiny_encoded, out, params=PARAMS, base=tiny_base, subject=SUBJECT)
+    train(tiny_encoded, out, params=PARAMS, base=tiny_base, subject=SUBJECT, machine=MACHINE)
     return out
 
 
@@ -120,8 +120,8 @@ def test_no_process_outlives_a_training_that_is_stopped_or_killed(
     how: signal.Signals, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     params = recipe(batch=4, at_once=1, steps=100_000, checkpoint_every=1)
-    sections = {"train": params.model_dump(), "base": tiny_base.model_dump(), "subject": SUBJECT.model_dump()}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
+    sections = {"train": params, "base": tiny_base, "subject": SUBJECT, "machine": MACHINE}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({name: each.model_dump() for name, each in sections.items()}))
     out = tmp_path / "train"
     command = [sys.executable, "-m", "zimage", "train", str(tiny_encoded), str(out)]
     process = subprocess.Popen(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.training.crops import SUBJECT
 from tests.training.pair import run_pair
-from tests.training.recipe import recipe
+from tests.training.recipe import MACHINE, recipe
 from zimage.errors import InputError
 from zimage.model.base import Base
 from zimage.stages.train import train
@@ -39,7 +39,7 @@ def test_two_processes_give_the_lora_of_one_for_the_same_global_batch(
     two: Path, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     alike = PARAMS.model_copy(update={"at_once": 2})  # dropout's chance belongs to samples computed together
-    train(tiny_encoded, tmp_path / "one", params=alike, base=tiny_base, subject=SUBJECT)
+    train(tiny_encoded, tmp_path / "one", params=alike, base=tiny_base, subject=SUBJECT, machine=MACHINE)
     one, both = (load_file(folder / "lora.safetensors") for folder in (tmp_path / "one", two))
     assert one.keys() == both.keys()
     for name in one:
@@ -91,8 +91,8 @@ def _launched(size: int) -> Launched:
 
 
 def _run_two(encoded: Path, out: Path, base: Base, params: TrainParams, folder: Path) -> None:
-    sections = {"train": params.model_dump(), "base": base.model_dump(), "subject": SUBJECT.model_dump()}
-    (folder / "params.yaml").write_text(yaml.safe_dump(sections))
+    sections = {"train": params, "base": base, "subject": SUBJECT, "machine": MACHINE}
+    (folder / "params.yaml").write_text(yaml.safe_dump({name: each.model_dump() for name, each in sections.items()}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "zimage", "train", str(encoded), str(out), "--params", str(folder / "params.yaml")]
     done = subprocess.run(

@@ -116,6 +116,10 @@ class Visitor:
         """Return dy @ weight."""
         return self.here().back(dy)
 
+    def exact(self) -> Tensor | None:
+        """Return the weight as the model has it, valid until another block is visited; None where it is rounded."""
+        return self.here().exact()
+
     def here(self) -> Frozen:
         """Return the weight on the device; valid until another block is visited."""
         return self._depot.here(self._number, self._part)

@@ -29,6 +29,10 @@ class Frozen(Protocol):
         """Return dy (M, N) @ weight: the gradient at the input."""
         ...
 
+    def exact(self) -> Tensor | None:
+        """Return the weight (N, K) as the model has it, or None where only a rounded one is kept."""
+        ...
+
     def tensors(self) -> list[Tensor]:
         """Return what it is kept in, to be counted, sent elsewhere and given to `with_tensors`."""
         ...
@@ -41,10 +45,9 @@ class Frozen(Protocol):
 class Dense:
     """A weight kept as it is, with a copy in the product's precision where that is another one."""
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Tensor, product: Tensor) -> None:
         self.shape = (weight.shape[0], weight.shape[1])
-        self.weight = weight
-        self.product = weight.to(dtype)
+        self.weight, self.product = weight, product
 
     def times(self, x: Tensor) -> Tensor:
         """Return x @ weight^T."""
@@ -54,13 +57,17 @@ class Dense:
         """Return dy @ weight."""
         return dy @ self.product
 
+    def exact(self) -> Tensor:
+        """Return the weight as the model has it."""
+        return self.weight
+
     def tensors(self) -> list[Tensor]:
-        """Return the copy that is multiplied."""
-        return [self.product]
+        """Return the copy that is multiplied, and the weight where that is another one."""
+        return [self.product] if self.product is self.weight else [self.product, self.weight]
 
     def with_tensors(self, tensors: list[Tensor]) -> "Dense":
         """Return the same weight elsewhere."""
-        return Dense(tensors[0], tensors[0].dtype)
+        return Dense(tensors[-1], tensors[0])
 
 
 Keep = Callable[[Tensor], Frozen]
@@ -80,7 +87,7 @@ def keeper_of(kind: Kind, *, dtype: torch.dtype, device: torch.device, both_ways
         there = weight.detach().to(device)
         match kind:
             case "plain":
-                return Dense(there, dtype)
+                return Dense(there, there.to(dtype))
             case "int8":
                 return int8_of(there, both_ways=both_ways)
             case "fp8":

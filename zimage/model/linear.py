@@ -106,8 +106,10 @@ class Projection:
             return lora.added(self.frozen.times(x), x)
         if torch.compiler.is_compiling() or lora.dropout > 0:
             return self._for_the_compiler(x, lora)
-        operation = _Merged if self._merges(x.shape[0]) else _Beside
-        return operation.apply(x, lora.down, lora.up, self.frozen, lora)  # type: ignore[no-any-return,no-untyped-call]
+        exact = self.frozen.exact()
+        if exact is not None and _merges(exact, x.shape[0]):
+            return _Merged.apply(x, lora.down, lora.up, exact, lora)  # type: ignore[no-any-return,no-untyped-call]
+        return _Beside.apply(x, lora.down, lora.up, self.frozen, lora)  # type: ignore[no-any-return,no-untyped-call]
 
     def _for_the_compiler(self, x: Tensor, lora: Lora) -> Tensor:
         """Return the product with all adapters as one, whose gradients autograd finds: also what dropout takes."""
@@ -115,16 +117,9 @@ class Projection:
         if isinstance(self.frozen, Dense) and lora.dropout == 0:
             return _Summed.apply(x, self.frozen.product, lora.cast(x.dtype)[0], up)  # type: ignore[no-any-return,no-untyped-call]
         inner = self._inner(x, lora)
-        if isinstance(self.frozen, Int8 | Fp8):
+        if isinstance(self.frozen, Int8 | Fp8) and torch.compiler.is_compiling():
             return self.frozen.beside(x, inner, up)
         return self.frozen.times(x) + functional.linear(inner, up)
-
-    def _merges(self, rows: int) -> bool:
-        """Return whether adding the LoRA to the weight costs less than applying it to this many rows."""
-        if not isinstance(self.frozen, Dense) or self.frozen.weight.numel() > MERGED_ELEMENTS:
-            return False
-        N, K = self.frozen.shape
-        return self.frozen.weight.dtype != torch.bfloat16 and rows * (N + K) >= N * K
 
     def _inner(self, x: Tensor, lora: Lora) -> Tensor:
         """Return the adapters' inner states side by side, (M, R); without dropout they are one product."""
@@ -229,12 +224,18 @@ def _spread(lora: Lora, outputs: int, dtype: torch.dtype) -> Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
+def _merges(weight: Tensor, rows: int) -> bool:
+    """Return whether adding a LoRA to the weight costs less than applying it to this many rows."""
+    N, K = weight.shape
+    return weight.numel() <= MERGED_ELEMENTS and weight.dtype != torch.bfloat16 and rows * (N + K) >= N * K
+
+
 class _Merged(Function):
     """The LoRA added to the weight in float32, so that forward and back are one product each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, frozen: Dense, lora: Lora) -> Tensor:  # noqa: PLR0917
-        merged = frozen.weight.clone()
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, weight: Tensor, lora: Lora) -> Tensor:  # noqa: PLR0917
+        merged = weight.clone()
         for A, B, rows in lora.parts():
             merged[rows].addmm_(B, A, alpha=lora.scale)
         merged = merged.to(x.dtype)

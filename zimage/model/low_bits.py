@@ -59,6 +59,9 @@ class Int8:
         """Return dy @ weight, multiplied in integers; the outputs' scales join dy before it is rounded."""
         return _int8_back(dy, self.q, self.scale, self.turned)
 
+    def exact(self) -> None:
+        """Return None: the weight as it was is not kept."""
+
     def tensors(self) -> list[Tensor]:
         """Return integers and scales, and the integers the other way round where they are kept."""
         return [self.q, self.scale, *_kept(self.turned)]
@@ -88,6 +91,9 @@ class Fp8:
         """Return x @ weight^T + inner (M, R) @ up^T (R, N), for compiled code: the sum is no copy of either."""
         return _Fp8Sum.apply(x, self.q, self.scale, self.turned, inner, up)  # type: ignore[no-any-return,no-untyped-call]
 
+    def exact(self) -> None:
+        """Return None: the weight as it was is not kept."""
+
     def tensors(self) -> list[Tensor]:
         """Return 8-bit floats and scales, and the floats the other way round where they are kept."""
         return [self.q, self.scale, *_kept(self.turned)]
@@ -112,6 +118,9 @@ class Nf4:
         """Return dy @ weight."""
         dx: Tensor = nf4_back(dy, self.pairs, self.scale, self.levels)
         return dx
+
+    def exact(self) -> None:
+        """Return None: the weight as it was is not kept."""
 
     def tensors(self) -> list[Tensor]:
         """Return levels of all weights, scales, and what the levels are."""

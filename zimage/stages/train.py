@@ -15,7 +15,7 @@ from zimage.folder import aside_of, check_out, made_aside
 from zimage.model.base import Base, identify_files, resolve
 from zimage.progress import Progress
 from zimage.records import read_rows, write_metrics
-from zimage.training.params import TrainParams
+from zimage.training.params import MachineParams, TrainParams
 
 if TYPE_CHECKING:
     from zimage.training.checkpoint import State
@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 LOSS_STEPS = 100  # that the metrics' mean losses are taken over
 
 
-def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: Subject) -> None:
+def train(
+    encode: Path, out: Path, *, params: TrainParams, base: Base, subject: Subject, machine: MachineParams
+) -> None:
     """Write a LoRA of the person, its checkpoints and the course of its learning.
 
     A run that was stopped goes on from its last step, and one that was killed from its last checkpoint, if data,
@@ -40,6 +42,7 @@ def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: 
         params: See `TrainParams`.
         base: The model that is adapted.
         subject: Its trigger is written into the LoRA.
+        machine: How the memory of this machine is used; a run goes on with other values, and ends with the same LoRA.
 
     Raises:
         InputError: see `check_out`; the run was begun on another kind of device and `params.resume` is `exact`; the
@@ -57,8 +60,8 @@ def train(encode: Path, out: Path, *, params: TrainParams, base: Base, subject: 
     dataset = identify_files(encode.glob("*.*"), encode)
     code = fingerprint(__name__)
     run = run_identity(params.model_dump_json(exclude={"resume"}), dataset, base.identity, subject.trigger, code)
-    with _out_of_memory_explained(encode, folder, params):
-        prepared = prepare(encode, folder, params, world)
+    with _out_of_memory_explained(encode, folder, params, machine):
+        prepared = prepare(encode, folder, params, machine, world)
         follow = partial(_follow, out, prepared, params, run=run)
         if world.leads:
             metadata = _metadata(params, base, subject, dataset=dataset, code=code)
@@ -126,7 +129,7 @@ def _follow(out: Path, prepared: "Prepared", params: TrainParams, *, run: str) -
 
 
 @contextmanager
-def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams) -> Iterator[None]:
+def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams, machine: MachineParams) -> Iterator[None]:
     """Say, where the GPU's memory is too small, which presets would fit."""
     import torch
 
@@ -140,7 +143,7 @@ def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams) -> I
         items, texts = read_rows(encode / "items.jsonl", ItemRow), read_rows(encode / "texts.jsonl", TextRow)
         largest = max(((row.width, row.height) for row in items), key=lambda size: size[0] * size[1])
         caption = max(row.tokens for row in texts)
-        raise too_small(params, sizes_of(base), largest, caption, at_hand_gb(device_and_dtype()[0])) from None
+        raise too_small(params, machine, sizes_of(base), largest, caption, at_hand_gb(device_and_dtype()[0])) from None
 
 
 def _restore(prepared: "Prepared", state: "State") -> None:

@@ -14,7 +14,7 @@ from zimage.lora.loaders import factorized
 from zimage.model.depot import PLACES
 from zimage.model.device import free_gb, has_bfloat16_units
 from zimage.model.sequence import Bucket, padded, sequence_length
-from zimage.training.params import MemoryParams, TrainParams
+from zimage.training.params import MachineParams, MemoryParams, TrainParams
 from zimage.training.running import Checkpointing
 
 logger = logging.getLogger(__name__)
@@ -39,12 +39,14 @@ class Preset:
     """What a preset of tasks/presets.yaml sets here; a test keeps the two alike."""
 
     memory: MemoryParams
+    machine: MachineParams
     at_once: int
 
 
 def _preset(frozen: str, checkpointing: str, *, away: int = 0, compiled: bool, at_once: int = 1) -> Preset:
-    values = {"frozen": frozen, "checkpointing": checkpointing, "offloaded_blocks": away, "compile": compiled}
-    return Preset(MemoryParams.model_validate({**values, "graphs": False}), at_once)
+    machine = {"checkpointing": checkpointing, "offloaded_blocks": away, "graphs": False}
+    memory = MemoryParams.model_validate({"frozen": frozen, "compile": compiled})
+    return Preset(memory, MachineParams.model_validate(machine), at_once)
 
 
 # By the memory they are made for, least first.
@@ -76,7 +78,7 @@ def sizes_of(base: Path) -> Sizes:
     return Sizes(config["dim"], config["n_layers"], config["n_refiner_layers"])
 
 
-def check(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
+def check(params: TrainParams, machine: MachineParams, sizes: Sizes, device: torch.device) -> None:
     """Refuse memory settings that cannot be had together, or not on this device.
 
     Raises:
@@ -85,38 +87,36 @@ def check(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
     memory = params.memory
     if params.adapter == "lokr" and params.dropout > 0:
         raise InputError("train.dropout drops inputs of a LoRA and does nothing in a LoKr; set it to 0.")
-    if memory.checkpointing == "selective" and not memory.compile:
+    if machine.checkpointing == "selective" and not memory.compile:
         raise InputError(
-            "train.memory.checkpointing is `selective`, which needs the compiler; "
-            "set train.memory.compile to true, or checkpointing to `full`."
+            "machine.checkpointing is `selective`, which needs the compiler; "
+            "set it to `full`, or train.memory.compile to true, which trains anew."
         )
     if memory.compile and not any(shutil.which(name) for name in COMPILERS):
         raise InputError(
             "train.memory.compile needs a C compiler, and there is none here (gcc, clang, cc); "
             "install one, or set it to false."
         )
-    if memory.offloaded_blocks and memory.compile:
+    if machine.offloaded_blocks and memory.compile:
         raise InputError(
-            "train.memory.offloaded_blocks needs blocks that are not compiled, for their weights come and go; "
-            "set train.memory.compile to false, or offloaded_blocks to 0."
+            "machine.offloaded_blocks needs blocks that are not compiled, for their weights come and go; "
+            "set it to 0, or train.memory.compile to false, which trains anew."
         )
-    if memory.graphs and (hindrance := _hindrance_of_graphs(params)):
+    if machine.graphs and (hindrance := _hindrance_of_graphs(params, machine)):
+        raise InputError(f"machine.graphs cannot record {hindrance}; set that otherwise, or machine.graphs to false.")
+    if machine.offloaded_blocks > sizes.layers:
         raise InputError(
-            f"train.memory.graphs cannot record {hindrance}; set that otherwise, or train.memory.graphs to false."
-        )
-    if memory.offloaded_blocks > sizes.layers:
-        raise InputError(
-            f"train.memory.offloaded_blocks is {memory.offloaded_blocks}, but the base has {sizes.layers} main blocks; "
+            f"machine.offloaded_blocks is {machine.offloaded_blocks}, but the base has {sizes.layers} main blocks; "
             "set it to at most that."
         )
     if device.type == "cuda":
-        _check_units(params, sizes, device)
+        _check_units(params, machine, sizes, device)
 
 
-def _check_units(params: TrainParams, sizes: Sizes, device: torch.device) -> None:
+def _check_units(params: TrainParams, machine: MachineParams, sizes: Sizes, device: torch.device) -> None:
     """Refuse what a GPU has no units for."""
     memory = params.memory
-    small = weights_gb(sizes, memory) < SMALL_GB
+    small = weights_gb(sizes, memory, machine) < SMALL_GB
     if params.precision == "bfloat16" and not has_bfloat16_units(device) and not small:
         raise InputError(
             f"train.precision is bfloat16, but {torch.cuda.get_device_name(device)} has no units for it; "
@@ -136,36 +136,37 @@ def _check_units(params: TrainParams, sizes: Sizes, device: torch.device) -> Non
         logger.warning("8-bit weights are no faster than bfloat16 without train.memory.compile, only smaller")
 
 
-def _hindrance_of_graphs(params: TrainParams) -> str | None:
+def _hindrance_of_graphs(params: TrainParams, machine: MachineParams) -> str | None:
     """Return what would be frozen as it was when a CUDA graph was recorded, or cannot be recorded at all."""
     if params.dropout > 0:
         return "the chance of train.dropout"
-    if params.memory.offloaded_blocks:
-        return "the coming and going of train.memory.offloaded_blocks"
+    if machine.offloaded_blocks:
+        return "the coming and going of machine.offloaded_blocks"
     before_context = {"context_refiner", "caption_embedder"} & set(params.targets)
     return f"captions that train.targets ({', '.join(sorted(before_context))}) change" if before_context else None
 
 
 def checkpointing_of(
-    params: TrainParams, sizes: Sizes, buckets: Iterable[Bucket], device: torch.device
+    params: TrainParams, machine: MachineParams, sizes: Sizes, buckets: Iterable[Bucket], device: torch.device
 ) -> Checkpointing:
     """Return what is computed again on the way back: as asked, or for `auto` the least that lets a step fit.
 
     Args:
-        params: What was asked.
+        params: Of the run.
+        machine: What was asked.
         sizes: Of the transformer, whose weights are in the device's memory already.
         buckets: Of all steps.
         device: Where they run.
     """
-    if params.memory.checkpointing != "auto":
-        return params.memory.checkpointing
+    if machine.checkpointing != "auto":
+        return machine.checkpointing
     if device.type != "cuda":
         return "none"
     # What a graph keeps lies in memory of its own, beside that of what is not recorded: other shapes, preservation.
-    usable_gb = free_gb(device) / (2 if params.memory.graphs else 1)
+    usable_gb = free_gb(device) / (2 if machine.graphs else 1)
     tokens = params.at_once * _most_tokens(buckets)
     return least_checkpointing(
-        params.memory,
+        params.memory.compile,
         learning(sizes, params),
         tokens,
         usable_gb,
@@ -174,34 +175,39 @@ def checkpointing_of(
     )
 
 
-def keeps_both_ways(params: TrainParams, sizes: Sizes, buckets: Iterable[Bucket], device: torch.device) -> bool:
+def keeps_both_ways(
+    params: TrainParams, machine: MachineParams, sizes: Sizes, buckets: Iterable[Bucket], device: torch.device
+) -> bool:
     """Return whether 8-bit weights are kept the other way round as well, as the way back reads them.
 
     Without, each is turned in every step. What comes out is the same.
 
     Args:
-        params: What was asked.
+        params: Of the run.
+        machine: What was asked.
         sizes: Of the transformer, whose weights are not in the device's memory yet.
         buckets: Of all steps.
         device: Where they run.
     """
     if device.type != "cuda":
         return False
-    both = room_for_both_ways(params, sizes, params.at_once * _most_tokens(buckets), free_gb(device))
+    both = room_for_both_ways(params, machine, sizes, params.at_once * _most_tokens(buckets), free_gb(device))
     if both:
         logger.info("8-bit weights are kept in both orders, which the memory has room for")
     return both
 
 
-def room_for_both_ways(params: TrainParams, sizes: Sizes, tokens: int, available_gb: float) -> bool:
+def room_for_both_ways(
+    params: TrainParams, machine: MachineParams, sizes: Sizes, tokens: int, available_gb: float
+) -> bool:
     """Return whether 8-bit weights can be kept twice, and nothing is computed twice all the same."""
     memory = params.memory
-    if memory.frozen not in {"fp8", "int8"} or memory.offloaded_blocks:
+    if memory.frozen not in {"fp8", "int8"} or machine.offloaded_blocks:
         return False
     asked, inner = dropped(sizes, params), inner_of_lokr(sizes, params)
     kept = activations_gb(learning(sizes, params), tokens, "none", dropped=asked, inner=inner)
-    kept *= 2 if memory.graphs else 1
-    need = 2 * weights_gb(sizes, memory) + adapters_gb(values_gb(sizes, params)) + kept + WORKSPACE_GB
+    kept *= 2 if machine.graphs else 1
+    need = 2 * weights_gb(sizes, memory, machine) + adapters_gb(values_gb(sizes, params)) + kept + WORKSPACE_GB
     return need < available_gb * USED_SHARE
 
 
@@ -243,10 +249,10 @@ def _is_factored(rows: int, columns: int, params: TrainParams) -> bool:
 
 
 def least_checkpointing(
-    memory: MemoryParams, sizes: Sizes, tokens: int, available_gb: float, *, dropped: int = 0, inner: int = 0
+    compiled: bool, sizes: Sizes, tokens: int, available_gb: float, *, dropped: int = 0, inner: int = 0
 ) -> Checkpointing:
     """Return the form of checkpointing that recomputes least and lets so many tokens fit; full where none does."""
-    choices: list[Checkpointing] = ["none", "selective", "full"] if memory.compile else ["none", "full"]
+    choices: list[Checkpointing] = ["none", "selective", "full"] if compiled else ["none", "full"]
     needs = {choice: activations_gb(sizes, tokens, choice, dropped=dropped, inner=inner) for choice in choices}
     chosen: Checkpointing = next((choice for choice in choices if needs[choice] < available_gb * USED_SHARE), "full")
     logger.info("checkpointing %s: activations take %.1f GB of %.1f GB free", chosen, needs[chosen], available_gb)
@@ -277,10 +283,10 @@ def activations_gb(
     return tokens * values[checkpointing] * 2 / 1e9
 
 
-def weights_gb(sizes: Sizes, memory: MemoryParams) -> float:
+def weights_gb(sizes: Sizes, memory: MemoryParams, machine: MachineParams) -> float:
     """Return what the frozen weights take on the GPU while it learns; the context refiner is gone by then."""
     D, F = sizes.width, sizes.feed_forward
-    here = sizes.layers - memory.offloaded_blocks + min(memory.offloaded_blocks, PLACES) + sizes.refiners
+    here = sizes.layers - machine.offloaded_blocks + min(machine.offloaded_blocks, PLACES) + sizes.refiners
     modulations = (sizes.layers + sizes.refiners) * 256 * 4 * D * 2
     return (here * (4 * D * D + 3 * D * F) * WEIGHT_BYTES[memory.frozen] + modulations) / 1e9
 
@@ -317,16 +323,19 @@ def needed_gb(sizes: Sizes, preset: Preset, values_gb: float, tokens: int) -> fl
         values_gb: What the adapters' values take.
         tokens: Of the longest sequence.
     """
-    checkpointing = "full" if preset.memory.checkpointing == "auto" else preset.memory.checkpointing
+    checkpointing = "full" if preset.machine.checkpointing == "auto" else preset.machine.checkpointing
     activations = activations_gb(sizes, preset.at_once * tokens, checkpointing)
-    return weights_gb(sizes, preset.memory) + adapters_gb(values_gb) + activations + WORKSPACE_GB
+    return weights_gb(sizes, preset.memory, preset.machine) + adapters_gb(values_gb) + activations + WORKSPACE_GB
 
 
-def too_small(params: TrainParams, sizes: Sizes, px: tuple[int, int], caption: int, at_hand_gb: float) -> InputError:
+def too_small(  # noqa: PLR0917
+    params: TrainParams, machine: MachineParams, sizes: Sizes, px: tuple[int, int], caption: int, at_hand_gb: float
+) -> InputError:
     """Return what to tell the user whose GPU ran out of memory.
 
     Args:
         params: Of the run.
+        machine: What was asked.
         sizes: Of the transformer.
         px: Width and height of the largest picture.
         caption: Tokens of the longest caption.
@@ -334,15 +343,25 @@ def too_small(params: TrainParams, sizes: Sizes, px: tuple[int, int], caption: i
     """
     tokens = sequence_length(Bucket(px[1] // 8, px[0] // 8, padded(caption)))
     values = values_gb(sizes, params)
-    now = needed_gb(sizes, Preset(params.memory, params.at_once), values, tokens)
+    now = needed_gb(sizes, Preset(params.memory, machine, params.at_once), values, tokens)
     needs = {name: needed_gb(sizes, preset, values, tokens) for name, preset in PRESETS.items()}
     fitting = [f"{name} ({need:.0f} GB)" for name, need in needs.items() if need < min(now, SPARE * at_hand_gb)]
     remedy = f"a preset that fits ({', '.join(reversed(fitting))}), " if fitting else ""
     return InputError(
         f"{at_hand_gb:.0f} GB of memory are too small for {params.at_once} picture(s) of {px[0]} x {px[1]} px at once "
-        f"with {params.memory.frozen} weights; choose {remedy}a smaller train.at_once, smaller crops, "
-        "or end what else runs on it."
+        f"with {params.memory.frozen} weights; {_cheaper(params, machine)}choose {remedy}a smaller train.at_once, "
+        "smaller crops, or end what else runs on it."
     )
+
+
+def _cheaper(params: TrainParams, machine: MachineParams) -> str:
+    """Return what this machine can do about too little memory that leaves the LoRA as it is; "" for nothing."""
+    values = [] if machine.checkpointing in {"auto", "full"} else ["checkpointing=full"]
+    if not params.memory.compile and not machine.offloaded_blocks:
+        values.append("offloaded_blocks=15")
+    if machine.graphs:
+        values.append("graphs=false")
+    return f'set ZIMAGE_MACHINE="{" ".join(values)}" on this machine, which trains on as before, or ' if values else ""
 
 
 def _most_tokens(buckets: Iterable[Bucket]) -> int:

@@ -1,8 +1,9 @@
 """The sections of params.yaml that training is made of; nothing heavy is imported to read them."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from zimage.section import Section
 
@@ -121,16 +122,32 @@ class SampleParams(Section):
 
 
 class MemoryParams(Section):
-    """What is traded for memory. Only `frozen` changes results."""
+    """What is traded for memory and time at the cost of other rounding; what costs none is in `MachineParams`."""
 
     frozen: Literal["plain", "fp8", "int8", "nf4"]
     """How the blocks' frozen weights are kept: in the products' precision, or in 8 or 4 bits."""
-    checkpointing: Literal["auto", "none", "selective", "full"]
-    """What is computed again on the way back: auto decides by the memory at hand; selective needs `compile`."""
-    offloaded_blocks: int = Field(ge=0)
-    """Main blocks whose weights wait in the machine's memory and visit the GPU when their turn comes."""
     compile: bool
     """Let torch.compile fuse each block; a minute or more at the start, worth it from a thousand steps on a GPU."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_the_section_of_old_keys(cls, values: Any) -> Any:
+        old = [key for key in MachineParams.model_fields if isinstance(values, Mapping) and key in values]
+        if old:
+            raise ValueError(f"{', '.join(old)} change no result and belong in the section `machine:` now; move them")
+        return values
+
+
+class MachineParams(Section):
+    """How a machine trains in the memory it has. No value changes the LoRA, so no stage depends on this section.
+
+    `ZIMAGE_MACHINE` sets values of one machine: `ZIMAGE_MACHINE="checkpointing=full offloaded_blocks=15"`.
+    """
+
+    checkpointing: Literal["auto", "none", "selective", "full"]
+    """What is computed again on the way back: auto decides by free memory; selective needs `train.memory.compile`."""
+    offloaded_blocks: int = Field(ge=0)
+    """Main blocks whose weights wait in the machine's memory and visit the GPU when their turn comes."""
     graphs: bool
     """Record a CUDA graph for each shape: less waiting for launches at 512 px, more memory; a CPU knows none."""
 

@@ -23,7 +23,7 @@ from zimage.training.memory import check, checkpointing_of, keeps_both_ways, siz
 from zimage.training.merging import addends_of, merge
 from zimage.training.objective import Objective
 from zimage.training.optimiser import Optimiser
-from zimage.training.params import PreservationParams, TrainParams
+from zimage.training.params import MachineParams, PreservationParams, TrainParams
 from zimage.training.plan import Step, plan
 from zimage.training.recorded import Passes, Recorded, Recorder
 from zimage.training.running import runner
@@ -64,13 +64,14 @@ class Prepared:
         return self.loop.adapters
 
 
-def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prepared:
+def prepare(encode: Path, base: Path, params: TrainParams, machine: MachineParams, world: World) -> Prepared:
     """Return a run ready for its first step.
 
     Args:
         encode: The folder of the encode stage.
         base: The folder of the base model.
         params: Of the run.
+        machine: How it uses the memory that is here.
         world: The processes that share it.
 
     Raises:
@@ -78,15 +79,15 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
     """
     device, _ = device_and_dtype()
     sizes = sizes_of(base)
-    check(params, sizes, device)
+    check(params, machine, sizes, device)
     keep_freed_memory(device)
     dataset = Dataset(encode, device=device, face_weight=params.face_weight)
     scheduler = open_scheduler(base)
     planned = _planned(dataset, params)
     preserving = _preserving(dataset, params.preservation, params) if params.preservation else []
     buckets = {step.bucket for step in (*planned, *preserving)}
-    both_ways = keeps_both_ways(params, sizes, buckets, device)
-    denoiser, names, factors = _denoiser(base, params, device, both_ways=both_ways)
+    both_ways = keeps_both_ways(params, machine, sizes, buckets, device)
+    denoiser, names, factors = _denoiser(base, params, machine, device, both_ways=both_ways)
     adapters = Adapters(denoiser, names)
     if denoiser.context_is_fixed:
         dataset.refine(denoiser)
@@ -94,7 +95,7 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
     unworn = addends_of(denoiser, names, factors)
     release(device)
     denoiser.run = runner(
-        checkpointing_of(params, sizes, buckets, device),
+        checkpointing_of(params, machine, sizes, buckets, device),
         compiled=params.memory.compile,
         chance=params.dropout > 0,
         shapes=len(buckets),
@@ -112,7 +113,7 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
         seed=params.seed,
     )
     passes: Passes = objective.there_and_back
-    if params.memory.graphs and device.type == "cuda":
+    if machine.graphs and device.type == "cuda":
         passes = Recorded(passes, adapters.gradient, Recorder(device))
     loop = Loop(
         objective,
@@ -130,7 +131,7 @@ def prepare(encode: Path, base: Path, params: TrainParams, world: World) -> Prep
 
 
 def _denoiser(
-    base: Path, params: TrainParams, device: torch.device, *, both_ways: bool
+    base: Path, params: TrainParams, machine: MachineParams, device: torch.device, *, both_ways: bool
 ) -> tuple[Denoiser, dict[int, str], dict[str, Factors]]:
     """Return the model with new adapters, its modules' names, and what takes a training adapter off its layers.
 
@@ -158,7 +159,7 @@ def _denoiser(
         stream=torch.float32 if on_cpu else dtype,
         device=device,
         kind=params.memory.frozen,
-        offloaded_blocks=params.memory.offloaded_blocks,
+        offloaded_blocks=machine.offloaded_blocks,
         both_ways=both_ways,
     )
     if not on_cpu:
