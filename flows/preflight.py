@@ -17,7 +17,7 @@ from tasks.storage import open_store
 from tasks.subject import DEFAULT_PRESET, Choices, check, planned_values
 from zimage.errors import InputError
 from zimage.faces.consent import Consent, require
-from zimage.faces.engine_defaults import DLIB
+from zimage.faces.engine_defaults import EMBEDDED
 from zimage.identity.wording import TOY
 from zimage.model.base import is_packaged
 from zimage.permission import require_for, today
@@ -82,7 +82,7 @@ def refuse_values(asked: PersonalizeSpec, settings: Settings) -> None:
     before = state.choices if state else Choices(preset=DEFAULT_PRESET, base=None, values={})
     _, params = planned_values(settings, asked.subject, before, base=None, preset=asked.preset, values=asked.chosen())
     if asked.publish != "never":
-        embedded = asked.engine == DLIB or (not asked.engine and _is_embedded(params))
+        embedded = asked.engine in EMBEDDED or (not asked.engine and _is_embedded(params))
         _refuse_publishing(asked, state.consent if state and not asked.consent else None, embedded=embedded)
 
 
@@ -119,7 +119,7 @@ def _refuse_publishing(asked: PersonalizeSpec, consent: Consent | None, *, embed
 
 def _is_embedded(params: str) -> bool:
     engine: str = load_plain(params)["evaluate"]["engine"]["name"]
-    return engine == DLIB
+    return engine in EMBEDDED
 
 
 def _refuse_without_server(asked: SubjectSpec) -> None:

@@ -91,8 +91,8 @@ class PrepareSpec(PlacedSpec):
     engine: str = Field(
         "",
         title="Face engine",
-        description="dlib (embedded, screens), or the name or folder of an insightface pack, such as buffalo_l; used "
-        "wherever faces are compared, with its own limits.",
+        description="yunet-sface or dlib (embedded, both screen), or the name or folder of an insightface pack, such "
+        "as buffalo_l; used wherever faces are compared, with its own limits.",
     )
     steps: int = Field(
         0, title="Training steps", ge=0, le=50_000, description="Of the optimiser; 0 leaves what was chosen before."

@@ -17,7 +17,7 @@ from zimage.captions.trigger import TriggerParams, checked_trigger, tokenizer_of
 from zimage.errors import InputError
 from zimage.faces.consent import MAX_CONSENT_BYTES, Consent, consent_in, read_consent, require, template
 from zimage.faces.engine import EngineParams, identity_here
-from zimage.faces.engine_defaults import engine_of
+from zimage.faces.engine_defaults import OTHER_EMBEDDED, engine_of
 from zimage.folder import write_whole
 from zimage.model.base import TINY, Base, find, identify
 from zimage.model.pinned import identity_of
@@ -134,7 +134,7 @@ def set_up(
         overrides: A folder with a person's decisions on photos and captions.
         base: A folder or a hub id; it is identified anew whenever it is given.
         preset: A name in presets.yaml.
-        engine: `dlib`, the name of an insightface pack, or the folder of one, for `detect` and `evaluate`.
+        engine: `yunet-sface`, `dlib`, the name of an insightface pack, or its folder, for `detect` and `evaluate`.
         values: New values by `section.key`, added to earlier ones.
 
     Raises:
@@ -254,9 +254,13 @@ def _plan(
 
 
 def _engine_values(engine: str) -> dict[str, Any]:
-    """Return the values by which a face engine, with its own limits, is used wherever faces are compared."""
+    """Return the values by which a face engine, with its own limits, is used wherever faces are compared.
+
+    An embedded engine brings the other one as the second, which would else be the first again.
+    """
     fields = engine_of(engine).model_dump()
-    return {f"{place}.{key}": value for place in ENGINES for key, value in fields.items()}
+    second = {"evaluate.second_engine": OTHER_EMBEDDED[engine].model_dump()} if engine in OTHER_EMBEDDED else {}
+    return {f"{place}.{key}": value for place in ENGINES for key, value in fields.items()} | second
 
 
 def params_of(project: Path, chosen: Choices) -> str:

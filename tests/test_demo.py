@@ -8,9 +8,8 @@ from skimage import data
 
 from zimage.demo import FACE_PX, make_demo_photos, planned_views
 from zimage.faces.consent import read_consent
-from zimage.faces.engine import Engine, EngineParams, open_engine
-
-DLIB = EngineParams(name="dlib", pack=None, identity=None, min_score=0.0, max_distance=0.6)
+from zimage.faces.engine import Engine, open_engine
+from zimage.faces.engine_defaults import YUNET_SFACE_PARAMS
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return open_engine(DLIB)
+    return open_engine(YUNET_SFACE_PARAMS)
 
 
 def views(folder: Path) -> list[Path]:

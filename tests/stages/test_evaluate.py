@@ -85,6 +85,7 @@ def cheap_params(workspace: Path) -> EvaluateParams:
     """Return the demo's params with fewer and smaller pictures."""
     section = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))["evaluate"]
     section |= {"suite": str(workspace / "suite.yaml"), "second_engine": None, "impostors": None, "clip": None}
+    section["engine"], section["gate"]["second_engine_rate_min"] = DLIB.model_dump(), None
     section["sampling"] = {"side_px": 64, "steps": 2, "guidance_scale": 0.0}
     section["seeds"] = {"base": 1, "choosing": 1, "reporting": 2, "leaks": 1}
     section["sweep"] = {"checkpoints": 1, "strengths": [0.5, 1.0], "reference_strength": 1.0}
@@ -274,6 +275,14 @@ def test_weights_that_were_exchanged_under_the_same_name_are_refused_before_anyt
         unpinned_pack = second_engine.model_copy(update={"identity": None})
         run(detect, workspace, params.model_copy(update={"second_engine": unpinned_pack}), tiny_base)
     assert not (workspace / "evaluate").exists()
+
+
+def test_a_second_engine_that_is_the_first_again_is_refused(
+    detect: Path, workspace: Path, params: EvaluateParams, tiny_base: Base
+) -> None:
+    again = params.model_copy(update={"second_engine": params.engine.model_copy(update={"max_distance": 0.5})})
+    with pytest.raises(InputError, match=r"second_engine is dlib, as evaluate\.engine is, so its agreement would show"):
+        run(detect, workspace, again, tiny_base)
 
 
 def test_two_independent_engines_judge_side_by_side_and_are_never_mixed(

@@ -371,10 +371,13 @@ def test_an_engine_is_set_with_its_own_limits_wherever_faces_are_compared(
         "max_distance": 0.6,
     }
     assert found["detect"]["engine"] == found["evaluate"]["engine"] == expected
-    back = params(set_up(settings, "ada", engine="dlib"))
+    back = params(set_up(settings, "ada", engine="yunet-sface"))
     plain = yaml.safe_load((PROJECT / "params.yaml").read_text(encoding="utf-8"))
     assert back["detect"]["engine"] == back["evaluate"]["engine"] == plain["detect"]["engine"]
     assert plain["evaluate"]["engine"] == plain["detect"]["engine"]
+    turned = params(set_up(settings, "ada", engine="dlib"))["evaluate"]
+    assert turned["engine"] == plain["evaluate"]["second_engine"]
+    assert turned["second_engine"] == plain["evaluate"]["engine"]  # never the first one again
 
 
 def test_models_that_are_named_are_pinned_by_their_files_and_anew_when_others_are_named(

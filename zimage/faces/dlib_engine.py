@@ -1,4 +1,4 @@
-"""The embedded engine: dlib's HOG detector, 5-point predictor and ResNet, from ordinary packages."""
+"""The second embedded engine: dlib's HOG detector, 5-point predictor and ResNet, from ordinary packages."""
 
 import hashlib
 import importlib.util

