@@ -54,6 +54,13 @@ class FolderStore:
                 return False
         return True
 
+    def link_if_absent(self, key: str, source: Path) -> None:
+        """See Store."""
+        target = self._path(key)
+        self._make_folder(target.parent)
+        with suppress(OSError):  # the key is taken, or it is another file system, or one without links
+            os.link(source, target)
+
     def holds(self, key: str, source: Path) -> bool:
         """See Store."""
         path = self._path(key)

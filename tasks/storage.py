@@ -136,6 +136,9 @@ class S3Store:
                 return False
         return True
 
+    def link_if_absent(self, key: str, source: Path) -> None:
+        """See Store; a bucket shares no file system."""
+
     def holds(self, key: str, source: Path) -> bool:
         """See Store; by the server's own checksum where it has one of the kind we send, else by fetching."""
         found = self._head(key)

@@ -105,6 +105,10 @@ class Store(Protocol):
         """Store a file under `key` and return True; return False, and change nothing, where the key is taken."""
         ...
 
+    def link_if_absent(self, key: str, source: Path) -> None:
+        """Store a file that nobody writes again by a hard link; change nothing where that fails or the key is taken."""
+        ...
+
     def holds(self, key: str, source: Path) -> bool:
         """Return whether the object is, byte for byte, the file `source`."""
         ...

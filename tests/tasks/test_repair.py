@@ -185,6 +185,14 @@ def forget_copies(settings: Settings, *, but: str = "") -> None:
 HOW = {"x": "flipped", "y": "cut off", "z": "lost"}
 
 
+def test_a_store_in_a_folder_shares_its_objects_with_the_cache_of_the_machine_that_sent_them(shared: Path) -> None:
+    objects, cache = shared / "store" / OBJECTS, at(shared).workspace("ada") / ".dvc" / "cache" / "files" / "md5"
+    sent = {path.relative_to(objects) for path in objects.rglob("*") if path.is_file()}
+
+    assert len([path for path in sent if path.name.endswith(".dir")]) >= 2 and len(sent) >= len(MADE) + 3
+    assert all((objects / path).samefile(cache / path) for path in sent)
+
+
 def test_what_was_damaged_is_named_and_mended_by_a_machine_that_has_it(first_s3: Settings, tmp_path: Path) -> None:
     store, second = open_store(first_s3.store), elsewhere(first_s3)
     keys = {each: spoil(store, MADE[each], HOW[each], tmp_path) for each in "xyz"}
