@@ -41,7 +41,7 @@ SMALLEST = {"train.steps": 4, "train.checkpoint_every": 2, "train.samples": None
 HITS = {"personalize": 3, "prepare": 2, "learn": 3, "publish": 2}  # in a round; more would end a run (tasks/policy.py)
 SEEDS_FROM = 1000  # of training, one more in each round
 PENDING_SHARE = 0.1
-STUCK_AFTER_S = 1200.0
+STUCK_AFTER_S = 900.0  # since the last kill
 SETTLES_WITHIN_S = 300.0
 KINDS = {  # what is killed, and how often among those that do not wait for a PENDING run
     "run": 45,  # the process of one run, with all below it; its worker lives
@@ -162,13 +162,17 @@ class Campaign:
             )
         hits: Counter[tuple[str, str]] = Counter()  # by subject and flow
         next_kill = time.monotonic() + self.chance.uniform(1, 10)
+        last_kill = begun
         while open_runs := [subject for subject, run in runs.items() if not self._ended(run)]:
-            if time.monotonic() - begun > STUCK_AFTER_S:
+            if time.monotonic() - last_kill > STUCK_AFTER_S:
                 self.broken.append(f"round {self.rounds}: stuck: {self._states(runs)}")
                 return
             if time.monotonic() > next_kill and not self.is_over:
+                before = sum(self.kills.values())
                 self._hurt(hits, open_runs)
-                next_kill = time.monotonic() + self.chance.uniform(3, 20)
+                if sum(self.kills.values()) > before:
+                    last_kill = time.monotonic()
+                next_kill = time.monotonic() + self.chance.uniform(2, 10)
             time.sleep(0.3)
         self._look(runs)
         self.took_s.append(time.monotonic() - begun)
