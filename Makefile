@@ -76,5 +76,5 @@ $(VENV)/.torch: constraints.txt
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	@$(PIP) --editable '.[pipeline,sign,dev]'
 	@$(PIP) --no-deps "$$(grep '^insightface==' constraints.txt)"
-	@$(BIN)/python -m flows.database
+	@$(BIN)/python -m flows.server.database
 	@touch $@

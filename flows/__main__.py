@@ -15,14 +15,13 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from flows import spec
-from flows.temporary import EVENTS_KEPT, TemporaryServer
-from tasks.dvc import at_hand
+from flows.server.temporary import EVENTS_KEPT, TemporaryServer
 from tasks.settings import PROJECT, from_environment, inherited
-from tasks.store import StoreError
-from zimage.errors import InputError, printable
-from zimage.garbage import collect_rarely
-from zimage.pipes import quiet_if_unread
-from zimage.summary import summary
+from tasks.store.protocol import StoreError
+from tasks.workspace.dvc import at_hand
+from zimage.core.errors import InputError, printable
+from zimage.core.process import collect_rarely, quiet_if_unread
+from zimage.evaluation.report.summary import summary
 
 SPECS: dict[str, type[spec.SubjectSpec]] = {
     "personalize": spec.PersonalizeSpec,
@@ -124,7 +123,7 @@ def _stack(name: str, **given: Any) -> int:
 
 
 def _watch() -> int:
-    from flows.watch import main as watch
+    from flows.server.watch import main as watch
 
     try:
         watch()
@@ -135,7 +134,7 @@ def _watch() -> int:
 
 def _work(pool: str, limit: int | None, queue: list[str]) -> int:
     """Become a worker of the configured server."""
-    from flows.stack import worker
+    from flows.server.stack import worker
 
     command = [sys.executable, "-m", "prefect", *worker(pool, limit=limit, queues=queue)]
     os.execve(command[0], command, inherited())  # its signals reach it with nothing between
@@ -149,7 +148,7 @@ def _served(name: str, *, port: int = PORT) -> int:
         origins = f"http://127.0.0.1:{port},http://localhost:{port}"  # of the UI
         os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", origins)
         os.environ.setdefault("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "true")
-    from flows.stack import deploy, serve
+    from flows.server.stack import deploy, serve
 
     try:
         if name == "deploy":
@@ -166,8 +165,8 @@ def _served(name: str, *, port: int = PORT) -> int:
 
 def _fetched(asked: spec.FetchSpec) -> list[str]:
     """Fetch the release of a channel and return the closing lines; it takes no run of a server to read a store."""
-    from tasks.channels import fetch_current
-    from tasks.storage import open_store
+    from tasks.release.channels import fetch_current
+    from tasks.store.s3 import open_store
 
     settings = from_environment()
     folder = Path(asked.out or f"{asked.subject}-{asked.channel}").expanduser().absolute()
@@ -237,7 +236,7 @@ def _start(name: str, asked: spec.SubjectSpec) -> Any:
     from prefect.deployments import run_deployment
     from prefect.exceptions import ObjectNotFound
 
-    from tasks.run_labels import ASKED, run_name, run_tags
+    from tasks.prefect_api.run_labels import ASKED, run_name, run_tags
 
     try:
         return run_deployment(

@@ -9,16 +9,16 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as this_run
 from prefect.settings import PREFECT_API_URL
 
+from flows.server.temporary import TemporaryServer
 from flows.spec import ForgetSpec
-from flows.temporary import TemporaryServer
-from tasks.forget import find
-from tasks.forget import forget as forget_subject
-from tasks.forget_photo import find_photo, forget_photo
-from tasks.forget_runs import FORGET, delete_run
-from tasks.run_labels import tag_this_run
+from tasks.erasure.forget import find
+from tasks.erasure.forget import forget as forget_subject
+from tasks.erasure.forget_photo import find_photo, forget_photo
+from tasks.prefect_api.artifacts import show_forgotten, show_listing
+from tasks.prefect_api.run_labels import tag_this_run
+from tasks.prefect_api.runs import FORGET, delete_run
 from tasks.settings import Settings, from_environment
-from tasks.shown import show_forgotten, show_listing
-from tasks.tombstones import Tombstone
+from tasks.workspace.tombstones import Tombstone
 
 
 @dataclass(frozen=True)

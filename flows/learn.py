@@ -6,19 +6,16 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.spec import LearnSpec
-from tasks.caption import caption
-from tasks.encode import encode
-from tasks.evaluate import evaluate
-from tasks.handover import hand_over, take
-from tasks.leg import require_consent, up_to_date, working_on
-from tasks.replaced import collect_here
-from tasks.run_labels import name_this_run, tag_this_run
+from tasks.erasure.replaced import collect_here
+from tasks.phases.phase import require_consent, up_to_date, working_on
+from tasks.prefect_api.artifacts import end_progress, warn_of_verdict
+from tasks.prefect_api.run_labels import name_this_run, tag_this_run
 from tasks.settings import Settings, from_environment
-from tasks.shown import end_progress, warn_of_verdict
-from tasks.subject import choices
-from tasks.train import train
-from tasks.unfinished import fetch_unfinished, forget_unfinished
-from tasks.workspace import Outcome
+from tasks.stages import caption, encode, evaluate, train
+from tasks.transfer.checkpoint_mirror import fetch_unfinished, forget_unfinished
+from tasks.transfer.state import hand_over, take
+from tasks.workspace.subject import choices
+from tasks.workspace.workspace import Outcome
 
 STAGES = (caption, encode, train, evaluate)
 

@@ -13,13 +13,13 @@ from flows.preflight import refuse, refuse_values
 from flows.prepare import prepare
 from flows.publish import publish
 from flows.spec import LearnSpec, PersonalizeSpec, PrepareSpec, PublishSpec
-from tasks.elsewhere import run_leg, start
-from tasks.lost import cancel_parts
-from tasks.publish import Release
-from tasks.run_labels import name_this_run, tag_this_run, why_tags
+from tasks.phases.remote_runs import run_leg, start
+from tasks.prefect_api.lost import cancel_parts
+from tasks.prefect_api.run_labels import name_this_run, tag_this_run, why_tags
+from tasks.release.publish import Release
 from tasks.settings import from_environment
-from tasks.workspace import Outcome
-from zimage.errors import InputError
+from tasks.workspace.workspace import Outcome
+from zimage.core.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,22 @@ from pathlib import Path
 
 from flows.prepare import chosen, given
 from flows.spec import LearnSpec, PersonalizeSpec, PlacedSpec, PrepareSpec, PromoteSpec, PublishSpec, SubjectSpec
-from tasks import channels
-from tasks import publish as publishing
-from tasks.handover import consent_of, read_state
-from tasks.leg import require_workspace
-from tasks.provenance import check_signing
+from tasks.phases.phase import require_workspace
+from tasks.release import channels
+from tasks.release import publish as publishing
+from tasks.release.provenance import check_signing
 from tasks.settings import Settings
-from tasks.storage import open_store
-from tasks.subject import DEFAULT_PRESET, Choices, check, planned_values
-from zimage.errors import InputError
-from zimage.faces.consent import Consent, require
+from tasks.store.s3 import open_store
+from tasks.transfer.state import consent_of, read_state
+from tasks.workspace.subject import DEFAULT_PRESET, Choices, check, planned_values
+from zimage.consent import Consent, require
+from zimage.core.errors import InputError
+from zimage.core.plain_yaml import load_plain
+from zimage.core.signatures import STAGES
+from zimage.evaluation.wording import TOY
 from zimage.faces.engine_defaults import EMBEDDED
-from zimage.identity.wording import TOY
 from zimage.model.base import is_packaged
 from zimage.permission import require_for, today
-from zimage.plain_yaml import load_plain
-from zimage.signatures import STAGES
 
 SERVER = "set PREFECT_API_URL to a server with workers, such as the one of `make serve` (http://127.0.0.1:4200/api)"
 PREPARES = ("ingest", "detect")

@@ -8,18 +8,17 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.spec import PrepareSpec
-from tasks.detect import detect
-from tasks.handover import Taken, hand_over, take, track_inputs
-from tasks.ingest import ingest
-from tasks.leg import bring, require_consent, up_to_date, working_on
-from tasks.parts import raw_params
-from tasks.replaced import collect_here, collect_in_store
-from tasks.run_labels import name_this_run, tag_this_run
+from tasks.erasure.replaced import collect_here, collect_in_store
+from tasks.phases.phase import bring, require_consent, up_to_date, working_on
+from tasks.prefect_api.artifacts import end_progress
+from tasks.prefect_api.run_labels import name_this_run, tag_this_run
+from tasks.release.files import raw_params
 from tasks.settings import Settings, from_environment
-from tasks.shown import end_progress
-from tasks.subject import choices, set_up
-from tasks.workspace import Outcome
-from zimage.identity.wording import TOY
+from tasks.stages import detect, ingest
+from tasks.transfer.state import Taken, hand_over, take, track_inputs
+from tasks.workspace.subject import choices, set_up
+from tasks.workspace.workspace import Outcome
+from zimage.evaluation.wording import TOY
 from zimage.model.base import is_packaged
 
 STAGES = (ingest, detect)
@@ -82,5 +81,5 @@ def given(spec: PrepareSpec) -> dict[str, Any]:
 
 
 def chosen(spec: PrepareSpec) -> dict[str, Any]:
-    """Return what is chosen, as `tasks.subject.set_up` takes it."""
+    """Return what is chosen, as `tasks.workspace.subject.set_up` takes it."""
     return {"base": spec.base, "preset": spec.preset, "engine": spec.engine, "values": spec.chosen()}

@@ -4,12 +4,12 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from flows.spec import PromoteSpec
-from tasks import channels
-from tasks.channels import Move
-from tasks.run_labels import name_this_run, tag_this_run
+from tasks.prefect_api.artifacts import show_channel
+from tasks.prefect_api.run_labels import name_this_run, tag_this_run
+from tasks.release import channels
+from tasks.release.channels import Move
 from tasks.settings import from_environment
-from tasks.shown import show_channel
-from tasks.storage import open_store
+from tasks.store.s3 import open_store
 
 
 @flow(name="promote", flow_run_name=name_this_run, on_running=[tag_this_run])

@@ -13,19 +13,19 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows.spec import PublishSpec
-from tasks import publish as publishing
-from tasks.handover import Taken, take
-from tasks.hub import publish_to_hub
-from tasks.leg import working_on
 from tasks.log import told
-from tasks.publish import Release
-from tasks.repair import fetching, made_by
-from tasks.run_labels import name_this_run, tag_this_run
+from tasks.phases.phase import working_on
+from tasks.prefect_api.artifacts import show_offer
+from tasks.prefect_api.run_labels import name_this_run, tag_this_run
+from tasks.release import publish as publishing
+from tasks.release.hub.hub import publish_to_hub
+from tasks.release.publish import Release
 from tasks.settings import Settings, from_environment
-from tasks.shown import show_offer
-from tasks.storage import open_store
-from tasks.workspace import pull
-from zimage.errors import InputError
+from tasks.store.s3 import open_store
+from tasks.transfer.repair import fetching, made_by
+from tasks.transfer.state import Taken, take
+from tasks.workspace.workspace import pull
+from zimage.core.errors import InputError
 
 WAITS_S = 14 * 24 * 3600
 UNANSWERED = "Nothing was published: the run was resumed without an answer. Start `publish` again to be asked again."

@@ -12,12 +12,12 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows.spec import PersonalizeSpec, RetrainSpec
-from tasks.elsewhere import at_work, completed_since_due, start
-from tasks.run_labels import name_this_run, tag_this_run
-from tasks.scan import Finding, read_project, scan_all
+from tasks.phases.remote_runs import at_work, completed_since_due, start
+from tasks.prefect_api.artifacts import ONLY_HERE, show_overview, show_scan
+from tasks.prefect_api.run_labels import name_this_run, tag_this_run
 from tasks.settings import Settings, from_environment
-from tasks.shown import ONLY_HERE, show_overview, show_scan
-from tasks.storage import open_store
+from tasks.store.s3 import open_store
+from tasks.transfer.staleness import Finding, read_project, scan_all
 
 WARN_BEFORE = datetime.timedelta(days=30)
 

@@ -110,7 +110,7 @@ class PrepareSpec(PlacedSpec):
         Raises:
             InputError: an entry of `values` is no assignment.
         """
-        from zimage.params import parsed
+        from zimage.core.params import parsed
 
         named = {
             "subject.class_noun": self.class_noun,

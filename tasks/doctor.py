@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 from tasks.settings import Settings, from_environment
-from tasks.storage import SERVERS, ConflictError, FolderStore, S3Store, open_store, store_errors
-from zimage.doctor import Finding
-from zimage.errors import InputError
+from tasks.store.s3 import SERVERS, ConflictError, FolderStore, S3Store, open_store, store_errors
+from zimage.cli.doctor import Finding
+from zimage.core.errors import InputError
 
 ROLES = "infra/access says what each role may; examine with the keys of whoever set the store up"
 

@@ -7,7 +7,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.logging import get_run_logger
 
-from zimage.errors import InputError, printable
+from zimage.core.errors import InputError, printable
 
 NAMES = "Names for the refusal: "  # begins the line that has them; `forget` deletes it with the run
 COME_WITHIN_S = 5.0  # a run sends its log every 2 s (PREFECT_LOGGING_TO_API_BATCH_INTERVAL)

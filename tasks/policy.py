@@ -27,8 +27,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.tasks import Task
 
-from tasks.workspace import Outcome
-from zimage.errors import InputError
+from tasks.workspace.workspace import Outcome
+from zimage.core.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import psutil
 
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 
 PROJECT = Path(__file__).parent.parent
 DEMO = "demo"

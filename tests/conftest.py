@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 WAITING = ("flows", "tasks")  # folders of tests that run one after the other
-STACKS = ("tests/flows/test_stack.py", "tests/flows/test_serve.py")
+STACKS = ("tests/flows/server/test_stack.py", "tests/flows/test_serve.py")
 GIVES_WAY = 10  # of 19: a tenth of what the others get, where all want it
 
 
@@ -97,7 +97,7 @@ def tiny_encoded(tiny_base: "Base", tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def share() -> "Iterator[Callable[[int], None]]":
     """What sets how many processes share a stage's work on a CPU, for one test."""
-    from zimage.processes import use_processes
+    from zimage.core.process_group import use_processes
 
     yield use_processes
     use_processes(1)

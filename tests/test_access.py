@@ -18,24 +18,24 @@ import yaml
 from botocore.exceptions import ClientError
 from prefect import flow
 
-from tasks.channels import fetch_current, promote, rollback
-from tasks.forget import erase, forget
-from tasks.handover import hand_over, state_key, take, track_inputs
-from tasks.publish import publish as publish_task
-from tasks.scan import read_project, scan_all
+from tasks.erasure.forget import erase, forget
+from tasks.prefect_api.artifacts import show_page
+from tasks.release.channels import fetch_current, promote, rollback
+from tasks.release.publish import publish as publish_task
 from tasks.settings import Settings
-from tasks.shown import show_page
-from tasks.sources import Source
-from tasks.storage import open_store
-from tasks.store import Store
-from tasks.subject import Choices
-from tasks.tombstones import Counts
-from tasks.unfinished import Keeper, fetch_unfinished, forget_unfinished
-from tasks.workspace import bring_up_to_date, pull
+from tasks.store.protocol import Store
+from tasks.store.s3 import open_store
+from tasks.transfer.checkpoint_mirror import Keeper, fetch_unfinished, forget_unfinished
+from tasks.transfer.staleness import read_project, scan_all
+from tasks.transfer.state import hand_over, state_key, take, track_inputs
+from tasks.workspace.sources import Source
+from tasks.workspace.subject import Choices
+from tasks.workspace.tombstones import Counts
+from tasks.workspace.workspace import bring_up_to_date, pull
 from tests.tasks.finished import CONSENT, finished, lora, write
 from tests.tasks.rights import Rights, enforcing, listed
-from zimage.errors import InputError
-from zimage.folder import aside_of
+from zimage.core.errors import InputError
+from zimage.core.folder import aside_of
 from zimage.training.checkpoint import State as TrainingState
 from zimage.training.checkpoint import write_state
 

@@ -6,8 +6,8 @@ import yaml
 from PIL import ExifTags, Image, ImageOps
 from skimage import data
 
+from zimage.consent import read_consent
 from zimage.demo import FACE_PX, make_demo_photos, planned_views
-from zimage.faces.consent import read_consent
 from zimage.faces.engine import Engine, open_engine
 from zimage.faces.engine_defaults import YUNET_SFACE_PARAMS
 

@@ -11,9 +11,9 @@ import pytest
 
 from flows.__main__ import _parser as flows_parser
 from tasks.settings import PROJECT
-from zimage.__main__ import _commands
-from zimage.__main__ import _parser as zimage_parser
-from zimage.lora.comfyui import MODELS, TEXT_ENCODER, VAE
+from zimage.cli.main import _commands
+from zimage.cli.main import _parser as zimage_parser
+from zimage.lora.comfyui.workflow import MODELS, TEXT_ENCODER, VAE
 
 DOCUMENTS = (PROJECT / "README.md", PROJECT / "infra" / "guide.md")
 FENCE = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

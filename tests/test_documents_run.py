@@ -22,7 +22,7 @@ from tasks.settings import PROJECT
 from tests.faces.tiny_pack import write_pack
 from tests.lora.dialect_files import Factors, write_dialect
 from tests.lora.family_files import FILES, write_header
-from tests.test_migrate import SUITE
+from tests.migration.test_migrate import SUITE
 from tests.tiny_base import write_tiny_base
 from zimage.demo import make_demo_photos
 
@@ -40,7 +40,7 @@ MIGRATE = (
     'zimage migrate ada-sdxl.safetensors migrated --old-base sdxl --person "ohwx woman" --class-noun woman '
     "--consent consent-ada.yaml"
 )
-UNTIL_CTRL_C = "runs until Ctrl-C beside a server; tests/flows/test_stack.py runs such a stack"
+UNTIL_CTRL_C = "runs until Ctrl-C beside a server; tests/flows/server/test_stack.py runs such a stack"
 NOT_RUN = {
     "make demo": "`.ci/run` runs it on a clean checkout, and tests/test_demo.py looks at what it makes",
     "make test": "`.ci/run` runs it on a clean checkout; this is a part of it",
@@ -51,9 +51,9 @@ NOT_RUN = {
     "hf download Tongyi-MAI/Z-Image": "21 GB from the real hub",
     "python -m flows work gpu --limit 1": UNTIL_CTRL_C,
     "python -m flows watch": UNTIL_CTRL_C,
-    "python -m tests.benchmarks.lora families": "a measurement; tests/lora/test_inspection.py asserts what it prints",
+    "python -m tests.benchmarks.lora families": "a measurement; tests/lora/files/test_inspection.py asserts it",
     "python -m tests.benchmarks.lora matrix": "a measurement; tests/lora/test_matrix.py asserts what it prints",
-    MIGRATE: "needs a trained SDXL: a random one draws no face; tests/test_migrate.py hands in faces",
+    MIGRATE: "needs a trained SDXL: a random one draws no face; tests/migration/test_migrate.py hands in faces",
 }
 # In place of what is large: the base model, steps, sizes. All else is as it stands.
 SMALL = {

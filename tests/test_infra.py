@@ -32,7 +32,7 @@ from prefect.utilities.templating import apply_values
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from flows.__main__ import LASTING
-from flows.stack import make_pool
+from flows.server.stack import make_pool
 from tasks.policy import FLOWS, GOES_ON, HEARTBEAT_S, LEGS, LOST_AFTER_S
 
 INFRA = Path(__file__).parent.parent / "infra"

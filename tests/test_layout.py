@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from flows.spec import Preset
-from tasks.subject import DEFAULT_PRESET, presets
-from zimage.signatures import STAGES, signature
+from tasks.workspace.subject import DEFAULT_PRESET, presets
+from zimage.core.signatures import STAGES, signature
 
 PROJECT = Path(__file__).parent.parent
 PACKAGES = ("zimage", "tasks", "flows")
@@ -26,14 +26,14 @@ FILES = {
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "base_utils"}
 NETWORK = {"urllib", "http", "socket", "requests", "httpx", "aiohttp", "ftplib", "smtplib"}
 UNSAFE_YAML = ("yaml.full_load", "yaml.unsafe_load", "yaml.Loader", "yaml.FullLoader", "yaml.UnsafeLoader")
-HANDS_ON = "zimage/faces/workers.py"  # gives its children its environment and talks to them through a socket pair
+HANDS_ON = "zimage/photos/worker_pool.py"  # gives its children its environment and talks to them through a socket pair
 # About more than one module.
 ACROSS = {
     "tests/flows/test_limit.py",  # stack, worker and legs at once
     "tests/flows/test_serve.py",  # command, stack and server at once
     "tests/test_layout.py",
     "tests/test_infra.py",
-    "tests/identity/test_truth.py",
+    "tests/evaluation/test_truth.py",
     "tests/lora/test_lokr.py",  # reading, converting, merging and both loaders
     "tests/lora/test_matrix.py",
     "tests/test_access.py",
@@ -94,7 +94,7 @@ def test_one_word_names_a_stage_everywhere(stage: str) -> None:
     assert (PROJECT / "zimage" / "stages" / f"{stage}.py").is_file()
     assert callable(getattr(importlib.import_module(f"zimage.stages.{stage}"), stage))
     assert (PROJECT / "tests" / "stages" / f"test_{stage}.py").is_file()
-    assert getattr(importlib.import_module(f"tasks.{stage}"), stage).name == stage
+    assert getattr(importlib.import_module("tasks.stages"), stage).name == stage
 
 
 def test_there_are_no_other_stages() -> None:
@@ -208,20 +208,20 @@ def test_no_line_is_repeated_over_the_whole_width() -> None:
 def test_only_the_command_line_reads_the_environment() -> None:
     reading = {relative(path) for path in sources("zimage") if uses(path, "os.environ", "os.getenv")}
 
-    assert reading <= {"zimage/__main__.py", HANDS_ON}
+    assert reading <= {"zimage/cli/main.py", HANDS_ON}
 
 
 def test_tasks_and_flows_take_settings_from_one_place() -> None:
     reading = {relative(path) for path in sources("tasks", "flows") if uses(path, "os.environ", "os.getenv")}
 
     # A fork of the fork server takes over an environment; the shell command switches telemetry off.
-    assert reading == {"tasks/settings.py", "tasks/forkserver.py", "flows/__main__.py"}
+    assert reading == {"tasks/settings.py", "tasks/workspace/fork_server.py", "flows/__main__.py"}
 
 
 def test_only_the_doctor_opens_a_connection() -> None:
     importing = {relative(path) for path in sources("zimage") if imported_by(path) & NETWORK}
 
-    assert importing <= {"zimage/doctor.py", HANDS_ON}
+    assert importing <= {"zimage/cli/doctor.py", HANDS_ON}
 
 
 def test_only_the_fork_server_calls_dvc() -> None:
@@ -229,7 +229,7 @@ def test_only_the_fork_server_calls_dvc() -> None:
         relative(path) for path in sources(*PACKAGES) if re.search(r"dvc\.cli|[\"']dvc[\"']", path.read_text("utf-8"))
     }
 
-    assert calling == {"tasks/forkserver.py", "zimage/doctor.py"}  # the doctor asks for its version only
+    assert calling == {"tasks/workspace/fork_server.py", "zimage/cli/doctor.py"}  # the doctor asks for its version only
 
 
 def test_stages_read_no_unsafe_formats() -> None:

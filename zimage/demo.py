@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFilter
 
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 
 logger = logging.getLogger(__name__)
 

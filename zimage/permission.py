@@ -6,7 +6,7 @@ Above the stages and in none of their fingerprints: the day may stop a stage, an
 import datetime
 from collections.abc import Iterable
 
-from zimage.faces.consent import Consent, Purpose, require
+from zimage.consent import Consent, Purpose, require
 
 PURPOSES: dict[str, Purpose] = {"evaluate": "evaluation"}  # all other stages are there for training
 
@@ -15,7 +15,7 @@ def require_for(stages: Iterable[str], consent: Consent, today: datetime.date) -
     """Pass if the subject agreed to what `stages` do and still does on the day `today`.
 
     Raises:
-        InputError: see `zimage.faces.consent.require`.
+        InputError: see `zimage.consent.require`.
     """
     for stage in stages:
         require(consent, PURPOSES.get(stage, "training"), today)

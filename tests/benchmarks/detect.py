@@ -21,10 +21,10 @@ from skimage import data
 
 from zimage.demo import planned_views, taken
 from zimage.faces.engine import EngineParams
-from zimage.faces.observe import Observer
-from zimage.faces.pictures import write_png
-from zimage.faces.rows import PhotoRow
-from zimage.faces.workers import cores, mapped
+from zimage.faces.observation import Observer
+from zimage.photos.pictures import write_png
+from zimage.photos.rows import PhotoRow
+from zimage.photos.worker_pool import cores, mapped
 
 ENGINE = EngineParams(name="dlib", pack=None, identity=None, min_score=0.0, max_distance=0.6)
 

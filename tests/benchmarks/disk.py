@@ -22,8 +22,8 @@ import yaml
 from skimage import data
 
 from tasks.settings import PROJECT, Settings
-from tasks.subject import set_up
-from tasks.workspace import bring_up_to_date, track
+from tasks.workspace.subject import set_up
+from tasks.workspace.workspace import bring_up_to_date, track
 from tests.agreed import agreed
 from zimage.demo import planned_views, taken
 

@@ -6,7 +6,7 @@ justadudewhohacks/face-api.js (examples/images, one folder a person) and ageitge
 (examples/knn_examples/train, one folder a person). Nothing of them is kept. A photo stands for its largest face. A face
 is held against every other face, and against the mean of the other faces of each person with three or more, as
 `detect` and `evaluate` do. The unit of chance is the person, and of two faces of different people the pair of people;
-see zimage.identity.intervals.rate.
+see zimage.evaluation.intervals.rate.
 """
 
 import csv
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from zimage.faces.decode import Limits, decoded
+from zimage.curation.subject_match import centroid
+from zimage.evaluation.intervals import Estimate, rate
 from zimage.faces.engine import Engine, Face, between, open_engine
 from zimage.faces.engine_defaults import DLIB_PARAMS, YUNET_SFACE_PARAMS
-from zimage.faces.whose import centroid
-from zimage.identity.intervals import Estimate, rate
+from zimage.photos.decode import Limits, decoded
 
 LIMITS = Limits(max_megapixels=120, max_side_px=4096)
 ENOUGH = 3  # other photos of a person, whose mean is worth comparing with

@@ -18,16 +18,16 @@ from pathlib import Path
 
 import torch
 
-from tests.identity.photos import DLIB, small, views
+from tests.evaluation.photos import DLIB, small, views
 from zimage.captions.subject import Subject
-from zimage.faces.pictures import write_png
-from zimage.identity.album import Request, Sampling
-from zimage.identity.judge import Search, Seen
-from zimage.identity.studio import Studio
-from zimage.identity.suite import read_suite, with_subject
+from zimage.evaluation.generate.generator import Studio
+from zimage.evaluation.generate.image_cache import Request, Sampling
+from zimage.evaluation.generate.suite import read_suite, with_subject
+from zimage.evaluation.score.picture import Search, Seen
 from zimage.model.base import TINY, Base, identify, open_pipeline, open_text_encoder, resolve
-from zimage.model.footprint import usual_batch
+from zimage.model.memory import usual_batch
 from zimage.model.text import embed
+from zimage.photos.pictures import write_png
 
 PICTURES = 32
 SUBJECT = Subject(trigger="ohzw", class_noun="woman")

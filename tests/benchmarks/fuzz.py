@@ -19,9 +19,9 @@ import pillow_heif
 from PIL import ExifTags, Image, ImageCms
 from skimage import data
 
-from zimage.errors import InputError
-from zimage.faces.rows import PhotoRow
-from zimage.records import read_rows
+from zimage.core.errors import InputError
+from zimage.core.jsonl import read_rows
+from zimage.photos.rows import PhotoRow
 from zimage.stages.ingest import IngestParams, ingest
 
 CONSENT = Path(__file__).parents[2] / "data" / "consent.yaml"

@@ -30,9 +30,9 @@ from tests.lora.dialect_files import DIALECTS, write_dialect
 from tests.lora.family_files import FILES, write_header
 from tests.lora.fuzz import read_many
 from tests.lora.matrix import keys_used_by_comfyui, layers_applied_by_diffusers, weights_for
-from zimage.lora.conversion import Plan, convert
-from zimage.lora.inspection import inspect_file
-from zimage.lora.modules import released_shapes
+from zimage.lora.convert.conversion import Plan, convert
+from zimage.lora.files.inspection import inspect_file
+from zimage.lora.files.modules import released_shapes
 
 RANK = 16
 ROUNDS = 9

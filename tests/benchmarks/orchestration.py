@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from tasks.settings import PROJECT, Settings
-from tasks.subject import CLASS_NOUN, set_up
+from tasks.workspace.subject import CLASS_NOUN, set_up
 from tests.agreed import agreed
 from zimage.demo import make_demo_photos
 

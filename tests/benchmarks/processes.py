@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zimage.params import with_values
+from zimage.core.params import with_values
 
 HERE = Path(__file__).parents[2]
 INPUTS = {"encode": ("detect", "caption"), "train": ("encode",), "evaluate": ("detect", "train")}

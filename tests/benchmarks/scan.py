@@ -21,14 +21,14 @@ import psutil
 import pytest
 import yaml
 
-from tasks.handover import State, state_key
-from tasks.scan import read_project, scan_all
 from tasks.settings import PROJECT, Settings, from_environment
-from tasks.sources import source
-from tasks.storage import FolderStore, S3Store, open_store
-from tests.tasks.test_scan import CHOICES, CONSENT, locked
-from zimage.faces.consent import Consent
-from zimage.parent import die_with_parent
+from tasks.store.s3 import FolderStore, S3Store, open_store
+from tasks.transfer.staleness import read_project, scan_all
+from tasks.transfer.state import State, state_key
+from tasks.workspace.sources import source
+from tests.tasks.transfer.test_staleness import CHOICES, CONSENT, locked
+from zimage.consent import Consent
+from zimage.core.process import die_with_parent
 
 PHOTOS = 30
 TODAY = datetime.date(2026, 11, 23)

@@ -28,13 +28,13 @@ from torch import Tensor
 from zimage.model.base import TINY, Base, identify, open_vae, resolve
 from zimage.model.denoiser import Denoiser
 from zimage.model.device import keep_freed_memory, release, sent
-from zimage.model.frozen import Kind
+from zimage.model.fast.weight_formats import Kind
 from zimage.model.sequence import Bucket, padded, sequence_length
 from zimage.training.adapters import Adapters, inject, module_names
+from zimage.training.block_runner import Checkpointing, runner
+from zimage.training.graphed_step import Recorded, Recorder
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import OptimiserParams, Target
-from zimage.training.recorded import Recorded, Recorder
-from zimage.training.running import Checkpointing, runner
 
 OPTIMISER = OptimiserParams(
     learning_rate=1e-4, up_rate=1.0, betas=[0.9, 0.99], weight_decay=0.01, clip_norm=1.0, ema_decay=0.99

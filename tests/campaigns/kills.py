@@ -30,9 +30,9 @@ import httpx
 import psutil
 
 from flows.__main__ import LASTING, QUIET
-from flows.stack import MARK, started
-from tasks.handover import state_key
+from flows.server.stack import MARK, started
 from tasks.settings import PROJECT
+from tasks.transfer.state import state_key
 from tests.flows.stack_parts import Api, asked, consent, until
 from tests.ports import free_port
 from tests.tiny_base import write_tiny_base

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from zimage.captions.overrides import read_overrides
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 
 CROPS = {"aa-full": "aa", "aa-head": "aa", "bb-full": "bb"}
 

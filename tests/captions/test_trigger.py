@@ -2,7 +2,7 @@ import pytest
 
 from tests.tiny_base import tiny_tokenizer
 from zimage.captions.trigger import TriggerParams, checked_trigger
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 
 LIMITS = TriggerParams(min_tokens=2, max_tokens=6)
 

@@ -14,7 +14,7 @@ from zimage.captions.captioner import Shot
 from zimage.captions.measure import measure
 from zimage.captions.subject import Subject
 from zimage.captions.vlm import Prompts, Vlm, VlmParams, asked, open_vlm
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 
 QUESTION = Prompts(en="Describe clothing, pose and light.", zh="描述服装、姿势和光线。")
 FACE = (177.0, 75.0, 280.0, 180.0)

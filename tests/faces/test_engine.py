@@ -6,8 +6,8 @@ import pytest
 from numpy.typing import NDArray
 from skimage import data
 
+from zimage.core.errors import InputError
 from zimage.demo import other_people
-from zimage.errors import InputError
 from zimage.faces.engine import Engine, EngineParams, between, is_present, open_engine
 from zimage.faces.engine_defaults import DLIB_PARAMS, EMBEDDED, YUNET_SFACE_PARAMS
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.faces.tiny_pack import BOX_PX, picture, write_pack
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 from zimage.faces.engine import EngineParams, open_engine
 from zimage.faces.insightface_engine import identify_pack, pack_folder
 

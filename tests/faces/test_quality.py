@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import data
 
 from zimage.faces.dlib_engine import DlibEngine
-from zimage.faces.points import Points
+from zimage.faces.landmarks import Points
 from zimage.faces.quality import SIDE_PX, chroma, dhash, look, score, unlikeness, usual_texture, warmth
 
 Picture = NDArray[np.uint8]

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from skimage import data
 
+from zimage.core.errors import InputError
 from zimage.demo import other_people
-from zimage.errors import InputError
 from zimage.faces.engine_defaults import YUNET_SFACE_PARAMS
 from zimage.faces.yunet_sface_engine import (
     SFACE_FILE,

@@ -33,10 +33,10 @@ from torch._inductor.runtime import triton_helpers, triton_heuristics
 
 from tests.fake_gpu.memory import CAPTION, WIDTH, released
 from zimage.model.denoiser import Denoiser
-from zimage.model.frozen import Kind
+from zimage.model.fast.weight_formats import Kind
 from zimage.model.sequence import Bucket, sequence_length
 from zimage.training.adapters import Adapters, module_names
-from zimage.training.running import Checkpointing, runner
+from zimage.training.block_runner import Checkpointing, runner
 
 KINDS: list[Kind] = ["plain", "fp8", "int8", "nf4"]
 FORMS: list[Checkpointing] = ["none", "selective", "full"]

@@ -25,10 +25,10 @@ ALL_BYTES = 80 * 10**9
 # What reads files, makes layers of peft or draws chance, all of it on the machine and before anything is sent to a GPU.
 READERS = [
     ("zimage.training.dataset", "load_file"),
-    ("zimage.training.preparation", "open_scheduler"),
-    ("zimage.training.preparation", "open_transformer"),
-    ("zimage.training.preparation", "inject"),
-    ("zimage.training.preparation", "plan"),
+    ("zimage.training.setup", "open_scheduler"),
+    ("zimage.training.setup", "open_transformer"),
+    ("zimage.training.setup", "inject"),
+    ("zimage.training.setup", "plan"),
     ("zimage.training.objective", "draw"),
 ]
 
@@ -55,7 +55,7 @@ from torch import Tensor  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 
-from zimage.model import kernels  # noqa: E402
+from zimage.model.fast import kernels  # noqa: E402
 
 GPU = torch.device("cuda", 0)
 

@@ -13,10 +13,10 @@ from tests.fake_gpu.device import GPU, fake_gpu  # isort: skip - before torch
 import torch
 
 from tests.training.recipe import MACHINE, recipe
+from zimage.training.distributed import World
+from zimage.training.divergence import Readings
 from zimage.training.params import MachineParams, TrainParams
-from zimage.training.preparation import prepare
-from zimage.training.watch import Readings
-from zimage.training.world import World
+from zimage.training.setup import prepare
 
 STEPS = 3
 PRESERVATION = {"weight": 1.0, "every": 2, "batch": 2, "pictures": "crops", "target": "base"}

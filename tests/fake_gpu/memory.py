@@ -14,12 +14,13 @@ from tests.fake_gpu.device import GPU, fake_gpu  # isort: skip - before torch
 import torch
 from diffusers import ZImageTransformer2DModel
 
-from tasks.subject import presets
+from tasks.workspace.subject import presets
 from tests.benchmarks.train import OPTIMISER
 from tests.live_bytes import LiveBytes
 from zimage.model.denoiser import Denoiser
 from zimage.model.sequence import Bucket, sequence_length
 from zimage.training.adapters import Adapters, inject, module_names
+from zimage.training.block_runner import Checkpointing, runner
 from zimage.training.memory import (
     PRESETS,
     USED_SHARE,
@@ -31,7 +32,6 @@ from zimage.training.memory import (
     weights_gb,
 )
 from zimage.training.optimiser import Optimiser
-from zimage.training.running import Checkpointing, runner
 
 WIDTH, REFINERS = 3840, 2
 CAPTION = 64  # tokens, padded

@@ -18,7 +18,7 @@ import httpx
 import psutil
 from playwright.sync_api import Locator, Page
 
-from flows.stack import started
+from flows.server.stack import started
 from tests.agreed import agreed
 from tests.processes import runs
 from zimage.demo import make_demo_photos

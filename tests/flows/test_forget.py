@@ -32,15 +32,15 @@ from flows.prepare import prepare
 from flows.promote import promote
 from flows.publish import publish
 from flows.spec import ForgetSpec, LearnSpec, PrepareSpec, PromoteSpec, PublishSpec
-from tasks.forget_runs import delete, runs_of
-from tasks.lease import leased
-from tasks.publish import publish as publish_task
+from tasks.prefect_api.lease import leased
+from tasks.prefect_api.runs import delete, runs_of
+from tasks.release.publish import publish as publish_task
 from tasks.settings import PROJECT
-from tasks.storage import FolderStore
-from tasks.workspace import lock_path, make, track
+from tasks.store.s3 import FolderStore
+from tasks.workspace.workspace import lock_path, make, track
 from tests.tasks.finished import finished, write
 from tests.tasks.hub_server import Hub
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 
 ADA = "ada-of-the-test"
 
@@ -229,7 +229,7 @@ def test_a_run_that_is_at_work_on_the_person_has_to_be_cancelled_first(ada: Path
 HOLDS = """
 import os, signal, sys, time
 from pathlib import Path
-from tasks.workspace import held
+from tasks.workspace.workspace import held
 with held(Path(sys.argv[1])):
     try:
         print("in", flush=True)

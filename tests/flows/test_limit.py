@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from flows.__main__ import LASTING, QUIET
-from flows.stack import started, worker
+from flows.server.stack import started, worker
 from tasks.settings import PROJECT
 from tests.ports import free_port
 

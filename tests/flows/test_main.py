@@ -16,8 +16,8 @@ from flows.__main__ import ALLOWED, SPECS, _parser, main
 from flows.spec import PersonalizeSpec
 from tasks.policy import HEARTBEAT_S
 from tests.agreed import agreed
+from zimage.core.folder import aside_of
 from zimage.demo import make_demo_photos
-from zimage.folder import aside_of
 
 PROJECT = Path(__file__).parent.parent.parent
 

@@ -33,21 +33,21 @@ from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from flows.__main__ import main
 from flows.learn import learn
 from flows.spec import LearnSpec
-from tasks.dvc import run as run_dvc
-from tasks.handover import State, state_key
-from tasks.publish import publish as publish_task
+from tasks.release.publish import publish as publish_task
 from tasks.settings import PROJECT, from_environment
-from tasks.storage import FolderStore
-from tasks.subject import Choices, set_up
-from tasks.workspace import Outcome, bring_up_to_date
+from tasks.store.s3 import FolderStore
+from tasks.transfer.state import State, state_key
+from tasks.workspace.dvc import run as run_dvc
+from tasks.workspace.subject import Choices, set_up
+from tasks.workspace.workspace import Outcome, bring_up_to_date
 from tests.agreed import agreed
+from zimage.consent import Consent
+from zimage.core.errors import InputError
+from zimage.core.folder import aside_of
+from zimage.core.params import with_values
+from zimage.core.signatures import STAGES
 from zimage.demo import make_demo_photos
-from zimage.errors import InputError
-from zimage.faces.consent import Consent
-from zimage.folder import aside_of
 from zimage.model.base import Base
-from zimage.params import with_values
-from zimage.signatures import STAGES
 
 NUM_PHOTOS = 16
 Rows = dict[tuple[str, int], str]

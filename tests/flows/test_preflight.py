@@ -16,7 +16,7 @@ from tasks.settings import PROJECT, Settings
 from tests.agreed import agreed
 from tests.faces.tiny_pack import write_pack
 from tests.tasks.finished import finished
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 
 PICTURE = b"\xff\xd8\xff a"  # as a JPEG begins
 

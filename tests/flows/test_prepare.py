@@ -14,19 +14,19 @@ from prefect.flow_engine import run_flow
 from flows.__main__ import main
 from flows.prepare import prepare
 from flows.spec import PrepareSpec
-from tasks import photos as photos_module
-from tasks.elsewhere import run_leg
-from tasks.handover import Taken
-from tasks.leg import bring
+from tasks.phases.phase import bring
+from tasks.phases.remote_runs import run_leg
 from tasks.settings import from_environment
-from tasks.subject import CLASS_NOUN
+from tasks.transfer.state import Taken
+from tasks.workspace import photos as photos_module
+from tasks.workspace.subject import CLASS_NOUN
 from tests.agreed import agreed
 from tests.album import Album
 from tests.tasks.faults import unwell
+from zimage.core.errors import InputError
+from zimage.core.jsonl import read_rows
 from zimage.demo import make_demo_photos
-from zimage.errors import InputError
-from zimage.faces.rows import ManifestRow, PhotoRow
-from zimage.records import read_rows
+from zimage.photos.rows import ManifestRow, PhotoRow
 
 NUM_PHOTOS = 9
 WOMAN = ["--class-noun", "woman"]

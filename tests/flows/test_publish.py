@@ -8,7 +8,7 @@ from flows.publish import publish
 from flows.spec import PublishSpec
 from tasks.settings import from_environment
 from tests.tasks.finished import finished
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 
 
 def test_a_result_that_only_the_machine_that_made_it_has_is_refused_with_what_to_do(

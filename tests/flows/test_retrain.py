@@ -26,17 +26,17 @@ from prefect.states import Cancelled, Completed, Failed, Pending, Running, Sched
 
 from flows.personalize import personalize
 from flows.retrain import retrain
+from flows.server.stack import DEPLOYMENTS
 from flows.spec import RetrainSpec
-from flows.stack import DEPLOYMENTS
-from tasks import elsewhere
-from tasks.channels import Channel, Move, channel_key
-from tasks.forget_runs import runs_of
-from tasks.publish import publish as publish_task
-from tasks.scan import read_project
+from tasks.phases import remote_runs as elsewhere
+from tasks.prefect_api.runs import runs_of
+from tasks.release.channels import Channel, Move, channel_key
+from tasks.release.publish import publish as publish_task
 from tasks.settings import PROJECT, Settings, from_environment
-from tasks.storage import FolderStore
+from tasks.store.s3 import FolderStore
+from tasks.transfer.staleness import read_project
 from tests.tasks.finished import finished as published
-from tests.tasks.test_scan import finished
+from tests.tasks.transfer.test_staleness import finished
 
 ADA, EVE = "ada-of-retrain", "eve-of-retrain"
 DECLARED = yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))

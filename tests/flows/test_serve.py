@@ -19,7 +19,7 @@ import psutil
 import pytest
 from playwright.sync_api import Page
 
-from flows.stack import ENDING, MARK, end, ended_as_by_ctrl_c, started
+from flows.server.stack import ENDING, MARK, end, ended_as_by_ctrl_c, started
 from tasks.policy import FLOWS
 from tasks.settings import PROJECT
 from tests.flows.stack_parts import (

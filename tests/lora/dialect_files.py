@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipe
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zimage.lora.modules import QKV_PARTS, native_name
-from zimage.lora.portable import Factors
+from zimage.lora.files.modules import QKV_PARTS, native_name
+from zimage.lora.files.portable import Factors
 
 Weights = Mapping[str, Factors]
 Naming = Callable[[str], str]

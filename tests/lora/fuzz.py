@@ -9,10 +9,10 @@ from safetensors import safe_open
 
 from tests.lora.family_files import write_header
 from tests.lora.mutations import mutated, plausible
-from zimage.errors import InputError
-from zimage.lora.header import LoraFileError
-from zimage.lora.inspection import inspect_file
-from zimage.lora.reading import read_lora
+from zimage.core.errors import InputError
+from zimage.lora.convert.reading import read_lora
+from zimage.lora.files.header import LoraFileError
+from zimage.lora.files.inspection import inspect_file
 
 
 def read_many(folder: Path, seeds: range) -> tuple[Counter[str], float]:

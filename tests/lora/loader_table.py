@@ -1,4 +1,5 @@
-"""Measures what diffusers and ComfyUI do with LoRA files of every way of writing, and writes zimage/lora/loaders.json.
+"""Measures what diffusers and ComfyUI do with LoRA files of every way of writing, and writes
+zimage/assets/loaders.json.
 
     ZIMAGE_COMFYUI=CHECKOUT python -m tests.lora.loader_table [TEXT]     # with TEXT: only rows whose key has it
 
@@ -27,9 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.lora import comfyui_oracle
-from zimage.lora.modules import QKV, QKV_PARTS, native_name
+from zimage.lora.files.modules import QKV, QKV_PARTS, native_name
 
-TARGET = Path(__file__).parents[2] / "zimage" / "lora" / "loaders.json"
+TARGET = Path(__file__).parents[2] / "zimage" / "assets" / "loaders.json"
 WIDTH, CAPTION_WIDTH, RANK = 96, 32, 4
 TOLERANCE = 1e-4  # of float32 products of small factors
 PREFIXES = (

@@ -9,7 +9,7 @@ from peft.tuners.lora import Linear
 from safetensors.torch import load_file
 
 from tests.lora.dialect_files import Weights, factors_for_every_linear, pipeline_of, tiny_transformer
-from zimage.lora.comfyui_names import used_keys
+from zimage.lora.comfyui.names import used_keys
 
 
 def weights_for(keep: str) -> Weights:

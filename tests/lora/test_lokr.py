@@ -12,17 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.lora import comfyui_oracle
+from tests.lora.files.test_loaders import NO_CHECKOUT
 from tests.lora.loader_table import GROUPS, by_diffusers, weights
-from tests.lora.test_loaders import NO_CHECKOUT
-from zimage.errors import InputError
-from zimage.lora.change import difference, norm, written_out
-from zimage.lora.commands import _tell
-from zimage.lora.conversion import Plan, convert, merge, resize
-from zimage.lora.inspection import inspect_file
-from zimage.lora.modules import QKV_PARTS, native_name, released_shapes
-from zimage.lora.portable import Factors, Kronecker, kronecker_of, save_portable
-from zimage.lora.reading import read_lora
-from zimage.lora.writing import Dialect
+from zimage.cli.lora import _tell
+from zimage.core.errors import InputError
+from zimage.lora.convert.change import difference, norm, written_out
+from zimage.lora.convert.conversion import Plan, convert, merge, resize
+from zimage.lora.convert.reading import read_lora
+from zimage.lora.convert.writing import Dialect
+from zimage.lora.files.inspection import inspect_file
+from zimage.lora.files.modules import QKV_PARTS, native_name, released_shapes
+from zimage.lora.files.portable import Factors, Kronecker, kronecker_of, save_portable
 
 LAYERS = tuple(itertools.chain.from_iterable(GROUPS[group] for group in ("attention", "out", "feed_forward")))
 TO: tuple[Dialect, ...] = ("portable", "diffusers", "lycoris")

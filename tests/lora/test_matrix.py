@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 from tests.lora.dialect_files import DIALECTS, write_dialect
 from tests.lora.matrix import keys_used_by_comfyui, layers_applied_by_diffusers, weights_for
-from zimage.lora import dialects
-from zimage.lora.comfyui_names import names, used_keys
-from zimage.lora.inspection import inspect_file
-from zimage.lora.verification import applied_by_comfyui, worst_difference
+from zimage.lora.comfyui.names import names, used_keys
+from zimage.lora.convert.verification import applied_by_comfyui, worst_difference
+from zimage.lora.files import dialects
+from zimage.lora.files.inspection import inspect_file
 
 READ_BY_DIFFUSERS = {"diffusers", "portable", "diffsynth", "kohya-split", "dotted-kohya", "kohya-native"}
 # Dialects that ComfyUI's tables take in full, from its own rules (see comfyui_names.json).

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from tests.tiny_base import TEXT_WIDTH
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 from zimage.model.base import (
     Base,
     identify,

@@ -10,11 +10,11 @@ from tests.captions.tiny_vlm import write_tiny_qwen3_vl
 from zimage.captions.rows import CaptionRow
 from zimage.captions.subject import Subject
 from zimage.captions.vlm import Prompts, VlmParams
-from zimage.errors import InputError
-from zimage.faces.rows import CropRow
+from zimage.core.errors import InputError
+from zimage.core.jsonl import read_rows, write_rows
 from zimage.model.base import Base
 from zimage.model.pinned import identity_of
-from zimage.records import read_rows, write_rows
+from zimage.photos.rows import CropRow
 from zimage.stages.caption import CaptionParams, caption
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 
+from zimage.core.errors import InputError
+from zimage.core.jsonl import read_rows
 from zimage.demo import make_demo_photos, other_people
-from zimage.errors import InputError
 from zimage.faces.engine_defaults import YUNET_SFACE_PARAMS
-from zimage.faces.rows import CropRow, ManifestRow
-from zimage.records import read_rows
+from zimage.photos.rows import CropRow, ManifestRow
 from zimage.stages.detect import DetectParams, detect
 from zimage.stages.ingest import IngestParams, ingest
 

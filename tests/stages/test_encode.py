@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from tests.tiny_base import whole_pipeline
 from tests.training.crops import SUBJECT, write_detect_and_caption
-from zimage.errors import InputError
-from zimage.faces.rows import CropRow
+from zimage.core.errors import InputError
+from zimage.core.jsonl import read_rows
 from zimage.model import device
 from zimage.model.base import Base, identify_files
 from zimage.model.rows import ItemRow, TextRow
-from zimage.records import read_rows
+from zimage.photos.rows import CropRow
 from zimage.stages.encode import EncodeParams, _out_of_memory_explained, encode
 from zimage.training.pictures import ClassPictures
 

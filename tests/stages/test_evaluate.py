@@ -10,26 +10,26 @@ import pytest
 import torch
 import yaml
 
+from tests.evaluation.photos import DLIB, Picture, others, small, views, write_detect
+from tests.evaluation.tiny_clip import write_tiny_clip
+from tests.evaluation.tiny_lora import write_tiny_lora
 from tests.faces.tiny_pack import write_pack
-from tests.identity.photos import DLIB, Picture, others, small, views, write_detect
-from tests.identity.tiny_clip import write_tiny_clip
-from tests.identity.tiny_lora import write_tiny_lora
 from zimage.captions.subject import Subject
-from zimage.errors import InputError
-from zimage.faces.cache import cache_of
+from zimage.core.errors import InputError
+from zimage.core.jsonl import read_rows, write_rows
+from zimage.evaluation.generate.image_cache import Album, Sampling
+from zimage.evaluation.generate.suite import halves, read_suite
+from zimage.evaluation.score.clip import ClipParams
+from zimage.evaluation.select.scorer import Asked, asked_of_base, asked_of_lora
+from zimage.evaluation.wording import unbroken
 from zimage.faces.engine import EngineParams, open_engine
 from zimage.faces.insightface_engine import identify_pack
-from zimage.faces.pictures import read_rgb
-from zimage.faces.rows import CropRow
-from zimage.identity.album import Album, Sampling
-from zimage.identity.clip import ClipParams
-from zimage.identity.suite import halves, read_suite
-from zimage.identity.trial import Asked, asked_of_base, asked_of_lora
-from zimage.identity.wording import unbroken
 from zimage.model import device
 from zimage.model.base import Base
 from zimage.model.pinned import identity_of
-from zimage.records import read_rows, write_rows
+from zimage.photos.cache import cache_of
+from zimage.photos.pictures import read_rgb
+from zimage.photos.rows import CropRow
 from zimage.stages.evaluate import EvaluateParams, _out_of_memory_explained, evaluate
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"

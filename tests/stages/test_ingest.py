@@ -14,11 +14,11 @@ from PIL import ExifTags, Image, ImageOps
 from skimage import data
 
 from tests.benchmarks.fuzz import fuzz_archives, fuzz_photos, whole_files
+from zimage.core.errors import InputError
+from zimage.core.jsonl import read_rows
 from zimage.demo import make_demo_photos
-from zimage.errors import InputError
-from zimage.faces.clean import read_clean
-from zimage.faces.rows import PhotoRow
-from zimage.records import read_rows
+from zimage.photos.clean import read_clean
+from zimage.photos.rows import PhotoRow
 from zimage.stages.ingest import IngestParams, ingest
 
 CONSENT = Path(__file__).parents[2] / "data" / "consent.yaml"

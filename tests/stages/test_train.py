@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_base import whole_pipeline
 from tests.training.crops import SUBJECT
 from tests.training.recipe import MACHINE, recipe
-from zimage.errors import InputError
-from zimage.folder import aside_of
-from zimage.lora.header import read_header
-from zimage.lora.inspection import inspect_file
+from zimage.core.errors import InputError
+from zimage.core.folder import aside_of
+from zimage.lora.files.header import read_header
+from zimage.lora.files.inspection import inspect_file
 from zimage.model.base import Base
 from zimage.model.latents import image_of
 from zimage.stages.train import _out_of_memory_explained, train
@@ -185,7 +185,7 @@ def test_the_pipeline_loads_every_key_and_draws_the_trainers_own_pictures(
     assert (found.verdict, found.diffusers, found.comfyui) == ("usable", "all", "all")
     from PIL import Image
 
-    from zimage.training.draw import generator_of
+    from zimage.training.noise import generator_of
 
     noise = torch.randn((1, 16, 8, 6), generator=generator_of(5, "sample", 0))
     pixels = pipeline(
@@ -345,7 +345,7 @@ def test_a_run_begun_with_another_instruction_set_is_refused_or_gone_on_with_or_
 # So that there is time to be killed.
 SLOWLY = """
 import sys, time
-from zimage.__main__ import main
+from zimage.cli.main import main
 from zimage.training.loop import Loop
 
 step = Loop.step

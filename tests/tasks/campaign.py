@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from tasks.channels import channel, promote, rollback
-from tasks.forget import erase
-from tasks.publish import publish as publish_task
-from tasks.release import described, fetch, manifest_of, release_key
+from tasks.erasure.forget import erase
+from tasks.release.channels import channel, promote, rollback
+from tasks.release.publish import publish as publish_task
 from tasks.settings import PROJECT
-from tasks.storage import S3Store
-from tasks.store import StoreError
-from tasks.tombstones import Counts, Tombstone, admit, finish
-from tasks.workspace import held
+from tasks.store.protocol import StoreError
+from tasks.store.releases import described, fetch, manifest_of, release_key
+from tasks.store.s3 import S3Store
+from tasks.workspace.tombstones import Counts, Tombstone, admit, finish
+from tasks.workspace.workspace import held
 from tests.tasks.finished import finished
-from zimage.errors import InputError
-from zimage.parent import die_with_parent
+from zimage.core.errors import InputError
+from zimage.core.process import die_with_parent
 
 BUCKET, PREFIX = "faces", "project"
 SUBJECTS = [f"s-{number}" for number in range(8)]

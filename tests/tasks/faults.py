@@ -264,7 +264,7 @@ def serve(share: float, seed: int) -> None:
     """Serve on two ports until killed."""
     from werkzeug.serving import make_server
 
-    from zimage.parent import die_with_parent
+    from zimage.core.process import die_with_parent
 
     die_with_parent()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)

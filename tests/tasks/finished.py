@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save
 
-from zimage.identity.rows import PictureRow, write_csv
+from zimage.evaluation.rows import PictureRow, write_csv
 
 CONSENT = {
     "pseudonym": "ada",

@@ -160,7 +160,7 @@ def serve(bucket: str, prefix: str) -> None:
     from moto.s3.models import s3_backends
     from werkzeug.serving import make_server
 
-    from zimage.parent import die_with_parent
+    from zimage.core.process import die_with_parent
 
     die_with_parent()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)

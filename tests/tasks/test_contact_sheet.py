@@ -15,12 +15,12 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
-from tasks.pages import served
+from tasks.prefect_api.artifacts import show_page
 from tasks.settings import PROJECT, Settings
-from tasks.shown import show_page
-from tests.faces.sheet.test_render import ROW
-from zimage.faces.pictures import jpeg
-from zimage.faces.sheet.render import THUMBNAILS, Tile, contact_sheet
+from tasks.store.pages import served
+from tests.curation.test_contact_sheet import ROW
+from zimage.curation.contact_sheet import THUMBNAILS, Tile, contact_sheet
+from zimage.photos.pictures import jpeg
 
 NUM_PHOTOS = 400
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -11,7 +11,7 @@ import pytest
 from tasks.doctor import examine, examine_environment
 from tasks.settings import PROJECT, Settings
 from tests.tasks.faults import lacking, unwell
-from zimage.doctor import Finding
+from zimage.cli.doctor import Finding
 
 KEY = "arn:aws:kms:us-east-1:123456789012:key/faces"
 ENCRYPTION = {"Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": KEY}}]}

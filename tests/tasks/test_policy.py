@@ -6,8 +6,8 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.states import Failed
 
 from tasks.policy import POLICIES, StageTask, may_pass
-from zimage.errors import InputError
-from zimage.signatures import STAGES
+from zimage.core.errors import InputError
+from zimage.core.signatures import STAGES
 
 
 def task_of(stage: str) -> StageTask[...]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.stack import started
-from tasks.folder_store import FolderStore
-from tasks.pages import served
+from flows.server.stack import started
 from tasks.settings import PROJECT
-from tasks.tombstones import admit
-from tasks.workspace import held, make
+from tasks.store.folder import FolderStore
+from tasks.store.pages import served
+from tasks.workspace.tombstones import admit
+from tasks.workspace.workspace import held, make
 
 
 @pytest.fixture(autouse=True)

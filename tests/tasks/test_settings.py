@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tasks.settings import PROJECT, Signing, from_environment, inherited
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 
 
 def test_everything_lies_in_the_project_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

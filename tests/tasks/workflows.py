@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zimage.lora.comfyui import Link, Node, check, signatures
+from zimage.lora.comfyui.workflow import Link, Node, check, signatures
 
 
 def check_against_signatures(content: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -7,8 +7,8 @@ from PIL import Image
 
 from zimage.captions.rows import CaptionRow
 from zimage.captions.subject import Subject
-from zimage.faces.rows import CropRow
-from zimage.records import write_rows
+from zimage.core.jsonl import write_rows
+from zimage.photos.rows import CropRow
 
 SUBJECT = Subject(trigger="ohzw", class_noun="woman")
 

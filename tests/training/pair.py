@@ -14,8 +14,8 @@ import torch
 # What a run imports late is imported here once, by the process that the two are forked from.
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel  # noqa: F401
 
-import zimage.training.keeping
-import zimage.training.preparation  # noqa: F401
+import zimage.training.run_writer
+import zimage.training.setup  # noqa: F401
 from tests.ports import free_port
 from tests.training.crops import SUBJECT
 from tests.training.recipe import MACHINE

@@ -14,13 +14,13 @@ from torch import nn
 
 from tests.tiny_base import tiny_transformer
 from tests.training.recipe import recipe
-from zimage.errors import InputError
-from zimage.lora.modules import is_module
-from zimage.lora.portable import Kronecker
-from zimage.model import lokr as lokr_module
+from zimage.core.errors import InputError
+from zimage.lora.files.modules import is_module
+from zimage.lora.files.portable import Kronecker
 from zimage.model.denoiser import Denoiser
-from zimage.model.frozen import keeper_of
-from zimage.model.linear import projection_of
+from zimage.model.fast import lokr as lokr_module
+from zimage.model.fast.linear import projection_of
+from zimage.model.fast.weight_formats import keeper_of
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import LokrParams, OptimiserParams, Target

@@ -7,8 +7,8 @@ import torch
 
 from tests.training.recipe import MACHINE, recipe
 from zimage.model.base import Base
-from zimage.training.preparation import Prepared, prepare
-from zimage.training.world import World
+from zimage.training.distributed import World
+from zimage.training.setup import Prepared, prepare
 
 
 def _prepared(base: Base, encoded: Path, dropout: float) -> Prepared:

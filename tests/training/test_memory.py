@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.subject import presets
+from tasks.workspace.subject import presets
 from tests.tiny_base import tiny_transformer
 from tests.training.recipe import MACHINE, recipe
-from zimage.errors import InputError
-from zimage.model import kernels
+from zimage.core.errors import InputError
 from zimage.model.denoiser import Denoiser
+from zimage.model.fast import kernels
 from zimage.training.adapters import Adapters, inject, module_names
+from zimage.training.block_runner import runner
 from zimage.training.memory import (
     PRESETS,
     USED_SHARE,
@@ -33,8 +34,7 @@ from zimage.training.memory import (
     weights_gb,
 )
 from zimage.training.params import MachineParams
-from zimage.training.preparation import products_dtype
-from zimage.training.running import runner
+from zimage.training.setup import products_dtype
 
 RELEASED = Sizes(width=3840, layers=30, refiners=2)
 CPU = torch.device("cpu")

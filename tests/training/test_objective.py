@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.training.recipe import MACHINE, recipe
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 from zimage.model.base import Base
-from zimage.training.preparation import Prepared, prepare
-from zimage.training.world import World
+from zimage.training.distributed import World
+from zimage.training.setup import Prepared, prepare
 
 PRESERVE: dict[str, Any] = {"weight": 2.0, "every": 2, "batch": 3, "pictures": "crops", "target": "base"}
 

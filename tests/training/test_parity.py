@@ -11,13 +11,13 @@ from torch import Tensor
 
 from tests.training.recipe import MACHINE, recipe
 from zimage.model.base import Base, open_transformer
-from zimage.model.lokr import Lokr
+from zimage.model.fast.lokr import Lokr
 from zimage.training.adapters import inject
-from zimage.training.draw import Draw
+from zimage.training.distributed import World
+from zimage.training.noise import Draw
 from zimage.training.params import Target, TrainParams
 from zimage.training.plan import Step
-from zimage.training.preparation import Prepared, prepare
-from zimage.training.world import World
+from zimage.training.setup import Prepared, prepare
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel

@@ -19,8 +19,8 @@ import yaml
 from tests.processes import children
 from tests.training.crops import SUBJECT
 from tests.training.recipe import MACHINE, recipe
-from zimage.errors import InputError
-from zimage.folder import aside_of
+from zimage.core.errors import InputError
+from zimage.core.folder import aside_of
 from zimage.model.base import Base
 from zimage.stages.train import train
 from zimage.training.loop import Loop

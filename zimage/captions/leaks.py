@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from zimage.captions.rows import Rewrite
 from zimage.captions.template import CLASS_NOUNS, ClassNoun, Language
-from zimage.section import Section
+from zimage.core.section import Section
 
 
 class LeakWords(Section):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 
 logger = logging.getLogger(__name__)
 

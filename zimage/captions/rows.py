@@ -1,6 +1,6 @@
 """What the caption stage hands on."""
 
-from zimage.records import Row
+from zimage.core.jsonl import Row
 
 
 class Rewrite(Row):

@@ -1,7 +1,7 @@
 """Who is learnt: the trigger and its class noun, one section for captions, prompts and the score."""
 
 from zimage.captions.template import ClassNoun
-from zimage.section import Section
+from zimage.core.section import Section
 
 
 class Subject(Section):

@@ -4,8 +4,9 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from zimage.errors import InputError
-from zimage.section import Section
+from zimage.core.assets import read_asset
+from zimage.core.errors import InputError
+from zimage.core.section import Section
 
 
 class TriggerParams(Section):
@@ -66,4 +67,4 @@ LISTS = {"words": "words.txt", "names": "names.txt"}  # by their names in full: 
 @cache
 def known(name: str) -> frozenset[str]:
     """Return the packaged list `words` (common English) or `names` (given names in Latin letters), in small letters."""
-    return frozenset(Path(__file__).with_name(LISTS[name]).read_text(encoding="utf-8").split())
+    return frozenset(read_asset(LISTS[name]).split())

@@ -18,11 +18,11 @@ from zimage.captions.captioner import Captioner, Shot
 from zimage.captions.sentence import begun_with_subject
 from zimage.captions.subject import Subject
 from zimage.captions.template import Language
-from zimage.errors import InputError
-from zimage.folder import write_whole
+from zimage.core.errors import InputError
+from zimage.core.folder import write_whole
+from zimage.core.section import Section
 from zimage.model.base import require_safetensors
 from zimage.model.pinned import folder_of
-from zimage.section import Section
 
 if TYPE_CHECKING:
     import torch

@@ -1,1 +1,1 @@
-"""Finding faces, telling people apart, judging and cropping photos."""
+"""Face engines, and what they measure on one picture."""

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 from zimage.faces.engine import MAX_FACES, Attempt, EngineInfo, Face
-from zimage.faces.points import roll_deg, yaw_deg
+from zimage.faces.landmarks import roll_deg, yaw_deg
 
 # The 68-point predictor beside these two may not be used commercially (iBUG 300-W), so it is never opened.
 POINTS_FILE = "shape_predictor_5_face_landmarks.dat"

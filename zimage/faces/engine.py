@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
 
-from zimage.errors import InputError
-from zimage.section import Section
+from zimage.core.errors import InputError
+from zimage.core.section import Section
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from zimage.faces.points import PointsKind
+    from zimage.faces.landmarks import PointsKind
 
 Metric = Literal["l2", "cosine"]
 Attempt = Literal["plain", "finer", "padded"]
@@ -53,7 +53,7 @@ class EngineInfo:
         model_sha256: Hash of every weight file in use, by file name.
         licence: What the weights may be used for.
         embedded: True for the engines that ship with the project: good for screening, not for publication.
-        points_kind: Which five points `Face.points_xy` holds (see zimage.faces.points).
+        points_kind: Which five points `Face.points_xy` holds (see zimage.faces.landmarks).
         aligned_px: Side of the aligned face the recogniser sees.
     """
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 from zimage.faces.engine import MAX_FACES, Attempt, EngineInfo, EngineParams, Face
-from zimage.faces.points import chip, roll_deg, yaw_deg
+from zimage.faces.landmarks import chip, roll_deg, yaw_deg
 
 logger = logging.getLogger(__name__)
 

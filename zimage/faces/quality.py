@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from zimage.faces.pictures import Mask, Picture
-from zimage.faces.points import Points, PointsKind, aligned
+from zimage.faces.landmarks import Points, PointsKind, aligned
+from zimage.photos.pictures import Mask, Picture
 
 SIDE_PX = 128  # of the upright face on which everything is measured
 INNER = slice(SIDE_PX // 8, SIDE_PX * 7 // 8)  # without the border, which shows hair and background

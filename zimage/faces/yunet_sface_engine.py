@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 from zimage.faces.engine import MAX_FACES, Attempt, EngineInfo, Face
-from zimage.faces.points import chip, roll_deg, yaw_deg
+from zimage.faces.landmarks import chip, roll_deg, yaw_deg
 
 YUNET_FILE = "face_detection_yunet_2023mar_int8bq.onnx"
 SFACE_FILE = "face_recognition_sface_2021dec_int8bq.onnx"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zimage.tiny
-from zimage.errors import InputError
-from zimage.section import Section
+from zimage.core.errors import InputError
+from zimage.core.section import Section
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from zimage.model import sequence
-from zimage.model.blocks import Block
-from zimage.model.depot import Depot
-from zimage.model.frozen import Kind, keeper_of
-from zimage.model.linear import Lora, Projection, projection_of
-from zimage.model.lokr import Lokr
+from zimage.model.fast.block import Block
+from zimage.model.fast.block_swap import Depot
+from zimage.model.fast.linear import Lora, Projection, projection_of
+from zimage.model.fast.lokr import Lokr
+from zimage.model.fast.weight_formats import Kind, keeper_of
 from zimage.model.sequence import Bucket
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import resource
 
 import torch
 
-from zimage import processes
+from zimage.core import process_group as processes
 
 # malloc.h of glibc: from which size on memory is asked of the kernel by itself, and how much unused is given back.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zimage.errors import InputError
+from zimage.core.errors import InputError
 from zimage.model.base import cached_snapshot, identify_folder
 
 

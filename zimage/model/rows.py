@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from zimage.records import Row
+from zimage.core.jsonl import Row
 
 
 class ItemRow(Row):

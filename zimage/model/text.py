@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zimage.core.process_group import spread
+from zimage.core.progress import tracked
 from zimage.model.device import processes_on
-from zimage.processes import spread
-from zimage.progress import tracked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -19,15 +19,15 @@ from zimage.captions.subject import Subject
 from zimage.captions.template import Language
 from zimage.captions.trigger import TriggerParams, checked_trigger, tokenizer_of
 from zimage.captions.vlm import VlmParams, asked
-from zimage.errors import InputError
-from zimage.faces.cache import cache_of
-from zimage.faces.rows import CropRow
-from zimage.folder import check_out, made_aside
+from zimage.core.errors import InputError
+from zimage.core.folder import check_out, made_aside
+from zimage.core.jsonl import read_rows, write_metrics, write_rows
+from zimage.core.progress import tracked
+from zimage.core.section import Section
 from zimage.model.base import Base, resolve
 from zimage.model.pinned import require_pinned
-from zimage.progress import tracked
-from zimage.records import read_rows, write_metrics, write_rows
-from zimage.section import Section
+from zimage.photos.cache import cache_of
+from zimage.photos.rows import CropRow
 
 logger = logging.getLogger(__name__)
 

@@ -7,27 +7,27 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from zimage.faces.bursts import DuplicateParams
-from zimage.faces.cache import Cache, cache_of, salt
-from zimage.faces.case import Case
-from zimage.faces.crop import CropParams, holdout_plan
-from zimage.faces.curate import Rules, curated
-from zimage.faces.cutter import ALIGNED, Cutter, Job, read_cuts
+from zimage.core.folder import check_out, made_aside, share
+from zimage.core.jsonl import read_rows, write_metrics, write_rows
+from zimage.core.progress import Progress
+from zimage.core.section import Section
+from zimage.curation.bursts import DuplicateParams
+from zimage.curation.contact_sheet import THUMBNAILS, Tile, contact_sheet
+from zimage.curation.crops import CropParams, holdout_plan
+from zimage.curation.cutting import ALIGNED, Cutter, Job, read_cuts
+from zimage.curation.decisions import Rules, curated
+from zimage.curation.manifest import manifest_row, set_metrics
+from zimage.curation.overrides import Override, read_overrides
+from zimage.curation.photo_decision import Case
+from zimage.curation.quality_limits import QualityParams
+from zimage.curation.references import read_references
+from zimage.curation.split import SplitParams
+from zimage.curation.subject_match import SubjectParams
 from zimage.faces.engine import EngineInfo, EngineParams, open_engine, require_pinned_pack
-from zimage.faces.judge import QualityParams
-from zimage.faces.manifest import manifest_row, set_metrics
-from zimage.faces.observe import Observation, Observer, read_observation
-from zimage.faces.overrides import Override, read_overrides
-from zimage.faces.references import read_references
-from zimage.faces.rows import CropRow, Cut, PhotoRow
-from zimage.faces.sheet.render import THUMBNAILS, Tile, contact_sheet
-from zimage.faces.split import SplitParams
-from zimage.faces.whose import SubjectParams
-from zimage.faces.workers import Lost, mapped
-from zimage.folder import check_out, made_aside, share
-from zimage.progress import Progress
-from zimage.records import read_rows, write_metrics, write_rows
-from zimage.section import Section
+from zimage.faces.observation import Observation, Observer, read_observation
+from zimage.photos.cache import Cache, cache_of, salt
+from zimage.photos.rows import CropRow, Cut, PhotoRow
+from zimage.photos.worker_pool import Lost, mapped
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def detect(ingest: Path, overrides: Path, out: Path, *, params: DetectParams) ->
 
     Args:
         ingest: photos.jsonl and photos/ as ingest wrote them.
-        overrides: May hold decisions.yaml (see zimage.faces.overrides) and reference/ with photos of the subject.
+        overrides: May hold decisions.yaml (see zimage.curation.overrides) and reference/ with photos of the subject.
         out: manifest.jsonl, crops.jsonl, train/, holdout/, masks/, aligned/, contact_sheet.html with its pictures in
             thumbnails/, and metrics.json.
         params: How faces are found and photos chosen.
@@ -90,8 +90,8 @@ def _caches(out: Path, info: EngineInfo, engine: EngineParams) -> tuple[Cache, C
     """Return where observations and crops are kept; thresholds decide about neither, so no salt holds them."""
     sees = f"{info.engine_id} {info.model_sha256} {engine.min_score}"
     return (
-        Cache(cache_of(out) / "seen", salt("zimage.faces.observe", sees)),
-        Cache(cache_of(out) / "cuts", salt("zimage.faces.cutter")),
+        Cache(cache_of(out) / "seen", salt("zimage.faces.observation", sees)),
+        Cache(cache_of(out) / "cuts", salt("zimage.curation.cutting")),
     )
 
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from zimage.captions.rows import CaptionRow
 from zimage.captions.subject import Subject
 from zimage.captions.template import subject as named
-from zimage.errors import InputError
-from zimage.faces.rows import CropRow
-from zimage.folder import check_out, made_aside
+from zimage.core.errors import InputError
+from zimage.core.folder import check_out, made_aside
+from zimage.core.jsonl import read_rows, write_metrics, write_rows
+from zimage.core.process_group import spread
+from zimage.core.progress import tracked
+from zimage.core.section import Section
 from zimage.model.base import Base, open_text_encoder, open_vae, resolve
 from zimage.model.rows import ItemRow, TextRow
-from zimage.processes import spread
-from zimage.progress import tracked
-from zimage.records import read_rows, write_metrics, write_rows
-from zimage.section import Section
+from zimage.photos.rows import CropRow
 from zimage.training.pictures import ClassPictures, Picture, class_pictures, crop_pictures, without_trigger
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _write_texts(
     aside: Path, base: Path, pictures: Sequence[Picture], params: EncodeParams, subject: Subject
 ) -> dict[str, TextRow]:
     """Write the embeddings of every text that training can want; return their rows by prompt."""
-    from zimage.lora.tensors import write_tensors
+    from zimage.core.tensor_file import write_tensors
     from zimage.model.device import device_and_dtype, release
     from zimage.model.text import embed
 
@@ -117,7 +117,7 @@ def _write_latents(
     """Write posteriors and face masks; return the items' rows."""
     from torch import from_numpy
 
-    from zimage.lora.tensors import write_tensors
+    from zimage.core.tensor_file import write_tensors
     from zimage.model.device import device_and_dtype, processes_on
     from zimage.model.latents import pixels_of, posterior
     from zimage.training.pictures import on_latents
@@ -165,7 +165,7 @@ def _out_of_memory_explained(base: Path, crops: Iterable[CropRow]) -> Iterator[N
     import torch
 
     from zimage.model.device import at_hand_gb, device_and_dtype
-    from zimage.model.footprint import footprint_of, too_small_to_encode
+    from zimage.model.memory import footprint_of, too_small_to_encode
 
     try:
         yield

@@ -10,36 +10,43 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from zimage.captions.subject import Subject
-from zimage.errors import InputError
-from zimage.faces.cache import cache_of
+from zimage.core.errors import InputError
+from zimage.core.folder import check_out, made_aside
+from zimage.core.jsonl import read_rows
+from zimage.core.section import Section
+from zimage.evaluation.figures import Evidence, PairValues, by_prompt, figures
+from zimage.evaluation.gate import GateParams, judge
+from zimage.evaluation.generate.gallery import Gallery
+from zimage.evaluation.generate.image_cache import Album, Sampling
+from zimage.evaluation.generate.suite import Prompt, read_suite, with_subject, without_trigger
+from zimage.evaluation.report.advice import Trained, advice, spread_of
+from zimage.evaluation.report.report import ReportParams, read_losses, write_report
+from zimage.evaluation.report.results import Findings, Sampled, write_results
+from zimage.evaluation.rows import PictureRow
+from zimage.evaluation.score.clip import ClipParams, open_clip
+from zimage.evaluation.score.copies import variety
+from zimage.evaluation.score.impostors import Impostors, impostors, packaged_photos
+from zimage.evaluation.score.likeness import Targets
+from zimage.evaluation.score.picture import Judge, Search
+from zimage.evaluation.score.reals import Reals, reals_of
+from zimage.evaluation.select.checkpoint_selection import (
+    Contest,
+    Outcome,
+    ResamplingParams,
+    SeedParams,
+    SweepParams,
+    candidates_of,
+)
+from zimage.evaluation.select.scorer import Trial
 from zimage.faces.engine import EngineParams, is_present, require_pinned_pack
-from zimage.faces.pictures import read_rgb
-from zimage.faces.rows import CropRow
-from zimage.folder import check_out, made_aside
-from zimage.identity.advice import Trained, advice, spread_of
-from zimage.identity.album import Album, Sampling
-from zimage.identity.clip import ClipParams, open_clip
-from zimage.identity.contest import Contest, Outcome, ResamplingParams, SeedParams, SweepParams, candidates_of
-from zimage.identity.copies import variety
-from zimage.identity.figures import Evidence, PairValues, by_prompt, figures
-from zimage.identity.gallery import Gallery
-from zimage.identity.gate import GateParams, judge
-from zimage.identity.impostors import Impostors, impostors, packaged_photos
-from zimage.identity.judge import Judge, Search
-from zimage.identity.likeness import Targets
-from zimage.identity.reals import Reals, reals_of
-from zimage.identity.report import ReportParams, read_losses, write_report
-from zimage.identity.results import Findings, Sampled, write_results
-from zimage.identity.rows import PictureRow
-from zimage.identity.suite import Prompt, read_suite, with_subject, without_trigger
-from zimage.identity.trial import Trial
 from zimage.model.base import Base, is_packaged, resolve, shift_of
 from zimage.model.pinned import require_pinned
-from zimage.records import read_rows
-from zimage.section import Section
+from zimage.photos.cache import cache_of
+from zimage.photos.pictures import read_rgb
+from zimage.photos.rows import CropRow
 
 if TYPE_CHECKING:
-    from zimage.identity.studio import Studio
+    from zimage.evaluation.generate.generator import Studio
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +87,7 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
         train: The folder of the train stage; only lora.safetensors, checkpoints/ and loss.csv are read, and dvc.yaml
             names these three: what else is there tells of times, and may not make a LoRA be evaluated again.
         out: Gets pictures/, scores.csv, sweep.csv, distances.csv, gate.csv, metrics.json and report.html. Pictures are
-            also kept beside it (see zimage.faces.cache), so that none is made twice.
+            also kept beside it (see zimage.photos.cache), so that none is made twice.
         params: See `EvaluateParams`.
         base: The model the LoRA was trained on.
         subject: Trigger and class noun.
@@ -176,7 +183,7 @@ def _judge(params: EvaluateParams, reals: Reals, search: Search) -> Judge:
 
 def _studio(base: Base, sampling: Sampling, prompts: Sequence[Prompt], subject: Subject, loras_gb: float) -> "Studio":
     """Return a studio with all prompts read, those of the class too."""
-    from zimage.identity.studio import open_studio
+    from zimage.evaluation.generate.generator import open_studio
 
     texts = [with_subject(prompt, subject) for prompt in prompts]
     texts += [without_trigger(prompt, subject.class_noun) for prompt in prompts]
@@ -189,7 +196,7 @@ def _out_of_memory_explained(base: Base, sampling: Sampling, loras_gb: float) ->
     import torch
 
     from zimage.model.device import at_hand_gb, device_and_dtype
-    from zimage.model.footprint import footprint_of, too_small_to_sample
+    from zimage.model.memory import footprint_of, too_small_to_sample
 
     try:
         yield

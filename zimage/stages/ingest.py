@@ -11,19 +11,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from zimage.errors import InputError
-from zimage.faces.cache import Cache, cache_of, salt
-from zimage.faces.consent import read_consent, require
-from zimage.faces.decode import Limits
-from zimage.faces.given import Given
-from zimage.faces.intake import PICTURE, Intake, Taken, memory_needed
-from zimage.faces.rows import PhotoRow
-from zimage.faces.sources import expected, given
-from zimage.faces.workers import Lost, mapped
-from zimage.folder import check_out, made_aside, share
-from zimage.progress import Progress
-from zimage.records import write_metrics, write_rows
-from zimage.section import Section
+from zimage.consent import read_consent, require
+from zimage.core.errors import InputError
+from zimage.core.folder import check_out, made_aside, share
+from zimage.core.jsonl import write_metrics, write_rows
+from zimage.core.progress import Progress
+from zimage.core.section import Section
+from zimage.photos.cache import Cache, cache_of, salt
+from zimage.photos.decode import Limits
+from zimage.photos.given_file import Given
+from zimage.photos.intake import PICTURE, Intake, Taken, memory_needed
+from zimage.photos.rows import PhotoRow
+from zimage.photos.sources import expected, given
+from zimage.photos.worker_pool import Lost, mapped
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ def ingest(photos: Path, consent: Path, out: Path, *, params: IngestParams) -> N
 
     Args:
         photos: A folder, a zip or a tar; it is never changed.
-        consent: The subject's consent.yaml (see zimage.faces.consent).
-        out: photos.jsonl, photos/ with the clean pictures (see zimage.faces.clean) and metrics.json.
+        consent: The subject's consent.yaml (see zimage.consent).
+        out: photos.jsonl, photos/ with the clean pictures (see zimage.photos.clean) and metrics.json.
         params: What is taken in.
 
     Raises:
@@ -62,7 +62,7 @@ def ingest(photos: Path, consent: Path, out: Path, *, params: IngestParams) -> N
     """
     require(read_consent(consent), "training", datetime.datetime.now(tz=datetime.UTC).date())
     check_out(out, (photos, consent), holds="photos.jsonl")
-    cache = Cache(cache_of(out), salt("zimage.faces.intake", f"{params.max_side_px} {params.max_megapixels}"))
+    cache = Cache(cache_of(out), salt("zimage.photos.intake", f"{params.max_side_px} {params.max_megapixels}"))
     with made_aside(out) as aside:
         (aside / "photos").mkdir()
         rows = _with_times_from_zero(list(_taken_in(photos, aside, cache, params)))

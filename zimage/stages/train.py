@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zimage.captions.subject import Subject
-from zimage.errors import InputError
-from zimage.fingerprint import fingerprint
-from zimage.folder import aside_of, check_out, made_aside
+from zimage.core.errors import InputError
+from zimage.core.fingerprint import fingerprint
+from zimage.core.folder import aside_of, check_out, made_aside
+from zimage.core.jsonl import read_rows, write_metrics
+from zimage.core.progress import Progress
 from zimage.model.base import Base, identify_files, resolve
-from zimage.progress import Progress
-from zimage.records import read_rows, write_metrics
 from zimage.training.params import MachineParams, TrainParams
 
 if TYPE_CHECKING:
     from zimage.training.checkpoint import State
-    from zimage.training.keeping import Keeper
-    from zimage.training.preparation import Prepared
+    from zimage.training.run_writer import Keeper
+    from zimage.training.setup import Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ def train(
     """
     from zimage.model.device import use_one_thread_on_a_cpu
     from zimage.training.checkpoint import run_identity
-    from zimage.training.preparation import prepare
-    from zimage.training.world import begin_world
+    from zimage.training.distributed import begin_world
+    from zimage.training.setup import prepare
 
     check_out(out, (encode,), holds="lora.safetensors")
     use_one_thread_on_a_cpu()
@@ -77,8 +77,8 @@ def _lead(
 ) -> None:
     """Make the run and keep what it leaves."""
     from zimage.model.device import device_kind
-    from zimage.training.keeping import Keeper
-    from zimage.training.resume import take_over
+    from zimage.training.checkpoint import take_over
+    from zimage.training.run_writer import Keeper
 
     with made_aside(out, keep_on_failure=True) as aside:
         device = device_kind(prepared.denoiser.device)
@@ -174,7 +174,7 @@ def _adapter(params: TrainParams) -> str:
 
 
 def _metadata(params: TrainParams, base: Base, subject: Subject, *, dataset: str, code: str) -> dict[str, str]:
-    from zimage.lora.portable import metadata_of
+    from zimage.lora.files.portable import metadata_of
 
     return metadata_of(
         title=subject.trigger,

@@ -13,12 +13,12 @@ from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from zimage.errors import InputError
-from zimage.lora.loaders import peft_makes, product_of
-from zimage.lora.portable import Factors, Weight, kronecker_of
+from zimage.core.errors import InputError
+from zimage.lora.files.loaders import peft_makes, product_of
+from zimage.lora.files.portable import Factors, Weight, kronecker_of
 from zimage.model.denoiser import Denoiser
-from zimage.model.linear import ADAPTER, Lora
-from zimage.model.lokr import RANDOM, Lokr, shapes_of
+from zimage.model.fast.linear import ADAPTER, Lora
+from zimage.model.fast.lokr import RANDOM, Lokr, shapes_of
 from zimage.training.params import Adapter, LokrParams, Target
 
 if TYPE_CHECKING:

@@ -1,8 +1,9 @@
-"""What a run needs to go on exactly where it stopped, in files that are either whole or known to be torn."""
+"""What a run needs to resume exactly where it stopped, in files that are either whole or known to be torn."""
 
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from zimage.lora.tensors import HASH_KEY, write_tensors
+from zimage.core.errors import InputError
+from zimage.core.folder import fetched_beside
+from zimage.core.tensor_file import HASH_KEY, write_tensors
+from zimage.training.params import Resume
 
 logger = logging.getLogger(__name__)
 
@@ -99,3 +103,43 @@ def restore(into: Tensor, tensors: dict[str, Tensor], name: str) -> None:
     """Copy a state's tensor into one of the same shape, on whatever device."""
     with torch.no_grad():
         into.copy_(tensors[name])
+
+
+def take_over(aside: Path, *, run: str, device: str, resume: Resume) -> State | None:
+    """Return the state to go on from, or None; its files are in `aside` then, and what was fetched is gone.
+
+    Args:
+        aside: The folder in which the output is made.
+        run: The run's identity.
+        device: What computes here, see `device_kind`.
+        resume: What to do with states of another kind of device.
+
+    Raises:
+        InputError: there are states of this run, of other kinds of devices only, and `resume` is `exact`.
+    """
+    fetched = fetched_beside(aside)
+    best: State | None = None
+    place, refused = aside, None
+    for folder in (aside, fetched):
+        for state in read_states(folder / "resume", run=run):
+            if resume != "any" and state.devices != (device,):
+                refused = refused or state
+                continue
+            if best is None or state.step > best.step:
+                best, place = state, folder
+            break
+    if best is None and refused is not None and resume == "exact":
+        raise InputError(_refusal(refused, device))
+    if place == fetched:
+        shutil.rmtree(aside)
+        fetched.rename(aside)
+    shutil.rmtree(fetched, ignore_errors=True)
+    return best
+
+
+def _refusal(state: State, device: str) -> str:
+    return (
+        f"This training was stopped after step {state.step} on {' and '.join(state.devices)}; on {device} it would not "
+        "end with the LoRA it would have ended with there: run it on such a device, or set train.resume to `any` to go "
+        "on here all the same, or to `restart` to begin anew."
+    )

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zimage.errors import InputError
+from zimage.core.errors import InputError
+from zimage.core.jsonl import read_rows
 from zimage.model.denoiser import Denoiser
 from zimage.model.rows import ItemRow, TextRow
 from zimage.model.sequence import Bucket, padded
-from zimage.records import read_rows
-from zimage.training.loss import face_weights
+from zimage.training.loss_weights import face_weights
 from zimage.training.plan import Source, Step
 
 Size = tuple[int, int]

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from zimage.training.adapters import Adapters
-from zimage.training.draw import Draw, seed_of
+from zimage.training.distributed import Piece, World
+from zimage.training.divergence import Reading, Readings
+from zimage.training.graphed_step import Passes
+from zimage.training.noise import Draw, seed_of
 from zimage.training.objective import Objective
-from zimage.training.optimiser import Optimiser
+from zimage.training.optimiser import Optimiser, rate_factor
 from zimage.training.params import PreservationParams, ScheduleParams
 from zimage.training.plan import Step
-from zimage.training.recorded import Passes
-from zimage.training.schedule import rate_factor
-from zimage.training.stopping import deferred_stop
-from zimage.training.watch import Reading, Readings
-from zimage.training.world import Piece, World
+from zimage.training.stop_signal import deferred_stop
 
 READ_EVERY = 10  # steps whose numbers cross to the host together
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from zimage.errors import InputError
-from zimage.lora.loaders import factorized
-from zimage.model.depot import PLACES
+from zimage.core.errors import InputError
+from zimage.lora.files.loaders import factorized
 from zimage.model.device import free_gb, has_bfloat16_units
+from zimage.model.fast.block_swap import PLACES
 from zimage.model.sequence import Bucket, padded, sequence_length
+from zimage.training.block_runner import Checkpointing
 from zimage.training.params import MachineParams, MemoryParams, TrainParams
-from zimage.training.running import Checkpointing
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ FP8_CAPABILITY = (8, 9)  # the first GPUs with 8-bit floating-point units: Ada a
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset of tasks/presets.yaml sets here; a test keeps the two alike."""
+    """What a preset of zimage/assets/presets.yaml sets here; a test keeps the two alike."""
 
     memory: MemoryParams
     machine: MachineParams

@@ -12,8 +12,8 @@ from torch import Tensor
 from zimage.model.denoiser import Denoiser
 from zimage.model.device import sent
 from zimage.training.dataset import Dataset
-from zimage.training.draw import Draw, draw
-from zimage.training.loss import sigma_weights, squared_error
+from zimage.training.loss_weights import sigma_weights, squared_error
+from zimage.training.noise import Draw, draw
 from zimage.training.params import LossWeight, PreservationParams, SigmaParams
 from zimage.training.plan import Step
 

@@ -1,11 +1,23 @@
-"""AdamW over all adapters at once, with clipping, a moving average, and all of it to be saved and restored."""
+"""AdamW over all adapters at once with clipping, a moving average and the learning rate of each step; resumable."""
+
+import math
 
 import torch
 from torch import Tensor
 
 from zimage.training.adapters import Adapters
 from zimage.training.checkpoint import numbered, restore
-from zimage.training.params import OptimiserParams
+from zimage.training.params import OptimiserParams, ScheduleParams
+
+
+def rate_factor(step: int, steps: int, params: ScheduleParams) -> float:
+    """Return what the learning rate is multiplied with at a step, counted from 0, of `steps`."""
+    if step < params.warmup_steps:
+        return (step + 1) / params.warmup_steps
+    if params.law == "constant":
+        return 1.0
+    done = (step - params.warmup_steps) / max(1, steps - params.warmup_steps)
+    return params.final_fraction + (1 - params.final_fraction) * (1 + math.cos(math.pi * done)) / 2
 
 
 class Optimiser:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from zimage.section import Section
+from zimage.core.section import Section
 
 Target = Literal[
     "attention",

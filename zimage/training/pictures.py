@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from zimage.captions.subject import Subject
 from zimage.captions.template import subject as named
-from zimage.errors import InputError
-from zimage.faces.rows import CropRow
+from zimage.core.errors import InputError
+from zimage.core.section import Section
 from zimage.model.base import identify_files
-from zimage.section import Section
+from zimage.photos.rows import CropRow
 
 if TYPE_CHECKING:
     import numpy as np

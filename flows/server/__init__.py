@@ -1,0 +1,1 @@
+"""The Prefect server of this project: the stack of one machine, its database, its watch."""

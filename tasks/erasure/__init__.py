@@ -1,0 +1,1 @@
+"""Forgetting a person or a photo, and deleting what was replaced."""

@@ -1,0 +1,1 @@
+"""Phases of `personalize`: here or on another machine."""

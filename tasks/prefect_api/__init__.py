@@ -1,0 +1,1 @@
+"""What is asked of Prefect's server and shown in its UI."""

@@ -1,0 +1,1 @@
+"""Releases: made, described, licensed, signed, published, moved between channels."""

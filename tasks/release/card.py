@@ -1,0 +1,129 @@
+"""The model card of a release, in the Hugging Face Hub's format (hf.co/docs/hub/model-cards)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from tasks.release.licences import shown_base
+from tasks.store.releases import Agreed, Use
+from zimage.core.assets import asset
+from zimage.evaluation.wording import FEW, FIGURES, OF_THE_RELEASE, TOY, estimate_of, rule_of, shown
+from zimage.lora.comfyui.workflow import Use as ComfyUse
+from zimage.lora.comfyui.workflow import usage, usage_of_toy
+
+TEMPLATE = asset("card.md.jinja")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a card tells.
+
+    Args:
+        subject: The pseudonym.
+        use: What the release is for.
+        lora: How the LoRA is used.
+        consent: What the person agreed to.
+        params: The subject's params.yaml.
+        metrics: What evaluate found.
+        licences: Of each model that had a part.
+    """
+
+    subject: str
+    use: Use
+    lora: ComfyUse
+    consent: Agreed
+    params: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    licences: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the card's table."""
+
+    says: str
+    value: str
+    interval: str
+    n: int
+    rule: str
+
+
+def card(told: Told) -> str:
+    """Return the card; equal facts give equal text."""
+    environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False)
+    metrics, train = told.metrics, told.params["train"]
+    front = yaml.safe_dump(meta(told), sort_keys=False, allow_unicode=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        meta=front,
+        subject=told.subject,
+        use=told.use,
+        consent=told.consent,
+        base=shown_base(told.params),
+        identity=told.params["base"]["identity"],
+        lora=told.lora.lora,
+        strength=f"{told.lora.strength:g}",
+        trigger=told.lora.trigger,
+        prompt=told.lora.prompt,
+        toy=TOY if metrics["sampled"]["packaged"] else "",
+        usage=usage_of_toy(told.lora) if metrics["sampled"]["packaged"] else usage(told.lora),
+        how=told.lora.evaluated.how.removeprefix("as evaluated, "),
+        steps=train["steps"],
+        form=form_of(train),
+        verdict=metrics["verdict"],
+        why=metrics["why"],
+        rows=rows(metrics),
+        engines=engines(metrics),
+        holdout=metrics["engine"]["holdout_photos"],
+        pictures=metrics["pictures"],
+        suite=Path(metrics["suite"]).name,
+        licences=told.licences,
+    )
+
+
+def form_of(train: Mapping[str, Any]) -> str:
+    """Return what was trained, in words; a workspace that was trained before there was LoKr says nothing of it."""
+    if train.get("adapter", "lora") == "lora":
+        return f"rank {train['rank']}"
+    lokr = train["lokr"]
+    size = "full matrix" if lokr["full_matrix"] else f"rank {train['rank']}, alpha {lokr['alpha']:g}"
+    return f"LoKr, factor {lokr['factor']}, {size}"
+
+
+def meta(told: Told) -> dict[str, Any]:
+    """Return what the hub reads of a card; a base that is no model there is told in the text only."""
+    base = told.params["base"]
+    is_on_hub = str(base["identity"]).startswith("hub:")
+    return {
+        "license": "other",
+        "license_name": "as-agreed-with-the-person",
+        **({"base_model": base["model"], "base_model_relation": "adapter"} if is_on_hub else {}),
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "instance_prompt": told.lora.prompt,
+        "tags": ["lora", "z-image", "text-to-image", "diffusers", "template:sd-lora"],
+    }
+
+
+def rows(metrics: Mapping[str, Any]) -> list[Row]:
+    """Return the figures that were measured, for and against the LoRA, with their intervals and the gate's rules."""
+    found = [(figure, estimate_of(metrics, figure)) for figure in (*FIGURES, *OF_THE_RELEASE)]
+    return [
+        Row(
+            figure.says,
+            shown(one["value"], one["n"], figure.unit),
+            "" if one["low"] is None else " to ".join(shown(one[end], FEW, figure.unit) for end in ("low", "high")),
+            one["n"],
+            rule_of(metrics, figure),
+        )
+        for figure, one in found
+        if one["value"] is not None
+    ]
+
+
+def engines(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the face engines that judged."""
+    return [one["engine_id"] for one in (metrics["engine"], metrics.get("second_engine")) if one]

@@ -1,0 +1,119 @@
+"""The tasks of the six stages: DVC brings a stage up to date, and Prefect shows it while it happens."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from prefect.client.schemas.objects import State
+from prefect.runtime import task_run
+from prefect.states import Completed
+
+from tasks.log import told
+from tasks.policy import stage_task
+from tasks.prefect_api.artifacts import FINISHED, Bar, how_stopped, in_store, show_page_again, show_results
+from tasks.prefect_api.training_page import Course
+from tasks.settings import from_environment
+from tasks.transfer.checkpoint_mirror import STAGE as TRAIN
+from tasks.transfer.checkpoint_mirror import Keeper
+from tasks.transfer.repair import fetching, read_by
+from tasks.transfer.staleness import why
+from tasks.workspace.tombstones import ForgottenError
+from tasks.workspace.workspace import Outcome, bring_up_to_date
+
+# Tasks whose stage was run, and what it found is not shown yet; all attempts of a task are made by one process.
+_unshown: dict[str, Outcome] = {}
+
+NAMES = {Outcome.RAN: "Completed", Outcome.RESTORED: "Restored", Outcome.UNCHANGED: "Unchanged"}
+
+
+def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> State[Outcome]:
+    """Return the task's final state, named by what DVC did; its result is the outcome.
+
+    Args:
+        workspace: The subject's workspace.
+        stage: The stage that shall be up to date.
+        known: DVC was asked for the whole leg and found it up to date, so that it need not be asked again.
+        shared: Other machines share the work: what the stage reads is fetched, and its checkpoints are kept for them.
+
+    Raises:
+        InputError: the stage refused its input.
+        StageFailedError: it failed otherwise.
+    """
+    settings = from_environment()
+    if known:
+        told(f"Stage '{stage}' didn't change, nothing to do")
+        show_page_again(settings, workspace, stage, shared=shared)
+        return Completed(name=NAMES[Outcome.UNCHANGED], data=Outcome.UNCHANGED)
+    bar = Bar(settings.subject(workspace), stage)
+    keeper = Keeper(settings, workspace.name) if shared and stage == TRAIN else None
+    course = Course(settings, workspace) if in_store(settings, shared=shared) and stage == TRAIN else None
+
+    def follow(event: dict[str, Any]) -> None:
+        bar.update(event)
+        if course is not None:
+            course.look()
+        if keeper is not None:
+            keeper.look()
+
+    reason = why(workspace, stage)
+
+    def ask() -> Outcome:
+        return bring_up_to_date(workspace, stage, on_line=told, on_progress=follow, shared=shared)
+
+    try:
+        outcome = fetching(settings, workspace.name, ask, wants=read_by(workspace, stage)) if shared else ask()
+    except BaseException as error:
+        bar.end("failed" if isinstance(error, Exception) else how_stopped())
+        if keeper is not None:  # a stopped training has just written the state of its last step
+            with contextlib.suppress(ForgottenError):
+                keeper.look()
+        raise
+    bar.end(FINISHED)
+    attempted = str(task_run.id)
+    outcome = _unshown.get(attempted, outcome)
+    if outcome is Outcome.UNCHANGED:
+        show_page_again(settings, workspace, stage, shared=shared)
+        return Completed(name=NAMES[outcome], message=f"{stage}: nothing it reads changed", data=outcome)
+    if course is not None:
+        course.end()
+    _unshown[attempted] = outcome  # an attempt after this one will find it unchanged
+    show_results(settings, workspace, stage, shared=shared)
+    _unshown.pop(attempted)
+    because = reason or "what it reads changed"
+    return Completed(name=NAMES[outcome], message=f"{stage}: {outcome}, because {because}", data=outcome)
+
+
+@stage_task
+def ingest(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
+    """Bring `data/ingest` up to date: photos with consent, decoded, upright, in sRGB and without metadata."""
+    return up_to_date(workspace, "ingest", known=known, shared=shared)
+
+
+@stage_task
+def detect(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
+    """Bring `data/detect` up to date: whose face it is, which photos are good, and the crops of them."""
+    return up_to_date(workspace, "detect", known=known, shared=shared)
+
+
+@stage_task
+def caption(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
+    """Bring `data/caption` up to date: what each training picture shows besides the person."""
+    return up_to_date(workspace, "caption", known=known, shared=shared)
+
+
+@stage_task
+def encode(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
+    """Bring `data/encode` up to date: latents and text embeddings, so that training needs only the transformer."""
+    return up_to_date(workspace, "encode", known=known, shared=shared)
+
+
+@stage_task
+def train(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
+    """Bring `data/train` up to date: the LoRA, its checkpoints and its loss."""
+    return up_to_date(workspace, "train", known=known, shared=shared)
+
+
+@stage_task
+def evaluate(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
+    """Bring `data/evaluate` up to date: how often the LoRA's pictures are the person, and the report."""
+    return up_to_date(workspace, "evaluate", known=known, shared=shared)

@@ -1,0 +1,45 @@
+"""What counts in the loss."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from zimage.training.loss_weights import face_weights, sigma_weights, squared_error
+from zimage.training.params import LossWeight
+
+
+@pytest.mark.parametrize("name", get_args(LossWeight))
+def test_weights_are_one_on_average_for_uniform_sigma(name: LossWeight) -> None:
+    sigma = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    assert abs(float(sigma_weights(name, sigma).mean()) - 1) < 1e-4
+
+
+def test_bell_and_cosmap_count_the_middle_most() -> None:
+    sigma = torch.tensor([0.05, 0.5, 0.95])
+    for name in ("bell", "cosmap"):
+        low, middle, high = sigma_weights(name, sigma).tolist()
+        assert middle > 1 > max(low, high)
+
+
+def test_face_weights_have_mean_one_and_the_asked_contrast() -> None:
+    face = torch.zeros(8, 6)
+    face[2:4, 1:3] = 1
+    weights = face_weights(face, 5.0)
+    assert abs(float(weights.mean()) - 1) < 1e-6
+    torch.testing.assert_close(weights[2, 1] / weights[0, 0], torch.tensor(5.0))
+
+
+@pytest.mark.parametrize("face_weight", [0.5, 1.0, 10.0])
+def test_an_empty_or_a_full_mask_changes_nothing(face_weight: float) -> None:
+    for face in (torch.zeros(4, 4), torch.ones(4, 4)):
+        torch.testing.assert_close(face_weights(face, face_weight), torch.ones(4, 4))
+
+
+def test_the_error_is_a_mean_over_everything_but_the_samples() -> None:
+    velocity, target = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    velocity[1] = 2.0
+    torch.testing.assert_close(squared_error(velocity, target, None), torch.tensor([0.0, 4.0]))
+    places = torch.zeros(2, 1, 4, 4)
+    places[:, :, 0, 0] = 16.0
+    torch.testing.assert_close(squared_error(velocity, target, places), torch.tensor([0.0, 4.0]))

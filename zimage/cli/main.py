@@ -1,0 +1,377 @@
+"""The command line. The stages' commands are derived from their signatures; nothing heavy is imported for `--help`.
+
+The only place where `zimage` reads the environment:
+    ZIMAGE_PROGRESS: a file to which progress, and the sentence of a failure, are appended as JSON lines. Who sets it
+        follows this process, and ends DVC, which this process ends with, by itself.
+    DVC_STAGE: set by DVC for what it starts.
+    ZIMAGE_PROCESSES: how many processes of one thread share a stage's work on a CPU; as many as it has cores if unset.
+    ZIMAGE_MACHINE: values of this machine for the section `machine` of params.yaml, as `KEY=VALUE KEY=VALUE`.
+"""
+
+import argparse
+import contextlib
+import datetime
+import errno
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zimage.cli import lora
+from zimage.core.errors import InputError, printable
+from zimage.core.process import collect_rarely, quiet_if_unread
+from zimage.core.signatures import STAGES, Signature, imported, signature
+from zimage.migration import migrate
+
+if TYPE_CHECKING:
+    from zimage.cli.doctor import Finding
+
+USER_ERROR = 2
+CONSENT_DAYS = 365  # that a consent holds unless the document says otherwise
+DISK_FULL = "No space left on device"  # the words of strerror(ENOSPC), also in what Rust and C++ writers raise
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Args:
+        name: How it is called.
+        summary: One line for `zimage --help`.
+        configure: Adds its arguments to its parser.
+        run: Does it, with the parsed arguments, and returns the exit code.
+    """
+
+    name: str
+    summary: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code: 0, or 2 where the user can help, told in one sentence on stderr."""
+    return quiet_if_unread(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parsed = _parser(_commands()).parse_args(arguments)
+    followed = os.environ.get("ZIMAGE_PROGRESS")
+    _begin(followed)
+    try:
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()  # here, where a full disk is told as one
+        return code
+    except BaseException as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"zimage: {printable(sentence)}", file=sys.stderr, flush=True)
+        names = error.names if isinstance(error, InputError) else ""
+        if names:
+            print(f"zimage: {printable(names)}", file=sys.stderr, flush=True)
+        _tell(followed, sentence, names)
+        return USER_ERROR
+
+
+def _commands() -> list[Command]:
+    return [_stage_command(signature(stage)) for stage in STAGES] + [
+        Command("consent", "Write a subject's consent file from the document they signed.", _add_consent, _consent),
+        Command("summary", "Show what the last run found, and where.", _add_workspace, _summary),
+        Command("demo", "Make the demo subject's photos.", _add_photos, _demo),
+        Command("doctor", "Show what is present, what is missing, and the remedy for each.", _add_params, _doctor),
+        Command("pin", "Write a base model and what identifies it into params.yaml.", _add_model, _pin),
+        Command("fingerprints", "Write code.yaml, which makes stages stale.", _add_output, _fingerprints),
+    ]
+
+
+def _stage_command(stage: Signature) -> Command:
+    def configure(parser: argparse.ArgumentParser) -> None:
+        *inputs, output = stage.folders
+        for name in inputs:
+            parser.add_argument(name, type=Path, help="is read")
+        parser.add_argument(output, type=Path, help="the folder that appears, whole, or is replaced")
+        _add_params(parser)
+
+    def run(parsed: argparse.Namespace) -> int:
+        run_stage(stage, [getattr(parsed, name) for name in stage.folders], parsed.params_file)
+        return 0
+
+    return Command(stage.stage, stage.summary, configure, run)
+
+
+def run_stage(stage: Signature, folders: list[Path], params_file: Path) -> None:
+    """Check params.yaml from this stage on, so that no slip is found only hours later, then call the stage.
+
+    The consent that lies beside its output, as in a workspace, is asked too: `dvc repro` leaves out an unchanged
+    `ingest`, and a consent that has ended since stops whatever still has to run.
+    """
+    from zimage.core.process_group import use_processes
+
+    _check_later(stage, params_file)
+    use_processes(_processes())
+    _check_consent(stage.stage, folders[-1].parent / "consent.yaml")
+    function, kinds = imported(stage)
+    sections = {keyword: _section(params_file, name, kinds[keyword]) for keyword, name in stage.sections.items()}
+    function(*folders, **sections)
+
+
+def _section(params_file: Path, name: str, kind: type[Any]) -> Any:
+    """Return a section of params.yaml, with this machine's values in the section `machine`."""
+    from zimage.core.params import parsed
+    from zimage.core.section import checked, read_section
+
+    section = read_section(params_file, name, kind)
+    given = os.environ.get("ZIMAGE_MACHINE", "")
+    if name != "machine" or not given:
+        return section
+    try:
+        values = parsed(given.split())
+    except InputError:
+        raise InputError(
+            f"ZIMAGE_MACHINE is `{given}`; set it to KEY=VALUE with a space between two, such as "
+            "`checkpointing=full offloaded_blocks=15`, or unset it."
+        ) from None
+    return checked({**section.model_dump(), **values}, kind, "ZIMAGE_MACHINE")
+
+
+def _processes() -> int:
+    """Return how many processes may share a CPU; a container that is given a part of one can say so."""
+    from zimage.photos.worker_pool import cores
+
+    given = os.environ.get("ZIMAGE_PROCESSES") or str(cores())
+    if not given.isdecimal() or int(given) == 0:
+        raise InputError(f"ZIMAGE_PROCESSES is `{given}`; set it to a number of processes from 1 on, or unset it.")
+    return int(given)
+
+
+def _check_later(stage: Signature, params_file: Path) -> None:
+    from zimage.core.section import read_params, refuse_unknown
+
+    present = read_params(params_file)
+    known = {name for each in STAGES for name in signature(each).sections.values()}
+    refuse_unknown(present, known, str(params_file))
+    for later in map(signature, STAGES[STAGES.index(stage.stage) :]):
+        _, kinds = imported(later)
+        for keyword, name in later.sections.items():
+            if name in present:
+                _section(params_file, name, kinds[keyword])
+
+
+def _check_consent(stage: str, path: Path) -> None:
+    from zimage.consent import read_consent
+    from zimage.permission import require_for, today
+
+    if path.is_file():  # a machine of a pool has none: there the leg has asked what was handed over
+        require_for([stage], read_consent(path), today())
+
+
+def _summary(parsed: argparse.Namespace) -> int:
+    from zimage.evaluation.report.summary import summary
+
+    print(*summary(parsed.workspace), sep="\n")
+    return 0
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from zimage.core.folder import check_earlier, made_aside
+    from zimage.demo import LAST, make_demo_photos
+
+    check_earlier(parsed.photos, [LAST])
+    with made_aside(parsed.photos) as folder:
+        make_demo_photos(folder, seed=parsed.seed)
+    return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from zimage.cli.doctor import as_lines, examine
+    from zimage.training.params import MachineParams
+
+    def machine() -> MachineParams:
+        found: MachineParams = _section(parsed.params_file, "machine", MachineParams)
+        return found
+
+    findings = [
+        *examine(parsed.params_file, prefect_api_url=os.environ.get("PREFECT_API_URL"), machine=machine),
+        _params(parsed.params_file),
+        *_store(),
+    ]
+    print(*as_lines(findings), sep="\n")
+    return USER_ERROR if any(finding.state == "missing" for finding in findings) else 0
+
+
+def _store() -> "list[Finding]":
+    """Return what the pipeline finds of its store, where it is installed too: `zimage` itself opens none."""
+    if importlib.util.find_spec("tasks") is None:
+        return []
+    found: list[Finding] = importlib.import_module("tasks.doctor").examine_environment()
+    return found
+
+
+def _params(params_file: Path) -> "Finding":
+    """Return whether every stage can read its section."""
+    from zimage.cli.doctor import Finding
+
+    try:
+        _check_later(signature(STAGES[0]), params_file)
+    except InputError as error:
+        return Finding("settings", "missing", "not usable", str(error))
+    return Finding("settings", "present", str(params_file))
+
+
+def _consent(parsed: argparse.Namespace) -> int:
+    from zimage.consent import consent_text
+    from zimage.core.folder import refuse_existing, write_whole
+    from zimage.permission import today
+
+    out = parsed.out or Path(f"consent-{parsed.subject}.yaml")
+    refuse_existing(out, force=parsed.force)
+    expires = parsed.expires or today() + datetime.timedelta(days=CONSENT_DAYS)
+    text = consent_text(
+        parsed.subject,
+        parsed.document,
+        adult=parsed.adult,
+        may_publish=parsed.may_publish,
+        expires=expires,
+        description=parsed.description,
+    )
+    write_whole(out, text.encode())
+    use = "training, evaluation and publication" if parsed.may_publish else "training and evaluation"
+    print(f"{out}: {parsed.subject} agreed to {use} until {expires}; check it against the document.")
+    if not parsed.adult:
+        print("It does not say that the person is of age: set `adult: true` there once they have affirmed it.")
+    return 0
+
+
+def _pin(parsed: argparse.Namespace) -> int:
+    from zimage.core.folder import write_whole
+    from zimage.core.params import with_values
+    from zimage.core.section import read_params
+    from zimage.model.base import identify
+
+    read_params(parsed.params_file)
+    values = {"base.model": parsed.model, "base.identity": identify(parsed.model)}
+    text = with_values(parsed.params_file.read_text(encoding="utf-8"), values, "zimage pin")
+    write_whole(parsed.params_file, text.encode())
+    print(f"{parsed.params_file}: base.model is {parsed.model}, base.identity is {values['base.identity']}")
+    return 0
+
+
+def _fingerprints(parsed: argparse.Namespace) -> int:
+    from zimage.core.fingerprint import as_yaml, fingerprints
+    from zimage.core.folder import write_whole
+
+    write_whole(parsed.output, as_yaml(fingerprints()).encode())
+    return 0
+
+
+def _add_params(parser: argparse.ArgumentParser) -> None:
+    default = Path("params.yaml")
+    parser.add_argument(
+        "--params", dest="params_file", type=Path, default=default, metavar="FILE", help=f"else {default}"
+    )
+
+
+def _add_consent(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--subject", required=True, help="a pseudonym of small letters, digits, - and _")
+    parser.add_argument("--document", type=Path, required=True, help="what the person signed; only its hash is stored")
+    parser.add_argument("--adult", action="store_true", help="the person affirmed to be of age; nothing is done before")
+    parser.add_argument("--may-publish", action="store_true", help="the person agreed to publication")
+    parser.add_argument(
+        "--expires", type=datetime.date.fromisoformat, metavar="YYYY-MM-DD", help="the last day; else in a year"
+    )
+    parser.add_argument(
+        "--description", default="signed release", metavar="TEXT", help="what was signed, without names"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="else consent-SUBJECT.yaml")
+    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+
+
+def _add_workspace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workspace", type=Path, nargs="?", default=Path(), help="else this folder")
+
+
+def _add_photos(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photos", type=Path, help="the folder that appears, whole, or is replaced")
+    parser.add_argument("--seed", type=int, required=True, help="of all that varies between the views")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="`tiny`, a folder in diffusers' layout, or a hub id that is in the local cache")
+    _add_params(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, nargs="?", default=Path("code.yaml"), help="else code.yaml")
+
+
+def _parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zimage", description="Photos of a person in, a Z-Image face-identity LoRA and a truthful score of it out."
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in commands:
+        subparser = subparsers.add_parser(command.name, help=command.summary, description=command.summary)
+        command.configure(subparser)
+        subparser.set_defaults(run=command.run)
+    lora.register(subparsers)
+    migrate.register(subparsers)
+    return parser
+
+
+def _begin(followed: str | None) -> None:
+    """Set up what a whole process has once: log lines, offline libraries, SIGTERM like Ctrl-C, its end, a follower."""
+    from zimage.core.process import end_with_job
+
+    collect_rarely()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("zimage").setLevel(logging.INFO)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait slow down a busy machine
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    end_with_job(only_starter=bool(followed), started_by_dvc="DVC_STAGE" in os.environ)
+    if followed:
+        from zimage.core.progress import follow_in
+
+        follow_in(Path(followed))
+
+
+def _stop(*_: object) -> None:
+    """Stop once: a second signal (a terminal's and a parent's come together) must not interrupt the tidying up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _sentence(error: BaseException) -> str | None:
+    """Return what to tell the user, or None where the error is ours and its traceback is wanted."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped; nothing half done was left, and the next run goes on from what was finished."
+    if _is_disk_full(error):
+        return "The disk is full; free some space and run again: what was finished is kept."
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"The GPU's memory is too small for these settings ({error}); choose a preset for less memory."
+    return None
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or DISK_FULL in str(error)
+
+
+def _tell(followed: str | None, sentence: str, names: str) -> None:
+    if followed:
+        with contextlib.suppress(OSError), Path(followed).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"error": sentence, "names": names}) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

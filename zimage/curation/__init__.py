@@ -1,0 +1,1 @@
+"""Decisions about photos: whose face it is, quality, duplicates, split, crops, overrides, contact sheet."""

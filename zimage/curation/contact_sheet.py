@@ -1,0 +1,67 @@
+"""The contact sheet as an HTML file with its pictures in a folder beside it, each loaded when one scrolls there."""
+
+from dataclasses import dataclass
+
+from zimage.core.assets import read_asset
+from zimage.photos.rows import Box, Decision, ManifestRow
+
+THUMBNAILS = "thumbnails"  # the folder beside the sheet
+TITLES: dict[Decision, tuple[str, str]] = {
+    "train": ("Trained on", "What the model learns from."),
+    "holdout": ("Held out", "Never trained on: generated pictures are scored against these."),
+    "review": ("For you to look at", "In doubt, and left out until you decide."),
+    "reject": ("Left out", "And why."),
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One photo on the sheet.
+
+    Attributes:
+        row: All that is known of it.
+        picture: Width and height in px of its small JPEG, thumbnails/<photo>.jpg; None where there is none.
+        regions: What was cut out of it, in px of the photo.
+    """
+
+    row: ManifestRow
+    picture: tuple[int, int] | None
+    regions: list[Box]
+
+
+def contact_sheet(tiles: list[Tile], *, engine: str, unused_overrides: list[str]) -> str:
+    """Return the sheet as HTML; it loads nothing but the small pictures in THUMBNAILS, beside it.
+
+    Args:
+        tiles: One for each file that was given.
+        engine: What found and compared the faces, for the footer.
+        unused_overrides: Hashes that a human decided about, but that no photo has.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "words": lambda code: code.replace("_", " ")}
+    template = environment.from_string(read_asset("contact_sheet.html.jinja"))
+    groups = [
+        (decision, *TITLES[decision], _ordered([tile for tile in tiles if tile.row.decision == decision]))
+        for decision in TITLES
+    ]
+    return template.render(
+        thumbnails=THUMBNAILS, groups=groups, total=len(tiles), engine=engine, unused_overrides=unused_overrides
+    )
+
+
+def _ordered(tiles: list[Tile]) -> list[Tile]:
+    """Return the tiles as one reads them: the best first, what was left out by reason."""
+    return sorted(tiles, key=lambda tile: (_order(tile.row), -(tile.row.quality or 0), tile.row.name))
+
+
+def _order(row: ManifestRow) -> str:
+    return row.reason if row.decision in {"review", "reject"} else ""
+
+
+def _percent(box: Box, width: int, height: int) -> str:
+    """Return a box in px as the style of an element that lies over the photo."""
+    left, right = (min(max(100 * x / width, 0.0), 100.0) for x in (box[0], box[2]))
+    top, bottom = (min(max(100 * y / height, 0.0), 100.0) for y in (box[1], box[3]))
+    return f"left:{left:.2f}%;top:{top:.2f}%;width:{right - left:.2f}%;height:{bottom - top:.2f}%"

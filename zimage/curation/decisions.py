@@ -1,0 +1,256 @@
+"""From what was seen on each photo to a decision on each, as a careful human would take it.
+
+In this order: whose face it is, whether it is good enough, whether it can be shown alone, whether it says anything that
+a better photo does not, and only then who is held out. A human's override wins over every step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zimage.core.errors import InputError
+from zimage.curation.bursts import DuplicateParams, Moment, Sameness, bursts, near_duplicates
+from zimage.curation.crops import CropParams, head_plan, plans
+from zimage.curation.overrides import Override
+from zimage.curation.photo_decision import Case
+from zimage.curation.quality_limits import QualityParams, faults
+from zimage.curation.split import Candidate, SplitParams, held_out
+from zimage.curation.subject_match import Match, SubjectParams, centroid, clusters, is_dominant, match, rivals
+from zimage.faces.engine import EngineInfo
+from zimage.faces.observation import Observation
+from zimage.faces.quality import score, unlikeness, usual_texture
+from zimage.photos.rows import PhotoRow
+
+EXAMPLES_NAMED = 3
+USUAL_FROM, USUAL_YAW_DEG = 5, 25.0  # faces from which a usual face is known, and how far they may be turned
+WELL_DEG = 40.0  # lora-dataset-studio scores faces up to this yaw: frontal and three-quarter
+
+
+@dataclass(frozen=True)
+class Rules:
+    """All that decides about photos."""
+
+    subject: SubjectParams
+    quality: QualityParams
+    duplicates: DuplicateParams
+    split: SplitParams
+    crops: CropParams
+
+
+def curated(
+    rows: Sequence[PhotoRow],
+    seen: dict[str, Observation],
+    *,
+    overrides: dict[str, Override],
+    references: NDArray[np.float32] | None,
+    info: EngineInfo,
+    rules: Rules,
+) -> list[Case]:
+    """Return a decision on every file, in the order given.
+
+    Args:
+        rows: What ingest says of each file.
+        seen: What was seen on each kept photo, by its short hash.
+        overrides: A human's decisions, by short hash.
+        references: Embeddings of the subject's face in reference photos, (N, D); None where none were given.
+        info: The engine that saw.
+        rules: All that decides.
+
+    Raises:
+        InputError: no face at all, two people equally often, or too few photos left.
+    """
+    cases = [_case(row, seen, overrides) for row in rows]
+    _sort_out_faceless(cases)
+    subject = _subject(cases, references, info)
+    _tell_whose(cases, subject, info, rules.subject)
+    _check_quality(cases, rules.quality)
+    _plan_crops(cases, info, rules.crops)
+    _rank(cases, rules.quality)
+    _thin_out(cases, info, rules.duplicates)
+    _split(cases, rules.split)
+    return cases
+
+
+def _case(row: PhotoRow, seen: dict[str, Observation], overrides: dict[str, Override]) -> Case:
+    """Return a file's case; of files with the same bytes only the first has a picture, and the human's decision."""
+    if row.status == "kept":
+        return Case(row, seen[row.photo], overrides.get(row.photo))
+    return Case(row, None, None if row.reason == "same_file" else overrides.get(row.photo))
+
+
+def _sort_out_faceless(cases: list[Case]) -> None:
+    for case in cases:
+        if case.override is not None and case.override.decision == "reject":
+            case.end("reject", "override", case.override.reason)
+        elif case.seen is None:
+            case.end("reject", case.row.reason or "unreadable", case.row.detail)
+        elif not case.seen.faces:
+            case.end("reject", "no_face", "No face was found, also not in finer steps or with a border.")
+        if case.insisted and (case.seen is None or not case.seen.faces):
+            raise InputError(
+                f"decisions.yaml asks for {case.row.photo}, but no face can be seen in it "
+                f"({case.detail.rstrip('.')}); remove that line or replace the photo.",
+                names=f"{case.row.photo} is {case.row.name}",
+            )
+    if not any(case.open for case in cases):
+        raise InputError(
+            f"No face was found in any of the {len(cases)} photos; add photos that show the person's face, "
+            "upright and at least 80 px wide."
+        )
+
+
+def _subject(cases: list[Case], references: NDArray[np.float32] | None, info: EngineInfo) -> NDArray[np.float32]:
+    """Return the centroid of the subject's faces, (1, D).
+
+    Raises:
+        InputError: two people are in the photos about equally often, and no references say who is meant.
+    """
+    if references is not None:
+        return centroid(references, info.metric)
+    faced = [case for case in cases if case.open and case.seen is not None]
+    of_one = [
+        case for case in faced if case.seen and is_dominant([f.measured.side_px for f in case.seen.faces])
+    ] or faced
+    embeddings = np.stack([case.seen.faces[0].embedding for case in of_one if case.seen])
+    people = clusters(embeddings, info)
+    if rivals(people):
+        first, second = (
+            ", ".join(of_one[i].row.name for i in person.members[:EXAMPLES_NAMED]) for person in people[:2]
+        )
+        raise InputError(
+            f"Two people are in these photos about equally often: one in {len(people[0].members)}, one in "
+            f"{len(people[1].members)}; put 1 to 5 photos of the person who is meant into overrides/reference, or take "
+            "the other's photos out.",
+            names=f"One is in {first}; the other in {second}",
+        )
+    return centroid(embeddings[people[0].members], info.metric)
+
+
+def _tell_whose(cases: list[Case], subject: NDArray[np.float32], info: EngineInfo, params: SubjectParams) -> None:
+    sure = params.doubtful_from * info.threshold
+    for case in cases:
+        if case.seen is None or not case.seen.faces:
+            continue
+        case.match = match(np.stack([face.embedding for face in case.seen.faces]), subject, info.metric)
+        if case.open:
+            _doubt(case, case.match, sure, info.threshold)
+
+
+def _doubt(case: Case, found: Match, sure: float, threshold: float) -> None:
+    """Decide against a photo whose nearest face is not surely the subject's, or is not the only such face."""
+    near, following, count = found.distance, found.next_distance, len(found.distances)
+    if near > threshold:
+        whose = f"None of the {count} faces is the subject's" if count > 1 else "The face is not the subject's"
+        detail = f"{whose}: the nearest is {near:.2f} away, and {threshold:g} is the most."
+        case.end("reject", "wrong_person", detail)
+    elif near > sure:
+        detail = f"The face may be another person's: it is {near:.2f} away, and up to {sure:.2f} is sure."
+        case.end("review", "doubtful_person", detail)
+    elif following is not None and following <= sure:
+        case.end("review", "two_alike", f"Two faces look like the subject ({near:.2f} and {following:.2f} away).")
+
+
+def _check_quality(cases: list[Case], params: QualityParams) -> None:
+    for case in cases:
+        if not case.open:
+            continue
+        broken = faults(case.size, case.subject.measured, params)
+        if broken:
+            case.end("reject", broken[0].reason, " ".join(fault.detail for fault in broken))
+
+
+def _plan_crops(cases: list[Case], info: EngineInfo, params: CropParams) -> None:
+    for case in cases:
+        if not case.open:
+            continue
+        box = case.subject.measured.box_xyxy
+        case.plans = plans(case.size, box, case.other_boxes, info.points_kind, params)
+        if not case.plans:
+            case.end("reject", "not_alone", "The subject cannot be cropped without another face.")
+            case.plans = [head_plan(case.size, box, info.points_kind, params)]
+
+
+def _rank(cases: list[Case], params: QualityParams) -> None:
+    standing = [case for case in cases if case.open]
+    steady = [case.subject for case in standing if abs(case.subject.measured.yaw_deg or 0) <= USUAL_YAW_DEG]
+    usual = usual_texture(steady) if len(steady) >= USUAL_FROM else None
+    for case in standing:
+        face = case.subject.measured
+        if usual is not None and abs(face.yaw_deg or 0) <= USUAL_YAW_DEG:
+            case.unlike = unlikeness(case.subject.texture, usual)
+        case.quality = score(
+            face_px=face.side_px,
+            good_px=params.good_face_px,
+            sharpness=face.sharpness,
+            luma=face.luma,
+            clipped=face.clipped,
+            yaw_deg=face.yaw_deg,
+            unlike=case.unlike or 0.0,
+        )
+
+
+def _thin_out(cases: list[Case], info: EngineInfo, params: DuplicateParams) -> None:
+    standing = [case for case in cases if case.open]
+    moments = [
+        Moment(
+            photo=case.row.photo,
+            taken_at=case.row.taken_at,
+            dhash=case.seen.dhash if case.seen else 0,
+            embedding=case.subject.embedding,
+            quality=(case.quality or 0.0) + case.insisted,  # what a human insists on stands for others
+            size_bytes=case.row.size_bytes,
+        )
+        for case in standing
+    ]
+    numbers = bursts(moments, gap_s=params.burst_gap_s, same_bits=params.same_bits)
+    same = Sameness(params.same_bits, params.same_face * info.threshold, info.metric)
+    stands_for = near_duplicates(moments, numbers, same)
+    names = {case.row.photo: case.row.name for case in standing}
+    for case, number in zip(standing, numbers, strict=True):
+        case.burst, case.duplicate_of = number, stands_for.get(case.row.photo)
+        if case.duplicate_of is not None:
+            case.end("reject", "near_duplicate", f"It shows the same as {names[case.duplicate_of]}, which is better.")
+
+
+def _split(cases: list[Case], params: SplitParams) -> None:
+    standing = [case for case in cases if case.open]
+    candidates = [
+        Candidate(
+            photo=case.row.photo,
+            burst=case.burst if case.burst is not None else -1,
+            shows_well=abs(case.subject.measured.yaw_deg or 0) <= WELL_DEG,
+            forced=case.override is not None and case.override.decision == "holdout",
+        )
+        for case in standing
+    ]
+    held = held_out(candidates, share=params.holdout_share, at_least=params.min_holdout, seed=params.seed)
+    training = [case for case in standing if case.row.photo not in held]
+    if len(training) < params.min_train:
+        raise InputError(_too_few(cases, len(training), len(held), params))
+    for case in standing:
+        if case.row.photo in held:
+            case.decision, case.reason = "holdout", "override" if _wants(case, "holdout") else "holdout"
+        elif _wants(case, "keep"):
+            case.reason = "override"
+    surplus = sorted(training, key=lambda case: (-case.insisted, -(case.quality or 0)))[params.max_train :]
+    for case in surplus:
+        case.end("reject", "surplus", f"{params.max_train} better photos are trained on.")
+
+
+def _wants(case: Case, choice: str) -> bool:
+    return case.override is not None and case.override.decision == choice
+
+
+def _too_few(cases: list[Case], training: int, held: int, params: SplitParams) -> str:
+    against: dict[str, int] = {}
+    for case in cases:
+        if not case.open:
+            against[case.reason] = against.get(case.reason, 0) + 1
+    told = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(against.items()))
+    return (
+        f"Of {len(cases)} photos only {training} are left for training beside {held} held out, and "
+        f"split.min_train asks for {params.min_train}{f' (against the others: {told})' if told else ''}; "
+        "add photos of the person from other occasions."
+    )

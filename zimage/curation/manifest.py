@@ -1,0 +1,89 @@
+"""Decisions as tables: one row for each file that was given, and the numbers of the whole set."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+from zimage.curation.photo_decision import Case
+from zimage.faces.engine import EngineInfo
+from zimage.photos.rows import CropRow, FaceRow, ManifestRow
+
+
+def manifest_row(case: Case, crops: Sequence[CropRow], info: EngineInfo) -> ManifestRow:
+    """Return everything that is known of one file; `crops` are those that were made of it."""
+    face = case.subject.measured if case.match is not None else None
+    return ManifestRow(
+        photo=case.row.photo,
+        sha256=case.row.sha256,
+        name=case.row.name,
+        decision=case.decision,
+        reason=case.reason,
+        detail=case.detail,
+        override=case.override.reason if case.override else None,
+        engine_id=info.engine_id,
+        width=case.row.width,
+        height=case.row.height,
+        faces=_faces(case),
+        subject_face=case.match.face if case.match else None,
+        attempt=face.attempt if face else None,
+        distance=case.match.distance if case.match else None,
+        face_side_px=face.side_px if face else None,
+        sharpness=face.sharpness if face else None,
+        face_luma=face.luma if face else None,
+        clipped=face.clipped if face else None,
+        occlusion=case.unlike,
+        yaw_deg=face.yaw_deg if face else None,
+        roll_deg=face.roll_deg if face else None,
+        quality=case.quality,
+        dhash=f"{case.seen.dhash:016x}" if case.seen else None,
+        burst=case.burst,
+        duplicate_of=case.duplicate_of,
+        aligned=f"aligned/{case.row.photo}.png" if crops else None,
+        crops=[crop.file for crop in crops],
+    )
+
+
+def _faces(case: Case) -> list[FaceRow]:
+    if case.seen is None:
+        return []
+    distances: Sequence[float | None] = case.match.distances if case.match else [None] * len(case.seen.faces)
+    return [
+        FaceRow(box_xyxy=face.measured.box_xyxy, score=face.measured.score, distance=distance)
+        for face, distance in zip(case.seen.faces, distances, strict=True)
+    ]
+
+
+def set_metrics(
+    manifest: Sequence[ManifestRow], crops: Sequence[CropRow], info: EngineInfo, unused: Sequence[str]
+) -> dict[str, object]:
+    """Return the numbers of the whole set; `unused` are hashes a human decided about that no photo has."""
+    decisions = Counter(row.decision for row in manifest)
+    against = Counter(row.reason for row in manifest if row.decision in {"review", "reject"})
+    kept = [row for row in manifest if row.decision in {"train", "holdout"}]
+    return {
+        "photos": len(manifest),
+        **{decision: decisions[decision] for decision in ("train", "holdout", "review", "reject")},
+        "against": dict(sorted(against.items())),
+        "overridden": sum(row.override is not None for row in manifest),
+        "overrides_unused": list(unused),
+        "crops": dict(sorted(Counter(f"{crop.split}_{crop.kind}" for crop in crops).items())),
+        "bursts": len({row.burst for row in kept}),
+        "face_px_median": _median([row.face_side_px for row in kept]),
+        "sharpness_median": _median([row.sharpness for row in kept]),
+        "yaw_deg_median": _median([None if row.yaw_deg is None else abs(row.yaw_deg) for row in kept]),
+        "distance_median": _median([row.distance for row in kept]),
+        "distance_max": max((row.distance for row in kept if row.distance is not None), default=None),
+        "engine": {
+            "id": info.engine_id,
+            "metric": info.metric,
+            "threshold": info.threshold,
+            "embedded": info.embedded,
+            "licence": info.licence,
+            "model_sha256": info.model_sha256,
+        },
+    }
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return round(statistics.median(present), 3) if present else None

@@ -1,0 +1,67 @@
+"""One file on its way to a decision."""
+
+from dataclasses import dataclass, field
+
+from zimage.curation.crops import Plan
+from zimage.curation.overrides import Override
+from zimage.curation.subject_match import Match
+from zimage.faces.observation import Observation, Seen
+from zimage.photos.rows import Box, Decision, PhotoRow
+
+
+@dataclass(eq=False)
+class Case:
+    """One file on its way to a decision; filled in step by step."""
+
+    row: PhotoRow
+    seen: Observation | None
+    override: Override | None = None
+    decision: Decision = "train"
+    reason: str = "kept"
+    detail: str = ""
+    match: Match | None = None
+    unlike: float | None = None
+    quality: float | None = None
+    burst: int | None = None
+    duplicate_of: str | None = None
+    plans: list[Plan] = field(default_factory=list)
+
+    @property
+    def open(self) -> bool:
+        """Whether nothing has spoken against it yet."""
+        return self.decision == "train"
+
+    @property
+    def chosen(self) -> bool:
+        """Whether it is trained on or held out."""
+        return self.decision in {"train", "holdout"}
+
+    @property
+    def other_boxes(self) -> list[Box]:
+        """Boxes of the faces that are not the subject's."""
+        assert self.seen is not None
+        return [face.measured.box_xyxy for face in self.seen.faces if face is not self.subject]
+
+    @property
+    def insisted(self) -> bool:
+        """Whether a human wants it in, whatever speaks against it."""
+        return self.override is not None and self.override.decision != "reject"
+
+    @property
+    def subject(self) -> Seen:
+        """The subject's face."""
+        assert self.seen is not None and self.match is not None
+        return self.seen.faces[self.match.face]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in px."""
+        assert self.seen is not None
+        return self.seen.width, self.seen.height
+
+    def end(self, decision: Decision, reason: str, detail: str) -> None:
+        """Decide against it, unless a human insists: then what spoke against it is only told."""
+        if self.insisted:
+            self.detail = f"{self.detail} {detail}".strip()
+        else:
+            self.decision, self.reason, self.detail = decision, reason, detail

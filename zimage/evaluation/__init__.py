@@ -1,0 +1,1 @@
+"""The identity protocol: generate pictures, score them, select a checkpoint, judge, report."""

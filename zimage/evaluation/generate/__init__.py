@@ -1,0 +1,1 @@
+"""Generated pictures: prompts, the generator, the cache of what it made."""

@@ -1,0 +1,178 @@
+"""Generates the pictures of all prompts, seeds and strengths on one loaded pipeline, in batches."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zimage.core.errors import InputError
+from zimage.core.process_group import spread
+from zimage.evaluation.generate.image_cache import Request, Sampling
+from zimage.model.base import Base, open_pipeline, open_text_encoder, resolve
+from zimage.model.device import device_and_dtype, free_gb, processes_on, release
+from zimage.model.memory import USED_SHARE, Fit, fit, footprint_of, usual_batch
+from zimage.model.text import embed
+
+logger = logging.getLogger(__name__)
+
+# Captions are padded to multiples of this (huggingface/diffusers@v0.42.1: transformer_z_image.py, SEQ_MULTI_OF);
+# pictures whose captions pad to the same length make a batch without an attention mask.
+CAPTION_MULTIPLE = 32
+LATENT_PX = 8
+
+
+class Studio:
+    """A pipeline that wears one LoRA after another.
+
+    Args:
+        pipeline: diffusers' ZImagePipeline, which needs no text encoder.
+        texts: What it reads of each prompt, on its device; of the empty one too where guidance is wanted.
+        sampling: Size, steps and guidance of every picture.
+        at_once: Pictures in a batch.
+        processes: That share the batches; each picture is the same however many these are.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        texts: Mapping[str, torch.Tensor],
+        sampling: Sampling,
+        at_once: int,
+        *,
+        processes: int = 1,
+    ) -> None:
+        self._pipeline, self._embeddings, self._sampling, self._at_once = pipeline, texts, sampling, at_once
+        self._processes = processes
+        self._worn: Path | None = None
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.vae.enable_slicing()
+
+    def pictures(self, requests: Sequence[Request]) -> Iterator[tuple[Request, NDArray[np.uint8]]]:
+        """Yield each request with its picture (H, W, 3), batch by batch, one LoRA after the other.
+
+        Raises:
+            InputError: a LoRA does not fit the base model.
+        """
+        batches = list(self._batches(requests))
+        for batch, pictures in zip(batches, spread(self._sample, batches, self._processes), strict=True):
+            yield from zip(batch, pictures, strict=True)
+        self._wear(None, 0.0)
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        """Yield requests for the same weights whose captions pad to the same length, at most `at_once` together."""
+        alike: dict[tuple[str, float, int], list[Request]] = defaultdict(list)
+        for request in requests:
+            length = -(-len(self._embeddings[request.text]) // CAPTION_MULTIPLE)
+            alike[str(request.lora or ""), request.strength, length].append(request)
+        for _, group in sorted(alike.items()):
+            for start in range(0, len(group), self._at_once):
+                yield group[start : start + self._at_once]
+
+    def _wear(self, lora: Path | None, strength: float) -> None:
+        if self._worn is not None and lora != self._worn:
+            self._pipeline.unload_lora_weights()
+        if lora is not None:
+            if lora != self._worn:
+                wear(self._pipeline, lora)
+            self._pipeline.set_adapters(ADAPTER, strength)
+        self._worn = lora
+
+    def _sample(self, batch: Sequence[Request]) -> NDArray[np.uint8]:
+        self._wear(batch[0].lora, batch[0].strength)
+        guided = self._sampling.guidance_scale > 0
+        pictures = self._pipeline(
+            prompt_embeds=[self._embeddings[request.text] for request in batch],
+            negative_prompt_embeds=[self._embeddings[""]] * len(batch) if guided else None,
+            latents=torch.stack([self._noise(request) for request in batch]),
+            height=self._sampling.side_px,
+            width=self._sampling.side_px,
+            num_inference_steps=self._sampling.steps,
+            guidance_scale=self._sampling.guidance_scale,
+            output_type="np",
+        ).images  # (B, H, W, 3) in [0, 1]
+        return np.asarray((pictures * 255).round().astype(np.uint8))
+
+    def _noise(self, request: Request) -> torch.Tensor:
+        """Return the request's noise, made on the CPU so that every device begins with the same."""
+        side = self._sampling.side_px // LATENT_PX
+        generator = torch.Generator("cpu").manual_seed(request.noise_seed)
+        return torch.randn((self._pipeline.transformer.in_channels, side, side), generator=generator)
+
+
+ADAPTER = "judged"
+
+
+def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapters_gb: float) -> Studio:
+    """Return a studio with all prompts read: in bfloat16 on a GPU where there is one, whatever its size.
+
+    The text encoder is gone before the transformer comes, whose blocks stay on the GPU where they fit beside a picture,
+    and travel to it one by one where they do not. That changes no picture.
+
+    Args:
+        base: The model.
+        sampling: Size, steps and guidance of every picture.
+        texts: Of all pictures that will be asked for.
+        adapters_gb: What the largest LoRA takes.
+    """
+    folder = resolve(base)
+    device, dtype = device_and_dtype()
+    guided = sampling.guidance_scale > 0
+    wanted = list(dict.fromkeys([*texts, ""] if guided else texts))
+    tokenizer, encoder = open_text_encoder(folder, dtype=dtype)
+    embeddings = dict(zip(wanted, embed(tokenizer, encoder, wanted, device), strict=True))  # (T, D) each
+    del encoder
+    release(device)
+    if device.type == "cuda":
+        found = footprint_of(folder)
+        at_first_gb = free_gb(device)
+        planned_gb = at_first_gb * USED_SHARE
+        chosen = fit(found, sampling.side_px, guided=guided, adapters_gb=adapters_gb, planned_gb=planned_gb)
+        blocks = "travel" if chosen.travelling else "stay"
+        logger.info("%.1f GB free: blocks %s, %d at once, %.1f GB", at_first_gb, blocks, chosen.at_once, chosen.need_gb)
+    else:
+        chosen = Fit(False, usual_batch(sampling.side_px, guided=guided, device=device.type), 0.0)
+    pipeline = open_pipeline(folder, device=device, dtype=dtype, travelling=chosen.travelling)
+    return Studio(pipeline, embeddings, sampling, chosen.at_once, processes=processes_on(device))
+
+
+def wear(pipeline: Any, lora: Path) -> None:
+    """Load a LoRA as a user would, and make sure that all of it found a place.
+
+    Raises:
+        InputError: nothing or only a part of the file fits this base model.
+    """
+    from safetensors import safe_open
+
+    try:
+        pipeline.load_lora_weights(str(lora), adapter_name=ADAPTER)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(
+            f"{lora} cannot be loaded on this base model ({_first_line(error)}); train it again."
+        ) from error
+    with safe_open(str(lora), "pt") as file:
+        in_file = {name.rpartition(".lokr_")[0] or name for name in file.keys() if name.endswith(_OF_ONE_LAYER)}  # noqa: SIM118
+    placed = sum(_wears(module) for module in pipeline.transformer.modules())
+    if placed != len(in_file) or placed == 0:
+        raise InputError(
+            f"Only {placed} of the {len(in_file)} layers in {lora} fit this base model; train it again on it."
+        )
+
+
+# Keys of which each layer of a file has exactly one.
+_OF_ONE_LAYER = (".lora_A.weight", ".lora_down.weight", ".lokr_w1", ".lokr_w1_a")
+
+
+def _wears(module: Any) -> bool:
+    """Return whether a module of the transformer is one of peft's layers that has the LoRA's matrices."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer) and ADAPTER in module.r
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

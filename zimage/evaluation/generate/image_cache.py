@@ -1,0 +1,103 @@
+"""Generated pictures that are kept, so that none is made twice."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from zimage.core.folder import write_whole
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """All that decides a picture besides the weights, the prompt and the noise.
+
+    Args:
+        side_px: Height and width.
+        steps: Euler steps.
+        guidance_scale: As diffusers' ZImagePipeline counts it: 0 is none, 4 is 5 elsewhere.
+    """
+
+    side_px: int
+    steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture that is wanted.
+
+    Args:
+        prompt: Id of the prompt, part of the seed.
+        text: The prompt itself.
+        seed: Number of the picture among those of the prompt.
+        lora: The LoRA's file; None for the base model alone.
+        strength: What the LoRA is multiplied with.
+    """
+
+    prompt: str
+    text: str
+    seed: int
+    lora: Path | None
+    strength: float
+
+    @property
+    def noise_seed(self) -> int:
+        """The seed of the noise: other for each prompt and number, the same with and without a LoRA."""
+        return int.from_bytes(hashlib.sha256(f"{self.prompt} {self.seed}".encode()).digest()[:6], "big")
+
+
+class Album:
+    """Pictures by what decides them: base, LoRA file, strength, text, noise and sampling.
+
+    Args:
+        folder: Where they lie; survives the runs, because a change of the gate needs no new pictures.
+        base: Identity of the base model.
+        sampling: How all of them are sampled.
+    """
+
+    def __init__(self, folder: Path, base: str, sampling: Sampling) -> None:
+        self.folder, self._base, self._sampling = folder, base, sampling
+        self._hashes: dict[Path, str] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, request: Request) -> Path:
+        """Return where the picture lies, or will lie."""
+        decided = {
+            "base": self._base,
+            "lora": None if request.lora is None else self._hash(request.lora),
+            "strength": request.strength,
+            "text": request.text,
+            "noise": request.noise_seed,
+            **asdict(self._sampling),
+        }
+        return self.folder / f"{hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()}.png"
+
+    def missing(self, requests: Iterable[Request]) -> list[Request]:
+        """Return the requests whose pictures are yet to be made, each once."""
+        return [request for request in dict.fromkeys(requests) if not self.path(request).is_file()]
+
+    def keep(self, request: Request, image_rgb: NDArray[np.uint8]) -> None:
+        """Add a picture, whole or not at all."""
+        content = io.BytesIO()
+        Image.fromarray(image_rgb).save(content, "png")
+        write_whole(self.path(request), content.getvalue())
+
+    def forget_all_but(self, requests: Iterable[Request]) -> None:
+        """Remove what no request wants, so that the folder never grows beyond one evaluation."""
+        wanted = {self.path(request) for request in requests}
+        for path in self.folder.iterdir():
+            if path not in wanted:
+                path.unlink()
+
+    def _hash(self, lora: Path) -> str:
+        if lora not in self._hashes:
+            with lora.open("rb") as file:
+                self._hashes[lora] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._hashes[lora]

@@ -1,0 +1,86 @@
+"""What is known of each generated picture: the rows of scores.csv."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from zimage.captions.template import Language
+from zimage.core.jsonl import Row
+from zimage.evaluation.generate.suite import Half, Kind
+
+
+class Scored(Row):
+    """A picture against the held-out photos. Distances are the engine's; smaller is closer."""
+
+    faces: int
+    """How many faces were found."""
+    distance: float | None
+    """Of the largest face to the centroid of the held-out photos; null without a face."""
+    median_distance: float | None
+    """Of the largest face to each held-out photo, median."""
+    same: bool
+    """Whether `distance` is within the engine's threshold. Without a face: false."""
+    closeness: float
+    """1 at distance 0, one half at the threshold, 0 at twice the threshold and without a face."""
+    matching_faces: int
+    """How many of all faces are within the threshold: more than one where another person got this face."""
+    nearest_photo: str | None
+    """The training photo whose face is nearest."""
+    nearest_distance: float | None
+    """How near."""
+    copy_of: str | None
+    """The training crop that the whole picture is most like."""
+    likeness_to_copy: float
+    """Correlation of the two pictures at 32 x 32 px of grey, -1 to 1."""
+    yaw_deg: float | None
+    """Turn of the largest face."""
+    second_distance: float | None
+    """`distance` by the second engine; null where there is none or it finds no face."""
+    second_same: bool | None
+    """Whether that is within the second engine's threshold; null without a second engine."""
+    following: float | None
+    """Share of the prompt's phrases that are found again in the picture; null for prompts in free words."""
+    clip: float | None
+    """Cosine of picture and prompt in CLIP; null where CLIP is absent."""
+
+
+class PictureRow(Scored):
+    """A generated picture: what was asked, by which weights, and how it scored."""
+
+    file: str
+    """Inside the evaluate folder: pictures/<weights>/<prompt>-<seed>.png."""
+    prompt: str
+    kind: Kind
+    aspect: str
+    language: Language
+    half: Half
+    seed: int
+    weights: Literal["base", "lora"]
+    checkpoint: str | None
+    """Name of the LoRA's file; null for the base model."""
+    strength: float
+    """0 for the base model."""
+    text: str
+    """The prompt as it was asked."""
+    engine: str
+    """Who measured the distances."""
+    threshold: float
+    """Same person up to this distance."""
+    second_engine: str | None
+    """Who measured the second distances; null where nobody did."""
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as CSV with a header; true and false as 1 and 0, nothing as an empty field."""
+    table = [row.model_dump() for row in rows]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(table[0]) if table else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in line.items()} for line in table)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return int(value)
+    return round(value, 6) if isinstance(value, float) else value

@@ -1,0 +1,1 @@
+"""Scores of one picture, and the real photos that scores are compared with."""

@@ -1,0 +1,136 @@
+"""Scores one picture by everything there is: face engines, training photos, prompt."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zimage.captions.template import Language
+from zimage.evaluation.rows import Scored
+from zimage.evaluation.score.clip import Clip
+from zimage.evaluation.score.copies import Originals, most_alike
+from zimage.evaluation.score.following import template_following
+from zimage.evaluation.score.likeness import Likeness, Targets, likeness
+from zimage.faces.engine import Engine, EngineParams, Face, open_engine
+from zimage.photos.pictures import fitted, read_rgb
+from zimage.photos.worker_pool import Crew, Lost, cores
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture to be searched for faces.
+
+    Args:
+        file: Where it lies.
+        long_px: Its long side is brought down to this first; None leaves it.
+    """
+
+    file: Path
+    long_px: int | None = None
+
+
+@dataclass(frozen=True)
+class Finder:
+    """The work of one process that looks for faces.
+
+    Args:
+        params: The engines, opened at the first picture.
+    """
+
+    params: Sequence[EngineParams]
+
+    @cached_property
+    def engines(self) -> list[Engine]:
+        """The opened engines."""
+        return [open_engine(one) for one in self.params]
+
+    def __call__(self, seen: Seen) -> list[list[dict[str, Any]]]:
+        """Return the faces in a picture, largest first, by each engine; see Face.as_plain."""
+        picture = read_rgb(seen.file)
+        if seen.long_px is not None:
+            picture = fitted(picture, seen.long_px)
+        return [[face.as_plain() for face in engine.find(picture)] for engine in self.engines]
+
+
+class Search:
+    """Looks for faces on all cores, in processes that are hired once for a whole evaluation. Use as a context manager.
+
+    Args:
+        params: The engines that look, in the order in which they answer.
+    """
+
+    def __init__(self, params: Sequence[EngineParams]) -> None:
+        self.params = list(params)
+        self._crew = Crew(partial(Finder, self.params), list[list[dict[str, Any]]])
+        self._threads = ThreadPoolExecutor(cores())
+
+    def __enter__(self) -> "Search":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._crew.stop()
+        self._threads.shutdown(wait=True)
+        self._crew.leave()
+
+    def faces_in(self, pictures: Sequence[Seen]) -> Iterator[list[list[Face]]]:
+        """Yield the faces in each picture, largest first, by each engine."""
+        for seen, found in zip(pictures, self._threads.map(self._crew.done, pictures), strict=True):
+            if isinstance(found, Lost):
+                raise RuntimeError(f"{seen.file} could not be searched for faces: {found.detail}")
+            yield [[Face.from_plain(face) for face in faces] for faces in found]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What pictures are held against.
+
+    Args:
+        targets: The real photos in the primary engine.
+        second: The same in an independent second engine, or None.
+        originals: The training crops that may come back.
+        clip: Prompt following, or None where no model is present.
+    """
+
+    targets: Targets
+    second: Targets | None
+    originals: Originals
+    clip: Clip | None
+
+    def scored(
+        self, image_rgb: NDArray[np.uint8], found: Sequence[Sequence[Face]], text: str, language: Language
+    ) -> Scored:
+        """Return the scores of a picture (H, W, 3).
+
+        Args:
+            image_rgb: The picture.
+            found: Its faces by the primary engine, and by the second where there is one.
+            text: What it was asked to show.
+            language: Of the text.
+        """
+        first = likeness(found[0], self.targets)
+        second: Likeness | None = likeness(found[1], self.second) if self.second else None
+        copy_of, correlation = most_alike(image_rgb, self.originals)
+        judged_by_clip = self.clip is not None and language in self.clip.languages
+        return Scored(
+            faces=first.faces,
+            distance=first.distance,
+            median_distance=first.median_distance,
+            same=first.same,
+            closeness=first.closeness,
+            matching_faces=first.matching_faces,
+            nearest_photo=first.nearest_photo,
+            nearest_distance=first.nearest_distance,
+            copy_of=copy_of,
+            likeness_to_copy=correlation,
+            yaw_deg=first.face.yaw_deg if first.face else None,
+            second_distance=second.distance if second else None,
+            second_same=second.same if second else None,
+            following=template_following(text, image_rgb, first.face, language),
+            clip=self.clip.agreement(image_rgb, text) if self.clip and judged_by_clip else None,
+        )

@@ -1,0 +1,1 @@
+"""Which checkpoint and strength to use."""

@@ -1,0 +1,163 @@
+"""Looking at one photo: all that is ever measured on it, kept so that it is measured once."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zimage.core.jsonl import Row
+from zimage.faces.engine import Attempt, Engine, EngineParams, Face, open_engine
+from zimage.faces.landmarks import Points
+from zimage.faces.quality import Look, dhash, look
+from zimage.photos.cache import Cache, filled
+from zimage.photos.clean import read_clean
+from zimage.photos.pictures import Mask, Picture, fitted, fitted_size, jpeg
+from zimage.photos.rows import Box, PhotoRow
+
+FACES, FACTS, THUMBNAIL = "faces.npz", "facts.json", "thumbnail.jpg"
+THUMBNAIL_PX, THUMBNAIL_QUALITY = 320, 78
+
+
+class Measured(Row):
+    """The numbers of one face; see zimage.faces.engine.Face and zimage.faces.quality.Look."""
+
+    box_xyxy: Box
+    score: float
+    yaw_deg: float | None
+    roll_deg: float | None
+    attempt: Attempt
+    sharpness: float
+    luma: float
+    clipped: float
+
+    @property
+    def side_px(self) -> float:
+        """The square root of the box's area."""
+        left, top, right, bottom = self.box_xyxy
+        return float((max(right - left, 0) * max(bottom - top, 0)) ** 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One face in one photo: its numbers, five points (5, 2) in px, embedding (D,), and where its texture is kept."""
+
+    measured: Measured
+    points_xy: Points
+    embedding: NDArray[np.float32]
+    file: Path
+    number: int
+
+    @property
+    def texture(self) -> Mask:
+        """See zimage.faces.quality.Look; read each time, for an album of them would fill memory."""
+        with np.load(self.file) as arrays:
+            texture: Mask = arrays["textures"][self.number]
+        return texture
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One photo and the faces in it, largest first.
+
+    Attributes:
+        width, height: In px.
+        dhash: See zimage.faces.quality.dhash.
+        faces: What was found.
+        entry: The cache folder it was read from; its name stands for the photo's content and how it was looked at.
+    """
+
+    width: int
+    height: int
+    dhash: int
+    faces: list[Seen]
+    entry: Path
+
+    @property
+    def thumbnail(self) -> Path:
+        """A small JPEG of the photo, for the contact sheet."""
+        return self.entry / THUMBNAIL
+
+    @property
+    def size_of_thumbnail(self) -> tuple[int, int]:
+        """Its width and height in px."""
+        return fitted_size(self.width, self.height, THUMBNAIL_PX)
+
+
+class _Facts(Row):
+    width: int
+    height: int
+    dhash: int
+    faces: list[Measured]
+
+
+@dataclass(frozen=True)
+class Observer:
+    """The work of one process that looks at photos.
+
+    Attributes:
+        params: The engine, which is opened at the first photo that is not in the cache.
+        folder: The folder of ingest.
+        cache, salt: Where observations are kept, by the content of the pictures (see zimage.photos.cache).
+    """
+
+    params: EngineParams
+    folder: Path
+    cache: Path
+    salt: str
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The opened engine."""
+        return open_engine(self.params)
+
+    def __call__(self, row: PhotoRow) -> Path:
+        """Return the cache folder that holds the observation of a kept photo."""
+        assert row.file is not None and row.width is not None and row.height is not None
+        picture, long_px = self.folder / row.file, max(row.width, row.height)
+        with picture.open("rb") as file:
+            key = f"{hashlib.file_digest(file, 'sha256').hexdigest()} {long_px}"
+        entry = Cache(self.cache, self.salt).entry(key)
+        return filled(entry, lambda folder: self._look(read_clean(picture, long_px), folder))
+
+    def _look(self, image_rgb: Picture, folder: Path) -> None:
+        faces = self.engine.find(image_rgb)
+        looks = [look(image_rgb, face.points_xy, self.engine.info.points_kind) for face in faces]
+        measured = [_measured(face, each) for face, each in zip(faces, looks, strict=True)]
+        height, width = image_rgb.shape[:2]
+        facts = _Facts(width=width, height=height, dhash=dhash(image_rgb), faces=measured)
+        (folder / THUMBNAIL).write_bytes(jpeg(fitted(image_rgb, THUMBNAIL_PX), THUMBNAIL_QUALITY))
+        (folder / FACTS).write_text(facts.model_dump_json(), encoding="utf-8")
+        if faces:
+            np.savez(
+                folder / FACES,
+                points=np.stack([face.points_xy for face in faces]),
+                embeddings=np.stack([face.embedding for face in faces]),
+                textures=np.stack([each.texture for each in looks]),
+            )
+
+
+def _measured(face: Face, found: Look) -> Measured:
+    return Measured(
+        box_xyxy=face.box_xyxy,
+        score=face.score,
+        yaw_deg=face.yaw_deg,
+        roll_deg=face.roll_deg,
+        attempt=face.attempt,
+        sharpness=found.sharpness,
+        luma=found.luma,
+        clipped=found.clipped,
+    )
+
+
+def read_observation(entry: Path) -> Observation:
+    """Return the observation in a cache folder."""
+    facts = _Facts.model_validate_json((entry / FACTS).read_bytes())
+    faces: list[Seen] = []
+    if facts.faces:
+        with np.load(entry / FACES) as arrays:
+            found = zip(facts.faces, arrays["points"], arrays["embeddings"], strict=True)
+            faces = [Seen(*one, entry / FACES, number) for number, one in enumerate(found)]
+    return Observation(facts.width, facts.height, facts.dhash, faces, entry)

@@ -1,1 +1,0 @@
-"""The contact sheet: every photo that was given, grouped by what was decided, with boxes and reasons."""

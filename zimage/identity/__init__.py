@@ -1,1 +1,0 @@
-"""How well pictures keep a face: prompts, generation, scores, intervals, report."""

@@ -1,0 +1,1 @@
+"""LoRA files changed: read, converted, merged, resized, written, verified."""

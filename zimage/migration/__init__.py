@@ -1,0 +1,1 @@
+"""From another model's LoRA of a person to one of Z-Image."""

@@ -1,0 +1,308 @@
+"""Frozen linear layers that read the same input, run as one product, together with the LoRA or LoKr on any of them.
+
+# M rows (samples times tokens), K inputs, N outputs of all layers together, R ranks of all adapters together
+peft makes and names the adapters (`lora_A`, `lora_B`); what runs here reads and trains the very same numbers, in fewer
+and larger products than one peft layer after the other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.lokr import LoKrLayer
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional
+
+from zimage.model.fast.kernels import sum_of_products
+from zimage.model.fast.lokr import Lokr, lokr_of
+from zimage.model.fast.quantized import Fp8, Int8
+from zimage.model.fast.weight_formats import Dense, Frozen, Keep
+
+ADAPTER = "default"  # the name peft gives the only adapter
+# Above this a merged copy of the weight costs more memory than it saves time; the tiny model's weights are all below.
+MERGED_ELEMENTS = 2**20
+
+
+@dataclass
+class Lora:
+    """The adapters of one projection: down-products side by side, up-products below each other."""
+
+    down: Tensor  # (R, K) float32
+    up: Tensor  # (rows of the adapted layers, rank) float32
+    rows: tuple[slice, ...]  # of the projection's outputs, one slice an adapted layer
+    scale: float  # alpha / rank
+    dropout: float
+    members: tuple[LoraLayer, ...]
+    low: tuple[Tensor, Tensor] | None = None  # both in fewer bits, for compiled code (`Adapters.cast`)
+
+    @property
+    def rank(self) -> int:
+        """Return the rank of each adapter."""
+        return self.up.shape[1]
+
+    def bind(self, down: Tensor, up: Tensor) -> None:
+        """Keep the numbers in these tensors from now on, which peft's own parameters then are views of."""
+        with torch.no_grad():
+            down.copy_(self.down)
+            up.copy_(self.up)
+        self.down, self.up = down.requires_grad_(), up.requires_grad_()
+        for member, (A, B, _) in zip(self.members, self.parts(), strict=True):
+            member.lora_A[ADAPTER].weight.data = A.detach()
+            member.lora_B[ADAPTER].weight.data = B.detach()
+
+    def parts(self, dtype: torch.dtype | None = None) -> list[tuple[Tensor, Tensor, slice]]:
+        """Return (A, B, rows of the projection's output) for each adapted layer, in this precision."""
+        sizes = [rows.stop - rows.start for rows in self.rows]
+        down, up = self.cast(dtype or self.down.dtype)
+        return list(zip(down.split(self.rank), up.split(sizes), self.rows, strict=True))
+
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the down- and the up-products in this precision."""
+        if self.low is not None and self.low[0].dtype == dtype and torch.compiler.is_compiling():
+            return self.low
+        return self.down.to(dtype), self.up.to(dtype)
+
+
+class Addend(NamedTuple):
+    """A product of two thin matrices that is added to a layer's weight for a while; nothing learns it."""
+
+    down: Tensor  # (R, K)
+    up: Tensor  # (rows, R)
+    rows: slice  # of the projection's outputs
+
+
+class Projection:
+    """One product for all the layers it was made of; calling it returns their outputs side by side.
+
+    Args:
+        layers: What it was made of: nn.Linear, or peft's lora.Linear or lokr.Linear around it.
+        frozen: Their weights.
+        bias: Their biases, (N,).
+        lora: Their adapters.
+    """
+
+    def __init__(self, layers: Sequence[Any], frozen: Frozen, bias: Tensor | None, lora: Lora | Lokr | None) -> None:
+        self.layers, self.frozen, self.bias, self.lora = layers, frozen, bias, lora
+        self.adapted = True
+        self.addends: tuple[Addend, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (..., N) for x (..., K) in the product's precision."""
+        y: Tensor = self._product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        for down, up, rows in self.addends:
+            y[..., rows] += functional.linear(functional.linear(x, down), up)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
+        lora = self.lora
+        if lora is None or not self.adapted:
+            return self.frozen.times(x)
+        if isinstance(lora, Lokr):
+            return lora.added(self.frozen.times(x), x)
+        if torch.compiler.is_compiling() or lora.dropout > 0:
+            return self._for_the_compiler(x, lora)
+        exact = self.frozen.exact()
+        if exact is not None and _merges(exact, x.shape[0]):
+            return _Merged.apply(x, lora.down, lora.up, exact, lora)  # type: ignore[no-any-return,no-untyped-call]
+        return _Beside.apply(x, lora.down, lora.up, self.frozen, lora)  # type: ignore[no-any-return,no-untyped-call]
+
+    def _for_the_compiler(self, x: Tensor, lora: Lora) -> Tensor:
+        """Return the product with all adapters as one, whose gradients autograd finds: also what dropout takes."""
+        up = _spread(lora, self.frozen.shape[0], x.dtype)
+        if isinstance(self.frozen, Dense) and lora.dropout == 0:
+            return _Summed.apply(x, self.frozen.product, lora.cast(x.dtype)[0], up)  # type: ignore[no-any-return,no-untyped-call]
+        inner = self._inner(x, lora)
+        if isinstance(self.frozen, Int8 | Fp8) and torch.compiler.is_compiling():
+            return self.frozen.beside(x, inner, up)
+        return self.frozen.times(x) + functional.linear(inner, up)
+
+    def _inner(self, x: Tensor, lora: Lora) -> Tensor:
+        """Return the adapters' inner states side by side, (M, R); without dropout they are one product."""
+        if lora.dropout == 0:
+            return functional.linear(x, lora.cast(x.dtype)[0])
+        drop = partial(functional.dropout, p=lora.dropout, training=torch.is_grad_enabled())
+        return torch.cat([functional.linear(drop(x), A) for A, _, _ in lora.parts(x.dtype)], dim=-1)
+
+
+def projection_of(layers: Sequence[nn.Module], keep: Keep) -> Projection:
+    """Return one projection for linear layers that share an input, each with or without a peft adapter.
+
+    Where the weights stay as they are, the layers' become views of the joined one: nothing is kept twice, and the
+    layers still work.
+
+    Args:
+        layers: nn.Linear, or peft's lora.Linear or lokr.Linear around it.
+        keep: Turns the joined weight into what is multiplied.
+
+    Raises:
+        ValueError: an adapter is not a plain LoRA or LoKr, or the adapters' ranks, scales or dropouts differ.
+    """
+    plain = [plain_layer(layer) for layer in layers]
+    frozen = keep(_joined(plain))
+    device = frozen.tensors()[0].device
+    bias = None if plain[0].bias is None else torch.cat([layer.bias.detach() for layer in plain]).to(device)
+    return Projection(tuple(layers), frozen, bias, _lora_of(layers, device))
+
+
+def plain_layer(layer: Any) -> Any:
+    """Return the nn.Linear that an adapter of peft is around, or the layer itself."""
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+
+
+def _joined(layers: Sequence[Any]) -> Tensor:
+    if len(layers) == 1:
+        return layers[0].weight.detach()  # type: ignore[no-any-return]
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    for layer, part in zip(layers, weight.split([layer.weight.shape[0] for layer in layers]), strict=True):
+        layer.weight.data = part
+    return weight
+
+
+def _lora_of(layers: Sequence[Any], device: torch.device) -> Lora | Lokr | None:
+    rows, start = [], 0
+    members: list[Any] = []
+    for layer in layers:
+        stop = start + plain_layer(layer).out_features
+        if isinstance(layer, LoraLayer | LoKrLayer):
+            rows.append(slice(start, stop))
+            members.append(layer)
+        start = stop
+    if not members:
+        return None
+    lora: Lora | Lokr
+    if all(isinstance(member, LoKrLayer) for member in members):
+        lora = lokr_of(tuple(members), tuple(rows), ADAPTER, _scale(members))
+    else:
+        lora = _low_rank(members, tuple(rows))
+    lora.bind(torch.empty_like(lora.down, device=device), torch.empty_like(lora.up, device=device))
+    return lora
+
+
+def _scale(members: Sequence[Any]) -> float:
+    return _only({member.scaling[ADAPTER] for member in members}, "scales")
+
+
+def _low_rank(members: Sequence[LoraLayer], rows: tuple[slice, ...]) -> Lora:
+    _only({member.r[ADAPTER] for member in members}, "ranks")
+    return Lora(
+        down=torch.cat([member.lora_A[ADAPTER].weight.detach() for member in members]),
+        up=torch.cat([member.lora_B[ADAPTER].weight.detach() for member in members]),
+        rows=rows,
+        scale=_scale(members),
+        dropout=_only({_dropout(member) for member in members}, "dropouts"),
+        members=tuple(members),
+    )
+
+
+def _dropout(member: LoraLayer) -> float:
+    if list(member.lora_A) != [ADAPTER] or member.lora_variant or member.lora_bias.get(ADAPTER):
+        raise ValueError("Only one plain LoRA a layer can be trained here: no DoRA, no bias, no second adapter.")
+    return float(getattr(member.lora_dropout[ADAPTER], "p", 0.0))
+
+
+def _only(values: set[float], what: str) -> float:
+    if len(values) != 1:
+        raise ValueError(f"Layers that share an input need equal LoRA {what}, not {sorted(values)}.")
+    return values.pop()
+
+
+def _spread(lora: Lora, outputs: int, dtype: torch.dtype) -> Tensor:
+    """Return all up-products as one, (N, R): what each adapter's inner states do to every output, times the scale."""
+    parts, done, ranks = [], 0, lora.down.shape[0]
+    for number, (_, B, rows) in enumerate(lora.parts(dtype)):
+        before = number * lora.rank
+        scaled = B if lora.scale == 1 else B * lora.scale
+        parts += [B.new_zeros((rows.start - done, ranks))] if rows.start > done else []
+        parts.append(functional.pad(scaled, (before, ranks - before - lora.rank)) if ranks > lora.rank else scaled)
+        done = rows.stop
+    parts += [parts[-1].new_zeros((outputs - done, ranks))] if outputs > done else []
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _merges(weight: Tensor, rows: int) -> bool:
+    """Return whether adding a LoRA to the weight costs less than applying it to this many rows."""
+    N, K = weight.shape
+    return weight.numel() <= MERGED_ELEMENTS and weight.dtype != torch.bfloat16 and rows * (N + K) >= N * K
+
+
+class _Merged(Function):
+    """The LoRA added to the weight in float32, so that forward and back are one product each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, weight: Tensor, lora: Lora) -> Tensor:  # noqa: PLR0917
+        merged = weight.clone()
+        for A, B, rows in lora.parts():
+            merged[rows].addmm_(B, A, alpha=lora.scale)
+        merged = merged.to(x.dtype)
+        ctx.lora = lora
+        ctx.save_for_backward(x, merged)
+        return functional.linear(x, merged)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, merged = ctx.saved_tensors
+        inner = functional.linear(x, ctx.lora.down.detach().to(x.dtype))
+        dx = dy @ merged if ctx.needs_input_grad[0] else None
+        return dx, *_factor_gradients(ctx.lora, x, inner, dy)[:2], None, None
+
+
+class _Beside(Function):
+    """The LoRA applied beside the weight: one down-product for all layers, one up-product for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, frozen: Frozen, lora: Lora) -> Tensor:  # noqa: PLR0917
+        y = frozen.times(x)
+        inner = functional.linear(x, down.to(x.dtype))  # (M, R)
+        for (_, B, rows), part in zip(lora.parts(), inner.split(lora.rank, dim=1), strict=True):
+            y[:, rows].addmm_(part, B.to(x.dtype).t(), alpha=lora.scale)
+        ctx.lora, ctx.frozen = lora, frozen
+        ctx.save_for_backward(x, inner)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner = ctx.saved_tensors
+        ddown, dup, dinner = _factor_gradients(ctx.lora, x, inner, dy)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = ctx.frozen.back(dy).addmm_(dinner, ctx.lora.down.detach().to(dy.dtype))
+        return dx, ddown, dup, None, None
+
+
+class _Summed(Function):
+    """The same for compiled code, in which the sum of both products is no pass of its own, forward or back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        inner = functional.linear(x, down)
+        ctx.save_for_backward(x, weight, down, up, inner)
+        y: Tensor = sum_of_products(x, weight.t(), inner, up.t())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up, inner = ctx.saved_tensors
+        dinner = dy @ up
+        dx = sum_of_products(dy, weight, dinner, down)
+        return dx, None, dinner.t() @ x, dy.t() @ inner
+
+
+def _factor_gradients(lora: Lora, x: Tensor, inner: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients at `down` (R, K), at `up`, and at the inner states (M, R)."""
+    dinner = torch.empty_like(inner)
+    dup = torch.empty_like(lora.up)
+    start = 0
+    for i, (_, B, rows) in enumerate(lora.parts()):
+        ranks = slice(i * lora.rank, (i + 1) * lora.rank)
+        part = dy[:, rows]
+        dinner[:, ranks] = part @ B.detach().to(dy.dtype)
+        dup[start : start + B.shape[0]] = part.t() @ inner[:, ranks]
+        start += B.shape[0]
+    if lora.scale != 1:
+        dinner, dup = dinner * lora.scale, dup * lora.scale
+    return (dinner.t() @ x).to(lora.down.dtype), dup, dinner

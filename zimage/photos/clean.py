@@ -1,0 +1,51 @@
+"""Clean pictures: the files in which ingest keeps photos, and how they are read.
+
+A photo that was coded with loss stays coded as it was (see zimage.photos.strip): coded without loss it would be seven
+times as large. It is decoded by the same code as the file that was given, so nothing of the picture changes. All other
+photos are PNGs.
+"""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from zimage.photos.decode import Decoded, Limits, RefusedError, decoded
+from zimage.photos.pictures import Picture, png, read_rgb
+from zimage.photos.strip import stripped
+
+Suffix = Literal[".png", ".jpg", ".webp"]
+
+
+def clean_file(content: bytes, picture: Decoded, limits: Limits) -> tuple[Suffix, bytes]:
+    """Return the file in which a photo is kept, without metadata, and its suffix.
+
+    Args:
+        content: The file that was given.
+        picture: What it shows; the clean file shows the same to the last bit.
+        limits: With which it was decoded.
+    """
+    found = stripped(content, picture.format, picture.orientation, picture.profile)
+    if found is not None and _shows(found[1], picture.pixels_rgb, limits):
+        return found
+    return ".png", png(picture.pixels_rgb)
+
+
+def _shows(content: bytes, pixels_rgb: Picture, limits: Limits) -> bool:
+    try:
+        return np.array_equal(decoded(content, limits).pixels_rgb, pixels_rgb)
+    except RefusedError:
+        return False
+
+
+def read_clean(path: Path, long_px: int) -> Picture:
+    """Return a clean picture, upright, in sRGB, (H, W, 3).
+
+    Args:
+        path: The file.
+        long_px: Its long side as ingest's row has it, which may be smaller than what the file holds.
+    """
+    if path.suffix == ".png":
+        return read_rgb(path)
+    return decoded(path.read_bytes(), Limits(max_megapixels=sys.maxsize, max_side_px=long_px)).pixels_rgb

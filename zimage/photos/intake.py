@@ -1,0 +1,80 @@
+"""Taking in one file: its bytes are hashed, decoded and kept as a clean picture, or refused with a reason."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from zimage.photos.cache import Cache, filled
+from zimage.photos.clean import Suffix, clean_file
+from zimage.photos.decode import BYTES_A_PIXEL, Limits, RefusedError, decoded
+from zimage.photos.given_file import Given
+
+PICTURE, FACTS = "photo", "facts.json"
+COPIES = 3  # of a file's bytes: as it came over the line, unpickled, and a decoder's own
+PROCESS_BYTES = 2 * 2**30  # address space of a process with all decoders and the pictures of one that keeps to the size
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a picture besides its pixels; `suffix` is that of its clean file, PICTURE its stem."""
+
+    suffix: Suffix
+    format: str
+    width: int
+    height: int
+    notes: list[str]
+    taken_s: float | None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One file after it was looked at; `entry` holds its picture unless it was refused for `reason`."""
+
+    sha256: str | None
+    size_bytes: int
+    entry: Path | None = None
+    facts: Facts | None = None
+    reason: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Intake:
+    """The work of one process that takes in files.
+
+    Attributes:
+        limits: What a picture may take.
+        max_bytes: Larger files are not read.
+        cache, salt: Where clean pictures are kept by the hash of their file (see zimage.photos.cache).
+    """
+
+    limits: Limits
+    max_bytes: int
+    cache: Path
+    salt: str
+
+    def __call__(self, one: Given) -> Taken:
+        """Return what became of one file."""
+        digest = None
+        try:
+            content = one.read(self.max_bytes)
+            digest = hashlib.sha256(content).hexdigest()
+            entry = filled(Cache(self.cache, self.salt).entry(digest), lambda folder: self._keep(content, folder))
+        except RefusedError as error:
+            return Taken(digest, one.size_bytes, reason=error.reason, detail=error.detail)
+        facts = Facts(**json.loads((entry / FACTS).read_bytes()))
+        return Taken(digest, len(content), entry, facts)
+
+    def _keep(self, content: bytes, folder: Path) -> None:
+        picture = decoded(content, self.limits)
+        height, width = picture.pixels_rgb.shape[:2]
+        suffix, clean = clean_file(content, picture, self.limits)
+        (folder / f"{PICTURE}{suffix}").write_bytes(clean)
+        facts = Facts(suffix, picture.format, width, height, picture.notes, picture.taken_s)
+        (folder / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
+
+
+def memory_needed(limits: Limits, max_bytes: int) -> int:
+    """Return the address space, in bytes, in which a process can take in any file that the limits allow."""
+    return PROCESS_BYTES + BYTES_A_PIXEL * limits.max_megapixels * 1_000_000 + COPIES * max_bytes

@@ -1,0 +1,184 @@
+"""The processes that share a run: one, or several that a CPU's cores are used by, or those that `torchrun` started.
+
+A step is cut into pieces of `train.at_once` samples. On a CPU the gradients of all pieces are added one after the
+other in their order, whichever process has computed them: the same to the last bit for any number of processes.
+"""
+
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing.connection import Connection
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from zimage.core.errors import InputError
+from zimage.core.process import die_with_parent
+from zimage.core.process_group import Forked
+from zimage.model.device import device_and_dtype, processes_on
+
+WAITS = timedelta(hours=2)  # for the leading process, which makes sample pictures between two steps
+
+# Adds the gradients of some of a step's samples to the adapters' and returns their share of its loss.
+Piece = Callable[[], Tensor]
+
+
+class World:
+    """This process alone."""
+
+    rank, size = 0, 1
+    can_hang = False  # waiting for a process that has ended
+
+    @property
+    def leads(self) -> bool:
+        """Return whether this process writes the files."""
+        return self.rank == 0
+
+    def cut(self, batch: int, at_once: int) -> list[slice]:
+        """Return the pieces of a step's samples, of at most `at_once` each."""
+        return [slice(start, min(start + at_once, batch)) for start in range(0, batch, at_once)]
+
+    def total(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
+        """Leave the sum of all pieces' gradients in `gradient`, to which they add theirs, and return that of losses."""
+        gradient.zero_()
+        loss = gradient.new_zeros(())
+        for piece in pieces:
+            loss += piece()
+        return loss
+
+    def agreed(self, number: int) -> int:
+        """Return the leading process's number in all of them; each waits until all have come this far."""
+        return number
+
+    @contextmanager
+    def joined(self, follow: Callable[[], None], values: int, pieces: int) -> Iterator[None]:
+        """Share the run, while the context lasts, with processes that this one starts.
+
+        Args:
+            follow: Is what each of them does.
+            values: How many numbers a gradient has.
+            pieces: How many a step has at most.
+        """
+        yield
+
+    def close(self) -> None:
+        """Leave the others."""
+
+
+class Launched(World):
+    """One of the processes that torchrun started; each computes as many of a step's samples.
+
+    The sum over processes equals the gradient of the whole step in one process but for the order of additions.
+    """
+
+    can_hang = True
+
+    def __init__(self) -> None:
+        die_with_parent()  # a killed torchrun must not leave processes that go on writing
+        on_gpus = torch.cuda.is_available()
+        if on_gpus:
+            torch.cuda.set_device(dist.get_node_local_rank())
+        dist.init_process_group("nccl" if on_gpus else "gloo", timeout=WAITS)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def cut(self, batch: int, at_once: int) -> list[slice]:
+        """Return the pieces of a step's samples, in turn one for each process.
+
+        Raises:
+            InputError: the step cannot be split evenly.
+        """
+        if batch % self.size:
+            raise InputError(
+                f"A batch of {batch} cannot be split over {self.size} processes; "
+                f"set train.batch to a multiple of {self.size}."
+            )
+        own = batch // self.size
+        parts = super().cut(own, at_once)
+        return [slice(first + part.start, first + part.stop) for part in parts for first in range(0, batch, own)]
+
+    def total(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
+        """Leave the sum of all pieces' gradients in `gradient`, and return that of losses."""
+        loss = super().total(pieces[self.rank :: self.size], gradient)
+        dist.all_reduce(gradient)
+        dist.all_reduce(loss)
+        return loss
+
+    def agreed(self, number: int) -> int:
+        """Return the leading process's number in all of them; each waits until all have come this far."""
+        numbers = [number]
+        dist.broadcast_object_list(numbers)
+        return numbers[0]
+
+    def close(self) -> None:
+        """Leave the group."""
+        dist.destroy_process_group()
+
+
+class Team(World):
+    """One of the processes of one thread that share a CPU; the leading one has forked the others.
+
+    They meet once a step. Each piece's gradient and loss lie in memory that all see, in one of two sets of places by
+    turns: while a process still reads one set, another one may already write the next step's into the other.
+
+    Args:
+        size: How many processes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._turn = 0
+        self._to_leader: Connection | None = None
+        self._forked: Forked | None = None
+        self._places = torch.empty(0)  # (2, pieces, values + 1): gradients, and the loss beside each
+
+    def total(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
+        """Leave the sum of all pieces' gradients in `gradient`, in their order, and return that of losses."""
+        self._turn = 1 - self._turn
+        places = self._places[self._turn, : len(pieces)]
+        for number in range(self.rank, len(pieces), self.size):
+            gradient.zero_()
+            places[number, -1] = pieces[number]()
+            places[number, :-1] = gradient
+        self.agreed(0)
+        loss = gradient.zero_().new_zeros(())
+        for place in places:
+            gradient += place[:-1]
+            loss += place[-1]
+        return loss
+
+    def agreed(self, number: int) -> int:
+        """Return the leading process's number in all of them; each waits until all have come this far."""
+        if self._to_leader is not None:
+            self._to_leader.send(number)
+            found: int = self._to_leader.recv()
+            return found
+        assert self._forked is not None
+        for line in self._forked.lines:
+            self._forked.receive(line)
+        for line in self._forked.lines:
+            self._forked.send(line, number)
+        return number
+
+    @contextmanager
+    def joined(self, follow: Callable[[], None], values: int, pieces: int) -> Iterator[None]:
+        """Fork the others, which end when the context does."""
+        shape = (2, pieces, values + 1)
+        shared = mmap.mmap(-1, torch.Size(shape).numel() * torch.float32.itemsize)
+        self._places = torch.frombuffer(shared, dtype=torch.float32).view(shape)
+
+        def work(number: int, line: Connection) -> None:
+            self.rank, self._to_leader = number + 1, line
+            follow()
+
+        with Forked(self.size - 1, work) as self._forked:
+            yield
+
+
+def begin_world(batch: int, at_once: int) -> World:
+    """Return the world that torchrun, the device and the machine's setting call for (see zimage.core.process_group)."""
+    if dist.is_torchelastic_launched():
+        return Launched()
+    size = min(processes_on(device_and_dtype()[0]), len(World().cut(batch, at_once)))
+    return Team(size) if size > 1 else World()

@@ -1,0 +1,107 @@
+"""Numbers of a run, read late: asking the device for one would make the host wait for all it was told to do."""
+
+from collections.abc import Sequence
+from math import isfinite
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zimage.core.errors import InputError
+
+WINDOW = 20  # steps whose mean loss is watched; one step's loss mostly tells its sigma
+
+
+class DivergedError(InputError):
+    """The loss is no number any more, or has grown far beyond where it began."""
+
+
+class Reading(NamedTuple):
+    """What one step was."""
+
+    step: int  # counted from 0
+    loss: float
+    norm: float  # of the gradients, before clipping
+
+
+class Readings:
+    """A queue of numbers on the device, which comes out some steps after it went in.
+
+    Args:
+        device: Where the numbers are made.
+        every: Steps that are read together; on a GPU, what they were is known one such span later.
+    """
+
+    def __init__(self, device: torch.device, every: int) -> None:
+        self._device, self._every = device, every
+        self._fresh: list[tuple[int, Tensor]] = []
+        self._crossing: tuple[list[int], Tensor, torch.cuda.Event | None] | None = None
+
+    def put(self, step: int, numbers: Tensor) -> list[Reading]:
+        """Take a step's loss and norm (2,) and return those of earlier steps that have come across meanwhile."""
+        self._fresh.append((step, numbers))
+        if len(self._fresh) < self._every:
+            return []
+        arrived = self._arrived()
+        self._send()
+        return arrived if self._device.type == "cuda" else [*arrived, *self._arrived()]
+
+    def rest(self) -> list[Reading]:
+        """Return all that is still on its way, waiting for it."""
+        arrived = self._arrived()
+        self._send()
+        return [*arrived, *self._arrived()]
+
+    def _send(self) -> None:
+        if not self._fresh:
+            return
+        numbers = torch.stack([numbers for _, numbers in self._fresh])
+        steps = [step for step, _ in self._fresh]
+        self._fresh = []
+        if self._device.type == "cpu":
+            self._crossing = (steps, numbers, None)
+            return
+        host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        host.copy_(numbers, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._crossing = (steps, host, event)
+
+    def _arrived(self) -> list[Reading]:
+        if self._crossing is None:
+            return []
+        steps, numbers, event = self._crossing
+        self._crossing = None
+        if event is not None:
+            event.synchronize()
+        return [Reading(step, loss, norm) for step, (loss, norm) in zip(steps, numbers.tolist(), strict=True)]
+
+
+class Watch:
+    """Says whether the loss has left all bounds.
+
+    Args:
+        explosion: How many times the mean loss of the first steps the mean of the latest may reach.
+        before: The losses of the steps that a run which goes on has made already.
+    """
+
+    def __init__(self, explosion: float, before: Sequence[float] = ()) -> None:
+        self._explosion = explosion
+        self._losses = list(before[1 - WINDOW :])
+        self._began = fmean(before[:WINDOW]) if len(before) >= WINDOW else None
+
+    def broken(self, reading: Reading) -> str | None:
+        """Return what is wrong after one more step, or None."""
+        loss = reading.loss
+        if not (isfinite(loss) and isfinite(reading.norm)):
+            return f"the loss is {loss:g} and the gradients' norm {reading.norm:g}"
+        self._losses = [*self._losses[1 - WINDOW :], loss]
+        if len(self._losses) < WINDOW:
+            return None
+        mean = fmean(self._losses)
+        if self._began is None:
+            self._began = mean
+        if mean > self._explosion * self._began:
+            return f"the mean loss of the last {WINDOW} steps, {mean:.4g}, is {mean / self._began:.1f} times the first"
+        return None

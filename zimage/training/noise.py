@@ -1,0 +1,103 @@
+"""The noise of a step: its level for each sample and its values, made on the CPU from the seed and the step's
+number."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zimage.training.params import SigmaParams
+
+# The fractional parts of its multiples fill the unit interval most evenly, however many are taken (Weyl, 1916;
+# Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences", 2018).
+GOLDEN = (5**0.5 - 1) / 2
+
+
+def sigmas(uniform: Tensor, params: SigmaParams, *, sampler_shift: float) -> Tensor:
+    """Return sigma for draws of the uniform law on (0, 1), float32.
+
+    Sources: logit-normal, arXiv 2403.03206 section 3.1; shift, idem section 5.3.2 (equation 23) and
+    diffusers@0.42.1:src/diffusers/schedulers/scheduling_flow_match_euler_discrete.py, set_timesteps.
+    """
+    match params.law:
+        case "logit_normal":
+            return shifted(torch.sigmoid(params.mean + params.std * torch.special.ndtri(uniform)), params.shift).float()
+        case "uniform":
+            return shifted(uniform, params.shift).float()
+        case "scheduler":
+            return shifted(uniform, sampler_shift).float()
+
+
+def shifted(sigma: Tensor, shift: float) -> Tensor:
+    """Return `shift * sigma / (1 + (shift - 1) * sigma)`."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def uniforms(step: int, batch: int, *, stratified: bool, offset: float, generator: torch.Generator) -> Tensor:
+    """Return one draw of (0, 1) for each sample of a step, float64.
+
+    Args:
+        step: Counted from 0.
+        batch: Samples in a step.
+        stratified: Take the next points of one sequence through all steps, instead of independent draws.
+        offset: Where in [0, 1) that sequence begins.
+        generator: For independent draws.
+    """
+    if stratified:
+        draws = (offset + GOLDEN * torch.arange(step * batch, (step + 1) * batch, dtype=torch.float64)) % 1.0
+    else:
+        draws = torch.rand(batch, generator=generator, dtype=torch.float64)
+    edge = torch.finfo(torch.float32).eps
+    return draws.clamp(edge, 1 - edge)
+
+
+def generator_of(seed: int, *names: str | int) -> torch.Generator:
+    """Return a CPU generator that belongs to these names alone."""
+    return torch.Generator().manual_seed(seed_of(seed, *names))
+
+
+def seed_of(seed: int, *names: str | int) -> int:
+    """Return a seed that belongs to these names alone.
+
+    torch takes the lowest 32 bits only (pytorch@v2.13.0:aten/src/ATen/core/MT19937RNGEngine.h), so they are taken from
+    a hash: neighbouring seeds and steps share nothing.
+    """
+    digest = hashlib.sha256("/".join(str(part) for part in (seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The chance in one step, on the CPU."""
+
+    sigma: Tensor  # (B,) float32
+    noise: Tensor  # (B, C, H, W) float32
+    spread: Tensor  # (B, C, H, W) float32: where in the posterior the latents lie, in standard deviations
+
+
+def draw(
+    seed: int,
+    step: int,
+    shape: tuple[int, int, int, int],
+    params: SigmaParams,
+    *,
+    sampler_shift: float,
+    name: str = "step",
+) -> Draw:
+    """Return the chance of one step.
+
+    Args:
+        seed: Of the run.
+        step: Counted from 0.
+        shape: (B, C, H, W) of the whole step's latents, on all devices together.
+        params: The law of sigma.
+        sampler_shift: Of the base's scheduler.
+        name: What the step is for, so that preservation has chance of its own.
+    """
+    generator = generator_of(seed, name, step)
+    offset = float(torch.rand(1, generator=generator_of(seed, name, "offset")))
+    uniform = uniforms(step, shape[0], stratified=params.stratified, offset=offset, generator=generator)
+    noise = torch.randn(shape, generator=generator)
+    spread = torch.randn(shape, generator=generator)
+    return Draw(sigmas(uniform, params, sampler_shift=sampler_shift), noise, spread)

@@ -1,0 +1,106 @@
+"""The course of a training as one self-contained page, made again whenever there is more to see."""
+
+import base64
+import csv
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from zimage.core.assets import read_asset
+from zimage.core.svg_charts import curve
+
+SAMPLE = re.compile(r"step-([0-9]+)-([0-9]+)\.png")
+SIDE_PX = 320  # of a picture on the page
+SMOOTH = "smooth"  # the column of loss.csv with the mean of the last steps
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there is to see of a training.
+
+    Args:
+        done: Steps that were written down.
+        loss: Their mean loss at the end, weighted towards the last ones; None before the first.
+        pictures: Sample pictures by step and prompt, as data URIs.
+        steps: The number of each step in `losses`.
+        losses: Of each step.
+    """
+
+    done: int
+    loss: float | None
+    pictures: dict[tuple[int, int], str]
+    steps: list[float]
+    losses: list[float]
+
+
+def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> Seen:
+    """Return what there is to see in the folder of a training, whether it has ended or not.
+
+    Args:
+        folder: Of the training.
+        before: The pictures that were seen before, which are not read again.
+    """
+    rows, known = _rows(folder / "loss.csv"), before or {}
+    matches = [(SAMPLE.fullmatch(path.name), path) for path in (folder / "samples").glob("*.png")]
+    places = {(int(match[1]), int(match[2])): path for match, path in matches if match}
+    found = {place: known.get(place) or _data_uri(path) for place, path in places.items()}
+    pictures = {place: picture for place, picture in found.items() if picture}
+    steps, losses = ([float(row[name]) for row in rows] for name in ("step", "loss"))
+    loss = float(rows[-1][SMOOTH]) if rows else None
+    return Seen(int(steps[-1]) if steps else 0, loss, pictures, steps, losses)
+
+
+def course(seen: Seen, prompts: list[str], *, title: str, total: int, pictured: bool, working: bool) -> str:
+    """Return the page as HTML; nothing in it is loaded from elsewhere.
+
+    Args:
+        seen: What it shows.
+        prompts: What the sample pictures are of, by number.
+        title: Its heading.
+        total: How many steps there will be.
+        pictured: Sample pictures are made.
+        working: There will be more; the page asks for it by itself.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(read_asset("training_page.html.jinja"))
+    rows = [
+        (step, [seen.pictures.get((step, number), "") for number in range(len(prompts))])
+        for step in sorted({step for step, _ in seen.pictures}, reverse=True)
+    ]
+    return template.render(
+        title=title,
+        done=seen.done,
+        total=total,
+        loss=seen.loss,
+        chart=curve(seen.steps, seen.losses, "steps") if len(seen.steps) > 1 else "",
+        prompts=prompts,
+        rows=rows,
+        pictured=pictured,
+        working=working,
+    )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]  # the last line may be half written
+
+
+def _data_uri(path: Path) -> str:
+    """Return a picture, made smaller where it is large, for a page; "" where it is half written."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+    except OSError:
+        return ""
+    small.thumbnail((SIDE_PX, SIDE_PX))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,102 @@
+"""The log of a run while it lasts: a CSV table, and TensorBoard."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from zimage.training.divergence import Reading
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+COLUMNS = ("step", "loss", "smooth", "gradient_norm", "learning_rate")
+MEMORY = 0.98  # of the smooth loss: about the mean of the last 50 steps
+
+
+class Record:
+    """`loss.csv`: one row a step, written as its numbers arrive.
+
+    Args:
+        path: The file; rows of steps that will be made again are dropped from it.
+        begin: How many steps are done already.
+    """
+
+    def __init__(self, path: Path, begin: int) -> None:
+        rows = _read(path)[:begin]
+        self.losses = [float(row["loss"]) for row in rows]
+        self._path = path
+        self._sum = self._weight = 0.0
+        for loss in self.losses:
+            self._remember(loss)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def add(self, readings: list[Reading], rate: Callable[[int], float]) -> None:
+        """Append the numbers of some steps; `rate` tells the learning rate of each."""
+        with self._path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            for step, exact, norm in readings:
+                loss = float(f"{exact:.6g}")  # as written, so that a resumed run averages the same numbers
+                self.losses.append(loss)
+                self._remember(loss)
+                writer.writerow((step + 1, f"{loss:.6g}", f"{self.smooth:.6g}", f"{norm:.6g}", f"{rate(step):.6g}"))
+
+    @property
+    def smooth(self) -> float:
+        """Return the loss averaged over about the last 50 steps."""
+        return self._sum / self._weight if self._weight else 0.0
+
+    def mean(self, first: int | None = None, last: int | None = None) -> float:
+        """Return the mean loss of the first or of the last so many steps."""
+        return fmean(self.losses[:first] if first else self.losses[-(last or 1) :])
+
+    def _remember(self, loss: float) -> None:
+        self._sum = MEMORY * self._sum + (1 - MEMORY) * loss
+        self._weight = MEMORY * self._weight + (1 - MEMORY)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        # The last line may be torn where a run was killed; a whole one has a value in every column.
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+SHOWN_EVERY_S = 5
+
+
+class Board:
+    """Event files that grow while the run does.
+
+    Args:
+        folder: Gets one file for each process of the run.
+        begin: How many steps are done already; what an earlier process wrote beyond them is no longer shown.
+    """
+
+    def __init__(self, folder: Path, begin: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=begin + 1 if begin else None, flush_secs=SHOWN_EVERY_S)
+
+    def add(self, readings: list[Reading], rate: Callable[[int], float], numbers: dict[str, float]) -> None:
+        """Write steps down: loss, gradients' norm and learning rate of each, and numbers that hold for the last."""
+        for step, loss, norm in readings:
+            for name, value in (("loss", loss), ("gradient_norm", norm), ("learning_rate", rate(step))):
+                self._writer.add_scalar(f"train/{name}", value, step + 1)
+        for name, value in numbers.items():
+            self._writer.add_scalar(f"train/{name}", value, readings[-1].step + 1)
+
+    def picture(self, number: int, done: int, image: "NDArray[np.uint8]") -> None:
+        """Write the sample picture (H, W, 3) of a prompt after so many steps."""
+        self._writer.add_image(f"samples/{number}", image, done, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is still on its way."""
+        self._writer.close()

@@ -1,0 +1,204 @@
+"""What a run leaves behind while it lasts: numbers, LoRAs, pictures, and the state to go on from."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zimage.core.progress import Progress
+from zimage.lora.files.portable import save_portable
+from zimage.model.base import open_vae
+from zimage.model.denoiser import plainly
+from zimage.model.device import peak_memory_gb, sent
+from zimage.model.latents import decode, image_of
+from zimage.model.sampling import sample
+from zimage.training.checkpoint import State, write_state
+from zimage.training.divergence import DivergedError, Reading, Watch
+from zimage.training.noise import generator_of
+from zimage.training.optimiser import rate_factor
+from zimage.training.params import SampleParams, TrainParams
+from zimage.training.run_log import Board, Record
+from zimage.training.setup import DTYPES, Prepared
+from zimage.training.training_adapter import adding
+
+logger = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Takes what the loop tells and keeps.
+
+    Args:
+        folder: Where it goes; `checkpoints/`, `samples/`, `resume/`, `tensorboard/` and `loss.csv` are made in it.
+        prepared: The run.
+        params: Of the run.
+        base: The folder of the base model, whose autoencoder makes sample pictures visible.
+        metadata: Of the LoRA files.
+        run: What states belong to.
+        begin: How many steps are done already.
+        devices: The kinds of devices that all steps are made on, those that are done already first.
+        progress: Shown to whoever waits.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        prepared: Prepared,
+        params: TrainParams,
+        *,
+        base: Path,
+        metadata: Mapping[str, str],
+        run: str,
+        begin: int,
+        devices: tuple[str, ...],
+        progress: Progress,
+    ) -> None:
+        self.record = Record(folder / "loss.csv", begin)
+        self._board = Board(folder / "tensorboard", begin)
+        self._folder, self._prepared, self._params = folder, prepared, params
+        self._base, self._metadata, self._run, self._progress = base, metadata, run, progress
+        self._devices, self._last_state = devices, begin
+        self._watch = Watch(params.explosion, self.record.losses)
+        self._since = time.monotonic()
+        self._training_s = 0.0
+        self._steps_here = 0
+
+    @property
+    def steps_per_s(self) -> float:
+        """Return the speed of the steps made in this process; checkpoints and pictures are not counted."""
+        return self._steps_here / self._training_s if self._training_s else 0.0
+
+    def told(self, readings: list[Reading]) -> None:
+        """Write the numbers of steps down, show them, and stop the run where they are no numbers any more.
+
+        Raises:
+            DivergedError: with the step, its photos, its sigmas and the gradients' norm.
+        """
+        if not readings:
+            return
+        self._training_s += time.monotonic() - self._since
+        self._steps_here += len(readings)
+        self.record.add(readings, self._rate)
+        for reading in readings:
+            if fault := self._watch.broken(reading):
+                raise DivergedError(self._sentence(reading, fault))
+        speed = {"steps_per_s": self.steps_per_s, "peak_gb": self.peak_gb}
+        self._board.add(readings, self._rate, {"smooth": self.record.smooth, **speed})
+        self._progress.advance(len(readings), loss=self.record.smooth, **speed)
+        self._since = time.monotonic()
+
+    def kept(self, done: int, stop: Callable[[], None] = lambda: None) -> None:
+        """Write a checkpoint's LoRA, its pictures, and the state from which a killed run goes on.
+
+        Args:
+            done: How many steps are done.
+            stop: Called between steps of the sampling of pictures; what it raises ends it.
+        """
+        path = self._folder / "checkpoints" / f"step-{done:06d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        self.save(path)
+        if self._params.samples is not None:
+            self._write_samples(done, self._params.samples, stop)
+        self._write_state(done)  # last of all: a state says that everything before it has been written
+        self._since = time.monotonic()
+
+    def stopped(self, done: int) -> None:
+        """Write the state of the last step, unless it is written already; pictures of a checkpoint may be due."""
+        if done > self._last_state:
+            at_checkpoint = done % self._params.checkpoint_every == 0 or done == self._params.steps
+            self._write_state(done, pictures_due=at_checkpoint)
+
+    def _write_state(self, done: int, *, pictures_due: bool = False) -> None:
+        tensors = self._prepared.loop.optimiser.tensors()
+        state = State(done, tensors, devices=self._devices, pictures_due=pictures_due)
+        write_state(self._folder / "resume", state, run=self._run)
+        self._last_state = done
+
+    def close(self) -> None:
+        """Write what is still on its way."""
+        self._board.close()
+
+    def save(self, path: Path) -> None:
+        """Write the LoRA as it is now."""
+        weights = self._prepared.adapters.weights(self._prepared.loop.optimiser.result)
+        save_portable(path, weights, metadata=self._metadata, dtype=DTYPES[self._params.stored])
+
+    def _write_samples(self, done: int, params: SampleParams, stop: Callable[[], None]) -> None:
+        """Write a picture of each sample prompt, of exactly the values that were saved."""
+        (self._folder / "samples").mkdir(exist_ok=True)
+        vae = open_vae(self._base, device=self._prepared.denoiser.device)
+        with self._wearing_what_is_saved():
+            for number, latents in enumerate(self._latents(params, stop)):
+                pixels = decode(vae, latents)
+                image = image_of(pixels[0])
+                Image.fromarray(image).save(self._folder / "samples" / f"step-{done:06d}-{number}.png")
+                self._board.picture(number, done, image)
+
+    def write_prompts(self) -> None:
+        """Write the prompts of the sample pictures, numbered as their files are.
+
+        `samples/` is an output of dvc.yaml, so it has to be there, with a file in it, where no pictures are asked for.
+        """
+        (self._folder / "samples").mkdir(exist_ok=True)
+        prompts = [row.prompt for row in self._prepared.dataset.texts if row.sample]
+        lines = [f"{number}: {prompt}\n" for number, prompt in enumerate(prompts)]
+        (self._folder / "samples" / "prompts.txt").write_text("".join(lines), encoding="utf-8")
+
+    def _latents(self, params: SampleParams, stop: Callable[[], None]) -> Iterator[Tensor]:
+        dataset, denoiser = self._prepared.dataset, self._prepared.denoiser
+        height, width = dataset.commonest_size()
+        texts = [number for number, row in enumerate(dataset.texts) if row.sample]
+        for number, text in enumerate(texts):
+            generator = generator_of(params.seed, "sample", number)
+            noise = torch.randn((1, dataset.channels, height, width), generator=generator)
+            context, empty = (
+                dataset.context(dataset.one(which, (height, width)), denoiser) for which in (text, dataset.empty)
+            )
+            yield sample(
+                denoiser,
+                self._prepared.scheduler,
+                sent(noise, denoiser.device),
+                context,
+                empty,
+                steps=params.steps,
+                guidance_scale=params.guidance_scale,
+                before_step=stop,
+            )
+
+    @contextmanager
+    def _wearing_what_is_saved(self) -> Iterator[None]:
+        """Let the model be what is saved, on the base as it is; plainly, for blocks would be compiled anew for it."""
+        values, denoiser = self._prepared.adapters.values, self._prepared.denoiser
+        trained, run = values.clone(), denoiser.run
+        values.copy_(self._prepared.loop.optimiser.result.to(DTYPES[self._params.stored]))
+        denoiser.run = plainly
+        try:
+            with adding(denoiser, self._prepared.unworn):
+                yield
+        finally:
+            values.copy_(trained)
+            denoiser.run = run
+
+    def _rate(self, step: int) -> float:
+        factor = rate_factor(step, self._params.steps, self._params.schedule)
+        return self._params.optimiser.learning_rate * factor
+
+    @property
+    def peak_gb(self) -> float:
+        """Return the most memory this process has held, in GB."""
+        return peak_memory_gb(self._prepared.denoiser.device)
+
+    def _sentence(self, reading: Reading, fault: str) -> str:
+        loop = self._prepared.loop
+        step = loop.planned[reading.step]
+        sigmas = ", ".join(f"{sigma:.3f}" for sigma in loop.objective.chance(reading.step, step).sigma.tolist())
+        photos = ", ".join(self._prepared.dataset.photos(step))
+        return (
+            f"Training stopped at step {reading.step + 1}: {fault} (photos {photos}; "
+            f"sigma {sigmas}; gradient norm {reading.norm:.4g}); lower train.optimiser.learning_rate, "
+            "or look whether those photos are damaged."
+        )

@@ -1,0 +1,220 @@
+"""A run made ready: model, adapters, data and plan put together as the parameters say."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from zimage.core.errors import InputError
+from zimage.lora.files.portable import Factors
+from zimage.model.base import open_scheduler, open_transformer
+from zimage.model.denoiser import Denoiser
+from zimage.model.device import device_and_dtype, has_bfloat16_units, keep_freed_memory, release
+from zimage.model.fast.linear import Addend, Projection
+from zimage.training.adapters import Adapters, inject, module_names
+from zimage.training.block_runner import runner
+from zimage.training.dataset import Dataset
+from zimage.training.distributed import World
+from zimage.training.graphed_step import Passes, Recorded, Recorder
+from zimage.training.loop import Loop
+from zimage.training.memory import check, checkpointing_of, keeps_both_ways, sizes_of
+from zimage.training.noise import generator_of
+from zimage.training.objective import Objective
+from zimage.training.optimiser import Optimiser
+from zimage.training.params import MachineParams, PreservationParams, TrainParams
+from zimage.training.plan import Step, plan
+from zimage.training.training_adapter import addends_of, merge
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step.
+
+    Args:
+        loop: Its steps.
+        dataset: Pictures and texts.
+        scheduler: Of the base.
+        unworn: What takes the training adapter off the projections that wear it.
+    """
+
+    loop: Loop
+    dataset: Dataset
+    scheduler: "FlowMatchEulerDiscreteScheduler"
+    unworn: Sequence[tuple[Projection, tuple[Addend, ...]]]
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """Return the model."""
+        return self.loop.objective.denoiser
+
+    @property
+    def adapters(self) -> Adapters:
+        """Return what is trained."""
+        return self.loop.adapters
+
+
+def prepare(encode: Path, base: Path, params: TrainParams, machine: MachineParams, world: World) -> Prepared:
+    """Return a run ready for its first step.
+
+    Args:
+        encode: The folder of the encode stage.
+        base: The folder of the base model.
+        params: Of the run.
+        machine: How it uses the memory that is here.
+        world: The processes that share it.
+
+    Raises:
+        InputError: the data, the training adapter or a parameter cannot be used.
+    """
+    device, _ = device_and_dtype()
+    sizes = sizes_of(base)
+    check(params, machine, sizes, device)
+    keep_freed_memory(device)
+    dataset = Dataset(encode, device=device, face_weight=params.face_weight)
+    scheduler = open_scheduler(base)
+    planned = _planned(dataset, params)
+    preserving = _preserving(dataset, params.preservation, params) if params.preservation else []
+    buckets = {step.bucket for step in (*planned, *preserving)}
+    both_ways = keeps_both_ways(params, machine, sizes, buckets, device)
+    denoiser, names, factors = _denoiser(base, params, machine, device, both_ways=both_ways)
+    adapters = Adapters(denoiser, names)
+    if denoiser.context_is_fixed:
+        dataset.refine(denoiser)
+        denoiser.forget_context()
+    unworn = addends_of(denoiser, names, factors)
+    release(device)
+    denoiser.run = runner(
+        checkpointing_of(params, machine, sizes, buckets, device),
+        compiled=params.memory.compile,
+        chance=params.dropout > 0,
+        shapes=len(buckets),
+    )
+    if params.memory.compile and denoiser.dtype is not torch.float32:
+        denoiser.ready = partial(adapters.cast, denoiser.dtype)
+    logger.info("%d adapter values, precision %s, device %s", len(adapters.values), params.precision, device)
+    objective = Objective(
+        denoiser,
+        dataset,
+        sigma=params.sigma,
+        sampler_shift=float(scheduler.config.shift),
+        loss_weight=params.loss_weight,
+        latents=params.latents,
+        seed=params.seed,
+    )
+    passes: Passes = objective.there_and_back
+    if machine.graphs and device.type == "cuda":
+        passes = Recorded(passes, adapters.gradient, Recorder(device))
+    loop = Loop(
+        objective,
+        passes,
+        adapters,
+        Optimiser(adapters, params.optimiser),
+        params.schedule,
+        planned=planned,
+        preserving=preserving,
+        preservation=params.preservation,
+        at_once=params.at_once,
+        world=world,
+    )
+    return Prepared(loop, dataset, scheduler, unworn)
+
+
+def _denoiser(
+    base: Path, params: TrainParams, machine: MachineParams, device: torch.device, *, both_ways: bool
+) -> tuple[Denoiser, dict[int, str], dict[str, Factors]]:
+    """Return the model with new adapters, its modules' names, and what takes a training adapter off its layers.
+
+    On a CPU the frozen weights stay in float32 whatever the products are in: the tiny base is small, and the adapters
+    are then added to them exactly. To a GPU they go one product at a time, in the form in which they are kept, so that
+    it never has to hold them in any other.
+    """
+    on_cpu = device.type == "cpu"
+    dtype = products_dtype(params.precision, device)
+    transformer = open_transformer(base, device="cpu", dtype=torch.float32 if on_cpu else dtype)
+    factors = merge(transformer, params.training_adapter) if params.training_adapter else {}
+    generator = generator_of(params.seed, "adapters")
+    inject(
+        transformer,
+        params.targets,
+        rank=params.rank,
+        dropout=params.dropout,
+        generator=generator,
+        adapter=params.adapter,
+        lokr=params.lokr,
+    )
+    denoiser = Denoiser(
+        transformer,
+        dtype=dtype,
+        stream=torch.float32 if on_cpu else dtype,
+        device=device,
+        kind=params.memory.frozen,
+        offloaded_blocks=machine.offloaded_blocks,
+        both_ways=both_ways,
+    )
+    if not on_cpu:
+        _let_go(transformer)
+    return denoiser, module_names(transformer), factors
+
+
+def products_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of matrix products: float32 instead of bfloat16 on a device that has no units for it.
+
+    There it is not only more exact but many times as fast.
+    """
+    dtype = DTYPES[precision]
+    if dtype is torch.bfloat16 and not has_bfloat16_units(device):
+        logger.info("this %s has no bfloat16 units; products are in float32", "CPU" if device.type == "cpu" else "GPU")
+        return torch.float32
+    return dtype
+
+
+def _let_go(transformer: "ZImageTransformer2DModel") -> None:
+    """Free the weights in the machine's memory; the denoiser has its own on the GPU."""
+    for module in transformer.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = torch.empty(0)
+
+
+def _planned(dataset: Dataset, params: TrainParams) -> list[Step]:
+    return plan(
+        dataset.sources("subject"),
+        dataset.lengths,
+        steps=params.steps,
+        batch=params.batch,
+        generator=generator_of(params.seed, "plan"),
+        dropout=params.caption_dropout,
+        empty=dataset.empty,
+    )
+
+
+def _preserving(dataset: Dataset, preservation: PreservationParams, params: TrainParams) -> list[Step]:
+    role = "subject" if preservation.pictures == "crops" else "class"
+    sources = dataset.sources("subject" if role == "subject" else "class", of_the_class=True)
+    if not sources:
+        raise InputError(
+            "train.preservation.pictures is `class`, but there are no class pictures; "
+            "name some in encode.class_pictures, or set it to `crops`."
+        )
+    if preservation.target == "picture" and preservation.pictures == "crops":
+        raise InputError(
+            "train.preservation.target is `picture`, but the pictures are the subject's own crops, which would teach "
+            "the class to look like the subject; set it to `base`, or pictures to `class`."
+        )
+    return plan(
+        sources,
+        dataset.lengths,
+        steps=-(-params.steps // preservation.every),
+        batch=preservation.batch,
+        generator=generator_of(params.seed, "preservation"),
+    )
