@@ -1,6 +1,8 @@
 # Everything a person types here. Set-up happens by itself, once: its stamps lie in .venv.
 
-PYTHON ?= python3.11
+# The first Python of 3.11 or later; the packages were tried together with 3.11. Another one: make PYTHON=…
+PYTHON ?= $(shell for each in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -67,6 +69,7 @@ clean:  ## Remove .venv, caches, and the demo's results; never a subject's works
 
 # torch comes first and alone: where a CPU build of it is at hand, nothing may ask for another one after it.
 $(VENV)/.torch: constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later was found; install one, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "Setting up $(VENV): some minutes the first time, nothing later"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"

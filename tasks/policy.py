@@ -100,13 +100,13 @@ R = TypeVar("R")
 StageTask = Task[P, State[Outcome]]
 
 
-def stage_task(function: Callable[P, State[Outcome]]) -> StageTask[P]:
-    """Return `function` as the Prefect task of the stage it is named after; DVC is the cache, so Prefect keeps none."""
-    policy = POLICIES[function.__name__]
+def stage_task(stage: str, function: Callable[P, State[Outcome]]) -> StageTask[P]:
+    """Return `function` as the Prefect task of a stage; DVC is the cache, so Prefect keeps none."""
+    policy = POLICIES[stage]
     return Task(
         function,
-        name=function.__name__,
-        task_run_name=f"{function.__name__} {{workspace.name}}",
+        name=stage,
+        task_run_name=f"{stage} {{workspace.name}}",
         tags={policy.place},
         retries=policy.retries,
         retry_delay_seconds=RETRY_AFTER_S,

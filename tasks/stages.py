@@ -9,7 +9,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from tasks.log import told
-from tasks.policy import stage_task
+from tasks.policy import StageTask, stage_task
 from tasks.prefect_api.artifacts import FINISHED, Bar, how_stopped, in_store, show_page_again, show_results
 from tasks.prefect_api.training_page import Course
 from tasks.settings import from_environment
@@ -19,6 +19,7 @@ from tasks.transfer.repair import fetching, read_by
 from tasks.transfer.staleness import why
 from tasks.workspace.tombstones import ForgottenError
 from tasks.workspace.workspace import Outcome, bring_up_to_date
+from zimage.core.signatures import STAGES
 
 # Tasks whose stage was run, and what it found is not shown yet; all attempts of a task are made by one process.
 _unshown: dict[str, Outcome] = {}
@@ -83,37 +84,12 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
     return Completed(name=NAMES[outcome], message=f"{stage}: {outcome}, because {because}", data=outcome)
 
 
-@stage_task
-def ingest(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
-    """Bring `data/ingest` up to date: photos with consent, decoded, upright, in sRGB and without metadata."""
-    return up_to_date(workspace, "ingest", known=known, shared=shared)
+def _task(stage: str) -> StageTask[...]:
+    def bring_up(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
+        return up_to_date(workspace, stage, known=known, shared=shared)
+
+    bring_up.__doc__ = f"Bring `data/{stage}` up to date (see zimage/stages/{stage}.py)."
+    return stage_task(stage, bring_up)
 
 
-@stage_task
-def detect(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
-    """Bring `data/detect` up to date: whose face it is, which photos are good, and the crops of them."""
-    return up_to_date(workspace, "detect", known=known, shared=shared)
-
-
-@stage_task
-def caption(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
-    """Bring `data/caption` up to date: what each training picture shows besides the person."""
-    return up_to_date(workspace, "caption", known=known, shared=shared)
-
-
-@stage_task
-def encode(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
-    """Bring `data/encode` up to date: latents and text embeddings, so that training needs only the transformer."""
-    return up_to_date(workspace, "encode", known=known, shared=shared)
-
-
-@stage_task
-def train(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
-    """Bring `data/train` up to date: the LoRA, its checkpoints and its loss."""
-    return up_to_date(workspace, "train", known=known, shared=shared)
-
-
-@stage_task
-def evaluate(workspace: Path, *, known: bool = False, shared: bool = False) -> State[Outcome]:
-    """Bring `data/evaluate` up to date: how often the LoRA's pictures are the person, and the report."""
-    return up_to_date(workspace, "evaluate", known=known, shared=shared)
+ingest, detect, caption, encode, train, evaluate = (_task(stage) for stage in STAGES)

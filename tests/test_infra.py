@@ -626,3 +626,21 @@ def job(pool: str) -> dict[str, Any]:
     values = {name: each["default"] for name, each in found["variables"]["properties"].items()}
     made: dict[str, Any] = apply_values(found["job_configuration"]["job_manifest"], values)
     return made
+
+
+def test_make_names_the_remedy_where_no_python_is_found(tmp_path: Path) -> None:
+    command = ["make", "--silent", "install", "PYTHON=", f"VENV={tmp_path / 'venv'}"]
+    answer = subprocess.run(command, cwd=INFRA.parent, capture_output=True, text=True, check=False)
+
+    assert answer.returncode == 2
+    assert answer.stdout == (
+        "No Python 3.11 or later was found; install one, or name it: make PYTHON=/path/to/python3.11\n"
+    )
+
+
+def test_architecture_names_every_folder_of_the_code() -> None:
+    text = (INFRA / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"([a-z_]+)/", text))
+    folders = {path.parent.name for top in ("flows", "tasks", "zimage") for path in (INFRA.parent / top).rglob("*.py")}
+
+    assert folders <= named

@@ -20,7 +20,7 @@ PROJECT = Path(__file__).parent.parent
 PACKAGES = ("zimage", "tasks", "flows")
 FOLDERS = {"flows", "tasks", "zimage", "infra", "tests", "data", "findings"}
 FILES = {
-    *("README.md", "Makefile", "CHANGELOG.md", "pyproject.toml", "constraints.txt"),
+    *("README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "CHANGELOG.md", "pyproject.toml", "constraints.txt"),
     *("params.yaml", "dvc.yaml", "code.yaml", "dvc.lock"),
 }
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "base_utils"}

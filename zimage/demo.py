@@ -40,7 +40,7 @@ LAST = "IMG_2007_truncated.jpg"  # written last: a folder with it was made here
 class View:
     """How one photo of the portrait is taken.
 
-    Attributes:
+    Args:
         width_px, aspect: Width of the view in px of the portrait, and its height over its width.
         face_xy: Where the face's centre lies in the view, 0 to 1.
         roll_deg, yaw_deg, pitch_deg: How the camera is held.

@@ -11,7 +11,7 @@ from zimage.core.signatures import STAGES
 
 
 def task_of(stage: str) -> StageTask[...]:
-    found: StageTask[...] = getattr(importlib.import_module(f"tasks.{stage}"), stage)
+    found: StageTask[...] = getattr(importlib.import_module("tasks.stages"), stage)
     return found
 
 

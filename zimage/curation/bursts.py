@@ -29,7 +29,7 @@ class DuplicateParams(Section):
 class Moment:
     """What tells when, and of what, a photo is.
 
-    Attributes:
+    Args:
         photo: Its short hash.
         taken_at: In s; None where the file does not say.
         dhash: See zimage.faces.quality.dhash.
@@ -50,7 +50,7 @@ class Moment:
 class Sameness:
     """When two photos show the same: a changed expression or turn of the head is not the same.
 
-    Attributes:
+    Args:
         bits: Most of the 64 bits of the pictures' hashes that differ.
         face: Largest distance of the faces, in `metric`.
         metric: Of the engine that found the faces.

@@ -18,7 +18,7 @@ TITLES: dict[Decision, tuple[str, str]] = {
 class Tile:
     """One photo on the sheet.
 
-    Attributes:
+    Args:
         row: All that is known of it.
         picture: Width and height in px of its small JPEG, thumbnails/<photo>.jpg; None where there is none.
         regions: What was cut out of it, in px of the photo.

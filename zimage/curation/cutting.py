@@ -62,7 +62,7 @@ ALIGNED, CUTS = "aligned.png", "cuts.json"
 class Job:
     """What to cut out of one photo.
 
-    Attributes:
+    Args:
         picture: The photo's file.
         long_px: The photo's long side.
         identity: Stands for its content, at this size.

@@ -30,7 +30,7 @@ class Reference:
 class Referrer:
     """The work of one process that reads reference photos.
 
-    Attributes:
+    Args:
         params: The engine, which is opened at the first photo.
     """
 

@@ -29,7 +29,7 @@ class SplitParams(Section):
 class Candidate:
     """A photo that may be held out.
 
-    Attributes:
+    Args:
         photo: Its short hash.
         burst: Number of its burst.
         shows_well: Frontal or three-quarter, so that a score against it means something.

@@ -46,7 +46,7 @@ class EngineParams(Section):
 class EngineInfo:
     """What has to stand beside every number an engine gives.
 
-    Attributes:
+    Args:
         engine_id: Names the recogniser and its weights; embeddings with different ids are never compared.
         metric: "l2" is the Euclidean distance, "cosine" is 1 - cosine similarity; smaller is closer in both.
         threshold: The largest distance at which two faces count as the same person.
@@ -100,7 +100,7 @@ class EngineInfo:
 class Face:
     """One face in one picture.
 
-    Attributes:
+    Args:
         box_xyxy: Left, top, right, bottom in px of the picture; may reach beyond its border.
         points_xy: Five points in px, (5, 2) float32; which ones, says `EngineInfo.points_kind`.
         score: The detector's own score.

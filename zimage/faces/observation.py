@@ -62,7 +62,7 @@ class Seen:
 class Observation:
     """One photo and the faces in it, largest first.
 
-    Attributes:
+    Args:
         width, height: In px.
         dhash: See zimage.faces.quality.dhash.
         faces: What was found.
@@ -97,7 +97,7 @@ class _Facts(Row):
 class Observer:
     """The work of one process that looks at photos.
 
-    Attributes:
+    Args:
         params: The engine, which is opened at the first photo that is not in the cache.
         folder: The folder of ingest.
         cache, salt: Where observations are kept, by the content of the pictures (see zimage.photos.cache).

@@ -36,7 +36,7 @@ class HasTexture(Protocol):
 class Look:
     """What one face looks like, measured on the face itself, brought upright at one size.
 
-    Attributes:
+    Args:
         sharpness: See `sharpness`.
         luma: Mean, 0 to 1.
         clipped: Share of the face that is black or blown out, 0 to 1.
@@ -124,7 +124,9 @@ def score(
     Args:
         face_px: Side of the face in the photo.
         good_px: Side from which more pixels bring nothing.
-        sharpness, luma, clipped: See `Look`.
+        sharpness: See `Look`.
+        luma: See `Look`.
+        clipped: See `Look`.
         yaw_deg: Turn of the head; an unknown one counts as frontal.
         unlike: See `unlikeness`.
     """

@@ -84,7 +84,7 @@ class _DirectoryTooLarge(Exception):  # noqa: N818 - it never leaves this module
 class _SmallDirectory(io.FileIO):
     """A zip file that refuses to have its directory read where that is large: zipfile reads all of it at once.
 
-    Attributes:
+    Args:
         is_open: The directory was read; the entries may be of any size.
     """
 

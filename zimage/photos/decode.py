@@ -69,7 +69,7 @@ class RefusedError(ValueError):
 class Limits:
     """What a picture may take: more is refused, or brought down.
 
-    Attributes:
+    Args:
         max_megapixels: Larger pictures are refused before they are decoded.
         max_side_px: Larger pictures are brought down to this long side.
     """
@@ -82,7 +82,7 @@ class Limits:
 class Decoded:
     """An upright picture in sRGB, (H, W, 3), and what is worth telling of its file.
 
-    Attributes:
+    Args:
         pixels_rgb: uint8.
         format: By content, whatever the name says.
         notes: What was done to the picture on the way.
@@ -295,7 +295,7 @@ class _ToSrgb:
     Args:
         image: The whole picture, loaded.
 
-    Attributes:
+    Args:
         notes: What was done to the bands so far.
     """
 

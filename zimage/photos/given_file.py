@@ -22,7 +22,7 @@ class TooManyFilesError(InputError):
 class Given:
     """One file that was given.
 
-    Attributes:
+    Args:
         name: For people: inside the folder or archive, / between folders, undecodable bytes escaped.
         size_bytes: As the folder or archive claims.
         path: Where to read it, for a file in a folder.

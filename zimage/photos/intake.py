@@ -43,7 +43,7 @@ class Taken:
 class Intake:
     """The work of one process that takes in files.
 
-    Attributes:
+    Args:
         limits: What a picture may take.
         max_bytes: Larger files are not read.
         cache, salt: Where clean pictures are kept by the hash of their file (see zimage.photos.cache).
