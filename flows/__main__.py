@@ -18,7 +18,7 @@ from flows import spec
 from flows.server.temporary import EVENTS_KEPT, TemporaryServer
 from tasks.settings import PROJECT, from_environment, inherited
 from tasks.store.protocol import StoreError
-from tasks.workspace.dvc import at_hand
+from tasks.workspace.dvc import preloaded
 from zimage.core.errors import InputError, printable
 from zimage.core.process import collect_rarely, quiet_if_unread
 from zimage.evaluation.report.summary import summary
@@ -202,7 +202,7 @@ def _run(name: str, asked: spec.SubjectSpec) -> Any:
     os.environ.setdefault(HEARTBEAT, LASTING[HEARTBEAT])  # of a server that lasts, which takes silence for a death
     server = None if "PREFECT_API_URL" in os.environ else TemporaryServer.of_process()
     collect_rarely()
-    with at_hand() if name in STAGED else nullcontext():
+    with preloaded() if name in STAGED else nullcontext():
         from prefect.settings import (
             PREFECT_API_URL,
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY,

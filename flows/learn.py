@@ -1,4 +1,4 @@
-"""Crops in; the LoRA, its score and the report out: the leg that wants a GPU."""
+"""Crops in; the LoRA, its score and the report out: the phase that wants a GPU."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tasks.prefect_api.run_labels import name_this_run, tag_this_run
 from tasks.settings import Settings, from_environment
 from tasks.stages import caption, encode, evaluate, train
 from tasks.transfer.checkpoint_mirror import fetch_unfinished, forget_unfinished
-from tasks.transfer.state import hand_over, take
+from tasks.transfer.state import checkout, commit
 from tasks.workspace.subject import choices
 from tasks.workspace.workspace import Outcome
 
@@ -48,11 +48,11 @@ def _local(workspace: Path) -> dict[str, Outcome]:
 
 def _shared(settings: Settings, subject: str) -> dict[str, Outcome]:
     workspace = settings.workspace(subject)
-    taken = take(settings, subject)
+    taken = checkout(settings, subject)
     require_consent(workspace, STAGES, taken.state)
     fetch_unfinished(settings, subject)
     outcomes = up_to_date(workspace, STAGES, shared=True, after="detect")
-    hand_over(
+    commit(
         settings,
         subject,
         taken,

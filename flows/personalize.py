@@ -1,4 +1,4 @@
-"""From photos to a LoRA that was scored: all legs, one after the other, on this machine or on those of the pools."""
+"""From photos to a LoRA that was scored: all phases, one after the other, on this machine or on those of the pools."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from flows.preflight import refuse, refuse_values
 from flows.prepare import prepare
 from flows.publish import publish
 from flows.spec import LearnSpec, PersonalizeSpec, PrepareSpec, PublishSpec
-from tasks.phases.remote_runs import run_leg, start
+from tasks.phases.remote_runs import run_phase, start
 from tasks.prefect_api.lost import cancel_parts
 from tasks.prefect_api.run_labels import name_this_run, tag_this_run, why_tags
 from tasks.release.publish import Release
@@ -38,7 +38,7 @@ class Personalized:
 
 
 def _cancel_parts(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Cancel the legs of a cancelled run, which Prefect leaves running."""
+    """Cancel the phases of a cancelled run, which Prefect leaves running."""
     with get_client(sync_client=True) as client:
         cancel_parts(client, flow_run)
 
@@ -59,7 +59,7 @@ def personalize(spec: PersonalizeSpec) -> Personalized:
     prepared = PrepareSpec(**spec.model_dump(exclude={"publish", "accept_toy", "hub_repository"}))
     learned = LearnSpec(subject=spec.subject, placement=spec.placement)
     if spec.placement == "pools":
-        outcomes = run_leg("prepare", prepared) | run_leg("learn", learned)
+        outcomes = run_phase("prepare", prepared) | run_phase("learn", learned)
     else:
         with tags(*why_tags()):
             outcomes = prepare(prepared) | learn(learned)
@@ -82,7 +82,7 @@ def _published(spec: PersonalizeSpec, outcomes: dict[str, Outcome]) -> Personali
         if ask:  # the person may take days; this run does not wait
             start("publish", asked, as_part=False)
         elif spec.placement == "pools":
-            run_leg("publish", asked)
+            run_phase("publish", asked)
         else:
             with tags(*why_tags()):
                 release = publish(asked)

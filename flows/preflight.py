@@ -73,7 +73,7 @@ def refuse(asked: SubjectSpec, settings: Settings, *, served: bool) -> None:
 
 
 def refuse_values(asked: PersonalizeSpec, settings: Settings) -> None:
-    """Pass unless the values chosen for a subject of the store are known to be refused by the leg that takes them.
+    """Pass unless the values chosen for a subject of the store are known to be refused by the phase that takes them.
 
     Raises:
         InputError: they would be.

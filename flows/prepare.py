@@ -1,4 +1,4 @@
-"""Photos in, crops out: the leg that needs no GPU."""
+"""Photos in, crops out: the phase that needs no GPU."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tasks.prefect_api.run_labels import name_this_run, tag_this_run
 from tasks.release.files import raw_params
 from tasks.settings import Settings, from_environment
 from tasks.stages import detect, ingest
-from tasks.transfer.state import Taken, hand_over, take, track_inputs
+from tasks.transfer.state import Taken, checkout, commit, track_inputs
 from tasks.workspace.subject import choices, set_up
 from tasks.workspace.workspace import Outcome
 from zimage.evaluation.wording import TOY
@@ -38,7 +38,7 @@ def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
     workspace = settings.workspace(spec.subject)
     if spec.placement == "pools":
         with working_on(settings, workspace, shared=True):
-            return _shared(settings, spec, take(settings, spec.subject))
+            return _shared(settings, spec, checkout(settings, spec.subject))
     with working_on(settings, workspace, shared=False, makes=True):
         set_up(settings, spec.subject, **given(spec), **chosen(spec))
         _warn_of_toy(workspace)
@@ -55,7 +55,7 @@ def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Ou
     require_consent(workspace, STAGES, taken.state)
     track_inputs(workspace)
     outcomes = up_to_date(workspace, STAGES, shared=True)
-    hand_over(
+    commit(
         settings,
         spec.subject,
         taken,

@@ -13,7 +13,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows.spec import PublishSpec
-from tasks.log import told
+from tasks.log import log_line
 from tasks.phases.phase import working_on
 from tasks.prefect_api.artifacts import show_offer
 from tasks.prefect_api.run_labels import name_this_run, tag_this_run
@@ -23,7 +23,7 @@ from tasks.release.publish import Release
 from tasks.settings import Settings, from_environment
 from tasks.store.s3 import open_store
 from tasks.transfer.repair import fetching, made_by
-from tasks.transfer.state import Taken, take
+from tasks.transfer.state import Taken, checkout
 from tasks.workspace.workspace import pull
 from zimage.core.errors import InputError
 
@@ -50,7 +50,7 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
     shared = spec.placement == "pools"
     with working_on(settings, workspace, shared=shared):
         if shared:
-            _require_result(take(settings, spec.subject, only_reads=True), spec.subject)
+            _require_result(checkout(settings, spec.subject, only_reads=True), spec.subject)
             _fetch(settings, spec.subject)
         if spec.approval and (refused := _refused(spec, workspace)):
             return refused
@@ -85,7 +85,7 @@ def _fetch(settings: Settings, subject: str) -> None:
     fetching(
         settings,
         subject,
-        lambda: pull(workspace, [*stages, "data/consent.yaml.dvc"], on_line=told),
+        lambda: pull(workspace, [*stages, "data/consent.yaml.dvc"], on_line=log_line),
         wants=[*made_by(workspace, stages), "data/consent.yaml"],
     )
 

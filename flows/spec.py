@@ -49,7 +49,7 @@ class PlacedSpec(SubjectSpec):
     placement: Placement = Field(
         "local",
         title="Where",
-        description="local: all on the machine that takes this run; pools: each leg on a worker of its kind.",
+        description="local: all on the machine that takes this run; pools: each phase on a worker of its kind.",
     )
 
 

@@ -34,7 +34,7 @@ def examine(settings: Settings) -> list[Finding]:
     refused: tuple[type[Exception], ...] = (InputError, *store_errors())
     try:
         store = open_store(settings.store)
-        store.names("subjects")
+        store.list_children("subjects")
     except refused as error:
         remedy = str(error) if isinstance(error, InputError) else f"{error}; start its server, or correct ZIMAGE_STORE"
         return [Finding("store", "missing", f"{settings.store} cannot be read", remedy)]
@@ -81,10 +81,10 @@ def _rights(store: S3Store, key: str) -> Finding:
 def _conditions(store: S3Store, key: str) -> Finding:
     """Write, compare and swap; the store itself looks whether its server honours the conditions of that."""
     try:
-        first = store.swap(key, b"probe", None)
-        store.swap(key, b"probe again", first)
+        first = store.compare_and_swap(key, b"probe", None)
+        store.compare_and_swap(key, b"probe again", first)
         try:
-            store.swap(key, b"too late", first)
+            store.compare_and_swap(key, b"too late", first)
         except ConflictError:
             return Finding("store conditions", "present", "If-Match and If-None-Match are honoured")
         return Finding(

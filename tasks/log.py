@@ -14,7 +14,7 @@ COME_WITHIN_S = 5.0  # a run sends its log every 2 s (PREFECT_LOGGING_TO_API_BAT
 LOOK_EVERY_S = 0.5
 
 
-def told(line: str) -> None:
+def log_line(line: str) -> None:
     """Write a line into the run's log."""
     get_run_logger().info("%s", printable(line))
 

@@ -5,14 +5,14 @@ a stage                 as often as its policy says; what DVC has finished is ke
 the store               STORE_RETRY_AFTER_S; in pools a bucket that photos or a consent come from, too
 a lost worker           noticed by `python -m flows watch`: a run of any flow whose heartbeats stopped (LOST_AFTER_S),
                         or that no worker began (PENDING_S), ends as Crashed, or as Cancelled if it was being cancelled.
-                        One that is suspended is left alone. A parent starts its leg again elsewhere, as often as the
-                        leg says, once its lease has run out (LEASE_S). Runs of GOES_ON that are nobody's part go on as
-                        the same run, PARENT_LOST times: `personalize` finds its legs, which went on meanwhile, by the
-                        keys it started them with. A process that ended before its flow began, such as while the server
-                        was started anew, is no loss (NEVER_BEGAN). `prepare` or `learn` that a person started alone,
-                        `promote` and `forget` are only reported
+                        One that is suspended is left alone. A parent starts its phase again elsewhere, as often as the
+                        phase says, once its lease has run out (LEASE_S). Runs of GOES_ON that are nobody's part go on
+                        as the same run, PARENT_LOST times: `personalize` finds its phases, which went on meanwhile, by
+                        the keys it started them with. A process that ended before its flow began, such as while the
+                        server was started anew, is no loss (NEVER_BEGAN). `prepare` or `learn` that a person started
+                        alone, `promote` and `forget` are only reported
 a stopped stack         the same, and does not count as a loss: after the next start such runs go on
-a person's retry        of a failed `personalize` starts the leg that failed anew, with all its attempts
+a person's retry        of a failed `personalize` starts the phase that failed anew, with all its attempts
 the server away         waited for, SERVER_AWAY_S
 """
 
@@ -62,8 +62,8 @@ STORE_RETRY_AFTER_S = [2.0, 10.0, 30.0, 60.0]
 
 
 @dataclass(frozen=True)
-class LegPolicy:
-    """How a leg is run where it has a machine of its own.
+class PhasePolicy:
+    """How a phase is run where it has a machine of its own.
 
     Args:
         pool: The work pool whose workers take it.
@@ -74,7 +74,11 @@ class LegPolicy:
     lost: int
 
 
-LEGS = {"prepare": LegPolicy("cpu", lost=2), "learn": LegPolicy("gpu", lost=3), "publish": LegPolicy("cpu", lost=2)}
+PHASES = {
+    "prepare": PhasePolicy("cpu", lost=2),
+    "learn": PhasePolicy("gpu", lost=3),
+    "publish": PhasePolicy("cpu", lost=2),
+}
 PARENT_LOST = 3  # how often a run of GOES_ON goes on after its worker was lost
 # How often a run is started again whose process ended before the flow began, as all do that start while the server is
 # started anew: Prefect's engine asks the server once for its run and exits.

@@ -8,13 +8,13 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import task_run
 from prefect.states import Completed
 
-from tasks.log import told
+from tasks.log import log_line
 from tasks.policy import StageTask, stage_task
 from tasks.prefect_api.artifacts import FINISHED, Bar, how_stopped, in_store, show_page_again, show_results
-from tasks.prefect_api.training_page import Course
+from tasks.prefect_api.training_page import TrainingPage
 from tasks.settings import from_environment
 from tasks.transfer.checkpoint_mirror import STAGE as TRAIN
-from tasks.transfer.checkpoint_mirror import Keeper
+from tasks.transfer.checkpoint_mirror import CheckpointMirror
 from tasks.transfer.repair import fetching, read_by
 from tasks.transfer.staleness import why
 from tasks.workspace.tombstones import ForgottenError
@@ -33,7 +33,7 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
     Args:
         workspace: The subject's workspace.
         stage: The stage that shall be up to date.
-        known: DVC was asked for the whole leg and found it up to date, so that it need not be asked again.
+        known: DVC was asked for the whole phase and found it up to date, so that it need not be asked again.
         shared: Other machines share the work: what the stage reads is fetched, and its checkpoints are kept for them.
 
     Raises:
@@ -42,32 +42,32 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
     """
     settings = from_environment()
     if known:
-        told(f"Stage '{stage}' didn't change, nothing to do")
+        log_line(f"Stage '{stage}' didn't change, nothing to do")
         show_page_again(settings, workspace, stage, shared=shared)
         return Completed(name=NAMES[Outcome.UNCHANGED], data=Outcome.UNCHANGED)
     bar = Bar(settings.subject(workspace), stage)
-    keeper = Keeper(settings, workspace.name) if shared and stage == TRAIN else None
-    course = Course(settings, workspace) if in_store(settings, shared=shared) and stage == TRAIN else None
+    mirror = CheckpointMirror(settings, workspace.name) if shared and stage == TRAIN else None
+    page = TrainingPage(settings, workspace) if in_store(settings, shared=shared) and stage == TRAIN else None
 
     def follow(event: dict[str, Any]) -> None:
         bar.update(event)
-        if course is not None:
-            course.look()
-        if keeper is not None:
-            keeper.look()
+        if page is not None:
+            page.refresh()
+        if mirror is not None:
+            mirror.sync()
 
     reason = why(workspace, stage)
 
     def ask() -> Outcome:
-        return bring_up_to_date(workspace, stage, on_line=told, on_progress=follow, shared=shared)
+        return bring_up_to_date(workspace, stage, on_line=log_line, on_progress=follow, shared=shared)
 
     try:
         outcome = fetching(settings, workspace.name, ask, wants=read_by(workspace, stage)) if shared else ask()
     except BaseException as error:
         bar.end("failed" if isinstance(error, Exception) else how_stopped())
-        if keeper is not None:  # a stopped training has just written the state of its last step
+        if mirror is not None:  # a stopped training has just written the state of its last step
             with contextlib.suppress(ForgottenError):
-                keeper.look()
+                mirror.sync()
         raise
     bar.end(FINISHED)
     attempted = str(task_run.id)
@@ -75,8 +75,8 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
     if outcome is Outcome.UNCHANGED:
         show_page_again(settings, workspace, stage, shared=shared)
         return Completed(name=NAMES[outcome], message=f"{stage}: nothing it reads changed", data=outcome)
-    if course is not None:
-        course.end()
+    if page is not None:
+        page.end()
     _unshown[attempted] = outcome  # an attempt after this one will find it unchanged
     show_results(settings, workspace, stage, shared=shared)
     _unshown.pop(attempted)

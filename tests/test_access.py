@@ -25,9 +25,9 @@ from tasks.release.publish import publish as publish_task
 from tasks.settings import Settings
 from tasks.store.protocol import Store
 from tasks.store.s3 import open_store
-from tasks.transfer.checkpoint_mirror import Keeper, fetch_unfinished, forget_unfinished
+from tasks.transfer.checkpoint_mirror import CheckpointMirror, fetch_unfinished, forget_unfinished
 from tasks.transfer.staleness import read_project, scan_all
-from tasks.transfer.state import hand_over, state_key, take, track_inputs
+from tasks.transfer.state import checkout, commit, state_key, track_inputs
 from tasks.workspace.sources import Source
 from tasks.workspace.subject import Choices
 from tasks.workspace.tombstones import Counts
@@ -36,8 +36,7 @@ from tests.tasks.finished import CONSENT, finished, lora, write
 from tests.tasks.rights import Rights, enforcing, listed
 from zimage.core.errors import InputError
 from zimage.core.folder import aside_of
-from zimage.training.checkpoint import State as TrainingState
-from zimage.training.checkpoint import write_state
+from zimage.training.checkpoint import TrainingState, write_state
 
 PROJECT = Path(__file__).parents[1]
 ACCESS = PROJECT / "infra" / "access"
@@ -302,13 +301,13 @@ class Machine:
         return self.settings.workspace("ada")
 
     def prepare(self) -> None:
-        before = take(self.settings, "ada")
+        before = checkout(self.settings, "ada")
         write(self.folder / "data/photos/1.jpg", b"face")
         write(self.folder / "data/consent.yaml", yaml.safe_dump(CONSENT).encode())
         track_inputs(self.folder)
         bring_up_to_date(self.folder, "one", on_line=lambda _: None, shared=True)
         sources = {name: Source(address=f"/from/{name}", seen="") for name in ("photos", "consent")}
-        hand_over(self.settings, "ada", before, stages=("one",), sources=sources, choices=CHOICES, run="prepare ada")
+        commit(self.settings, "ada", before, stages=("one",), sources=sources, choices=CHOICES, run="prepare ada")
         write(self.folder / "data/detect/contact_sheet.html", b"<html>")
         show_page(self.settings, self.folder, "detect", shared=True)
 
@@ -317,19 +316,19 @@ class Machine:
         scan_all(self.settings, open_store(self.settings.store), project, datetime.date(2026, 11, 1))
 
     def learn(self) -> None:
-        before = take(self.settings, "ada")
-        keeper = Keeper(self.settings, "ada")
+        before = checkout(self.settings, "ada")
+        keeper = CheckpointMirror(self.settings, "ada")
         aside = aside_of(self.folder / "data" / "train")
         write_state(aside / "resume", TrainingState(50, {"values": torch.zeros(4)}, devices=("a CPU",)), run="a run")
-        keeper.look()
+        keeper.sync()
         fetch_unfinished(self.settings, "ada")
         shutil.rmtree(aside)
         bring_up_to_date(self.folder, "two", on_line=lambda _: None, shared=True)
-        hand_over(self.settings, "ada", before, stages=("two",), sources={}, choices=CHOICES, run="learn ada")
+        commit(self.settings, "ada", before, stages=("two",), sources={}, choices=CHOICES, run="learn ada")
         forget_unfinished(self.settings, "ada")
 
     def publish(self) -> str:
-        taken, store = take(self.settings, "ada", only_reads=True), open_store(self.settings.store)
+        taken, store = checkout(self.settings, "ada", only_reads=True), open_store(self.settings.store)
         assert taken.state is not None and {"one", "two"} <= taken.state.stages
         pull(self.folder, ["two", "data/consent.yaml.dvc"], on_line=lambda _: None)
         finished(self.folder)
@@ -416,7 +415,7 @@ def test_what_is_beyond_a_role_is_refused_with_one_sentence(
     asks: dict[str, Callable[[Store], Any]] = {
         "publish": lambda store: publish_task.fn(finished(tmp_path / eve, seed=1), eve, store),
         "promote": lambda store: promote(store, eve, "production", released),
-        "write a state": lambda store: store.swap(state_key(eve), b"{}", None),
+        "write a state": lambda store: store.compare_and_swap(state_key(eve), b"{}", None),
         "delete": lambda store: store.delete(f"subjects/{eve}/releases"),
         "erase": lambda store: erase(store, tmp_path / eve, eve, Counts()),
     }

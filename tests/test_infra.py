@@ -33,10 +33,10 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from flows.__main__ import LASTING
 from flows.server.stack import make_pool
-from tasks.policy import FLOWS, GOES_ON, HEARTBEAT_S, LEGS, LOST_AFTER_S
+from tasks.policy import FLOWS, GOES_ON, HEARTBEAT_S, LOST_AFTER_S, PHASES
 
 INFRA = Path(__file__).parent.parent / "infra"
-POOLS = sorted({leg.pool for leg in LEGS.values()})
+POOLS = sorted({phase.pool for phase in PHASES.values()})
 OURS = {"zimage:cpu", "zimage:cuda"}
 ROLES = {path.stem for path in (INFRA / "access" / "roles").glob("*.json")}
 HARDENED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
@@ -61,7 +61,7 @@ def test_a_deployment_is_the_flow_of_its_name(name: str) -> None:
 
     assert isinstance(flow, Flow)
     assert flow.name == attribute == name
-    assert declared["work_pool"]["name"] == (LEGS[name].pool if name in LEGS else "cpu")
+    assert declared["work_pool"]["name"] == (PHASES[name].pool if name in PHASES else "cpu")
 
 
 @pytest.mark.parametrize("name", [name for name, each in DEPLOYMENTS.items() if "parameters" in each])
@@ -91,9 +91,9 @@ def test_a_run_cannot_choose_what_a_worker_executes(there: bool, prefect_server:
     assert job.name == "a run"
 
 
-def test_every_leg_can_be_started_on_its_own_machine() -> None:
-    assert set(LEGS) <= set(DEPLOYMENTS)
-    assert all(DEPLOYMENTS[leg]["parameters"]["spec"]["placement"] == "pools" for leg in LEGS)
+def test_every_phase_can_be_started_on_its_own_machine() -> None:
+    assert set(PHASES) <= set(DEPLOYMENTS)
+    assert all(DEPLOYMENTS[phase]["parameters"]["spec"]["placement"] == "pools" for phase in PHASES)
 
 
 def test_a_schedule_has_a_name_and_starts_nothing_by_itself() -> None:
@@ -537,7 +537,7 @@ def test_a_job_runs_without_rights_and_is_not_started_twice(pool: str) -> None:
     pod = job(pool)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
 
-    assert job(pool)["spec"]["backoffLimit"] == 0  # Prefect starts a lost leg again, and knows how often
+    assert job(pool)["spec"]["backoffLimit"] == 0  # Prefect starts a lost phase again, and knows how often
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["automountServiceAccountToken"] is False
     assert container["securityContext"] == HARDENED

@@ -29,7 +29,7 @@ UNSAFE_YAML = ("yaml.full_load", "yaml.unsafe_load", "yaml.Loader", "yaml.FullLo
 HANDS_ON = "zimage/photos/worker_pool.py"  # gives its children its environment and talks to them through a socket pair
 # About more than one module.
 ACROSS = {
-    "tests/flows/test_limit.py",  # stack, worker and legs at once
+    "tests/flows/test_limit.py",  # stack, worker and phases at once
     "tests/flows/test_serve.py",  # command, stack and server at once
     "tests/test_layout.py",
     "tests/test_infra.py",

@@ -58,7 +58,7 @@ def prepare() -> None:
 
     address = PREFECT_API_DATABASE_CONNECTION_URL.value()
     provide(address, empty())
-    write_in_turn(address)
+    serialize_sqlite_writes(address)
 
 
 @contextlib.contextmanager
@@ -113,7 +113,7 @@ def provide(address: str, source: Path) -> None:
         os.link(copied, target)
 
 
-def write_in_turn(address: str) -> None:
+def serialize_sqlite_writes(address: str) -> None:
     """Let the writers of this process's server wait for one another, if its database is SQLite.
 
     Prefect's requests read before they write, and SQLite lets nobody write who began to read before somebody else

@@ -25,7 +25,7 @@ import psutil
 import yaml
 
 from flows.server.database import only_server
-from tasks.policy import LEGS
+from tasks.policy import PHASES
 from tasks.settings import PROJECT, Settings, inherited, personalize_at_once
 from tasks.store.pages import served
 from zimage.core.errors import InputError
@@ -115,7 +115,7 @@ def deploy(*, notify: bool) -> None:
     Raises:
         InputError: Prefect refused a deployment; its own words stand above.
     """
-    for pool in sorted({leg.pool for leg in LEGS.values()}):
+    for pool in sorted({phase.pool for phase in PHASES.values()}):
         make_pool(pool)
     _make_queue("cpu", "personalize", personalize_at_once())
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".yaml") as file:
@@ -253,7 +253,7 @@ def _served(stack: ExitStack, settings: Settings, port: int) -> str:
 
 
 def _workers() -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    """Yield name, command and environment of each worker: one for the CPU legs, and one for each GPU alone.
+    """Yield name, command and environment of each worker: one for the CPU phases, and one for each GPU alone.
 
     Where there is no GPU, one worker stands in and computes on the CPU.
     """

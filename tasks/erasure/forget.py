@@ -32,7 +32,7 @@ from tasks.transfer import scan_index
 from tasks.transfer.state import state_key
 from tasks.workspace import tombstones
 from tasks.workspace.tombstones import Counts, Tombstone
-from tasks.workspace.workspace import held, lock_path
+from tasks.workspace.workspace import lock_path, locked_workspace
 from zimage.consent import read_consent
 from zimage.core.errors import InputError
 from zimage.core.lock import Holder, holder_of
@@ -248,7 +248,7 @@ def held_to_forget(workspace: Path, *, cancel: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(held(workspace))
+                stack.enter_context(locked_workspace(workspace))
                 break
             except InputError:
                 holder = holder_of(lock_path(workspace))

@@ -34,7 +34,7 @@ from tasks.settings import DEMO, Settings
 from tasks.store.protocol import Store, StoreError
 from tasks.store.releases import releases
 from tasks.store.s3 import open_store
-from tasks.transfer.state import hand_over, read_state, take, track_inputs
+from tasks.transfer.state import checkout, commit, read_state, track_inputs
 from tasks.workspace.subject import choices
 from tasks.workspace.tombstones import admit
 from tasks.workspace.workspace import is_tracked, lock_path, pull, write_changed
@@ -262,7 +262,7 @@ def _take_out(settings: Settings, store: Store, subject: str, photo: Photo) -> N
         InputError: the album is an archive that holds it.
     """
     folder = settings.workspace(subject)
-    taken = take(settings, subject) if read_state(store, subject).state is not None else None
+    taken = checkout(settings, subject) if read_state(store, subject).state is not None else None
     if taken is None:
         admit(store, subject, folder)
     album = folder / ALBUM
@@ -285,7 +285,7 @@ def _take_out(settings: Settings, store: Store, subject: str, photo: Photo) -> N
         _delete_results(folder)
     if taken is not None and taken.state is not None:
         sources, run = taken.state.sources, "forget"
-        hand_over(settings, subject, taken, stages=(), sources=sources, choices=choices(folder), run=run)
+        commit(settings, subject, taken, stages=(), sources=sources, choices=choices(folder), run=run)
 
 
 def _rows_name(folder: Path, photo: Photo) -> bool:

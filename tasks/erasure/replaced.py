@@ -20,7 +20,7 @@ from prefect.logging import get_run_logger
 
 from tasks.settings import DEMO, Settings
 from tasks.store.protocol import Store, changed
-from tasks.store.releases import Part
+from tasks.store.releases import Document
 from tasks.store.s3 import open_store, store_errors
 from tasks.transfer.state import read_state
 from tasks.workspace.workspace import write_changed
@@ -33,7 +33,7 @@ SINCE = Path(".dvc", "replaced.json")  # in a workspace
 Read = Callable[[str], bytes | None]
 
 
-class Replaced(Part):
+class Replaced(Document):
     """Since when each object, by its path, is not live."""
 
     since: dict[str, datetime.datetime]

@@ -1,4 +1,4 @@
-"""What all legs share: holding the subject, its stages in order, where its inputs come from."""
+"""What all phases share: holding the subject, its stages in order, where its inputs come from."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from tasks.prefect_api.lease import leased
 from tasks.settings import Settings
 from tasks.store.s3 import open_store
 from tasks.transfer.state import State, Taken, consent_of
-from tasks.workspace.dvc import at_hand
+from tasks.workspace.dvc import preloaded
 from tasks.workspace.sources import Source, look, source
 from tasks.workspace.subject import set_up
 from tasks.workspace.tombstones import admit
-from tasks.workspace.workspace import Outcome, held, is_up_to_date, locked_stages
+from tasks.workspace.workspace import Outcome, is_up_to_date, locked_stages, locked_workspace
 from zimage.core.errors import InputError
 from zimage.permission import require_for, today
 
@@ -35,14 +35,14 @@ def working_on(settings: Settings, workspace: Path, *, shared: bool, makes: bool
     """
     if not (shared or makes):
         require_workspace(workspace)
-    with at_hand():
+    with preloaded():
         if not shared:
-            with held(workspace):
+            with locked_workspace(workspace):
                 locked_stages(workspace)
                 admit(open_store(settings.store), settings.subject(workspace), workspace)
                 yield
             return
-        with leased(workspace.name), held(workspace):
+        with leased(workspace.name), locked_workspace(workspace):
             try:
                 yield
             except InputError as refusal:
@@ -63,16 +63,16 @@ def require_workspace(workspace: Path) -> None:
 def up_to_date(
     workspace: Path, stages: Sequence[StageTask[...]], *, shared: bool, after: str = ""
 ) -> dict[str, Outcome]:
-    """Return what became of the stages of a leg, brought up to date in their order.
+    """Return what became of the stages of a phase, brought up to date in their order.
 
     Args:
         workspace: The subject's workspace.
         stages: Their tasks.
         shared: Other machines share the work.
-        after: The last stage of the leg before, which must not be stale: its machine may not be of this kind.
+        after: The last stage of the phase before, which must not be stale: its machine may not be of this kind.
 
     Raises:
-        InputError: the leg before is stale, or a stage refused its input.
+        InputError: the phase before is stale, or a stage refused its input.
     """
     known = is_up_to_date(workspace, stages[-1].name, shared=shared)
     if shared and after and not known and not is_up_to_date(workspace, after, shared=True):
@@ -83,15 +83,16 @@ def up_to_date(
 
 
 def require_consent(workspace: Path, stages: Sequence[StageTask[...]], before: State | None) -> None:
-    """Pass if the person agreed to a leg and still does; asked of each leg, for DVC leaves out stages that would ask.
+    """Pass if the person agreed to a phase and still does; asked of each phase, for DVC leaves out stages that would
+    ask.
 
     Args:
         workspace: The subject's workspace; a consent that lies there counts.
-        stages: The leg's tasks.
+        stages: The phase's tasks.
         before: What was handed over; its consent counts where none lies here. None where nothing was.
 
     Raises:
-        InputError: no consent is known, or it has ended or does not cover what the leg does.
+        InputError: no consent is known, or it has ended or does not cover what the phase does.
     """
     consent = consent_of(workspace, before)
     if consent is None:
@@ -120,7 +121,7 @@ def bring(
     Args:
         settings: Where things are.
         subject: Whose it is.
-        taken: What the leg began with.
+        taken: What the phase began with.
         given: Addresses of photos, consent and overrides; "" where none was given.
         base: See `set_up`, as the others.
         preset: A name in presets.yaml.

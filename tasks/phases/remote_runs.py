@@ -1,4 +1,4 @@
-"""A leg on a machine of its own: started through its deployment, waited for, started again if its worker is lost."""
+"""A phase on a machine of its own: started through its deployment, waited for, started again if its worker is lost."""
 
 import datetime
 import time
@@ -29,7 +29,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
 
 from tasks.log import names_in_log
-from tasks.policy import DEAD_AFTER, LEGS, NEVER_BEGAN, PART_WAITS_S, SERVER_AWAY_S, SERVER_ERRORS
+from tasks.policy import DEAD_AFTER, NEVER_BEGAN, PART_WAITS_S, PHASES, SERVER_AWAY_S, SERVER_ERRORS
 from tasks.prefect_api.lost import Silence, cancel_parts, end_if_lost, is_dead
 from tasks.prefect_api.run_labels import reasons_now, run_name, run_tags
 from tasks.prefect_api.runs import PAGE, WORKS, subject_of
@@ -57,22 +57,23 @@ class SubjectAsked(Protocol):
         """Return it as plain data."""
 
 
-def run_leg(leg: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[str, Outcome]:
-    """Return what became of the stages of a leg that another machine ran.
+def run_phase(phase: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[str, Outcome]:
+    """Return what became of the stages of a phase that another machine ran.
 
     Args:
-        leg: Its name, which is that of its flow and of its deployment.
+        phase: Its name, which is that of its flow and of its deployment.
         spec: What it is asked.
-        as_part: It belongs to this run; a leg that may wait for a person must not (Prefect suspends no part of a run).
+        as_part: It belongs to this run; a phase that may wait for a person must not (Prefect suspends no part of a
+        run).
 
     Raises:
-        InputError: the leg refused its input, in its own words; or it is not deployed.
+        InputError: the phase refused its input, in its own words; or it is not deployed.
         StageFailedError: it failed otherwise, was cancelled, or was lost too often.
     """
     lost = server_away = 0
-    for attempt in count(_first_attempt(leg)):
+    for attempt in count(_first_attempt(phase)):
         try:
-            run = wait_for(start(leg, spec, attempt=attempt, as_part=as_part))
+            run = wait_for(start(phase, spec, attempt=attempt, as_part=as_part))
         except TerminationSignal:
             cancel_parts_if_cancelled()
             raise
@@ -85,7 +86,7 @@ def run_leg(leg: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[str, 
             server_away += 1
         else:
             lost += 1
-        if lost > LEGS[leg].lost or server_away > NEVER_BEGAN:
+        if lost > PHASES[phase].lost or server_away > NEVER_BEGAN:
             break
     assert run.state is not None
     if run.state.is_completed():
@@ -97,15 +98,15 @@ def run_leg(leg: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[str, 
 
 
 def start(
-    leg: str, spec: SubjectAsked, *, attempt: int | str = 0, as_part: bool = True, reasons: Sequence[str] = ()
+    phase: str, spec: SubjectAsked, *, attempt: int | str = 0, as_part: bool = True, reasons: Sequence[str] = ()
 ) -> FlowRun:
-    """Return the run of a leg, started unless this attempt of this run has started it before.
+    """Return the run of a phase, started unless this attempt of this run has started it before.
 
     Args:
-        leg: Its name.
+        phase: Its name.
         spec: What it is asked.
         attempt: Tells this start apart from others of this run.
-        as_part: See `run_leg`.
+        as_part: See `run_phase`.
         reasons: Why it is started; empty where the reasons of this run are its own.
 
     Raises:
@@ -114,16 +115,16 @@ def start(
     why = reasons or reasons_now()
     try:
         return run_deployment(  # type: ignore[return-value]
-            f"{leg}/{leg}",
+            f"{phase}/{phase}",
             parameters={"spec": spec.model_dump(mode="json")},
             timeout=0,
-            flow_run_name=run_name(leg, spec.subject, why),
-            tags=run_tags(leg, spec.subject, why),
-            idempotency_key=_key(leg, attempt),
+            flow_run_name=run_name(phase, spec.subject, why),
+            tags=run_tags(phase, spec.subject, why),
+            idempotency_key=_key(phase, attempt),
             as_subflow=as_part,
         )
     except ObjectNotFound:
-        raise InputError(f"This Prefect server has no deployment `{leg}/{leg}`; `make serve` makes them.") from None
+        raise InputError(f"This Prefect server has no deployment `{phase}/{phase}`; `make serve` makes them.") from None
 
 
 def at_work(flow: str) -> dict[str, str]:
@@ -236,22 +237,22 @@ def outcomes(run: FlowRun) -> dict[str, Outcome]:
 
 
 def cancel_parts_if_cancelled() -> None:
-    """Cancel this run's legs if it is being cancelled; a worker that only stops leaves them to go on."""
+    """Cancel this run's phases if it is being cancelled; a worker that only stops leaves them to go on."""
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(UUID(flow_run.id))
         if run.state and (run.state.is_cancelling() or run.state.is_cancelled()):
             cancel_parts(client, run)
 
 
-def _first_attempt(leg: str) -> int:
-    """Return the first attempt of this run at a leg that has not ended in vain by now.
+def _first_attempt(phase: str) -> int:
+    """Return the first attempt of this run at a phase that has not ended in vain by now.
 
     That is one to begin where a person retries a run that failed, and one under way, or finished, where the run goes on
     after its worker was lost.
     """
     attempt = 0
     with get_client(sync_client=True) as client:
-        while _ended_in_vain(client, _key(leg, attempt)):
+        while _ended_in_vain(client, _key(phase, attempt)):
             attempt += 1
     return attempt
 
@@ -263,8 +264,8 @@ def _ended_in_vain(client: SyncPrefectClient, key: str) -> bool:
     return state is not None and state.is_final() and not state.is_completed()
 
 
-def _key(leg: str, attempt: int | str) -> str:
-    return f"{flow_run.id}-{leg}-{attempt}"
+def _key(phase: str, attempt: int | str) -> str:
+    return f"{flow_run.id}-{phase}-{attempt}"
 
 
 def _stage(task: TaskRun) -> str:

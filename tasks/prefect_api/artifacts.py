@@ -251,7 +251,7 @@ def _stored(settings: Settings, subject: str, workspace: Path, page: Path) -> tu
             page.write_text(text, encoding="utf-8")
         written.append(key)
         if not store.put_if_absent(key, page) and pictures:
-            store.mend(key, page)  # the links in it are new
+            store.overwrite(key, page)  # the links in it are new
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=store.link_max_s)
     return store.link(key, seconds=store.link_max_s), f"; the link opens it until {until:%Y-%m-%d %H:%M} UTC"
 
@@ -259,7 +259,7 @@ def _stored(settings: Settings, subject: str, workspace: Path, page: Path) -> tu
 def _stored_pictures(store: Store, below: str, pictures: Sequence[Path]) -> dict[str, str]:
     """Return a link to each picture by its name, escaped for HTML; those that the store lacks are sent."""
     names = {path.name: f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}.jpg" for path in pictures}
-    present = set(store.names(below))
+    present = set(store.list_children(below))
     lacking = {names[path.name]: path for path in pictures if names[path.name] not in present}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda each: store.put_if_absent(f"{below}/{each[0]}", each[1]), lacking.items()))

@@ -1,4 +1,4 @@
-"""One leg at a time for each subject, across machines: a lease of Prefect's, which ends by itself with its holder."""
+"""One phase at a time for each subject, across machines: a lease of Prefect's, which ends by itself with its holder."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +12,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from tasks.policy import LEASE_S, LEASE_WAIT_S, LEGS, SERVER_ERRORS
+from tasks.policy import LEASE_S, LEASE_WAIT_S, PHASES, SERVER_ERRORS
 from tasks.prefect_api.runs import FORGET, limit_of, subject_of
 from zimage.core.errors import InputError
 
@@ -86,8 +86,8 @@ def _exists(name: str) -> bool:
 
 
 def _holders(subject: str) -> str:
-    """Return the running legs and forgettings of the subject, as the UI names them; a lost one may not be there."""
-    names = FlowRunFilterName(any_=[FORGET, *(f"{leg} {subject}" for leg in LEGS)])
+    """Return the running phases and forgettings of the subject, as the UI names them; a lost one may not be there."""
+    names = FlowRunFilterName(any_=[FORGET, *(f"{phase} {subject}" for phase in PHASES)])
     running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING]))
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=names, state=running))

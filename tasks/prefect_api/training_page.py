@@ -25,12 +25,12 @@ from zimage.core.jsonl import read_rows
 from zimage.core.plain_yaml import load_trusted
 from zimage.evaluation.wording import quantity
 from zimage.model.rows import TextRow
-from zimage.training.page import Seen, course, seen
+from zimage.training.page import PageContent, course, seen
 
 NAME = "training.html"
 
 
-class Course:
+class TrainingPage:
     """The page of one training, made with its first checkpoint and made again with each that follows.
 
     Its address in the store stays, so that an open page finds what is new; the link is renewed before it expires.
@@ -50,7 +50,7 @@ class Course:
         self._last: LastState | None = None
         self._linked = time.monotonic()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Show what is new since the last look, if there is a new checkpoint."""
         aside = aside_of(self._workspace / "data" / "train")
         last = last_state(aside)
@@ -77,7 +77,7 @@ class Course:
         except away as error:
             get_run_logger().warning("The course of the training could not be shown: %s", error)
 
-    def _write(self, found: Seen, *, working: bool) -> None:
+    def _write(self, found: PageContent, *, working: bool) -> None:
         params = load_trusted((self._workspace / "params.yaml").read_text(encoding="utf-8"))["train"]
         texts = self._workspace / "data" / "encode" / "texts.jsonl"
         prompts = [row.prompt for row in read_rows(texts, TextRow) if row.sample] if texts.is_file() else []
@@ -95,9 +95,9 @@ class Course:
             with unless_forgotten(self._store, self._subject, self._workspace) as written:
                 written.append(self._key)
                 if not self._store.put_if_absent(self._key, path):
-                    self._store.mend(self._key, path)
+                    self._store.overwrite(self._key, path)
 
-    def _tell(self, found: Seen, *, working: bool) -> None:
+    def _tell(self, found: PageContent, *, working: bool) -> None:
         address = self._store.link(self._key, seconds=self._store.link_max_s)
         steps = len({step for step, _ in found.pictures})
         pictures = f"; {quantity(len(found.pictures), 'picture')} of {quantity(steps, 'checkpoint')}" if steps else ""

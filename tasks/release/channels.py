@@ -12,7 +12,7 @@ from typing import Literal
 from uuid import uuid4
 
 from tasks.store.protocol import ForbiddenError, Store, changed
-from tasks.store.releases import MANIFEST, Manifest, Part, Published, download, manifest_of, published, releases
+from tasks.store.releases import MANIFEST, Document, Manifest, Published, download, manifest_of, published, releases
 from tasks.store.signature import public_key
 from tasks.transfer.staleness import consents
 from tasks.workspace.tombstones import refuse_while_forgetting
@@ -24,7 +24,7 @@ Name = Literal["staging", "production"]
 SHOWN = 10  # releases that a refusal names
 
 
-class Move(Part):
+class Move(Document):
     """One move of a pointer."""
 
     id: str
@@ -34,7 +34,7 @@ class Move(Part):
     release: str
 
 
-class Channel(Part):
+class Channel(Document):
     """A pointer and how it came to point there; the last move says where."""
 
     history: list[Move]

@@ -24,7 +24,7 @@ EVALUATE = Path("data/evaluate")
 PREFIX = "diffusion_model."  # that of zimage.lora.files.portable, which would load torch
 
 
-def gathered(workspace: Path, folder: Path, subject: str, *, use: Use, consent: Consent) -> dict[str, Path]:
+def collect(workspace: Path, folder: Path, subject: str, *, use: Use, consent: Consent) -> dict[str, Path]:
     """Return the files of the release by name; what is made for it lies in `folder`.
 
     The LoRA that was chosen, the model card, how to use it, workflows for ComfyUI, the numbers, the report without real

@@ -82,7 +82,7 @@ def signed_pictures(
             write_whole(target, content)
             if not store.put_if_absent(kept, target) and not _fetched(store, kept, target, picture, None):
                 write_whole(target, content)
-                store.mend(kept, target)
+                store.overwrite(kept, target)
         found[name] = target
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.policy import store_task
 from tasks.release.card import engines
-from tasks.release.files import agreed, gathered, how_used, metrics_of, params_of, public_value, raw_params
+from tasks.release.files import agreed, collect, how_used, metrics_of, params_of, public_value, raw_params
 from tasks.release.licences import check_use, licences_of
 from tasks.release.provenance import check_signing, kept_key, signed_pictures, signer_of
 from tasks.release.samples import is_sample
@@ -94,7 +94,7 @@ def publish(
         check_signing(signing)
     consent = read_consent(workspace / "data" / "consent.yaml")
     with unless_forgotten(store, subject, workspace) as written, scratch(workspace, "release") as aside:
-        sources = gathered(workspace, aside, subject, use=use, consent=consent)
+        sources = collect(workspace, aside, subject, use=use, consent=consent)
         written.append(releases_key(subject))
         unsigned = [described(name, path) for name, path in sources.items()]
         name = numbered(store, subject, content_hash([*unsigned, *signer_of(signing)]))
@@ -123,7 +123,7 @@ def publish(
             return Release(name, key, is_new=False, notice=notice)
         refuse_if_forgotten(store, subject, workspace)
         try:
-            store.swap(f"{key}/{MANIFEST}", content, None)
+            store.compare_and_swap(f"{key}/{MANIFEST}", content, None)
         except ConflictError:  # the same content was published at the same time
             return Release(name, key, is_new=False, notice=notice)
     return Release(name, key, is_new=True, notice=notice)
@@ -171,7 +171,7 @@ def _put(store: Store, key: str, source: Path) -> bool:
     put = store.put_if_absent(key, source)
     if store.holds(key, source):
         return False
-    store.mend(key, source)
+    store.overwrite(key, source)
     if not store.holds(key, source):
         raise StoreError(f"{key} arrives damaged in the store each time; nothing was published.")
     return not put

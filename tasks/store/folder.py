@@ -74,7 +74,7 @@ class FolderStore:
         path = self._path(key)
         return path.is_file() and path.stat().st_size == source.stat().st_size and _sha256(path) == _sha256(source)
 
-    def mend(self, key: str, source: Path) -> None:
+    def overwrite(self, key: str, source: Path) -> None:
         """See Store."""
         target = self._path(key)
         with self._aside(target) as aside:
@@ -110,7 +110,7 @@ class FolderStore:
             )
         return Stored(content, _tag(content))
 
-    def swap(self, key: str, content: bytes, tag: str | None) -> str:
+    def compare_and_swap(self, key: str, content: bytes, tag: str | None) -> str:
         """See Store; a lock makes comparing and replacing one step."""
         target = self._path(key)
         with self._locked(key):
@@ -127,7 +127,7 @@ class FolderStore:
         """See Store."""
         return sorted(key for key in self._keys(below) if not _is_hidden(key) and key != below)
 
-    def names(self, below: str) -> list[str]:
+    def list_children(self, below: str) -> list[str]:
         """See Store."""
         folder = self._path(below) if below else self.root
         return sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []

@@ -113,7 +113,7 @@ class Store(Protocol):
         """Return whether the object is, byte for byte, the file `source`."""
         ...
 
-    def mend(self, key: str, source: Path) -> None:
+    def overwrite(self, key: str, source: Path) -> None:
         """Put `source` in the place of an object that is damaged, or missing from a whole that was begun."""
         ...
 
@@ -130,7 +130,7 @@ class Store(Protocol):
         """Return a small object, or None where the key is free."""
         ...
 
-    def swap(self, key: str, content: bytes, tag: str | None) -> str:
+    def compare_and_swap(self, key: str, content: bytes, tag: str | None) -> str:
         """Replace the version `tag` of a small object (None: there is none yet) and return the new version's tag.
 
         Raises:
@@ -142,7 +142,7 @@ class Store(Protocol):
         """Return the keys below the folder-like key `below` (all with ""), sorted."""
         ...
 
-    def names(self, below: str) -> list[str]:
+    def list_children(self, below: str) -> list[str]:
         """Return the first parts of the keys below the folder-like key `below`, sorted; nothing deeper is looked at."""
         ...
 
@@ -199,7 +199,7 @@ def changed(store: Store, key: str, fresh: Document, change: Callable[[Document]
         if found and after == before:
             return before
         try:
-            store.swap(key, after.model_dump_json(indent=2).encode(), found.tag if found else None)
+            store.compare_and_swap(key, after.model_dump_json(indent=2).encode(), found.tag if found else None)
         except ConflictError:
             continue
         return after

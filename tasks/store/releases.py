@@ -28,7 +28,7 @@ Verdict = Literal["pass", "provisional", "fail"]
 Use = Literal["non-commercial", "commercial"]
 
 
-class Part(BaseModel):
+class Document(BaseModel):
     """Base of what is stored as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +38,7 @@ class Part(BaseModel):
 FileName = Annotated[str, AfterValidator(checked_key)]
 
 
-class PublishedFile(Part):
+class PublishedFile(Document):
     """A file of a release."""
 
     name: FileName
@@ -46,7 +46,7 @@ class PublishedFile(Part):
     bytes: int = Field(ge=0)
 
 
-class Agreed(Part):
+class Agreed(Document):
     """What the person agreed to, as far as a release has to tell."""
 
     scope: list[str]
@@ -55,7 +55,7 @@ class Agreed(Part):
     document_sha256: str
 
 
-class Manifest(Part):
+class Manifest(Document):
     """What a release is made of and where it comes from; written last, so that a release with it is whole."""
 
     schema_version: Literal[1] = 1
@@ -79,14 +79,14 @@ class Manifest(Part):
     packages: dict[str, str]
 
 
-class Listed(Part):
+class Listed(Document):
     """A release that was begun: its name and the hash of its content."""
 
     name: str
     content: str
 
 
-class Index(Part):
+class Index(Document):
     """All releases that were begun, in the order of their numbers."""
 
     releases: list[Listed]

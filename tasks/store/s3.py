@@ -149,7 +149,7 @@ class S3Store:
             return True
         return self._fetched_sha256(key) == expected[0]
 
-    def mend(self, key: str, source: Path) -> None:
+    def overwrite(self, key: str, source: Path) -> None:
         """See Store."""
         with source.open("rb") as body:
             self._put(key, body, hashlib.file_digest(body, "sha256").digest())
@@ -188,7 +188,7 @@ class S3Store:
 
         return self._until_whole(once)
 
-    def swap(self, key: str, content: bytes, tag: str | None) -> str:
+    def compare_and_swap(self, key: str, content: bytes, tag: str | None) -> str:
         """See Store; `If-Match` with the ETag, or `If-None-Match: *` where there was nothing."""
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
         return self._put(key, content, hashlib.sha256(content).digest(), **condition)
@@ -197,7 +197,7 @@ class S3Store:
         """See Store."""
         return sorted(self._short(found["Key"]) for found in self._listed(below))
 
-    def names(self, below: str) -> list[str]:
+    def list_children(self, below: str) -> list[str]:
         """See Store."""
         full = self._full(as_folder(below))
         pages = list(self._pages("list_objects_v2", Prefix=full, Delimiter="/"))

@@ -55,7 +55,7 @@ class LastState(NamedTuple):
     """Of its file; the names of one run's states sort as their steps do."""
 
 
-class Keeper:
+class CheckpointMirror:
     """Copies a training's files into the store whenever there is a new checkpoint."""
 
     def __init__(self, settings: Settings, subject: str) -> None:
@@ -66,7 +66,7 @@ class Keeper:
         self._last = last_state(self._aside)
         self._whole: set[str] = set()
 
-    def look(self) -> None:
+    def sync(self) -> None:
         """Keep what is there, if there is a new checkpoint; a store that fails costs this copy and nothing else.
 
         Raises:
@@ -102,7 +102,7 @@ class Keeper:
                 continue  # it was being made, and has its name by now
             files[path.relative_to(self._aside).as_posix()] = sha256
         kept = Kept(run=last.run, last=last.name, files=files)
-        self._store.swap(index, kept.model_dump_json(indent=2).encode(), before.tag if before else None)
+        self._store.compare_and_swap(index, kept.model_dump_json(indent=2).encode(), before.tag if before else None)
 
     def _put(self, sha256: str, path: Path) -> None:
         """Put a file, in the place of a damaged one too; once this has looked at one, it is not looked at again."""
@@ -110,7 +110,7 @@ class Keeper:
         if sha256 in self._whole:
             return
         if not self._store.put_if_absent(key, path) and not self._store.holds(key, path):
-            self._store.mend(key, path)
+            self._store.overwrite(key, path)
         self._whole.add(sha256)
 
 

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tasks.log import told
+from tasks.log import log_line
 from tasks.settings import Settings
 from tasks.store.protocol import changed
-from tasks.store.releases import INDEX, MANIFEST, Index, Manifest, Part, release_key, releases_key
+from tasks.store.releases import INDEX, MANIFEST, Document, Index, Manifest, release_key, releases_key
 from tasks.store.s3 import Store, open_store
 from tasks.workspace.dvc import FetchFailedError, StageFailedError
 from tasks.workspace.tombstones import unless_forgotten
@@ -34,7 +34,7 @@ SHOWN = 3
 Answer = TypeVar("Answer")
 
 
-class Lost(Part):
+class Lost(Document):
     """An object of which no sound copy was found."""
 
     md5: str
@@ -45,7 +45,7 @@ class Lost(Part):
     """The name of the object that `dvc.lock` or a `.dvc` file names: itself, or the listing of its folder."""
 
 
-class Losses(Part):
+class Losses(Document):
     """All that is known to be lost of a subject."""
 
     lost: list[Lost]
@@ -174,8 +174,10 @@ class Objects:
             if path.is_file() and sizes.get(key) != path.stat().st_size and (_has(path, md5) if md5 else _is_run(path))
         ]
         for key, path in shortened:
-            self.store.mend(key, path)
-            told(f"{key} had {sizes.get(key, 0)} of {path.stat().st_size} bytes in the store; mended from the cache.")
+            self.store.overwrite(key, path)
+            log_line(
+                f"{key} had {sizes.get(key, 0)} of {path.stat().st_size} bytes in the store; mended from the cache."
+            )
         return bool(shortened)
 
     def empty_broken_runs(self) -> bool:
@@ -183,9 +185,9 @@ class Objects:
         broken = [path for path in self._runs() if path.stat().st_size and not _is_run(path)]
         self.scratch.write_bytes(b"")
         for path in broken:
-            self.store.mend(self._run_key(path), self.scratch)
+            self.store.overwrite(self._run_key(path), self.scratch)
             path.unlink()
-            told(f"{self._run_key(path)} was damaged in the store; what it says of a run is not used.")
+            log_line(f"{self._run_key(path)} was damaged in the store; what it says of a run is not used.")
         return bool(broken)
 
     def _runs(self) -> list[Path]:
@@ -220,7 +222,7 @@ class Objects:
     def _sound(self, each: Lost) -> bool:
         """Return whether the store has the object; if so, it lies in the scratch file."""
         key = self._key(each)
-        if key.rpartition("/")[2] not in self.store.names(key.rpartition("/")[0]):
+        if key.rpartition("/")[2] not in self.store.list_children(key.rpartition("/")[0]):
             return False
         self.store.get(key, self.scratch)
         return _has(self.scratch, each.md5)
@@ -234,11 +236,11 @@ class Objects:
     def _sent(self, each: Lost, where: str, copy: Path) -> bool:
         """Return whether a copy was put in the object's place; a publisher's keys may not."""
         try:
-            self.store.mend(self._key(each), copy)
+            self.store.overwrite(self._key(each), copy)
         except InputError as error:
-            told(f"{each.path} ({each.md5}) is damaged or missing in the store, and could not be mended: {error}")
+            log_line(f"{each.path} ({each.md5}) is damaged or missing in the store, and could not be mended: {error}")
             return False
-        told(f"{each.path} ({each.md5}) was damaged or missing in the store; mended from {where}.")
+        log_line(f"{each.path} ({each.md5}) was damaged or missing in the store; mended from {where}.")
         return True
 
     def _copies(self, each: Lost) -> Iterator[tuple[str, Path]]:
@@ -276,7 +278,7 @@ class Objects:
         try:
             yield from copies
         except InputError as error:
-            told(f"No copy was looked for there: {error}")
+            log_line(f"No copy was looked for there: {error}")
 
     def _note(self, change: Callable[[list[Lost]], list[Lost]]) -> None:
         changed(self.store, self._notes, Losses(lost=[]), lambda before: Losses(lost=change(before.lost)))
@@ -330,7 +332,7 @@ def _unlock(folder: Path, names: set[str]) -> None:
     stages: Mapping[str, Any] = lock.get("stages", {})
     kept = {name: each for name, each in stages.items() if not names & {out["md5"] for out in each.get("outs", [])}}
     if len(kept) < len(stages):
-        told(f"To be run again, as nobody has what they made: {', '.join(sorted(set(stages) - set(kept)))}")
+        log_line(f"To be run again, as nobody has what they made: {', '.join(sorted(set(stages) - set(kept)))}")
         write_changed(folder / "dvc.lock", dump({**lock, "stages": kept}))
 
 

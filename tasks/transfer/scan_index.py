@@ -112,7 +112,7 @@ class ScanIndex:
             return False
         content = b"\n".join([_head(self.project), *(self.kept[subject] for subject in sorted(self.kept))])
         try:
-            store.swap(INDEX, content, self.tag)
+            store.compare_and_swap(INDEX, content, self.tag)
         except ConflictError:
             return False
         return True

@@ -31,7 +31,7 @@ AT_ONCE = 16  # states and sources that are looked at side by side
 SHOWN = 4  # changed values of one section that are spelt out
 INPUTS: dict[str, Kind] = {"photos": "photos changed", "consent": "consent changed", "overrides": "decisions changed"}
 ABSENT = object()  # stands for a value that params.yaml does not have
-NOT_KNOWN = "its consent cannot be seen from here, and no leg has handed over its last day"
+NOT_KNOWN = "its consent cannot be seen from here, and no phase has handed over its last day"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ def scan_all(settings: Settings, store: Store, project: Project, today: datetime
     stamps = store.stamps(STATES)
     index = ScanIndex.read(store, project.identity)
     known = {key.removeprefix(f"{STATES}/").removesuffix(".json"): stamp for key, stamp in stamps.items()}
-    older = set(store.names("subjects")) - set(known)  # who has no state, or one from before they lay beside each other
+    older = set(store.list_children("subjects")) - set(
+        known
+    )  # who has no state, or one from before they lay beside each other
 
     def look(subject: str) -> Finding | None:
         return scan(settings, store, project, subject, today, index=index, stamp=known.get(subject, ""))

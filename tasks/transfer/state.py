@@ -1,6 +1,6 @@
 """Handing a subject's work from machine to machine: its state in the store says what is true, DVC carries the files.
 
-A leg takes the state, works, sends its results, and writes the state back, unless somebody else did in between.
+A phase takes the state, works, sends its results, and writes the state back, unless somebody else did in between.
 """
 
 import platform
@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from tasks.log import told
+from tasks.log import log_line
 from tasks.policy import store_task
 from tasks.settings import DEMO, Settings
 from tasks.store.s3 import ConflictError, Store, open_store
@@ -100,11 +100,11 @@ def read_state(store: Store, subject: str) -> Taken:
 
 
 @store_task("take")
-def take(settings: Settings, subject: str, *, only_reads: bool = False) -> Taken:
+def checkout(settings: Settings, subject: str, *, only_reads: bool = False) -> Taken:
     """Return the subject's state, with this machine's workspace made to agree with it.
 
     Nothing is fetched yet. What lies here of another state is removed: DVC would take it for a change. What another
-    machine found lost is sent anew from here, or its stage will be run again, except by a leg that `only_reads`.
+    machine found lost is sent anew from here, or its stage will be run again, except by a phase that `only_reads`.
 
     Raises:
         InputError: the demo, which stays where it is; the subject is being forgotten, or was since this machine's
@@ -128,7 +128,7 @@ def take(settings: Settings, subject: str, *, only_reads: bool = False) -> Taken
 
 
 @store_task("hand over")
-def hand_over(
+def commit(
     settings: Settings,
     subject: str,
     taken: Taken,
@@ -138,12 +138,12 @@ def hand_over(
     choices: Choices,
     run: str,
 ) -> State:
-    """Send what the leg made and return the state that says so; without a change nothing is sent or written.
+    """Send what the phase made and return the state that says so; without a change nothing is sent or written.
 
     Args:
         settings: Where things are.
         subject: Whose it is.
-        taken: What the leg began with.
+        taken: What the phase began with.
         stages: What it made.
         sources: Where its inputs came from; empty where it took none over.
         choices: What is chosen for the subject now.
@@ -174,12 +174,12 @@ def hand_over(
         pushing(
             settings,
             subject,
-            lambda: dvc.push(folder, [*_locked(state.lock, stages), *tracked], on_line=told),
+            lambda: dvc.push(folder, [*_locked(state.lock, stages), *tracked], on_line=log_line),
             wants=[*made_by(folder, stages), *(each.removesuffix(".dvc") for each in tracked)],
         )
         refuse_if_forgotten(store, subject, folder)
         try:
-            store.swap(state_key(subject), state.model_dump_json(indent=2).encode(), taken.tag)
+            store.compare_and_swap(state_key(subject), state.model_dump_json(indent=2).encode(), taken.tag)
         except ConflictError:
             raise InputError(
                 f"The state of {subject} was changed by somebody else while this ran; run again: what was finished is "

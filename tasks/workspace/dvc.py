@@ -39,7 +39,7 @@ class FetchFailedError(StageFailedError):
 
 
 @contextmanager
-def at_hand() -> Iterator[None]:
+def preloaded() -> Iterator[None]:
     """Keep DVC loaded from one command to the next for the length of the block; it begins to load at once.
 
     Without it, each command waits for DVC's imports, which take longer than most of its answers.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tasks.settings import DEMO
 from tasks.store.protocol import Store, StoreError, changed, clear
-from tasks.store.releases import Part
+from tasks.store.releases import Document
 from tasks.workspace.workspace import write_changed
 from zimage.core.errors import InputError
 from zimage.core.folder import make_private
@@ -25,7 +25,7 @@ class ForgottenError(InputError):
     """The subject is being forgotten, or was."""
 
 
-class Counts(Part):
+class Counts(Document):
     """How much was forgotten."""
 
     files: int = 0
@@ -39,7 +39,7 @@ class Counts(Part):
     """On the hub."""
 
 
-class Forgotten(Part):
+class Forgotten(Document):
     """One forgetting; without an end it was interrupted, or is under way."""
 
     begun_at: datetime.datetime
@@ -47,7 +47,7 @@ class Forgotten(Part):
     counts: Counts
 
 
-class Tombstone(Part):
+class Tombstone(Document):
     """All forgettings of one pseudonym, which is kept as its SHA-256 only."""
 
     subject_sha256: str

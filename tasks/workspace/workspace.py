@@ -63,7 +63,7 @@ def write_changed(path: Path, text: str) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked_workspace(folder: Path) -> Iterator[None]:
     """Hold a workspace for the length of the block; the hold ends with the process, however that ends.
 
     Raises:

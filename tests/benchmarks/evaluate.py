@@ -20,10 +20,10 @@ import torch
 
 from tests.evaluation.photos import DLIB, small, views
 from zimage.captions.subject import Subject
-from zimage.evaluation.generate.generator import Studio
+from zimage.evaluation.generate.generator import Generator
 from zimage.evaluation.generate.image_cache import Request, Sampling
 from zimage.evaluation.generate.suite import read_suite, with_subject
-from zimage.evaluation.score.picture import Search, Seen
+from zimage.evaluation.score.picture import Search, SearchedPicture
 from zimage.model.base import TINY, Base, identify, open_pipeline, open_text_encoder, resolve
 from zimage.model.memory import usual_batch
 from zimage.model.text import embed
@@ -45,7 +45,7 @@ def main(model: str) -> None:
     with timed("open the pipeline", 1):
         pipeline = open_pipeline(folder, device="cpu", dtype=torch.float32)
     at_once = usual_batch(sampling.side_px, guided=False, device="cpu")
-    studio = Studio(pipeline, dict(zip(texts, states, strict=True)), sampling, at_once)
+    studio = Generator(pipeline, dict(zip(texts, states, strict=True)), sampling, at_once)
     requests = [Request(str(number), texts[number % 20], number, None, 0.0) for number in range(PICTURES)]
     with timed(f"sample a picture, {sampling.steps} steps, and decode it", PICTURES):
         list(studio.pictures(requests))
@@ -56,7 +56,7 @@ def main(model: str) -> None:
         for file, picture in zip(files, small(views(PICTURES, seed=0)), strict=True):
             write_png(file, picture)
         with timed("start the searchers and score a picture", PICTURES), Search([DLIB]) as search:
-            list(search.faces_in([Seen(file) for file in files]))
+            list(search.faces_in([SearchedPicture(file) for file in files]))
 
 
 @contextmanager

@@ -29,10 +29,10 @@ from zimage.model.base import TINY, Base, identify, open_vae, resolve
 from zimage.model.denoiser import Denoiser
 from zimage.model.device import keep_freed_memory, release, sent
 from zimage.model.fast.weight_formats import Kind
-from zimage.model.sequence import Bucket, padded, sequence_length
+from zimage.model.sequence import SequenceBucket, padded, sequence_length
 from zimage.training.adapters import Adapters, inject, module_names
-from zimage.training.block_runner import Checkpointing, runner
-from zimage.training.graphed_step import Recorded, Recorder
+from zimage.training.block_runner import Checkpointing, make_block_runner
+from zimage.training.graphed_step import GraphedStep, Recorder
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import OptimiserParams, Target
 
@@ -251,19 +251,19 @@ def our_step(
     with torch.no_grad():
         contexts = [denoiser.refine(*_captions(size, lengths, device)) for lengths in size.by_length]
     denoiser.forget_context()
-    denoiser.run = runner(checkpointing, compiled=compiled)
+    denoiser.run = make_block_runner(checkpointing, compiled=compiled)
     if compiled:
-        denoiser.ready = partial(adapters.cast, dtype)
+        denoiser.ready = partial(adapters.cast_for_compile, dtype)
     clean, chance, turn = _latents(size).to(device), torch.Generator().manual_seed(2), cycle(contexts)
 
-    def there_and_back(noise: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+    def forward_backward(noise: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
         loss = (denoiser.velocity(noisy, sigma, context) - (noise - clean)).square().mean()
         loss.backward()
         return loss.detach()
 
     recorder = Recorder(device) if captured else None
-    passes = Recorded(there_and_back, adapters.gradient, recorder) if recorder else there_and_back
+    passes = GraphedStep(forward_backward, adapters.gradient, recorder) if recorder else forward_backward
 
     def step() -> Tensor:
         noise, sigma = (sent(drawn, device) for drawn in _drawn(size, chance))
@@ -324,7 +324,7 @@ def flops(size: Size, *, kept: bool) -> float:
     D, layers = int(config["dim"]), int(config["n_layers"])
     total = 0.0
     for lengths in size.by_length:
-        T = sequence_length(Bucket(size.side_px // 8, size.side_px // 8, padded(lengths[0])))
+        T = sequence_length(SequenceBucket(size.side_px // 8, size.side_px // 8, padded(lengths[0])))
         products = 2 * T * (4 * D * D + 3 * D * int(D / 3 * 8))
         attended = 2 * 2 * T * T * D
         total += (2 + (not kept)) * products + (3.5 + (not kept)) * attended

@@ -4,7 +4,7 @@ import pytest
 
 from tests.evaluation.photos import DLIB, views, write_detect
 from zimage.core.jsonl import read_rows
-from zimage.evaluation.score.picture import Judge, Search
+from zimage.evaluation.score.picture import PictureScorer, Search
 from zimage.evaluation.score.reals import Reals, reals_of
 from zimage.faces.engine import Engine, open_engine
 from zimage.photos.rows import CropRow
@@ -28,8 +28,8 @@ def reals(detect: Path) -> Reals:
 
 
 @pytest.fixture(scope="session")
-def judge(reals: Reals) -> Judge:
+def judge(reals: Reals) -> PictureScorer:
     """Everything real, at the size at which the demo generates."""
     with Search([DLIB]) as search:
         (targets,) = reals.targets(search, side_px=128)
-    return Judge(targets, None, reals.originals(), None)
+    return PictureScorer(targets, None, reals.originals(), None)

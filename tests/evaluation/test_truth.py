@@ -11,7 +11,7 @@ from zimage.evaluation.figures import Evidence, Figures, figures
 from zimage.evaluation.gate import GateParams, Judgement, judge
 from zimage.evaluation.rows import PictureRow
 from zimage.evaluation.score.copies import variety
-from zimage.evaluation.score.picture import Judge
+from zimage.evaluation.score.picture import PictureScorer
 from zimage.evaluation.score.reals import Reals
 from zimage.faces.engine import Engine
 from zimage.photos.pictures import read_rgb
@@ -24,7 +24,9 @@ GATE = GateParams(
 )  # fmt: skip
 
 
-def rows(pictures: Sequence[Picture], judge_of: Judge, engine: Engine, weights: str = "lora") -> list[PictureRow]:
+def rows(
+    pictures: Sequence[Picture], judge_of: PictureScorer, engine: Engine, weights: str = "lora"
+) -> list[PictureRow]:
     """Score pictures as if they had been generated, two for each prompt."""
     info = judge_of.targets.info
     return [
@@ -56,7 +58,7 @@ def strangers() -> list[Picture]:
 
 
 def judged(
-    pictures: Sequence[Picture], strangers: Sequence[Picture], judge_of: Judge, engine: Engine
+    pictures: Sequence[Picture], strangers: Sequence[Picture], judge_of: PictureScorer, engine: Engine
 ) -> tuple[Figures, Judgement]:
     """Return the figures and the verdict of pictures handed in as a LoRA's, beside strangers as the base model's."""
     evidence = Evidence(
@@ -82,7 +84,7 @@ def broken(judgement: Judgement) -> set[str]:
 
 
 def test_new_views_of_the_person_are_the_person_and_no_copies(
-    judge: Judge, engine: Engine, strangers: list[Picture]
+    judge: PictureScorer, engine: Engine, strangers: list[Picture]
 ) -> None:
     pictures = small(views(12, seed=77))
     found, judgement = judged(pictures, strangers, judge, engine)
@@ -92,7 +94,7 @@ def test_new_views_of_the_person_are_the_person_and_no_copies(
 
 
 def test_training_photos_handed_in_as_if_generated_score_full_marks_and_fail_as_copies(
-    judge: Judge, engine: Engine, reals: Reals, strangers: list[Picture]
+    judge: PictureScorer, engine: Engine, reals: Reals, strangers: list[Picture]
 ) -> None:
     pictures = small([read_rgb(path) for path in reals.crops.values()])
     found, judgement = judged(pictures, strangers, judge, engine)
@@ -102,7 +104,7 @@ def test_training_photos_handed_in_as_if_generated_score_full_marks_and_fail_as_
 
 
 def test_another_subjects_lora_draws_one_person_well_and_scores_nothing_against_this_one(
-    judge: Judge, engine: Engine, strangers: list[Picture]
+    judge: PictureScorer, engine: Engine, strangers: list[Picture]
 ) -> None:
     pictures = small(of_another(12, seed=9))
     faces = [engine.find(picture)[0] for picture in pictures]
@@ -115,7 +117,7 @@ def test_another_subjects_lora_draws_one_person_well_and_scores_nothing_against_
 
 
 def test_a_lora_at_strength_0_draws_what_the_base_model_draws_and_gains_exactly_nothing(
-    judge: Judge, engine: Engine, strangers: list[Picture]
+    judge: PictureScorer, engine: Engine, strangers: list[Picture]
 ) -> None:
     found, judgement = judged(strangers, strangers, judge, engine)
     assert found.gain.value == pytest.approx(0, abs=1e-6)
@@ -124,7 +126,9 @@ def test_a_lora_at_strength_0_draws_what_the_base_model_draws_and_gains_exactly_
     assert {"same_person_rate_min", "gain_low_min"} <= broken(judgement)
 
 
-def test_a_base_model_that_draws_the_person_by_itself_leaves_nothing_to_gain(judge: Judge, engine: Engine) -> None:
+def test_a_base_model_that_draws_the_person_by_itself_leaves_nothing_to_gain(
+    judge: PictureScorer, engine: Engine
+) -> None:
     pictures = small(views(8, seed=77))
     found, judgement = judged(pictures, pictures, judge, engine)
     assert found.same_of_all.value == found.base_same_of_all.value == 1
@@ -134,7 +138,7 @@ def test_a_base_model_that_draws_the_person_by_itself_leaves_nothing_to_gain(jud
 
 @pytest.mark.parametrize("pictures", [small(noise(6, seed=3)), small(nobody())], ids=["noise", "no people"])
 def test_pictures_without_a_face_are_failures_and_not_gaps(
-    pictures: list[Picture], judge: Judge, engine: Engine, strangers: list[Picture]
+    pictures: list[Picture], judge: PictureScorer, engine: Engine, strangers: list[Picture]
 ) -> None:
     found, judgement = judged(pictures, strangers, judge, engine)
     assert found.face_found.value == found.same_of_all.value == found.gain.value == 0
@@ -143,7 +147,7 @@ def test_pictures_without_a_face_are_failures_and_not_gaps(
 
 
 def test_pictures_without_a_face_pull_the_score_of_the_others_down(
-    judge: Judge, engine: Engine, strangers: list[Picture]
+    judge: PictureScorer, engine: Engine, strangers: list[Picture]
 ) -> None:
     good = small(views(6, seed=77))
     alone, _ = judged(good, strangers, judge, engine)
@@ -152,7 +156,9 @@ def test_pictures_without_a_face_pull_the_score_of_the_others_down(
     assert diluted.gain.value == pytest.approx(alone.gain.value / 2)  # type: ignore[operator]
 
 
-def test_a_look_alike_scores_worse_the_less_alike_and_is_told_apart_in_the_end(judge: Judge, engine: Engine) -> None:
+def test_a_look_alike_scores_worse_the_less_alike_and_is_told_apart_in_the_end(
+    judge: PictureScorer, engine: Engine
+) -> None:
     amounts = (0.0, 0.05, 0.1, 0.2, 0.3)
     scored = rows([twin(amount) for amount in amounts], judge, engine)
     distances = [row.distance for row in scored]
@@ -160,7 +166,7 @@ def test_a_look_alike_scores_worse_the_less_alike_and_is_told_apart_in_the_end(j
     assert [row.same for row in scored] == [True, True, True, False, False]
 
 
-def test_two_faces_of_the_person_in_one_picture_are_counted(judge: Judge, engine: Engine) -> None:
+def test_two_faces_of_the_person_in_one_picture_are_counted(judge: PictureScorer, engine: Engine) -> None:
     one, two = views(2, seed=5)
     (row,) = rows([np.concatenate([one, two], axis=1)], judge, engine)
     assert (row.faces, row.matching_faces) == (2, 2)
@@ -168,14 +174,16 @@ def test_two_faces_of_the_person_in_one_picture_are_counted(judge: Judge, engine
     assert (row.faces, row.matching_faces) == (2, 1)
 
 
-def test_the_nearest_training_photo_of_a_training_photo_is_itself(judge: Judge, engine: Engine, reals: Reals) -> None:
+def test_the_nearest_training_photo_of_a_training_photo_is_itself(
+    judge: PictureScorer, engine: Engine, reals: Reals
+) -> None:
     scored = rows(small([read_rgb(real.file) for real in reals.training]), judge, engine)
     assert [row.nearest_photo for row in scored] == [real.photo for real in reals.training]
     assert max(row.nearest_distance for row in scored) < 0.05  # type: ignore[type-var]
 
 
 def test_one_training_photo_drawn_again_and_again_is_told_as_such(
-    judge: Judge, engine: Engine, reals: Reals, strangers: list[Picture]
+    judge: PictureScorer, engine: Engine, reals: Reals, strangers: list[Picture]
 ) -> None:
     again = small([read_rgb(reals.training[0].file)] * 6)
     found, _ = judged(again, strangers, judge, engine)

@@ -34,9 +34,9 @@ from torch._inductor.runtime import triton_helpers, triton_heuristics
 from tests.fake_gpu.memory import CAPTION, WIDTH, released
 from zimage.model.denoiser import Denoiser
 from zimage.model.fast.weight_formats import Kind
-from zimage.model.sequence import Bucket, sequence_length
+from zimage.model.sequence import SequenceBucket, sequence_length
 from zimage.training.adapters import Adapters, module_names
-from zimage.training.block_runner import Checkpointing, runner
+from zimage.training.block_runner import Checkpointing, make_block_runner
 
 KINDS: list[Kind] = ["plain", "fp8", "int8", "nf4"]
 FORMS: list[Checkpointing] = ["none", "selective", "full"]
@@ -194,12 +194,12 @@ def written(kind: Kind, checkpointing: Checkpointing, side_px: int) -> tuple[Cod
     """Return inductor's code for a main block, forward and back."""
     torch.compiler.reset()
     transformer, codes = released(2, RANK), []
-    bucket = Bucket(side_px // 8, side_px // 8, CAPTION)
+    bucket = SequenceBucket(side_px // 8, side_px // 8, CAPTION)
     with fake_gpu(), compiling_for_a_gpu(codes):
         half = torch.bfloat16
         denoiser = Denoiser(transformer, dtype=half, stream=half, device=GPU, kind=kind)
-        Adapters(denoiser, module_names(transformer)).cast(half)
-        run = runner(checkpointing, compiled=True)
+        Adapters(denoiser, module_names(transformer)).cast_for_compile(half)
+        run = make_block_runner(checkpointing, compiled=True)
         x = torch.empty(1, sequence_length(bucket), WIDTH, device=GPU, dtype=half, requires_grad=True)
         condition = torch.empty(1, 256, device=GPU, dtype=half)
         with contextlib.suppress(Captured):

@@ -14,9 +14,9 @@ import torch
 
 from tests.training.recipe import MACHINE, recipe
 from zimage.training.distributed import World
-from zimage.training.divergence import Readings
+from zimage.training.divergence import PendingMetrics
 from zimage.training.params import MachineParams, TrainParams
-from zimage.training.setup import prepare
+from zimage.training.setup import build_run
 
 STEPS = 3
 PRESERVATION = {"weight": 1.0, "every": 2, "batch": 2, "pictures": "crops", "target": "base"}
@@ -35,8 +35,8 @@ def taken(base: Path, encoded: Path, params: TrainParams, machine: MachineParams
     """Take some steps; whatever is made of adapters and numbers has to be on the GPU."""
     with fake_gpu():
         world = World()
-        prepared = prepare(encoded, base, params, machine, world)
-        readings = Readings(GPU, STEPS + 1)
+        prepared = build_run(encoded, base, params, machine, world)
+        readings = PendingMetrics(GPU, STEPS + 1)
         for number in range(STEPS):
             numbers = prepared.loop.step(number)
             assert (numbers.device, numbers.shape, numbers.dtype) == (GPU, (2,), torch.float32)

@@ -18,13 +18,13 @@ from tasks.workspace.subject import presets
 from tests.benchmarks.train import OPTIMISER
 from tests.live_bytes import LiveBytes
 from zimage.model.denoiser import Denoiser
-from zimage.model.sequence import Bucket, sequence_length
+from zimage.model.sequence import SequenceBucket, sequence_length
 from zimage.training.adapters import Adapters, inject, module_names
-from zimage.training.block_runner import Checkpointing, runner
+from zimage.training.block_runner import Checkpointing, make_block_runner
 from zimage.training.memory import (
     PRESETS,
     USED_SHARE,
-    Preset,
+    MemoryPreset,
     Sizes,
     activations_gb,
     adapters_gb,
@@ -42,7 +42,7 @@ STEPS = 2  # the second one finds the optimiser's moments there
 class Setting:
     """What is counted."""
 
-    preset: Preset
+    preset: MemoryPreset
     side_px: int
     rank: int
     checkpointing: Checkpointing
@@ -57,7 +57,7 @@ class Setting:
     def tokens(self) -> int:
         """Return how many are computed together."""
         side = self.side_px // 8
-        return self.preset.at_once * sequence_length(Bucket(side, side, CAPTION))
+        return self.preset.at_once * sequence_length(SequenceBucket(side, side, CAPTION))
 
     @property
     def computed_gb(self) -> float:
@@ -101,7 +101,7 @@ def counted_gb(setting: Setting) -> float:
             states, lengths = torch.empty(count, CAPTION, 2560, device=GPU), torch.full((count,), CAPTION, device=GPU)
             context = denoiser.refine(states, lengths)
         denoiser.forget_context()
-        denoiser.run = runner(setting.checkpointing, compiled=False)
+        denoiser.run = make_block_runner(setting.checkpointing, compiled=False)
         clean = torch.empty(count, 16, setting.side_px // 8, setting.side_px // 8, device=GPU)
         live.most = live.now
         for number in range(STEPS):

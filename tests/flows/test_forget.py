@@ -269,7 +269,7 @@ def test_a_process_of_another_machine_is_not_taken_for_one_of_this(places: Path)
 
 @flow(name="learn", flow_run_name="learn {spec.subject}")
 def learn_elsewhere(spec: LearnSpec, store: Path, holds: threading.Event) -> None:
-    """A leg on another machine: it ends some time after it was cancelled, and stores something up to its end."""
+    """A phase on another machine: it ends some time after it was cancelled, and stores something up to its end."""
     with leased(spec.subject):
         holds.set()
         with get_client(sync_client=True) as client:
@@ -280,17 +280,17 @@ def learn_elsewhere(spec: LearnSpec, store: Path, holds: threading.Event) -> Non
             write(store / "subjects" / spec.subject / "dvc" / str(number), b"a face")
 
 
-def test_a_leg_on_another_machine_has_ended_before_anything_is_deleted(places: Path) -> None:
+def test_a_phase_on_another_machine_has_ended_before_anything_is_deleted(places: Path) -> None:
     store, holds = places / "store", threading.Event()
-    leg = threading.Thread(target=learn_elsewhere, args=(LearnSpec(subject="eve"), store, holds))
-    leg.start()
+    phase = threading.Thread(target=learn_elsewhere, args=(LearnSpec(subject="eve"), store, holds))
+    phase.start()
     assert holds.wait(timeout=60)
     with pytest.raises(InputError, match=r"`learn eve` is at work on this subject; .* or cancel it with --cancel"):
         forget(ForgetSpec(subject="eve", delete=True))
 
     listing = forget(ForgetSpec(subject="eve", delete=True, cancel=True))
 
-    leg.join(timeout=60)
+    phase.join(timeout=60)
     assert listing.tombstone is not None
     assert [path for path in (store / "subjects").rglob("*") if path.is_file()] == []
 
@@ -366,13 +366,13 @@ def test_what_another_machine_still_has_of_a_forgotten_person_is_not_worked_on(
     forget(ForgetSpec(subject=ADA, delete=True))
     monkeypatch.setenv("ZIMAGE_WORKSPACES", str(places / "elsewhere"))
 
-    for leg in (
+    for phase in (
         lambda: prepare(PrepareSpec(subject=ADA)),
         lambda: real_learn(LearnSpec(subject=ADA)),
         lambda: publish(PublishSpec(subject=ADA)),
     ):
         with pytest.raises(InputError, match=rf"The subject of {places}/elsewhere/{ADA} was forgotten after that was"):
-            leg()
+            phase()
     assert FolderStore(places / "store").keys(f"subjects/{ADA}") == []
 
 

@@ -56,7 +56,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield api
 
 
-def test_parents_wait_in_order_for_their_limit_and_their_legs_do_not(tmp_path: Path, api: str) -> None:
+def test_parents_wait_in_order_for_their_limit_and_their_phases_do_not(tmp_path: Path, api: str) -> None:
     queue = httpx.get(f"{api}/work_pools/cpu/queues/personalize", timeout=60).json()
     deployment = httpx.get(f"{api}/deployments/name/personalize/personalize", timeout=60).json()
     given = {"placement": "pools", "class_noun": "woman", "photos": str(tmp_path / "none"), "consent": "none.yaml"}
@@ -70,11 +70,11 @@ def test_parents_wait_in_order_for_their_limit_and_their_legs_do_not(tmp_path: P
     with started(worker("cpu", name="cpu"), tmp_path / "worker.log"):
         until("the end of all", lambda: all(each["state"]["type"] == "FAILED" for each in read()), 200)
     ended = read()
-    legs = httpx.post(f"{api}/flow_runs/filter", json={"flows": {"name": {"any_": ["prepare"]}}}, timeout=60).json()
+    phases = httpx.post(f"{api}/flow_runs/filter", json={"flows": {"name": {"any_": ["prepare"]}}}, timeout=60).json()
 
     assert queue["concurrency_limit"] == 1
-    assert len(legs) == len(SUBJECTS)  # each parent waited for one that refused: there are no photos
-    assert all(leg["state"]["type"] == "FAILED" and leg["work_queue_name"] == "default" for leg in legs)
+    assert len(phases) == len(SUBJECTS)  # each parent waited for one that refused: there are no photos
+    assert all(phase["state"]["type"] == "FAILED" and phase["work_queue_name"] == "default" for phase in phases)
     for before, after in pairwise(ended):
         assert before["end_time"] <= after["start_time"]
 

@@ -382,7 +382,7 @@ def test_a_machine_of_a_pool_asks_the_consent_that_was_handed_over(
     )
     store = FolderStore(places / "pools")
     before = store.read(state_key("zoe"))
-    store.swap(state_key("zoe"), state.model_dump_json().encode(), before.tag if before else None)
+    store.compare_and_swap(state_key("zoe"), state.model_dump_json().encode(), before.tag if before else None)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError) as refused:
         patch.setenv("ZIMAGE_STORE", str(places / "pools"))

@@ -121,7 +121,7 @@ def test_publishing_says_what_the_engine_can_do(settings: Settings, given: list[
     ask(settings, *asked, "--engine", str(write_pack(tmp_path / "pack")))
 
 
-def test_legs_and_releases_are_looked_at_first(settings: Settings, tmp_path: Path) -> None:
+def test_phases_and_releases_are_looked_at_first(settings: Settings, tmp_path: Path) -> None:
     for name in ("learn", "publish"):
         assert "run `prepare` or `personalize` first" in refused(settings, name)
     assert "ada has no release yet" in refused(settings, "promote")

@@ -15,7 +15,7 @@ from flows.__main__ import main
 from flows.prepare import prepare
 from flows.spec import PrepareSpec
 from tasks.phases.phase import bring
-from tasks.phases.remote_runs import run_leg
+from tasks.phases.remote_runs import run_phase
 from tasks.settings import from_environment
 from tasks.transfer.state import Taken
 from tasks.workspace import photos as photos_module
@@ -165,7 +165,7 @@ def test_an_album_too_large_is_refused_by_a_pool_without_a_name_and_the_one_who_
 
     @flow
     def asks() -> None:
-        run_leg("prepare", spec)
+        run_phase("prepare", spec)
 
     with get_client(sync_client=True) as client:
         deployment = client.create_deployment(client.create_flow(prepare), "prepare")

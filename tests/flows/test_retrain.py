@@ -105,7 +105,7 @@ def test_an_overview_tells_of_every_subject_its_state_its_release_its_channels_a
     store = FolderStore(tmp_path / "store")
     release = publish_task.fn(published(tmp_path / EVE, "provisional"), EVE, store, accept_provisional=True)
     move = Move(id="0", at=datetime.datetime.now(datetime.UTC), kind="promote", release=release.name)
-    store.swap(channel_key(EVE, "staging"), Channel(history=[move]).model_dump_json().encode(), None)
+    store.compare_and_swap(channel_key(EVE, "staging"), Channel(history=[move]).model_dump_json().encode(), None)
 
     retrain(RetrainSpec(only_look=True))
 

@@ -335,7 +335,7 @@ def test_a_run_goes_on_by_itself_after_its_stack_was_stopped_and_after_a_power_c
     with serving(tmp_path) as (process, api):
         until("the deployments", lambda: len(api.post("/deployments/filter", {})) == len(FLOWS))
         run = api.run("personalize", spec)
-        until("a leg", lambda: api.state(run)["type"] == "RUNNING" and api.runs("prepare ada"), every_s=0.05)
+        until("a phase", lambda: api.state(run)["type"] == "RUNNING" and api.runs("prepare ada"), every_s=0.05)
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
     with serving(tmp_path) as (process, api):

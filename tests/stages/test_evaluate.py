@@ -17,7 +17,7 @@ from tests.faces.tiny_pack import write_pack
 from zimage.captions.subject import Subject
 from zimage.core.errors import InputError
 from zimage.core.jsonl import read_rows, write_rows
-from zimage.evaluation.generate.image_cache import Album, Sampling
+from zimage.evaluation.generate.image_cache import ImageCache, Sampling
 from zimage.evaluation.generate.suite import halves, read_suite
 from zimage.evaluation.score.clip import ClipParams
 from zimage.evaluation.select.scorer import Asked, asked_of_base, asked_of_lora
@@ -118,10 +118,10 @@ def all_asked(workspace: Path, params: EvaluateParams) -> list[Asked]:
 
 def hand_in(workspace: Path, params: EvaluateParams, base: Base, lora: list[Picture], stranger: list[Picture]) -> None:
     """Put pictures where the stage keeps those it has made: as if the models had drawn them."""
-    album = Album(cache_of(workspace / "evaluate"), base.identity, Sampling(**params.sampling.model_dump()))
+    image_cache = ImageCache(cache_of(workspace / "evaluate"), base.identity, Sampling(**params.sampling.model_dump()))
     for number, asked in enumerate(all_asked(workspace, params)):
         pictures = stranger if asked.request.lora is None else lora
-        album.keep(asked.request, pictures[number % len(pictures)])
+        image_cache.keep(asked.request, pictures[number % len(pictures)])
 
 
 def test_a_lora_that_draws_the_person_gets_a_provisional_verdict(finished: Path) -> None:

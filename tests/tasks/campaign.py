@@ -27,7 +27,7 @@ from tasks.store.protocol import StoreError
 from tasks.store.releases import described, fetch, manifest_of, release_key
 from tasks.store.s3 import S3Store
 from tasks.workspace.tombstones import Counts, Tombstone, admit, finish
-from tasks.workspace.workspace import held
+from tasks.workspace.workspace import locked_workspace
 from tests.tasks.finished import finished
 from zimage.core.errors import InputError
 from zimage.core.process import die_with_parent
@@ -190,7 +190,7 @@ def attempt(kind: str, subject: str, seed: int, folder: Path, port: int) -> tupl
 @contextlib.contextmanager
 def held_or_refused(workspace: Path) -> Any:
     """Hold a workspace as the flows do; where a forgetting takes it away in between, the flow fails."""
-    with held(workspace):
+    with locked_workspace(workspace):
         yield
 
 

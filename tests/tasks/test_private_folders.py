@@ -12,7 +12,7 @@ from tasks.settings import PROJECT
 from tasks.store.folder import FolderStore
 from tasks.store.pages import served
 from tasks.workspace.tombstones import admit
-from tasks.workspace.workspace import held, make
+from tasks.workspace.workspace import locked_workspace, make
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,9 @@ def mode(path: Path) -> int:
 
 
 def test_a_workspace_and_the_folder_of_workspaces_are_closed_to_others(tmp_path: Path) -> None:
-    for number, begin in enumerate((lambda folder: make(folder, PROJECT), lambda folder: held(folder).__enter__())):
+    for number, begin in enumerate(
+        (lambda folder: make(folder, PROJECT), lambda folder: locked_workspace(folder).__enter__())
+    ):
         workspace = tmp_path / str(number) / "workspaces" / "ada"
         begin(workspace)
         assert (mode(workspace), mode(workspace.parent)) == (0o700, 0o700)
@@ -47,7 +49,7 @@ def test_a_store_is_closed_to_others_and_so_is_what_lies_in_a_folder_that_was_th
     ours, theirs = FolderStore(tmp_path / "new" / "store"), FolderStore(tmp_path / "theirs")
     theirs.root.mkdir()
     for store in (ours, theirs):
-        store.swap("subjects/ada/state.json", b"{}", None)
+        store.compare_and_swap("subjects/ada/state.json", b"{}", None)
         assert (mode(store.root / "subjects"), mode(store.root / ".locks")) == (0o700, 0o700)
     assert (mode(ours.root), mode(theirs.root)) == (0o700, 0o777)
 

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from tasks.prefect_api.artifacts import show_results
 from tasks.settings import Settings
 from tasks.stages import train
-from tasks.workspace.dvc import at_hand
+from tasks.workspace.dvc import preloaded
 from tasks.workspace.workspace import Outcome, make
 from tests.processes import runs
 from zimage.core.signatures import STAGES
@@ -48,7 +48,7 @@ def workspace(tmp_path: Path, prefect_server: None) -> Iterator[Path]:
     (project / ".dvcignore").write_text(".*.part\n")
     make(folder, project)
     (folder / "train.py").write_text(TRAIN)
-    with at_hand():
+    with preloaded():
         yield folder
 
 

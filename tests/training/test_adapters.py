@@ -173,7 +173,7 @@ def test_each_way_back_of_cast_adapters_adds_in_its_own_stream() -> None:
     _, denoiser, adapters = _adapted(["attention", "feed_forward"])
 
     def node_of_the_sum() -> torch.autograd.graph.Node:
-        adapters.cast(torch.bfloat16)
+        adapters.cast_for_compile(torch.bfloat16)
         low = denoiser.loras()[0].low
         assert low is not None
         node = low[0].grad_fn

@@ -17,9 +17,9 @@ from tests.dynamo import OWN_WARNINGS
 from tests.tiny_base import TEXT_WIDTH, tiny_transformer
 from zimage.model.denoiser import Denoiser
 from zimage.model.fast.weight_formats import Kind
-from zimage.model.sequence import Bucket
+from zimage.model.sequence import SequenceBucket
 from zimage.training.adapters import Adapters, inject, module_names
-from zimage.training.block_runner import Checkpointing, runner
+from zimage.training.block_runner import Checkpointing, make_block_runner
 from zimage.training.memory import Sizes, activations_gb
 from zimage.training.params import Adapter, LokrParams
 
@@ -65,7 +65,7 @@ def _step(
 def test_checkpointing_changes_nothing(dropout: float, adapter: Adapter) -> None:
     denoiser, adapters = _model(dropout, adapter=adapter)
     expected = _step(denoiser, adapters)
-    denoiser.run = runner("full", compiled=False, chance=dropout > 0)
+    denoiser.run = make_block_runner("full", compiled=False, chance=dropout > 0)
     found = _step(denoiser, adapters)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
@@ -80,7 +80,7 @@ def test_checkpointing_keeps_less() -> None:
 def test_compiled_blocks_give_the_same_step(checkpointing: Checkpointing, adapter: Adapter) -> None:
     denoiser, adapters = _model(adapter=adapter)
     expected = _step(denoiser, adapters)
-    denoiser.run = runner(checkpointing, compiled=True, backend="aot_eager")
+    denoiser.run = make_block_runner(checkpointing, compiled=True, backend="aot_eager")
     found = _step(denoiser, adapters)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
@@ -111,11 +111,11 @@ def test_compiled_blocks_keep_what_is_counted_and_no_weight_in_another_form(
         bw_compiler=lambda graph, _: make_boxed_func(graph.forward),
         partition_fn=min_cut_rematerialization_partition,
     )
-    block, bucket = denoiser.layers[0], Bucket(32, 32, 32)
+    block, bucket = denoiser.layers[0], SequenceBucket(32, 32, 32)
     sizes = Sizes(*block.w2.frozen.shape[:1], layers=1, refiners=0)
     x = torch.ones(samples, tokens // samples, sizes.width, dtype=torch.bfloat16, requires_grad=True)
     condition = denoiser.condition(torch.tensor([0.2, 0.7]))
-    run = runner(checkpointing, compiled=True, backend=backend)
+    run = make_block_runner(checkpointing, compiled=True, backend=backend)
     run(block, x, condition, denoiser.tables(bucket)[2], None).sum().backward()
     stream = tokens * sizes.width * 2  # goes in, and is kept as it is
     expected = activations_gb(sizes, tokens, checkpointing) * 1e9 - stream
@@ -128,7 +128,7 @@ def test_compiled_blocks_keep_what_is_counted_and_no_weight_in_another_form(
 def test_weights_in_few_bits_can_be_compiled(kind: Kind, adapter: Adapter) -> None:
     denoiser, adapters = _model(kind=kind, adapter=adapter)
     velocity, gradient = _step(denoiser, adapters)
-    denoiser.run = runner("selective", compiled=True, backend="aot_eager")
+    denoiser.run = make_block_runner("selective", compiled=True, backend="aot_eager")
     found = _step(denoiser, adapters)
     # A last bit more or less before it is rounded to eight makes a step of one in 127.
     assert float((found[0] - velocity).norm() / velocity.norm()) < 0.01
@@ -139,9 +139,9 @@ def test_weights_in_few_bits_can_be_compiled(kind: Kind, adapter: Adapter) -> No
 def test_adapters_that_are_cast_at_once_get_the_same_gradients_to_the_last_bit(kind: Kind, adapter: Adapter) -> None:
     denoiser, adapters = _model(kind=kind, dtype=torch.bfloat16, adapter=adapter)
     counter = CompileCounterWithBackend("aot_eager")
-    denoiser.run = runner("selective", compiled=True, backend=counter)
+    denoiser.run = make_block_runner("selective", compiled=True, backend=counter)
     expected = _step(denoiser, adapters)
-    denoiser.ready = partial(adapters.cast, torch.bfloat16)
+    denoiser.ready = partial(adapters.cast_for_compile, torch.bfloat16)
     found = _step(denoiser, adapters)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
     made = counter.frame_count
@@ -155,7 +155,7 @@ def test_few_graphs_serve_many_blocks_and_shapes_and_none_falls_back() -> None:
     shapes = [(8, 8, 32), (8, 12, 32), (12, 8, 64), (16, 16, 32), (8, 8, 64)]
     expected = [_step(denoiser, adapters, *shape) for shape in shapes]
     counter = CompileCounterWithBackend("aot_eager")
-    denoiser.run = runner("selective", compiled=True, shapes=len(shapes), backend=counter)
+    denoiser.run = make_block_runner("selective", compiled=True, shapes=len(shapes), backend=counter)
     for shape, (_, gradient) in zip(shapes, expected, strict=True):
         torch.testing.assert_close(_step(denoiser, adapters, *shape)[1], gradient, rtol=1e-4, atol=1e-4)
     made = counter.frame_count
@@ -172,7 +172,7 @@ def _kept(denoiser: Denoiser, adapters: Adapters, checkpointing: Checkpointing) 
         sizes.append(tensor.nbytes)
         return tensor
 
-    denoiser.run = runner(checkpointing, compiled=False)
+    denoiser.run = make_block_runner(checkpointing, compiled=False)
     with torch.autograd.graph.saved_tensors_hooks(packed, lambda tensor: tensor):
         _step(denoiser, adapters)
     return sum(sizes)

@@ -7,26 +7,26 @@ import torch
 
 from zimage.core.errors import InputError
 from zimage.core.folder import fetched_beside
-from zimage.training.checkpoint import State, read_states, run_identity, take_over, write_state
+from zimage.training.checkpoint import TrainingState, read_states, run_identity, take_over, write_state
 from zimage.training.params import Resume
 
 RUN = run_identity("params", "data")
 HERE = ("CPU of this test",)
 
 
-def read_last_state(folder: Path, run: str) -> State | None:
+def read_last_state(folder: Path, run: str) -> TrainingState | None:
     return next(read_states(folder, run=run), None)
 
 
 def _write(folder: Path, *steps: int, run: str = RUN) -> None:
     for step in steps:
         tensors = {"values": torch.full((1000,), float(step)), "step": torch.tensor(1.0)}
-        write_state(folder, State(step, tensors, devices=HERE), run=run)
+        write_state(folder, TrainingState(step, tensors, devices=HERE), run=run)
 
 
 def test_the_last_state_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     values = torch.randn(1000)
-    write_state(tmp_path, State(7, {"values": values}, devices=("a CPU", "a GPU"), pictures_due=True), run=RUN)
+    write_state(tmp_path, TrainingState(7, {"values": values}, devices=("a CPU", "a GPU"), pictures_due=True), run=RUN)
     found = read_last_state(tmp_path, run=RUN)
     assert found is not None and found.step == 7
     assert found.devices == ("a CPU", "a GPU") and found.pictures_due
@@ -73,7 +73,9 @@ HERE, ELSEWHERE = "CPU x86_64 AVX512", "CPU x86_64 AVX2"
 
 def left(folder: Path, step: int, *, run: str = RUN, device: str = HERE) -> None:
     """What a run leaves after a step: its state, and a LoRA."""
-    write_state(folder / "resume", State(step, {"values": torch.full((3,), float(step))}, devices=(device,)), run=run)
+    write_state(
+        folder / "resume", TrainingState(step, {"values": torch.full((3,), float(step))}, devices=(device,)), run=run
+    )
     (folder / f"lora-{step}-{run[:4]}").touch()
 
 

@@ -2,12 +2,12 @@
 
 import torch
 
-from zimage.training.divergence import WINDOW, Reading, Readings, Watch
+from zimage.training.divergence import WINDOW, DivergenceMonitor, PendingMetrics, StepMetrics
 
 
 def test_numbers_come_out_in_order_and_none_is_lost() -> None:
-    readings = Readings(torch.device("cpu"), every=3)
-    told: list[Reading] = []
+    readings = PendingMetrics(torch.device("cpu"), every=3)
+    told: list[StepMetrics] = []
     for step in range(8):
         told += readings.put(step, torch.tensor([float(step), 0.5]))
     assert [reading.step for reading in told] == [0, 1, 2, 3, 4, 5]
@@ -17,25 +17,27 @@ def test_numbers_come_out_in_order_and_none_is_lost() -> None:
 
 
 def test_a_loss_or_a_norm_that_is_no_number_is_broken_at_once() -> None:
-    assert Watch(5.0).broken(Reading(0, float("nan"), 1.0)) == "the loss is nan and the gradients' norm 1"
-    assert Watch(5.0).broken(Reading(0, 1.0, float("inf"))) is not None
-    assert Watch(5.0).broken(Reading(0, 1.0, 1.0)) is None
+    assert (
+        DivergenceMonitor(5.0).broken(StepMetrics(0, float("nan"), 1.0)) == "the loss is nan and the gradients' norm 1"
+    )
+    assert DivergenceMonitor(5.0).broken(StepMetrics(0, 1.0, float("inf"))) is not None
+    assert DivergenceMonitor(5.0).broken(StepMetrics(0, 1.0, 1.0)) is None
 
 
 def test_one_high_loss_is_its_sigma_but_many_are_an_explosion() -> None:
-    watch = Watch(5.0)
+    watch = DivergenceMonitor(5.0)
     for step in range(WINDOW):
-        assert watch.broken(Reading(step, 1.0, 1.0)) is None
-    assert watch.broken(Reading(WINDOW, 50.0, 1.0)) is None
-    faults = [watch.broken(Reading(step, 50.0, 1.0)) for step in range(10)]
+        assert watch.broken(StepMetrics(step, 1.0, 1.0)) is None
+    assert watch.broken(StepMetrics(WINDOW, 50.0, 1.0)) is None
+    faults = [watch.broken(StepMetrics(step, 50.0, 1.0)) for step in range(10)]
     assert any(fault is not None and "times the first" in fault for fault in faults)
 
 
 def test_a_run_that_goes_on_is_measured_by_its_first_steps_and_not_by_those_it_goes_on_with() -> None:
     losses = [1.01**step for step in range(400)]
-    whole = Watch(5.0)
-    stops = next(step for step, loss in enumerate(losses) if whole.broken(Reading(step, loss, 1.0)))
+    whole = DivergenceMonitor(5.0)
+    stops = next(step for step, loss in enumerate(losses) if whole.broken(StepMetrics(step, loss, 1.0)))
 
     for begin in (WINDOW // 2, WINDOW, stops // 2, stops - 1):
-        watch = Watch(5.0, losses[:begin])
-        assert stops == next(s for s in range(begin, 400) if watch.broken(Reading(s, losses[s], 1.0)))
+        watch = DivergenceMonitor(5.0, losses[:begin])
+        assert stops == next(s for s in range(begin, 400) if watch.broken(StepMetrics(s, losses[s], 1.0)))

@@ -13,10 +13,10 @@ from tests.training.recipe import MACHINE, recipe
 from zimage.core.errors import InputError
 from zimage.model.base import Base
 from zimage.training.distributed import World
-from zimage.training.graphed_step import Record, Recorded
+from zimage.training.graphed_step import GraphedStep, Record
 from zimage.training.loop import Loop
 from zimage.training.memory import Sizes, check
-from zimage.training.setup import prepare
+from zimage.training.setup import build_run
 
 
 def repeated(passes: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -43,12 +43,12 @@ def losses(loop: Loop) -> tuple[list[float], Tensor]:
 @pytest.fixture
 def loop_of(tiny_base: Base, tiny_encoded: Path) -> Callable[[], Loop]:
     params = recipe(batch=3, at_once=2)  # pieces of two and of one: two shapes a bucket
-    return lambda: prepare(tiny_encoded, Path(tiny_base.model), params, MACHINE, World()).loop
+    return lambda: build_run(tiny_encoded, Path(tiny_base.model), params, MACHINE, World()).loop
 
 
 def test_repeated_passes_give_the_run_of_plain_ones(loop_of: Callable[[], Loop]) -> None:
     plain, recorded = loop_of(), loop_of()
-    passes = Recorded(recorded.objective.there_and_back, recorded.adapters.gradient, repeated)
+    passes = GraphedStep(recorded.objective.forward_backward, recorded.adapters.gradient, repeated)
 
     expected, found = losses(plain), losses(replace(recorded, passes=passes))
     assert found[0] == expected[0]
@@ -67,7 +67,7 @@ def test_what_repeats_the_numbers_of_its_recording_or_cannot_be_recorded_is_not_
     loop_of: Callable[[], Loop], record: Record, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain, recorded = loop_of(), loop_of()
-    passes = Recorded(recorded.objective.there_and_back, recorded.adapters.gradient, record)
+    passes = GraphedStep(recorded.objective.forward_backward, recorded.adapters.gradient, record)
 
     with caplog.at_level(logging.WARNING):
         expected, found = losses(plain), losses(replace(recorded, passes=passes))
@@ -84,7 +84,7 @@ def test_what_could_not_be_recorded_once_is_not_tried_again_for_other_shapes(loo
         return unrecordable(passes)
 
     loop = loop_of()
-    passes = Recorded(loop.objective.there_and_back, loop.adapters.gradient, failing)
+    passes = GraphedStep(loop.objective.forward_backward, loop.adapters.gradient, failing)
     losses(replace(loop, passes=passes))
     assert len(passes._made) > 1
     assert len(tried) == 1

@@ -8,11 +8,11 @@ import torch
 from tests.training.recipe import MACHINE, recipe
 from zimage.model.base import Base
 from zimage.training.distributed import World
-from zimage.training.setup import Prepared, prepare
+from zimage.training.setup import Run, build_run
 
 
-def _prepared(base: Base, encoded: Path, dropout: float) -> Prepared:
-    return prepare(encoded, Path(base.model), recipe(dropout=dropout, at_once=1), MACHINE, World())
+def _prepared(base: Base, encoded: Path, dropout: float) -> Run:
+    return build_run(encoded, Path(base.model), recipe(dropout=dropout, at_once=1), MACHINE, World())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

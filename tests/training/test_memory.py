@@ -14,11 +14,11 @@ from zimage.core.errors import InputError
 from zimage.model.denoiser import Denoiser
 from zimage.model.fast import kernels
 from zimage.training.adapters import Adapters, inject, module_names
-from zimage.training.block_runner import runner
+from zimage.training.block_runner import make_block_runner
 from zimage.training.memory import (
     PRESETS,
     USED_SHARE,
-    Preset,
+    MemoryPreset,
     Sizes,
     activations_gb,
     check,
@@ -124,7 +124,7 @@ def test_activations_are_counted_as_autograd_keeps_them(dropout: float, monkeypa
 
     tokens = 2 * (16 * 16 + 32)
     context = torch.zeros(2, 32, D, dtype=torch.bfloat16)
-    denoiser.run = runner("none", compiled=False)
+    denoiser.run = make_block_runner("none", compiled=False)
     with torch.autograd.graph.saved_tensors_hooks(packed, lambda tensor: tensor):
         denoiser.velocity(torch.ones(2, 16, 32, 32), torch.tensor([0.2, 0.7]), context)
     frozen = {tensor.data_ptr() for p in denoiser.projections() for tensor in p.frozen.tensors()}
@@ -217,7 +217,7 @@ def test_where_no_preset_fits_none_is_named() -> None:
 
 def test_a_preset_that_needs_more_than_what_failed_is_not_named() -> None:
     smallest = PRESETS["8gb"]
-    assert isinstance(smallest, Preset)
+    assert isinstance(smallest, MemoryPreset)
     params = recipe(memory=smallest.memory.model_dump(), at_once=1, rank=16)
     message = str(too_small(params, smallest.machine, RELEASED, (1024, 1024), 60, at_hand_gb=24.0))
     assert "preset" not in message and "ZIMAGE_MACHINE" not in message

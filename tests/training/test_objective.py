@@ -10,19 +10,19 @@ from tests.training.recipe import MACHINE, recipe
 from zimage.core.errors import InputError
 from zimage.model.base import Base
 from zimage.training.distributed import World
-from zimage.training.setup import Prepared, prepare
+from zimage.training.setup import Run, build_run
 
 PRESERVE: dict[str, Any] = {"weight": 2.0, "every": 2, "batch": 3, "pictures": "crops", "target": "base"}
 
 
-def _prepared(base: Base, encoded: Path, **changes: object) -> Prepared:
-    return prepare(encoded, Path(base.model), recipe(**changes), MACHINE, World())
+def _prepared(base: Base, encoded: Path, **changes: object) -> Run:
+    return build_run(encoded, Path(base.model), recipe(**changes), MACHINE, World())
 
 
 def test_preservation_costs_nothing_while_the_adapters_change_nothing(tiny_base: Base, tiny_encoded: Path) -> None:
     loop = _prepared(tiny_base, tiny_encoded, preservation=PRESERVE).loop
     step = loop.preserving[0]
-    chance = loop.objective.chance(0, step, name="preservation")
+    chance = loop.objective.sample_noise(0, step, name="preservation")
     assert loop.preservation is not None
     loss = loop.objective.preservation(step, chance, slice(0, 3), loop.preservation)
     assert float(loss.detach()) < 1e-9
@@ -33,7 +33,7 @@ def test_preservation_pulls_a_changed_model_back_to_the_base(tiny_base: Base, ti
     loop = prepared.loop
     prepared.adapters.values.add_(0.1 * torch.randn(len(prepared.adapters.values)))
     step = loop.preserving[0]
-    chance = loop.objective.chance(0, step, name="preservation")
+    chance = loop.objective.sample_noise(0, step, name="preservation")
 
     def loss() -> torch.Tensor:
         assert loop.preservation is not None
@@ -91,7 +91,7 @@ def test_a_class_of_its_own_chance_is_drawn_for_preservation(tiny_base: Base, ti
     objective = _prepared(tiny_base, tiny_encoded).loop.objective
     step = _prepared(tiny_base, tiny_encoded).loop.planned[0]
     one, again, other, later = (
-        objective.chance(number, step, name=name)
+        objective.sample_noise(number, step, name=name)
         for number, name in ((0, "step"), (0, "step"), (0, "preservation"), (1, "step"))
     )
     assert torch.equal(one.noise, again.noise) and torch.equal(one.sigma, again.sigma)

@@ -14,10 +14,10 @@ from zimage.model.base import Base, open_transformer
 from zimage.model.fast.lokr import Lokr
 from zimage.training.adapters import inject
 from zimage.training.distributed import World
-from zimage.training.noise import Draw
+from zimage.training.noise import StepNoise
 from zimage.training.params import Target, TrainParams
 from zimage.training.plan import Step
-from zimage.training.setup import Prepared, prepare
+from zimage.training.setup import Run, build_run
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
@@ -72,7 +72,7 @@ def test_loss_and_gradients_of_a_lokr_equal_pefts_in_float64(
             assert float((found[name].double() - gradient).norm()) < 1e-5 * scale, name
 
 
-def _pefts_gradients(prepared: Prepared) -> Iterator[tuple[str, Tensor]]:
+def _pefts_gradients(prepared: Run) -> Iterator[tuple[str, Tensor]]:
     """What was added to the gradient vector, by peft's names of the matrices."""
     names = prepared.adapters._names
     for lora in prepared.denoiser.loras():
@@ -121,30 +121,30 @@ def test_eight_bit_weights_change_the_loss_of_the_same_seed_by_less_than_one_per
     assert abs(sum(losses[1]) / sum(losses[0]) - 1) < 0.01
 
 
-def _prepared(base: Base, encoded: Path, params: TrainParams) -> Prepared:
+def _prepared(base: Base, encoded: Path, params: TrainParams) -> Run:
     """A run whose adapters, up-matrices included, are not zero any more."""
-    prepared = prepare(encoded, Path(base.model), params, MACHINE, World())
+    prepared = build_run(encoded, Path(base.model), params, MACHINE, World())
     _fill(prepared, 3)
     return prepared
 
 
-def _fill(prepared: Prepared, seed: int) -> None:
+def _fill(prepared: Run, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     prepared.adapters.values.copy_(0.1 * torch.randn(len(prepared.adapters.values), generator=generator))
 
 
-def _one_step_of_each_bucket(prepared: Prepared) -> list[int]:
+def _one_step_of_each_bucket(prepared: Run) -> list[int]:
     numbers = {step.bucket: number for number, step in enumerate(prepared.loop.planned)}
     return sorted(numbers.values())
 
 
-def _ours(prepared: Prepared, number: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _ours(prepared: Run, number: int) -> tuple[Tensor, dict[str, Tensor]]:
     prepared.adapters.gradient.zero_()
     loss = prepared.loop.backward(number)
     return loss, _by_name(prepared, prepared.adapters.gradient)
 
 
-def _by_name(prepared: Prepared, values: Tensor) -> dict[str, Tensor]:
+def _by_name(prepared: Run, values: Tensor) -> dict[str, Tensor]:
     parts = prepared.adapters.weights(values)
     return {
         f"{name}.lora_{side}.default.weight": tensor
@@ -153,7 +153,7 @@ def _by_name(prepared: Prepared, values: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _values(prepared: Prepared) -> dict[str, Tensor]:
+def _values(prepared: Run) -> dict[str, Tensor]:
     """The numbers of what is trained, by peft's names, from peft's layers themselves."""
     found: dict[str, Tensor] = {}
     for lora in prepared.denoiser.loras():
@@ -165,7 +165,7 @@ def _values(prepared: Prepared) -> dict[str, Tensor]:
 
 
 def _reference(
-    base: Base, encoded: Path, params: TrainParams, prepared: Prepared, number: int
+    base: Base, encoded: Path, params: TrainParams, prepared: Run, number: int
 ) -> tuple[float, dict[str, Tensor]]:
     """The formula through diffusers and peft in float64, with the numbers that `prepared` has."""
     return _reference_of(_injected(base, params), encoded, params, prepared, number)
@@ -186,14 +186,14 @@ def _injected(base: Base, params: TrainParams) -> "ZImageTransformer2DModel":
 
 
 def _reference_of(
-    transformer: "ZImageTransformer2DModel", encoded: Path, params: TrainParams, prepared: Prepared, number: int
+    transformer: "ZImageTransformer2DModel", encoded: Path, params: TrainParams, prepared: Run, number: int
 ) -> tuple[float, dict[str, Tensor]]:
     """The formula, sample by sample as lists."""
     trained = {name: parameter for name, parameter in transformer.named_parameters() if parameter.requires_grad}
     for name, value in _values(prepared).items():
         trained[name].data = value.double().clone()
     step = prepared.loop.planned[number]
-    chance = prepared.loop.objective.chance(number, step)
+    chance = prepared.loop.objective.sample_noise(number, step)
     clean, captions, places = _raw(encoded, prepared, step, chance, params.face_weight)
     sigma, noise = chance.sigma.double(), chance.noise.double()
     share = sigma[:, None, None, None]
@@ -209,7 +209,7 @@ def _reference_of(
 
 
 def _raw(
-    encoded: Path, prepared: Prepared, step: Step, chance: Draw, face_weight: float
+    encoded: Path, prepared: Run, step: Step, chance: StepNoise, face_weight: float
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Clean latents, unpadded captions and place weights straight from the files of encode."""
     latents, texts, masks = (load_file(encoded / f"{name}.safetensors") for name in ("latents", "texts", "masks"))

@@ -4,9 +4,9 @@ from collections import Counter
 
 import torch
 
-from zimage.training.plan import Source, Step, plan
+from zimage.training.plan import Step, StepSource, plan
 
-SOURCES = [Source(number, 8, 8 if number < 5 else 16, (0, 1) if number % 2 else (2,)) for number in range(9)]
+SOURCES = [StepSource(number, 8, 8 if number < 5 else 16, (0, 1) if number % 2 else (2,)) for number in range(9)]
 LENGTHS = [32, 64, 32, 32]
 EMPTY = 3
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from zimage.training.divergence import Reading
+from zimage.training.divergence import StepMetrics
 from zimage.training.run_log import Board
 
 
@@ -33,7 +33,9 @@ def _scalars(folder: Path, name: str) -> dict[int, float]:
 
 def test_every_step_and_the_speed_are_told_under_their_names(tmp_path: Path) -> None:
     board = Board(tmp_path, begin=0)
-    board.add([Reading(0, 0.5, 2.0), Reading(1, 0.25, 1.0)], lambda step: 0.125 * (step + 1), {"steps_per_s": 4.0})
+    board.add(
+        [StepMetrics(0, 0.5, 2.0), StepMetrics(1, 0.25, 1.0)], lambda step: 0.125 * (step + 1), {"steps_per_s": 4.0}
+    )
     board.close()
     assert _scalars(tmp_path, "train/loss") == {1: 0.5, 2: 0.25}
     assert _scalars(tmp_path, "train/gradient_norm") == {1: 2.0, 2: 1.0}
@@ -44,7 +46,7 @@ def test_every_step_and_the_speed_are_told_under_their_names(tmp_path: Path) -> 
 def test_a_resumed_run_takes_back_what_was_told_beyond_its_first_step(tmp_path: Path) -> None:
     """TensorBoard drops from earlier files what lies at or beyond the step of a session's start."""
     board = Board(tmp_path, begin=3)
-    board.add([Reading(3, 0.5, 1.0)], lambda _: 1.0, {})
+    board.add([StepMetrics(3, 0.5, 1.0)], lambda _: 1.0, {})
     board.close()
     starts = [event.step for event in _events(tmp_path) if event.session_log.status == SessionLog.START]
     assert starts == [4]

@@ -172,8 +172,8 @@ def _needs_gb(params_file: Path, machine: "MachineParams", planned_gb: float) ->
     from zimage.core.section import read_params, read_section
     from zimage.model.base import Base, resolve
     from zimage.model.memory import encoding_gb, fit, footprint_of
-    from zimage.model.sequence import Bucket, sequence_length
-    from zimage.training.memory import Preset, needed_gb, sizes_of, values_gb
+    from zimage.model.sequence import SequenceBucket, sequence_length
+    from zimage.training.memory import MemoryPreset, needed_gb, sizes_of, values_gb
     from zimage.training.params import TrainParams
 
     folder = resolve(read_section(params_file, "base", Base))
@@ -185,10 +185,12 @@ def _needs_gb(params_file: Path, machine: "MachineParams", planned_gb: float) ->
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{params_file} lacks detect.crops or evaluate.sampling; see the project's own.") from None
     sizes, weights = sizes_of(folder), footprint_of(folder)
-    tokens = sequence_length(Bucket(crop_px // 8, crop_px // 8, CAPTION_TOKENS))
+    tokens = sequence_length(SequenceBucket(crop_px // 8, crop_px // 8, CAPTION_TOKENS))
     return {
         "encode": encoding_gb(weights, [(crop_px, crop_px)]),
-        "train": needed_gb(sizes, Preset(params.memory, machine, params.at_once), values_gb(sizes, params), tokens),
+        "train": needed_gb(
+            sizes, MemoryPreset(params.memory, machine, params.at_once), values_gb(sizes, params), tokens
+        ),
         "evaluate": fit(
             weights, side_px, guided=guided, adapters_gb=values_gb(sizes, params), planned_gb=planned_gb
         ).need_gb,

@@ -10,7 +10,7 @@ from zimage.core.errors import InputError
 from zimage.lora.files.header import LoraFileError
 
 if TYPE_CHECKING:
-    from zimage.lora.convert.conversion import Outcome, Plan
+    from zimage.lora.convert.conversion import Converted, Plan
     from zimage.lora.files.inspection import Inspection
 
 EXIT_CODES = {"usable": 0, "convertible": 1, "unusable": 2}
@@ -173,7 +173,7 @@ def _with_strength(text: str) -> tuple[Path, float]:
         raise InputError(f"{text!r} does not end in a strength; write it as FILE:0.8.") from None
 
 
-def _tell(outcome: "Outcome") -> int:
+def _tell(outcome: "Converted") -> int:
     from zimage.lora.files.loaders import NAMES
 
     form = f"rank {', '.join(map(str, outcome.ranks))}" if outcome.ranks else "LoKr"
@@ -198,7 +198,7 @@ def _tried(reading: str, off: float | None) -> str:
     return "does not read these names" if reading in {"none", "some", "error"} else "was not tried with such a file"
 
 
-def _error(outcome: "Outcome") -> str:
+def _error(outcome: "Converted") -> str:
     from zimage.lora.convert.conversion import TOLERANCE
 
     if outcome.worst_error <= TOLERANCE:

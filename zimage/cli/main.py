@@ -39,7 +39,7 @@ DISK_FULL = "No space left on device"  # the words of strerror(ENOSPC), also in 
 
 
 @dataclass(frozen=True)
-class Command:
+class Subcommand:
     """A subcommand.
 
     Args:
@@ -80,18 +80,18 @@ def _run(arguments: Sequence[str] | None) -> int:
         return USER_ERROR
 
 
-def _commands() -> list[Command]:
+def _commands() -> list[Subcommand]:
     return [_stage_command(signature(stage)) for stage in STAGES] + [
-        Command("consent", "Write a subject's consent file from the document they signed.", _add_consent, _consent),
-        Command("summary", "Show what the last run found, and where.", _add_workspace, _summary),
-        Command("demo", "Make the demo subject's photos.", _add_photos, _demo),
-        Command("doctor", "Show what is present, what is missing, and the remedy for each.", _add_params, _doctor),
-        Command("pin", "Write a base model and what identifies it into params.yaml.", _add_model, _pin),
-        Command("fingerprints", "Write code.yaml, which makes stages stale.", _add_output, _fingerprints),
+        Subcommand("consent", "Write a subject's consent file from the document they signed.", _add_consent, _consent),
+        Subcommand("summary", "Show what the last run found, and where.", _add_workspace, _summary),
+        Subcommand("demo", "Make the demo subject's photos.", _add_photos, _demo),
+        Subcommand("doctor", "Show what is present, what is missing, and the remedy for each.", _add_params, _doctor),
+        Subcommand("pin", "Write a base model and what identifies it into params.yaml.", _add_model, _pin),
+        Subcommand("fingerprints", "Write code.yaml, which makes stages stale.", _add_output, _fingerprints),
     ]
 
 
-def _stage_command(stage: Signature) -> Command:
+def _stage_command(stage: Signature) -> Subcommand:
     def configure(parser: argparse.ArgumentParser) -> None:
         *inputs, output = stage.folders
         for name in inputs:
@@ -103,7 +103,7 @@ def _stage_command(stage: Signature) -> Command:
         run_stage(stage, [getattr(parsed, name) for name in stage.folders], parsed.params_file)
         return 0
 
-    return Command(stage.stage, stage.summary, configure, run)
+    return Subcommand(stage.stage, stage.summary, configure, run)
 
 
 def run_stage(stage: Signature, folders: list[Path], params_file: Path) -> None:
@@ -311,7 +311,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, nargs="?", default=Path("code.yaml"), help="else code.yaml")
 
 
-def _parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
+def _parser(commands: Sequence[Subcommand]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zimage", description="Photos of a person in, a Z-Image face-identity LoRA and a truthful score of it out."
     )

@@ -14,7 +14,7 @@ from zimage.core.errors import InputError
 from zimage.curation.bursts import DuplicateParams, Moment, Sameness, bursts, near_duplicates
 from zimage.curation.crops import CropParams, head_plan, plans
 from zimage.curation.overrides import Override
-from zimage.curation.photo_decision import Case
+from zimage.curation.photo_decision import PhotoDecision
 from zimage.curation.quality_limits import QualityParams, faults
 from zimage.curation.split import Candidate, SplitParams, held_out
 from zimage.curation.subject_match import Match, SubjectParams, centroid, clusters, is_dominant, match, rivals
@@ -47,7 +47,7 @@ def curated(
     references: NDArray[np.float32] | None,
     info: EngineInfo,
     rules: Rules,
-) -> list[Case]:
+) -> list[PhotoDecision]:
     """Return a decision on every file, in the order given.
 
     Args:
@@ -73,14 +73,14 @@ def curated(
     return cases
 
 
-def _case(row: PhotoRow, seen: dict[str, Observation], overrides: dict[str, Override]) -> Case:
+def _case(row: PhotoRow, seen: dict[str, Observation], overrides: dict[str, Override]) -> PhotoDecision:
     """Return a file's case; of files with the same bytes only the first has a picture, and the human's decision."""
     if row.status == "kept":
-        return Case(row, seen[row.photo], overrides.get(row.photo))
-    return Case(row, None, None if row.reason == "same_file" else overrides.get(row.photo))
+        return PhotoDecision(row, seen[row.photo], overrides.get(row.photo))
+    return PhotoDecision(row, None, None if row.reason == "same_file" else overrides.get(row.photo))
 
 
-def _sort_out_faceless(cases: list[Case]) -> None:
+def _sort_out_faceless(cases: list[PhotoDecision]) -> None:
     for case in cases:
         if case.override is not None and case.override.decision == "reject":
             case.end("reject", "override", case.override.reason)
@@ -101,7 +101,9 @@ def _sort_out_faceless(cases: list[Case]) -> None:
         )
 
 
-def _subject(cases: list[Case], references: NDArray[np.float32] | None, info: EngineInfo) -> NDArray[np.float32]:
+def _subject(
+    cases: list[PhotoDecision], references: NDArray[np.float32] | None, info: EngineInfo
+) -> NDArray[np.float32]:
     """Return the centroid of the subject's faces, (1, D).
 
     Raises:
@@ -128,7 +130,9 @@ def _subject(cases: list[Case], references: NDArray[np.float32] | None, info: En
     return centroid(embeddings[people[0].members], info.metric)
 
 
-def _tell_whose(cases: list[Case], subject: NDArray[np.float32], info: EngineInfo, params: SubjectParams) -> None:
+def _tell_whose(
+    cases: list[PhotoDecision], subject: NDArray[np.float32], info: EngineInfo, params: SubjectParams
+) -> None:
     sure = params.doubtful_from * info.threshold
     for case in cases:
         if case.seen is None or not case.seen.faces:
@@ -138,7 +142,7 @@ def _tell_whose(cases: list[Case], subject: NDArray[np.float32], info: EngineInf
             _doubt(case, case.match, sure, info.threshold)
 
 
-def _doubt(case: Case, found: Match, sure: float, threshold: float) -> None:
+def _doubt(case: PhotoDecision, found: Match, sure: float, threshold: float) -> None:
     """Decide against a photo whose nearest face is not surely the subject's, or is not the only such face."""
     near, following, count = found.distance, found.next_distance, len(found.distances)
     if near > threshold:
@@ -152,7 +156,7 @@ def _doubt(case: Case, found: Match, sure: float, threshold: float) -> None:
         case.end("review", "two_alike", f"Two faces look like the subject ({near:.2f} and {following:.2f} away).")
 
 
-def _check_quality(cases: list[Case], params: QualityParams) -> None:
+def _check_quality(cases: list[PhotoDecision], params: QualityParams) -> None:
     for case in cases:
         if not case.open:
             continue
@@ -161,7 +165,7 @@ def _check_quality(cases: list[Case], params: QualityParams) -> None:
             case.end("reject", broken[0].reason, " ".join(fault.detail for fault in broken))
 
 
-def _plan_crops(cases: list[Case], info: EngineInfo, params: CropParams) -> None:
+def _plan_crops(cases: list[PhotoDecision], info: EngineInfo, params: CropParams) -> None:
     for case in cases:
         if not case.open:
             continue
@@ -172,7 +176,7 @@ def _plan_crops(cases: list[Case], info: EngineInfo, params: CropParams) -> None
             case.plans = [head_plan(case.size, box, info.points_kind, params)]
 
 
-def _rank(cases: list[Case], params: QualityParams) -> None:
+def _rank(cases: list[PhotoDecision], params: QualityParams) -> None:
     standing = [case for case in cases if case.open]
     steady = [case.subject for case in standing if abs(case.subject.measured.yaw_deg or 0) <= USUAL_YAW_DEG]
     usual = usual_texture(steady) if len(steady) >= USUAL_FROM else None
@@ -191,7 +195,7 @@ def _rank(cases: list[Case], params: QualityParams) -> None:
         )
 
 
-def _thin_out(cases: list[Case], info: EngineInfo, params: DuplicateParams) -> None:
+def _thin_out(cases: list[PhotoDecision], info: EngineInfo, params: DuplicateParams) -> None:
     standing = [case for case in cases if case.open]
     moments = [
         Moment(
@@ -214,7 +218,7 @@ def _thin_out(cases: list[Case], info: EngineInfo, params: DuplicateParams) -> N
             case.end("reject", "near_duplicate", f"It shows the same as {names[case.duplicate_of]}, which is better.")
 
 
-def _split(cases: list[Case], params: SplitParams) -> None:
+def _split(cases: list[PhotoDecision], params: SplitParams) -> None:
     standing = [case for case in cases if case.open]
     candidates = [
         Candidate(
@@ -239,11 +243,11 @@ def _split(cases: list[Case], params: SplitParams) -> None:
         case.end("reject", "surplus", f"{params.max_train} better photos are trained on.")
 
 
-def _wants(case: Case, choice: str) -> bool:
+def _wants(case: PhotoDecision, choice: str) -> bool:
     return case.override is not None and case.override.decision == choice
 
 
-def _too_few(cases: list[Case], training: int, held: int, params: SplitParams) -> str:
+def _too_few(cases: list[PhotoDecision], training: int, held: int, params: SplitParams) -> str:
     against: dict[str, int] = {}
     for case in cases:
         if not case.open:

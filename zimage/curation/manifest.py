@@ -4,12 +4,12 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from zimage.curation.photo_decision import Case
+from zimage.curation.photo_decision import PhotoDecision
 from zimage.faces.engine import EngineInfo
 from zimage.photos.rows import CropRow, FaceRow, ManifestRow
 
 
-def manifest_row(case: Case, crops: Sequence[CropRow], info: EngineInfo) -> ManifestRow:
+def manifest_row(case: PhotoDecision, crops: Sequence[CropRow], info: EngineInfo) -> ManifestRow:
     """Return everything that is known of one file; `crops` are those that were made of it."""
     face = case.subject.measured if case.match is not None else None
     return ManifestRow(
@@ -43,7 +43,7 @@ def manifest_row(case: Case, crops: Sequence[CropRow], info: EngineInfo) -> Mani
     )
 
 
-def _faces(case: Case) -> list[FaceRow]:
+def _faces(case: PhotoDecision) -> list[FaceRow]:
     if case.seen is None:
         return []
     distances: Sequence[float | None] = case.match.distances if case.match else [None] * len(case.seen.faces)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from zimage.curation.crops import Plan
 from zimage.curation.overrides import Override
 from zimage.curation.subject_match import Match
-from zimage.faces.observation import Observation, Seen
+from zimage.faces.observation import Observation, ObservedFace
 from zimage.photos.rows import Box, Decision, PhotoRow
 
 
 @dataclass(eq=False)
-class Case:
+class PhotoDecision:
     """One file on its way to a decision; filled in step by step."""
 
     row: PhotoRow
@@ -48,7 +48,7 @@ class Case:
         return self.override is not None and self.override.decision != "reject"
 
     @property
-    def subject(self) -> Seen:
+    def subject(self) -> ObservedFace:
         """The subject's face."""
         assert self.seen is not None and self.match is not None
         return self.seen.faces[self.match.face]

@@ -41,7 +41,7 @@ class Measured(Row):
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ObservedFace:
     """One face in one photo: its numbers, five points (5, 2) in px, embedding (D,), and where its texture is kept."""
 
     measured: Measured
@@ -72,7 +72,7 @@ class Observation:
     width: int
     height: int
     dhash: int
-    faces: list[Seen]
+    faces: list[ObservedFace]
     entry: Path
 
     @property
@@ -155,9 +155,9 @@ def _measured(face: Face, found: Look) -> Measured:
 def read_observation(entry: Path) -> Observation:
     """Return the observation in a cache folder."""
     facts = _Facts.model_validate_json((entry / FACTS).read_bytes())
-    faces: list[Seen] = []
+    faces: list[ObservedFace] = []
     if facts.faces:
         with np.load(entry / FACES) as arrays:
             found = zip(facts.faces, arrays["points"], arrays["embeddings"], strict=True)
-            faces = [Seen(*one, entry / FACES, number) for number, one in enumerate(found)]
+            faces = [ObservedFace(*one, entry / FACES, number) for number, one in enumerate(found)]
     return Observation(facts.width, facts.height, facts.dhash, faces, entry)

@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from zimage.model import sequence
 from zimage.model.fast.block import Block
-from zimage.model.fast.block_swap import Depot
-from zimage.model.fast.linear import Lora, Projection, projection_of
+from zimage.model.fast.block_swap import BlockSwapper
+from zimage.model.fast.linear import LoraFactors, Projection, projection_of
 from zimage.model.fast.lokr import Lokr
 from zimage.model.fast.weight_formats import Kind, keeper_of
-from zimage.model.sequence import Bucket
+from zimage.model.sequence import SequenceBucket
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
@@ -33,7 +33,7 @@ FINAL_EPS = 1e-6
 RunBlock = Callable[[Block, Tensor, Tensor | None, Tensor, int | None], Tensor]
 
 
-def plainly(block: Block, x: Tensor, condition: Tensor | None, table: Tensor, keep: int | None) -> Tensor:
+def run_block(block: Block, x: Tensor, condition: Tensor | None, table: Tensor, keep: int | None) -> Tensor:
     """Run a block as it is."""
     return block(x, condition, table, keep)
 
@@ -67,14 +67,14 @@ class Denoiser:
         both_ways: bool = False,
     ) -> None:
         self.dtype, self.stream = dtype, stream
-        self.run: RunBlock = plainly
+        self.run: RunBlock = run_block
         self.ready: Callable[[], None] = _as_it_is  # called before blocks are run
         self.t_scale = float(transformer.t_scale)
         self.device = device or transformer.x_pad_token.device
         plain = keeper_of("plain", dtype=dtype, device=self.device)
         keep = keeper_of(kind, dtype=dtype, device=self.device, both_ways=both_ways)
         self._rope = transformer.rope_embedder
-        self._tables: dict[Bucket, tuple[Tensor, Tensor, Tensor]] = {}
+        self._tables: dict[SequenceBucket, tuple[Tensor, Tensor, Tensor]] = {}
         self.time = transformer.t_embedder
         self.time_in = projection_of([transformer.t_embedder.mlp[0]], plain)
         self.time_out = projection_of([transformer.t_embedder.mlp[2]], plain)
@@ -86,13 +86,13 @@ class Denoiser:
         block_of = partial(Block, dtype=dtype, keep=keep, plain=plain)
         self.noise_refiner = [block_of(block) for block in transformer.noise_refiner]
         self.context_refiner = [block_of(block) for block in transformer.context_refiner]
-        self.depot = Depot(self.device)
+        self.swapper = BlockSwapper(self.device)
         self.layers: list[Block] = []
         away = _spread(offloaded_blocks, len(transformer.layers))
         for number, block in enumerate(transformer.layers):
             self.layers.append(block_of(block))
             if number in away:
-                self.depot.take(self.layers[-1])
+                self.swapper.take(self.layers[-1])
         final = transformer.all_final_layer[SIZE]
         self.final_modulation = projection_of([final.adaLN_modulation[1]], plain)
         self.final_out = projection_of([final.linear], plain)
@@ -108,7 +108,7 @@ class Denoiser:
             context: The refined caption (B, L, D), see `refine`.
         """
         self.ready()
-        bucket = Bucket(latents.shape[2], latents.shape[3], context.shape[1])
+        bucket = SequenceBucket(latents.shape[2], latents.shape[3], context.shape[1])
         image_table, _, table = self.tables(bucket)
         condition = self.condition(1 - sigma.double())
         x = self.embedded(latents)
@@ -131,7 +131,7 @@ class Denoiser:
             lengths: (B,), how many tokens of each are no pads.
         """
         L = features.shape[1]
-        _, table, _ = self.tables(Bucket(sequence.PATCH, sequence.PATCH, L))
+        _, table, _ = self.tables(SequenceBucket(sequence.PATCH, sequence.PATCH, L))
         normed = self.caption_norm(features.to(self.device))
         x = self.caption_in(normed.to(self.dtype)).to(self.stream)
         pads = torch.arange(L, device=x.device) >= lengths.to(x.device)[:, None]
@@ -162,7 +162,7 @@ class Denoiser:
         normed = functional.layer_norm(x.float(), x.shape[-1:], eps=FINAL_EPS)
         return self.final_out((normed * scale).to(self.dtype)).float()
 
-    def tables(self, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
+    def tables(self, bucket: SequenceBucket) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rotations of the image, of the caption, and of both in sequence, each (T, E / 2, 2)."""
         if bucket not in self._tables:
             image, caption = (
@@ -185,7 +185,7 @@ class Denoiser:
         blocks = [p for block in (*self.noise_refiner, *self.layers) for p in block.projections()]
         return [self.time_in, self.time_out, self.image_in, *blocks, self.final_modulation, self.final_out]
 
-    def loras(self) -> list[Lora | Lokr]:
+    def loras(self) -> list[LoraFactors | Lokr]:
         """Return all adapters, one a projection that has any."""
         return [projection.lora for projection in self.projections() if projection.lora is not None]
 

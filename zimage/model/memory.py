@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from zimage.core.errors import InputError
-from zimage.model.sequence import Bucket, sequence_length
+from zimage.model.sequence import SequenceBucket, sequence_length
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def sampling_gb(
         adapters_gb: What a LoRA takes; its matrices stay and travel with their blocks.
     """
     latent = side_px // LATENT_PX
-    tokens = at_once * (2 if guided else 1) * sequence_length(Bucket(latent, latent, CAPTION_TOKENS))
+    tokens = at_once * (2 if guided else 1) * sequence_length(SequenceBucket(latent, latent, CAPTION_TOKENS))
     stream = tokens * SAMPLING_STREAMS * footprint.width * 2 / 1e9
     picture = side_px**2 * DECODING_BYTES / 1e9
     outside = footprint.transformer_gb - footprint.blocks_gb

@@ -15,7 +15,7 @@ PATCH = 2
 MULTIPLE = 32  # SEQ_MULTI_OF
 
 
-class Bucket(NamedTuple):
+class SequenceBucket(NamedTuple):
     """What must be equal for samples to share a batch without a mask."""
 
     height: int  # of the latents
@@ -28,12 +28,12 @@ def padded(length: int) -> int:
     return -(-length // MULTIPLE) * MULTIPLE
 
 
-def image_length(bucket: Bucket) -> int:
+def image_length(bucket: SequenceBucket) -> int:
     """Return how many tokens the picture itself takes, without pads."""
     return (bucket.height // PATCH) * (bucket.width // PATCH)
 
 
-def sequence_length(bucket: Bucket) -> int:
+def sequence_length(bucket: SequenceBucket) -> int:
     """Return how many tokens a sample takes in all, pads included."""
     return padded(image_length(bucket)) + bucket.caption
 
@@ -58,7 +58,7 @@ def caption_positions(length: int) -> Tensor:
     return torch.stack([first, torch.zeros_like(first), torch.zeros_like(first)], dim=-1)
 
 
-def image_positions(bucket: Bucket) -> Tensor:
+def image_positions(bucket: SequenceBucket) -> Tensor:
     """Return (padded N, A): (padded caption length + 1, row, column), and (0, 0, 0) for each pad."""
     first = torch.tensor([bucket.caption + 1], dtype=torch.int32)
     rows = torch.arange(bucket.height // PATCH, dtype=torch.int32)

@@ -71,12 +71,12 @@ def mapped(
         InputError, OSError: raised by the work, and raised again here.
     """
     count = workers or cores()
-    crew = Crew(make_work, kind, limit_s=limit_s, memory_bytes=memory_bytes)
+    pool = WorkerPool(make_work, kind, limit_s=limit_s, memory_bytes=memory_bytes)
     waiting: deque[tuple[T, Future[R | Lost]]] = deque()
     threads = ThreadPoolExecutor(count)
     try:
         for item in items:
-            waiting.append((item, threads.submit(crew.done, item)))
+            waiting.append((item, threads.submit(pool.done, item)))
             if len(waiting) >= count * AHEAD:
                 first, result = waiting.popleft()
                 yield first, result.result()
@@ -85,12 +85,12 @@ def mapped(
             yield first, result.result()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-        crew.stop()
+        pool.stop()
         threads.shutdown(wait=True)
-        crew.leave()
+        pool.leave()
 
 
-class Crew(Generic[T, R]):
+class WorkerPool(Generic[T, R]):
     """The worker processes of one `mapped`: hired when there is work, replaced when one is lost."""
 
     def __init__(

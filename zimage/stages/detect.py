@@ -18,7 +18,7 @@ from zimage.curation.cutting import ALIGNED, Cutter, Job, read_cuts
 from zimage.curation.decisions import Rules, curated
 from zimage.curation.manifest import manifest_row, set_metrics
 from zimage.curation.overrides import Override, read_overrides
-from zimage.curation.photo_decision import Case
+from zimage.curation.photo_decision import PhotoDecision
 from zimage.curation.quality_limits import QualityParams
 from zimage.curation.references import read_references
 from zimage.curation.split import SplitParams
@@ -117,7 +117,7 @@ def _rejected(row: PhotoRow, detail: str) -> PhotoRow:
     return row.model_copy(update={"status": "rejected", "reason": "crashed", "detail": detail})
 
 
-def _job(case: Case, ingest: Path, info: EngineInfo, params: CropParams) -> Job:
+def _job(case: PhotoDecision, ingest: Path, info: EngineInfo, params: CropParams) -> Job:
     """Return what to cut out of a photo that is trained on or held out."""
     assert case.seen is not None and case.row.file is not None
     box = case.subject.measured.box_xyxy
@@ -134,7 +134,7 @@ def _job(case: Case, ingest: Path, info: EngineInfo, params: CropParams) -> Job:
     )
 
 
-def _cut(cases: list[Case], jobs: dict[str, Job], cache: Cache, aside: Path) -> Iterator[CropRow]:
+def _cut(cases: list[PhotoDecision], jobs: dict[str, Job], cache: Cache, aside: Path) -> Iterator[CropRow]:
     """Write crops, masks and aligned faces, and yield the crops' rows in the order of the photos."""
     for folder in ("train", "holdout", "masks", "aligned"):
         (aside / folder).mkdir()
@@ -150,7 +150,7 @@ def _cut(cases: list[Case], jobs: dict[str, Job], cache: Cache, aside: Path) -> 
             progress.advance()
 
 
-def _placed(cut: Cut, case: Case, entry: Path, aside: Path) -> CropRow:
+def _placed(cut: Cut, case: PhotoDecision, entry: Path, aside: Path) -> CropRow:
     """Copy one crop and its mask to their places, and return its row."""
     photo = case.row.photo
     split: Literal["train", "holdout"] = "holdout" if case.decision == "holdout" else "train"
@@ -171,7 +171,13 @@ def _unused(decisions: dict[str, Override], rows: list[PhotoRow]) -> list[str]:
 
 
 def _write_tables(
-    aside: Path, cases: list[Case], jobs: dict[str, Job], crops: list[CropRow], *, info: EngineInfo, unused: list[str]
+    aside: Path,
+    cases: list[PhotoDecision],
+    jobs: dict[str, Job],
+    crops: list[CropRow],
+    *,
+    info: EngineInfo,
+    unused: list[str],
 ) -> None:
     of_photo: dict[str, list[CropRow]] = {}
     for crop in crops:

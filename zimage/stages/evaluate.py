@@ -17,7 +17,7 @@ from zimage.core.section import Section
 from zimage.evaluation.figures import Evidence, PairValues, by_prompt, figures
 from zimage.evaluation.gate import GateParams, judge
 from zimage.evaluation.generate.gallery import Gallery
-from zimage.evaluation.generate.image_cache import Album, Sampling
+from zimage.evaluation.generate.image_cache import ImageCache, Sampling
 from zimage.evaluation.generate.suite import Prompt, read_suite, with_subject, without_trigger
 from zimage.evaluation.report.advice import Trained, advice, spread_of
 from zimage.evaluation.report.report import ReportParams, read_losses, write_report
@@ -27,17 +27,17 @@ from zimage.evaluation.score.clip import ClipParams, open_clip
 from zimage.evaluation.score.copies import variety
 from zimage.evaluation.score.impostors import Impostors, impostors, packaged_photos
 from zimage.evaluation.score.likeness import Targets
-from zimage.evaluation.score.picture import Judge, Search
+from zimage.evaluation.score.picture import PictureScorer, Search
 from zimage.evaluation.score.reals import Reals, reals_of
 from zimage.evaluation.select.checkpoint_selection import (
-    Contest,
-    Outcome,
+    CheckpointSelection,
     ResamplingParams,
     SeedParams,
+    Selection,
     SweepParams,
     candidates_of,
 )
-from zimage.evaluation.select.scorer import Trial
+from zimage.evaluation.select.scorer import Scorer
 from zimage.faces.engine import EngineParams, is_present, require_pinned_pack
 from zimage.model.base import Base, is_packaged, resolve, shift_of
 from zimage.model.pinned import require_pinned
@@ -46,7 +46,7 @@ from zimage.photos.pictures import read_rgb
 from zimage.photos.rows import CropRow
 
 if TYPE_CHECKING:
-    from zimage.evaluation.generate.generator import Studio
+    from zimage.evaluation.generate.generator import Generator
 
 logger = logging.getLogger(__name__)
 
@@ -108,18 +108,19 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
     sampling = Sampling(**params.sampling.model_dump())
     loras_gb = max(path.stat().st_size for path in candidates) / 1e9
     gallery = Gallery(
-        Album(cache_of(out), base.identity, sampling), lambda: _studio(base, sampling, prompts, subject, loras_gb)
+        ImageCache(cache_of(out), base.identity, sampling),
+        lambda: _generator(base, sampling, prompts, subject, loras_gb),
     )
     with (
         _out_of_memory_explained(base, sampling, loras_gb),
         made_aside(out) as folder,
         Search(_engines(params)) as search,
     ):
-        trial = Trial(gallery, _judge(params, reals, search), search, folder)
-        contest = Contest(trial, prompts, subject, params.seeds, params.sweep, params.resampling)
-        outcome = contest.run(candidates)
-        strangers = _impostors(trial, params)
-        findings = _findings(outcome, trial, strangers, train, params=params, base=base)
+        scorer = Scorer(gallery, _judge(params, reals, search), search, folder)
+        selection = CheckpointSelection(scorer, prompts, subject, params.seeds, params.sweep, params.resampling)
+        outcome = selection.run(candidates)
+        strangers = _impostors(scorer, params)
+        findings = _findings(outcome, scorer, strangers, train, params=params, base=base)
         write_results(folder, findings)
         write_report(folder, findings, reals, train / "loss.csv", params=params.report, subject=subject)
     gallery.close()
@@ -158,7 +159,7 @@ def _precision() -> str:
     return str(device_and_dtype()[1]).removeprefix("torch.")
 
 
-def _absent(params: EvaluateParams, judge: Judge) -> list[str]:
+def _absent(params: EvaluateParams, judge: PictureScorer) -> list[str]:
     """Return what was asked for and is not on this machine, to be said wherever its numbers are missing."""
     absent = []
     if params.second_engine is not None and judge.second is None:
@@ -168,21 +169,23 @@ def _absent(params: EvaluateParams, judge: Judge) -> list[str]:
     return absent
 
 
-def _impostors(trial: Trial, params: EvaluateParams) -> Impostors | None:
+def _impostors(scorer: Scorer, params: EvaluateParams) -> Impostors | None:
     if params.impostors is None:
         return None
-    targets = [one for one in (trial.judge.targets, trial.judge.second) if one is not None]
-    return impostors(trial.search, targets, params.sampling.side_px)
+    targets = [one for one in (scorer.judge.targets, scorer.judge.second) if one is not None]
+    return impostors(scorer.search, targets, params.sampling.side_px)
 
 
-def _judge(params: EvaluateParams, reals: Reals, search: Search) -> Judge:
+def _judge(params: EvaluateParams, reals: Reals, search: Search) -> PictureScorer:
     targets = reals.targets(search, params.sampling.side_px)
     clip = None if params.clip is None else open_clip(params.clip)
-    return Judge(targets[0], targets[1] if len(targets) > 1 else None, reals.originals(), clip)
+    return PictureScorer(targets[0], targets[1] if len(targets) > 1 else None, reals.originals(), clip)
 
 
-def _studio(base: Base, sampling: Sampling, prompts: Sequence[Prompt], subject: Subject, loras_gb: float) -> "Studio":
-    """Return a studio with all prompts read, those of the class too."""
+def _generator(
+    base: Base, sampling: Sampling, prompts: Sequence[Prompt], subject: Subject, loras_gb: float
+) -> "Generator":
+    """Return a generator with all prompts read, those of the class too."""
     from zimage.evaluation.generate.generator import open_studio
 
     texts = [with_subject(prompt, subject) for prompt in prompts]
@@ -211,16 +214,16 @@ def _out_of_memory_explained(base: Base, sampling: Sampling, loras_gb: float) ->
 
 
 def _findings(
-    outcome: Outcome, trial: Trial, strangers: Impostors | None, train: Path, *, params: EvaluateParams, base: Base
+    outcome: Selection, scorer: Scorer, strangers: Impostors | None, train: Path, *, params: EvaluateParams, base: Base
 ) -> Findings:
     evidence = Evidence(
         lora=outcome.reporting,
         base=outcome.base,
         leaks=outcome.leaks,
         base_leaks=outcome.base_leaks,
-        variety=_varieties(trial, outcome.reporting),
-        base_variety=_varieties(trial, outcome.base),
-        ceiling=trial.judge.targets.ceiling(),
+        variety=_varieties(scorer, outcome.reporting),
+        base_variety=_varieties(scorer, outcome.base),
+        ceiling=scorer.judge.targets.ceiling(),
     )
     found = figures(
         evidence,
@@ -228,14 +231,14 @@ def _findings(
         resamples=params.resampling.resamples,
         generator=params.resampling.generator(),
     )
-    verdict = judge(found, params.gate, embedded=trial.judge.targets.info.embedded)
+    verdict = judge(found, params.gate, embedded=scorer.judge.targets.info.embedded)
     return Findings(
         outcome=outcome,
         figures=found,
         judgement=verdict,
-        judge=trial.judge,
+        judge=scorer.judge,
         impostors=strangers,
-        absent=_absent(params, trial.judge),
+        absent=_absent(params, scorer.judge),
         suite=params.suite,
         base=base.identity,
         copy_correlation=params.copy_correlation,
@@ -248,12 +251,12 @@ def _findings(
         advice=advice(
             {rule.name for rule in verdict.rules if rule.verdict == "fail"},
             found,
-            _trained(train, outcome, trial.judge.targets),
+            _trained(train, outcome, scorer.judge.targets),
         ),
     )
 
 
-def _trained(train: Path, outcome: Outcome, targets: Targets) -> Trained:
+def _trained(train: Path, outcome: Selection, targets: Targets) -> Trained:
     sweep = outcome.checkpoints
     return Trained(
         steps=len(read_losses(train / "loss.csv")) or None,
@@ -263,18 +266,18 @@ def _trained(train: Path, outcome: Outcome, targets: Targets) -> Trained:
     )
 
 
-def _varieties(trial: Trial, rows: Sequence[PictureRow]) -> dict[str, PairValues]:
+def _varieties(scorer: Scorer, rows: Sequence[PictureRow]) -> dict[str, PairValues]:
     """Return how unlike each other the pictures of each prompt are: to CLIP where it is present, else by their pixels.
 
     A face engine could not tell: it is made not to see expression, light and framing, which are what should vary.
     """
-    clip = trial.judge.clip
+    clip = scorer.judge.clip
     unlike = variety if clip is None else clip.variety
     return {
         group[0].prompt: dict(
             zip(
                 combinations([row.seed for row in group], 2),
-                unlike([read_rgb(trial.folder / row.file) for row in group]),
+                unlike([read_rgb(scorer.folder / row.file) for row in group]),
                 strict=True,
             )
         )

@@ -18,9 +18,9 @@ from zimage.model.base import Base, identify_files, resolve
 from zimage.training.params import MachineParams, TrainParams
 
 if TYPE_CHECKING:
-    from zimage.training.checkpoint import State
-    from zimage.training.run_writer import Keeper
-    from zimage.training.setup import Prepared
+    from zimage.training.checkpoint import TrainingState
+    from zimage.training.run_writer import RunWriter
+    from zimage.training.setup import Run
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def train(
     from zimage.model.device import use_one_thread_on_a_cpu
     from zimage.training.checkpoint import run_identity
     from zimage.training.distributed import begin_world
-    from zimage.training.setup import prepare
+    from zimage.training.setup import build_run
 
     check_out(out, (encode,), holds="lora.safetensors")
     use_one_thread_on_a_cpu()
@@ -61,9 +61,9 @@ def train(
     code = fingerprint(__name__)
     run = run_identity(params.model_dump_json(exclude={"resume"}), dataset, base.identity, subject.trigger, code)
     with _out_of_memory_explained(encode, folder, params, machine):
-        prepared = prepare(encode, folder, params, machine, world)
+        prepared = build_run(encode, folder, params, machine, world)
         follow = partial(_follow, out, prepared, params, run=run)
-        if world.leads:
+        if world.is_main:
             metadata = _metadata(params, base, subject, dataset=dataset, code=code)
             with world.joined(follow, len(prepared.adapters.values), prepared.loop.most_pieces):
                 _lead(out, prepared, params, base=folder, run=run, metadata=metadata)
@@ -72,13 +72,11 @@ def train(
     world.close()
 
 
-def _lead(
-    out: Path, prepared: "Prepared", params: TrainParams, *, base: Path, run: str, metadata: dict[str, str]
-) -> None:
+def _lead(out: Path, prepared: "Run", params: TrainParams, *, base: Path, run: str, metadata: dict[str, str]) -> None:
     """Make the run and keep what it leaves."""
     from zimage.model.device import device_kind
     from zimage.training.checkpoint import take_over
-    from zimage.training.run_writer import Keeper
+    from zimage.training.run_writer import RunWriter
 
     with made_aside(out, keep_on_failure=True) as aside:
         device = device_kind(prepared.denoiser.device)
@@ -87,11 +85,11 @@ def _lead(
             _empty(aside)
         else:
             _restore(prepared, state)
-        begin = prepared.loop.world.agreed(state.step if state else 0)
+        begin = prepared.loop.world.broadcast_int(state.step if state else 0)
         devices = tuple(dict.fromkeys([*(state.devices if state else ()), device]))
         metadata = {**metadata, "zimage.devices": "; ".join(devices)}
         with Progress("train", params.steps, begin) as progress:
-            keeper = Keeper(
+            writer = RunWriter(
                 aside,
                 prepared,
                 params,
@@ -102,23 +100,27 @@ def _lead(
                 devices=devices,
                 progress=progress,
             )
-            with closing(keeper):
+            with closing(writer):
                 if state is not None and state.pictures_due:
-                    keeper.kept(begin)
+                    writer.save_checkpoint(begin)
                 prepared.loop.run(
-                    begin, params.checkpoint_every, told=keeper.told, kept=keeper.kept, stopped=keeper.stopped
+                    begin,
+                    params.checkpoint_every,
+                    told=writer.log_steps,
+                    kept=writer.save_checkpoint,
+                    stopped=writer.stopped,
                 )
-        keeper.save(aside / "lora.safetensors")
-        keeper.write_prompts()
-        write_metrics(aside / "metrics.json", _metrics(prepared, keeper, params, begin, devices))
+        writer.save(aside / "lora.safetensors")
+        writer.write_prompts()
+        write_metrics(aside / "metrics.json", _metrics(prepared, writer, params, begin, devices))
         shutil.rmtree(aside / "resume")
 
 
-def _follow(out: Path, prepared: "Prepared", params: TrainParams, *, run: str) -> None:
+def _follow(out: Path, prepared: "Run", params: TrainParams, *, run: str) -> None:
     """Make this process's share of the run; nothing is read before the leading process has swept."""
     from zimage.training.checkpoint import read_states
 
-    begin = prepared.loop.world.agreed(0)
+    begin = prepared.loop.world.broadcast_int(0)
     if begin:
         states = read_states(aside_of(out) / "resume", run=run)
         state = next((state for state in states if state.step == begin), None)
@@ -146,7 +148,7 @@ def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams, mach
         raise too_small(params, machine, sizes_of(base), largest, caption, at_hand_gb(device_and_dtype()[0])) from None
 
 
-def _restore(prepared: "Prepared", state: "State") -> None:
+def _restore(prepared: "Run", state: "TrainingState") -> None:
     """Let the run go on after a state."""
     prepared.loop.optimiser.restore(state.tensors)
     logger.info("going on after step %d", state.step)
@@ -192,17 +194,17 @@ def _metadata(params: TrainParams, base: Base, subject: Subject, *, dataset: str
 
 
 def _metrics(
-    prepared: "Prepared", keeper: "Keeper", params: TrainParams, begin: int, devices: tuple[str, ...]
+    prepared: "Run", writer: "RunWriter", params: TrainParams, begin: int, devices: tuple[str, ...]
 ) -> dict[str, object]:
     return {
         "devices": "; ".join(devices),
         "steps": params.steps,
         "resumed_after": begin,
-        "loss_first": round(keeper.record.mean(first=LOSS_STEPS), 6),
-        "loss_last": round(keeper.record.mean(last=LOSS_STEPS), 6),
+        "loss_first": round(writer.record.mean(first=LOSS_STEPS), 6),
+        "loss_last": round(writer.record.mean(last=LOSS_STEPS), 6),
         "trained_values": len(prepared.adapters.values),
         "buckets": len({step.bucket for step in prepared.loop.planned}),
         "sampler_shift": prepared.loop.objective.sampler_shift,
-        "steps_per_s": round(keeper.steps_per_s, 3),
-        "peak_memory_gb": round(keeper.peak_gb, 3),
+        "steps_per_s": round(writer.steps_per_s, 3),
+        "peak_memory_gb": round(writer.peak_gb, 3),
     }

@@ -17,7 +17,7 @@ from zimage.core.errors import InputError
 from zimage.lora.files.loaders import peft_makes, product_of
 from zimage.lora.files.portable import Factors, Weight, kronecker_of
 from zimage.model.denoiser import Denoiser
-from zimage.model.fast.linear import ADAPTER, Lora
+from zimage.model.fast.linear import ADAPTER, LoraFactors
 from zimage.model.fast.lokr import RANDOM, Lokr, shapes_of
 from zimage.training.params import Adapter, LokrParams, Target
 
@@ -139,7 +139,7 @@ class Adapters:
         self._all = torch.nn.Parameter(self.values)
         self._all.grad = self.gradient
 
-    def cast(self, dtype: torch.dtype) -> None:
+    def cast_for_compile(self, dtype: torch.dtype) -> None:
         """Give compiled code all values in fewer bits, as they are now, until its next way back.
 
         One kernel instead of one for every matrix; their gradients become one vector again before they are added.
@@ -177,7 +177,7 @@ class Adapters:
         return found
 
 
-def _weights(lora: Lora | Lokr, down: Tensor, up: Tensor) -> list[Weight]:
+def _weights(lora: LoraFactors | Lokr, down: Tensor, up: Tensor) -> list[Weight]:
     """Return the change of each layer of a projection."""
     if isinstance(lora, Lokr):
         return [

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from zimage.model.denoiser import RunBlock, plainly
+from zimage.model.denoiser import RunBlock, run_block
 from zimage.model.fast.block import Block
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _choices() -> "InductorChoices":
     return Choices()
 
 
-def runner(
+def make_block_runner(
     checkpointing: Checkpointing,
     *,
     compiled: bool,
@@ -112,7 +112,7 @@ def runner(
         after: Tensor = checkpoint(block, x, condition, table, keep, **again)
         return after
 
-    run = plainly if checkpointing == "none" else checkpointed
+    run = run_block if checkpointing == "none" else checkpointed
     if not compiled:
         return run
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST_GRAPHS

@@ -24,7 +24,7 @@ KEPT = 2  # the one before the last stands in where the last is torn
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """A run after `step` steps.
 
     Args:
@@ -40,7 +40,7 @@ class State:
     pictures_due: bool = False
 
 
-def write_state(folder: Path, state: State, *, run: str) -> None:
+def write_state(folder: Path, state: TrainingState, *, run: str) -> None:
     """Write a state as `step-000200.safetensors`, whole or not at all, and remove all but the last two.
 
     Args:
@@ -60,7 +60,7 @@ def write_state(folder: Path, state: State, *, run: str) -> None:
         old.unlink()
 
 
-def read_states(folder: Path, *, run: str) -> Iterator[State]:
+def read_states(folder: Path, *, run: str) -> Iterator[TrainingState]:
     """Yield the whole states of this run, the last one first; torn files are skipped with a warning."""
     for path in sorted(folder.glob(PATTERN), reverse=True):
         content = path.read_bytes()
@@ -70,7 +70,7 @@ def read_states(folder: Path, *, run: str) -> Iterator[State]:
         elif metadata.get("run") != run:
             logger.info("%s belongs to other data, parameters or code; it is not used", path)
         else:
-            yield State(
+            yield TrainingState(
                 int(metadata["step"]),
                 load(content),
                 devices=tuple(json.loads(metadata["devices"])),
@@ -105,7 +105,7 @@ def restore(into: Tensor, tensors: dict[str, Tensor], name: str) -> None:
         into.copy_(tensors[name])
 
 
-def take_over(aside: Path, *, run: str, device: str, resume: Resume) -> State | None:
+def take_over(aside: Path, *, run: str, device: str, resume: Resume) -> TrainingState | None:
     """Return the state to go on from, or None; its files are in `aside` then, and what was fetched is gone.
 
     Args:
@@ -118,7 +118,7 @@ def take_over(aside: Path, *, run: str, device: str, resume: Resume) -> State | 
         InputError: there are states of this run, of other kinds of devices only, and `resume` is `exact`.
     """
     fetched = fetched_beside(aside)
-    best: State | None = None
+    best: TrainingState | None = None
     place, refused = aside, None
     for folder in (aside, fetched):
         for state in read_states(folder / "resume", run=run):
@@ -137,7 +137,7 @@ def take_over(aside: Path, *, run: str, device: str, resume: Resume) -> State | 
     return best
 
 
-def _refusal(state: State, device: str) -> str:
+def _refusal(state: TrainingState, device: str) -> str:
     return (
         f"This training was stopped after step {state.step} on {' and '.join(state.devices)}; on {device} it would not "
         "end with the LoRA it would have ended with there: run it on such a device, or set train.resume to `any` to go "

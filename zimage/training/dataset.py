@@ -18,9 +18,9 @@ from zimage.core.errors import InputError
 from zimage.core.jsonl import read_rows
 from zimage.model.denoiser import Denoiser
 from zimage.model.rows import ItemRow, TextRow
-from zimage.model.sequence import Bucket, padded
+from zimage.model.sequence import SequenceBucket, padded
 from zimage.training.loss_weights import face_weights
-from zimage.training.plan import Source, Step
+from zimage.training.plan import Step, StepSource
 
 Size = tuple[int, int]
 
@@ -31,7 +31,7 @@ class Pictures:
 
     mean: Tensor  # (n, C, H, W)
     std: Tensor  # (n, C, H, W)
-    places: Tensor | None  # (n, 1, H, W): what counts how much in the loss; None where all counts alike
+    loss_weights: Tensor | None  # (n, 1, H, W): what counts how much in the loss; None where all counts alike
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Dataset:
         self._pictures, self._place_of_item = _pictures(folder, self.items, device, face_weight)
         self._texts, self._place_of_text = _texts(folder, self.texts, self.lengths, device)
 
-    def sources(self, role: Literal["subject", "class"], *, of_the_class: bool = False) -> list[Source]:
+    def sources(self, role: Literal["subject", "class"], *, of_the_class: bool = False) -> list[StepSource]:
         """Return the pictures of a role, with their captions or with those that leave the trigger out."""
         return [
-            Source(
+            StepSource(
                 number,
                 *self.size(number),
                 tuple(self.number[text] for text in (row.class_texts if of_the_class else row.texts)),
@@ -101,7 +101,7 @@ class Dataset:
     def places(self, step: Step) -> Tensor | None:
         """Return (B, 1, H, W), what counts how much in the loss, or None where all counts alike."""
         pictures, rows = self._pictures_of(step)
-        return None if pictures.places is None else _picked(pictures.places, rows)
+        return None if pictures.loss_weights is None else _picked(pictures.loss_weights, rows)
 
     def context(self, step: Step, denoiser: Denoiser) -> Tensor:
         """Return the refined captions (B, L, D); computed anew only where an adapter sits before them."""
@@ -125,7 +125,7 @@ class Dataset:
 
     def one(self, text: int, size: Size) -> Step:
         """Return a step of one sample: this text at this size, whatever picture."""
-        return Step(Bucket(*size, self.lengths[text]), (0,), (text,))
+        return Step(SequenceBucket(*size, self.lengths[text]), (0,), (text,))
 
     def _pictures_of(self, step: Step) -> tuple[Pictures, list[int]]:
         return self._pictures[step.bucket.height, step.bucket.width], [

@@ -32,7 +32,7 @@ class World:
     can_hang = False  # waiting for a process that has ended
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Return whether this process writes the files."""
         return self.rank == 0
 
@@ -40,7 +40,7 @@ class World:
         """Return the pieces of a step's samples, of at most `at_once` each."""
         return [slice(start, min(start + at_once, batch)) for start in range(0, batch, at_once)]
 
-    def total(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
+    def all_reduce(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
         """Leave the sum of all pieces' gradients in `gradient`, to which they add theirs, and return that of losses."""
         gradient.zero_()
         loss = gradient.new_zeros(())
@@ -48,7 +48,7 @@ class World:
             loss += piece()
         return loss
 
-    def agreed(self, number: int) -> int:
+    def broadcast_int(self, number: int) -> int:
         """Return the leading process's number in all of them; each waits until all have come this far."""
         return number
 
@@ -98,14 +98,14 @@ class Launched(World):
         parts = super().cut(own, at_once)
         return [slice(first + part.start, first + part.stop) for part in parts for first in range(0, batch, own)]
 
-    def total(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
+    def all_reduce(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
         """Leave the sum of all pieces' gradients in `gradient`, and return that of losses."""
-        loss = super().total(pieces[self.rank :: self.size], gradient)
+        loss = super().all_reduce(pieces[self.rank :: self.size], gradient)
         dist.all_reduce(gradient)
         dist.all_reduce(loss)
         return loss
 
-    def agreed(self, number: int) -> int:
+    def broadcast_int(self, number: int) -> int:
         """Return the leading process's number in all of them; each waits until all have come this far."""
         numbers = [number]
         dist.broadcast_object_list(numbers)
@@ -133,7 +133,7 @@ class Team(World):
         self._forked: Forked | None = None
         self._places = torch.empty(0)  # (2, pieces, values + 1): gradients, and the loss beside each
 
-    def total(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
+    def all_reduce(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
         """Leave the sum of all pieces' gradients in `gradient`, in their order, and return that of losses."""
         self._turn = 1 - self._turn
         places = self._places[self._turn, : len(pieces)]
@@ -141,14 +141,14 @@ class Team(World):
             gradient.zero_()
             places[number, -1] = pieces[number]()
             places[number, :-1] = gradient
-        self.agreed(0)
+        self.broadcast_int(0)
         loss = gradient.zero_().new_zeros(())
         for place in places:
             gradient += place[:-1]
             loss += place[-1]
         return loss
 
-    def agreed(self, number: int) -> int:
+    def broadcast_int(self, number: int) -> int:
         """Return the leading process's number in all of them; each waits until all have come this far."""
         if self._to_leader is not None:
             self._to_leader.send(number)

@@ -17,7 +17,7 @@ class DivergedError(InputError):
     """The loss is no number any more, or has grown far beyond where it began."""
 
 
-class Reading(NamedTuple):
+class StepMetrics(NamedTuple):
     """What one step was."""
 
     step: int  # counted from 0
@@ -25,7 +25,7 @@ class Reading(NamedTuple):
     norm: float  # of the gradients, before clipping
 
 
-class Readings:
+class PendingMetrics:
     """A queue of numbers on the device, which comes out some steps after it went in.
 
     Args:
@@ -38,7 +38,7 @@ class Readings:
         self._fresh: list[tuple[int, Tensor]] = []
         self._crossing: tuple[list[int], Tensor, torch.cuda.Event | None] | None = None
 
-    def put(self, step: int, numbers: Tensor) -> list[Reading]:
+    def put(self, step: int, numbers: Tensor) -> list[StepMetrics]:
         """Take a step's loss and norm (2,) and return those of earlier steps that have come across meanwhile."""
         self._fresh.append((step, numbers))
         if len(self._fresh) < self._every:
@@ -47,7 +47,7 @@ class Readings:
         self._send()
         return arrived if self._device.type == "cuda" else [*arrived, *self._arrived()]
 
-    def rest(self) -> list[Reading]:
+    def rest(self) -> list[StepMetrics]:
         """Return all that is still on its way, waiting for it."""
         arrived = self._arrived()
         self._send()
@@ -68,17 +68,17 @@ class Readings:
         event.record()
         self._crossing = (steps, host, event)
 
-    def _arrived(self) -> list[Reading]:
+    def _arrived(self) -> list[StepMetrics]:
         if self._crossing is None:
             return []
         steps, numbers, event = self._crossing
         self._crossing = None
         if event is not None:
             event.synchronize()
-        return [Reading(step, loss, norm) for step, (loss, norm) in zip(steps, numbers.tolist(), strict=True)]
+        return [StepMetrics(step, loss, norm) for step, (loss, norm) in zip(steps, numbers.tolist(), strict=True)]
 
 
-class Watch:
+class DivergenceMonitor:
     """Says whether the loss has left all bounds.
 
     Args:
@@ -91,7 +91,7 @@ class Watch:
         self._losses = list(before[1 - WINDOW :])
         self._began = fmean(before[:WINDOW]) if len(before) >= WINDOW else None
 
-    def broken(self, reading: Reading) -> str | None:
+    def broken(self, reading: StepMetrics) -> str | None:
         """Return what is wrong after one more step, or None."""
         loss = reading.loss
         if not (isfinite(loss) and isfinite(reading.norm)):

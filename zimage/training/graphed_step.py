@@ -24,7 +24,7 @@ WARM_UPS = 3  # kernels are chosen, tables made and blocks compiled before anyth
 TOLERANCE = 0.02
 
 
-class Recorded:
+class GraphedStep:
     """Passes that are recorded when a shape is met first, and repeated from then on; plain where that fails.
 
     One failure is enough: what could not be recorded once keeps what memory it took, and would take it for each shape.

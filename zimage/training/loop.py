@@ -9,9 +9,9 @@ from torch import Tensor
 
 from zimage.training.adapters import Adapters
 from zimage.training.distributed import Piece, World
-from zimage.training.divergence import Reading, Readings
+from zimage.training.divergence import PendingMetrics, StepMetrics
 from zimage.training.graphed_step import Passes
-from zimage.training.noise import Draw, seed_of
+from zimage.training.noise import StepNoise, seed_of
 from zimage.training.objective import Objective
 from zimage.training.optimiser import Optimiser, rate_factor
 from zimage.training.params import PreservationParams, ScheduleParams
@@ -54,7 +54,7 @@ class Loop:
         begin: int,
         every: int,
         *,
-        told: Callable[[list[Reading]], None],
+        told: Callable[[list[StepMetrics]], None],
         kept: Callable[[int, Callable[[], None]], None],
         stopped: Callable[[int], None],
     ) -> None:
@@ -68,7 +68,7 @@ class Loop:
                 KeyboardInterrupt where the run shall stop, to be called where that takes long.
             stopped: Gets how many steps are done where the run stops, to keep its state.
         """
-        readings, done = Readings(self.objective.denoiser.device, READ_EVERY), begin
+        readings, done = PendingMetrics(self.objective.denoiser.device, READ_EVERY), begin
         with deferred_stop(together=self.world.can_hang) as stop:
             try:
                 for number in range(begin, len(self.planned)):
@@ -78,7 +78,7 @@ class Loop:
                     if done % every == 0 or done == len(self.planned):
                         told(readings.rest())
                         kept(done, stop.raise_if_asked)
-                    if self.world.leads:  # who follows waits in each step for the leading process, and ends after it
+                    if self.world.is_main:  # who follows waits in each step for the leading process, and ends after it
                         stop.raise_if_asked()
             except BaseException:
                 if stop.asked:  # also where another process, which was stopped too, did not end this step
@@ -99,11 +99,11 @@ class Loop:
 
     def backward(self, number: int) -> Tensor:
         """Leave a step's gradients in the adapters' and return its loss, both of all processes together."""
-        return self.world.total(self._pieces(number), self.adapters.gradient)
+        return self.world.all_reduce(self._pieces(number), self.adapters.gradient)
 
     def _pieces(self, number: int) -> list[Piece]:
         step = self.planned[number]
-        chance = self.objective.chance(number, step)
+        chance = self.objective.sample_noise(number, step)
         pieces: list[Piece] = [
             partial(self._learn, number, step, chance, rows) for rows in self.world.cut(len(step.items), self.at_once)
         ]
@@ -111,13 +111,13 @@ class Loop:
             pieces += self._preserving_pieces(number // self.preservation.every, self.preservation)
         return pieces
 
-    def _learn(self, number: int, step: Step, chance: Draw, rows: slice) -> Tensor:
+    def _learn(self, number: int, step: Step, chance: StepNoise, rows: slice) -> Tensor:
         self._seed_dropout("dropout", number, rows)
         return self.passes(*self.objective.inputs(step, chance, rows))
 
     def _preserving_pieces(self, turn: int, params: PreservationParams) -> list[Piece]:
         step = self.preserving[turn]
-        chance = self.objective.chance(turn, step, name="preservation")
+        chance = self.objective.sample_noise(turn, step, name="preservation")
 
         def preserve(rows: slice) -> Tensor:
             self._seed_dropout("preservation dropout", turn, rows)

@@ -13,7 +13,7 @@ from zimage.core.errors import InputError
 from zimage.lora.files.loaders import factorized
 from zimage.model.device import free_gb, has_bfloat16_units
 from zimage.model.fast.block_swap import PLACES
-from zimage.model.sequence import Bucket, padded, sequence_length
+from zimage.model.sequence import SequenceBucket, padded, sequence_length
 from zimage.training.block_runner import Checkpointing
 from zimage.training.params import MachineParams, MemoryParams, TrainParams
 
@@ -35,7 +35,7 @@ FP8_CAPABILITY = (8, 9)  # the first GPUs with 8-bit floating-point units: Ada a
 
 
 @dataclass(frozen=True)
-class Preset:
+class MemoryPreset:
     """What a preset of zimage/assets/presets.yaml sets here; a test keeps the two alike."""
 
     memory: MemoryParams
@@ -43,10 +43,10 @@ class Preset:
     at_once: int
 
 
-def _preset(frozen: str, checkpointing: str, *, away: int = 0, compiled: bool, at_once: int = 1) -> Preset:
+def _preset(frozen: str, checkpointing: str, *, away: int = 0, compiled: bool, at_once: int = 1) -> MemoryPreset:
     machine = {"checkpointing": checkpointing, "offloaded_blocks": away, "graphs": False}
     memory = MemoryParams.model_validate({"frozen": frozen, "compile": compiled})
-    return Preset(memory, MachineParams.model_validate(machine), at_once)
+    return MemoryPreset(memory, MachineParams.model_validate(machine), at_once)
 
 
 # By the memory they are made for, least first.
@@ -147,7 +147,7 @@ def _hindrance_of_graphs(params: TrainParams, machine: MachineParams) -> str | N
 
 
 def checkpointing_of(
-    params: TrainParams, machine: MachineParams, sizes: Sizes, buckets: Iterable[Bucket], device: torch.device
+    params: TrainParams, machine: MachineParams, sizes: Sizes, buckets: Iterable[SequenceBucket], device: torch.device
 ) -> Checkpointing:
     """Return what is computed again on the way back: as asked, or for `auto` the least that lets a step fit.
 
@@ -176,7 +176,7 @@ def checkpointing_of(
 
 
 def keeps_both_ways(
-    params: TrainParams, machine: MachineParams, sizes: Sizes, buckets: Iterable[Bucket], device: torch.device
+    params: TrainParams, machine: MachineParams, sizes: Sizes, buckets: Iterable[SequenceBucket], device: torch.device
 ) -> bool:
     """Return whether 8-bit weights are kept the other way round as well, as the way back reads them.
 
@@ -314,7 +314,7 @@ def lora_gb(sizes: Sizes, rank: int) -> float:
     return 4 * rank * sizes.layers * (11 * D + 3 * F) / 1e9
 
 
-def needed_gb(sizes: Sizes, preset: Preset, values_gb: float, tokens: int) -> float:
+def needed_gb(sizes: Sizes, preset: MemoryPreset, values_gb: float, tokens: int) -> float:
     """Return about what a run needs at least: with full checkpointing where the preset lets it choose.
 
     Args:
@@ -341,9 +341,9 @@ def too_small(  # noqa: PLR0917
         caption: Tokens of the longest caption.
         at_hand_gb: What this process could have of the GPU.
     """
-    tokens = sequence_length(Bucket(px[1] // 8, px[0] // 8, padded(caption)))
+    tokens = sequence_length(SequenceBucket(px[1] // 8, px[0] // 8, padded(caption)))
     values = values_gb(sizes, params)
-    now = needed_gb(sizes, Preset(params.memory, machine, params.at_once), values, tokens)
+    now = needed_gb(sizes, MemoryPreset(params.memory, machine, params.at_once), values, tokens)
     needs = {name: needed_gb(sizes, preset, values, tokens) for name, preset in PRESETS.items()}
     fitting = [f"{name} ({need:.0f} GB)" for name, need in needs.items() if need < min(now, SPARE * at_hand_gb)]
     remedy = f"a preset that fits ({', '.join(reversed(fitting))}), " if fitting else ""
@@ -364,5 +364,5 @@ def _cheaper(params: TrainParams, machine: MachineParams) -> str:
     return f'set ZIMAGE_MACHINE="{" ".join(values)}" on this machine, which trains on as before, or ' if values else ""
 
 
-def _most_tokens(buckets: Iterable[Bucket]) -> int:
+def _most_tokens(buckets: Iterable[SequenceBucket]) -> int:
     return max(sequence_length(bucket) for bucket in buckets)

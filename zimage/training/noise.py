@@ -68,7 +68,7 @@ def seed_of(seed: int, *names: str | int) -> int:
 
 
 @dataclass(frozen=True)
-class Draw:
+class StepNoise:
     """The chance in one step, on the CPU."""
 
     sigma: Tensor  # (B,) float32
@@ -84,7 +84,7 @@ def draw(
     *,
     sampler_shift: float,
     name: str = "step",
-) -> Draw:
+) -> StepNoise:
     """Return the chance of one step.
 
     Args:
@@ -100,4 +100,4 @@ def draw(
     uniform = uniforms(step, shape[0], stratified=params.stratified, offset=offset, generator=generator)
     noise = torch.randn(shape, generator=generator)
     spread = torch.randn(shape, generator=generator)
-    return Draw(sigmas(uniform, params, sampler_shift=sampler_shift), noise, spread)
+    return StepNoise(sigmas(uniform, params, sampler_shift=sampler_shift), noise, spread)

@@ -13,7 +13,7 @@ from zimage.model.denoiser import Denoiser
 from zimage.model.device import sent
 from zimage.training.dataset import Dataset
 from zimage.training.loss_weights import sigma_weights, squared_error
-from zimage.training.noise import Draw, draw
+from zimage.training.noise import StepNoise, draw
 from zimage.training.params import LossWeight, PreservationParams, SigmaParams
 from zimage.training.plan import Step
 
@@ -40,20 +40,20 @@ class Objective:
     latents: Literal["mean", "sample"]
     seed: int
 
-    def chance(self, number: int, step: Step, *, name: str = "step") -> Draw:
+    def sample_noise(self, number: int, step: Step, *, name: str = "step") -> StepNoise:
         """Return the chance of a step: the same on every machine and in every resumed run."""
         channels = self.dataset.channels
         shape = (len(step.items), channels, step.bucket.height, step.bucket.width)
         return draw(self.seed, number, shape, self.sigma, sampler_shift=self.sampler_shift, name=name)
 
-    def inputs(self, step: Step, chance: Draw, rows: slice) -> tuple[Any, ...]:
-        """Return what `there_and_back` reads of these rows of a step."""
+    def inputs(self, step: Step, chance: StepNoise, rows: slice) -> tuple[Any, ...]:
+        """Return what `forward_backward` reads of these rows of a step."""
         part = step.part(rows)
         clean, noise, sigma = self._parts(part, chance, rows)
         context = self.dataset.context(part, self.denoiser)
         return clean, noise, sigma, context, self.dataset.places(part), len(step.items)
 
-    def there_and_back(  # noqa: PLR0917
+    def forward_backward(  # noqa: PLR0917
         self, clean: Tensor, noise: Tensor, sigma: Tensor, context: Tensor, places: Tensor | None, samples: int
     ) -> Tensor:
         """Return some rows' share in a step's loss, and add its gradients to the adapters'.
@@ -65,7 +65,7 @@ class Objective:
         loss.backward()
         return loss.detach()
 
-    def preservation(self, step: Step, chance: Draw, rows: slice, params: PreservationParams) -> Tensor:
+    def preservation(self, step: Step, chance: StepNoise, rows: slice, params: PreservationParams) -> Tensor:
         """Return these rows' share in the loss that keeps the class as it was, weight included."""
         part = step.part(rows)
         clean, noise, sigma = self._parts(part, chance, rows)
@@ -78,7 +78,7 @@ class Objective:
         errors = squared_error(self._velocity(clean, noise, sigma, context), target, None)
         return params.weight * (errors * sigma_weights(self.loss_weight, sigma)).sum() / len(step.items)
 
-    def _parts(self, part: Step, chance: Draw, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def _parts(self, part: Step, chance: StepNoise, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rows' latents, noise and sigma on the device."""
         device = self.denoiser.device
         spread = sent(chance.spread[rows], device) if self.latents == "sample" else None

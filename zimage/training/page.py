@@ -17,7 +17,7 @@ SMOOTH = "smooth"  # the column of loss.csv with the mean of the last steps
 
 
 @dataclass(frozen=True)
-class Seen:
+class PageContent:
     """What there is to see of a training.
 
     Args:
@@ -35,7 +35,7 @@ class Seen:
     losses: list[float]
 
 
-def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> Seen:
+def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> PageContent:
     """Return what there is to see in the folder of a training, whether it has ended or not.
 
     Args:
@@ -49,10 +49,10 @@ def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> S
     pictures = {place: picture for place, picture in found.items() if picture}
     steps, losses = ([float(row[name]) for row in rows] for name in ("step", "loss"))
     loss = float(rows[-1][SMOOTH]) if rows else None
-    return Seen(int(steps[-1]) if steps else 0, loss, pictures, steps, losses)
+    return PageContent(int(steps[-1]) if steps else 0, loss, pictures, steps, losses)
 
 
-def course(seen: Seen, prompts: list[str], *, title: str, total: int, pictured: bool, working: bool) -> str:
+def course(seen: PageContent, prompts: list[str], *, title: str, total: int, pictured: bool, working: bool) -> str:
     """Return the page as HTML; nothing in it is loaded from elsewhere.
 
     Args:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from zimage.model.sequence import Bucket
+from zimage.model.sequence import SequenceBucket
 
 
 @dataclass(frozen=True)
-class Source:
+class StepSource:
     """A picture that steps may take.
 
     Args:
@@ -33,7 +33,7 @@ class Source:
 class Step:
     """The samples of one optimiser step; all of one shape, so they need no mask."""
 
-    bucket: Bucket
+    bucket: SequenceBucket
     items: tuple[int, ...]
     texts: tuple[int, ...]
 
@@ -43,7 +43,7 @@ class Step:
 
 
 def plan(
-    sources: Sequence[Source],
+    sources: Sequence[StepSource],
     lengths: Sequence[int],
     *,
     steps: int,
@@ -67,7 +67,7 @@ def plan(
         empty: Number of the empty text; needed where dropout is not 0.
     """
     first = [int(torch.randint(len(source.texts), (1,), generator=generator)) for source in sources]
-    waiting: dict[Bucket, list[tuple[int, int]]] = defaultdict(list)
+    waiting: dict[SequenceBucket, list[tuple[int, int]]] = defaultdict(list)
     planned: list[Step] = []
     turn = 0
     while len(planned) < steps:
@@ -79,7 +79,7 @@ def plan(
             if dropped[number]:
                 assert empty is not None
                 text = empty
-            bucket = Bucket(source.height, source.width, lengths[text])
+            bucket = SequenceBucket(source.height, source.width, lengths[text])
             waiting[bucket].append((source.item, text))
             if len(waiting[bucket]) == batch:
                 items, texts = zip(*waiting.pop(bucket), strict=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from zimage.training.divergence import Reading
+from zimage.training.divergence import StepMetrics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ class Record:
             writer.writeheader()
             writer.writerows(rows)
 
-    def add(self, readings: list[Reading], rate: Callable[[int], float]) -> None:
+    def add(self, readings: list[StepMetrics], rate: Callable[[int], float]) -> None:
         """Append the numbers of some steps; `rate` tells the learning rate of each."""
         with self._path.open("a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -85,7 +85,7 @@ class Board:
 
         self._writer = SummaryWriter(str(folder), purge_step=begin + 1 if begin else None, flush_secs=SHOWN_EVERY_S)
 
-    def add(self, readings: list[Reading], rate: Callable[[int], float], numbers: dict[str, float]) -> None:
+    def add(self, readings: list[StepMetrics], rate: Callable[[int], float], numbers: dict[str, float]) -> None:
         """Write steps down: loss, gradients' norm and learning rate of each, and numbers that hold for the last."""
         for step, loss, norm in readings:
             for name, value in (("loss", loss), ("gradient_norm", norm), ("learning_rate", rate(step))):

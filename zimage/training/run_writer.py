@@ -13,23 +13,23 @@ from torch import Tensor
 from zimage.core.progress import Progress
 from zimage.lora.files.portable import save_portable
 from zimage.model.base import open_vae
-from zimage.model.denoiser import plainly
+from zimage.model.denoiser import run_block
 from zimage.model.device import peak_memory_gb, sent
 from zimage.model.latents import decode, image_of
 from zimage.model.sampling import sample
-from zimage.training.checkpoint import State, write_state
-from zimage.training.divergence import DivergedError, Reading, Watch
+from zimage.training.checkpoint import TrainingState, write_state
+from zimage.training.divergence import DivergedError, DivergenceMonitor, StepMetrics
 from zimage.training.noise import generator_of
 from zimage.training.optimiser import rate_factor
 from zimage.training.params import SampleParams, TrainParams
 from zimage.training.run_log import Board, Record
-from zimage.training.setup import DTYPES, Prepared
+from zimage.training.setup import DTYPES, Run
 from zimage.training.training_adapter import adding
 
 logger = logging.getLogger(__name__)
 
 
-class Keeper:
+class RunWriter:
     """Takes what the loop tells and keeps.
 
     Args:
@@ -47,7 +47,7 @@ class Keeper:
     def __init__(
         self,
         folder: Path,
-        prepared: Prepared,
+        prepared: Run,
         params: TrainParams,
         *,
         base: Path,
@@ -62,7 +62,7 @@ class Keeper:
         self._folder, self._prepared, self._params = folder, prepared, params
         self._base, self._metadata, self._run, self._progress = base, metadata, run, progress
         self._devices, self._last_state = devices, begin
-        self._watch = Watch(params.explosion, self.record.losses)
+        self._watch = DivergenceMonitor(params.explosion, self.record.losses)
         self._since = time.monotonic()
         self._training_s = 0.0
         self._steps_here = 0
@@ -72,7 +72,7 @@ class Keeper:
         """Return the speed of the steps made in this process; checkpoints and pictures are not counted."""
         return self._steps_here / self._training_s if self._training_s else 0.0
 
-    def told(self, readings: list[Reading]) -> None:
+    def log_steps(self, readings: list[StepMetrics]) -> None:
         """Write the numbers of steps down, show them, and stop the run where they are no numbers any more.
 
         Raises:
@@ -91,7 +91,7 @@ class Keeper:
         self._progress.advance(len(readings), loss=self.record.smooth, **speed)
         self._since = time.monotonic()
 
-    def kept(self, done: int, stop: Callable[[], None] = lambda: None) -> None:
+    def save_checkpoint(self, done: int, stop: Callable[[], None] = lambda: None) -> None:
         """Write a checkpoint's LoRA, its pictures, and the state from which a killed run goes on.
 
         Args:
@@ -114,7 +114,7 @@ class Keeper:
 
     def _write_state(self, done: int, *, pictures_due: bool = False) -> None:
         tensors = self._prepared.loop.optimiser.tensors()
-        state = State(done, tensors, devices=self._devices, pictures_due=pictures_due)
+        state = TrainingState(done, tensors, devices=self._devices, pictures_due=pictures_due)
         write_state(self._folder / "resume", state, run=self._run)
         self._last_state = done
 
@@ -175,7 +175,7 @@ class Keeper:
         values, denoiser = self._prepared.adapters.values, self._prepared.denoiser
         trained, run = values.clone(), denoiser.run
         values.copy_(self._prepared.loop.optimiser.result.to(DTYPES[self._params.stored]))
-        denoiser.run = plainly
+        denoiser.run = run_block
         try:
             with adding(denoiser, self._prepared.unworn):
                 yield
@@ -192,10 +192,10 @@ class Keeper:
         """Return the most memory this process has held, in GB."""
         return peak_memory_gb(self._prepared.denoiser.device)
 
-    def _sentence(self, reading: Reading, fault: str) -> str:
+    def _sentence(self, reading: StepMetrics, fault: str) -> str:
         loop = self._prepared.loop
         step = loop.planned[reading.step]
-        sigmas = ", ".join(f"{sigma:.3f}" for sigma in loop.objective.chance(reading.step, step).sigma.tolist())
+        sigmas = ", ".join(f"{sigma:.3f}" for sigma in loop.objective.sample_noise(reading.step, step).sigma.tolist())
         photos = ", ".join(self._prepared.dataset.photos(step))
         return (
             f"Training stopped at step {reading.step + 1}: {fault} (photos {photos}; "

@@ -16,10 +16,10 @@ from zimage.model.denoiser import Denoiser
 from zimage.model.device import device_and_dtype, has_bfloat16_units, keep_freed_memory, release
 from zimage.model.fast.linear import Addend, Projection
 from zimage.training.adapters import Adapters, inject, module_names
-from zimage.training.block_runner import runner
+from zimage.training.block_runner import make_block_runner
 from zimage.training.dataset import Dataset
 from zimage.training.distributed import World
-from zimage.training.graphed_step import Passes, Recorded, Recorder
+from zimage.training.graphed_step import GraphedStep, Passes, Recorder
 from zimage.training.loop import Loop
 from zimage.training.memory import check, checkpointing_of, keeps_both_ways, sizes_of
 from zimage.training.noise import generator_of
@@ -38,7 +38,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Run:
     """A run before its first step.
 
     Args:
@@ -64,7 +64,7 @@ class Prepared:
         return self.loop.adapters
 
 
-def prepare(encode: Path, base: Path, params: TrainParams, machine: MachineParams, world: World) -> Prepared:
+def build_run(encode: Path, base: Path, params: TrainParams, machine: MachineParams, world: World) -> Run:
     """Return a run ready for its first step.
 
     Args:
@@ -94,14 +94,14 @@ def prepare(encode: Path, base: Path, params: TrainParams, machine: MachineParam
         denoiser.forget_context()
     unworn = addends_of(denoiser, names, factors)
     release(device)
-    denoiser.run = runner(
+    denoiser.run = make_block_runner(
         checkpointing_of(params, machine, sizes, buckets, device),
         compiled=params.memory.compile,
         chance=params.dropout > 0,
         shapes=len(buckets),
     )
     if params.memory.compile and denoiser.dtype is not torch.float32:
-        denoiser.ready = partial(adapters.cast, denoiser.dtype)
+        denoiser.ready = partial(adapters.cast_for_compile, denoiser.dtype)
     logger.info("%d adapter values, precision %s, device %s", len(adapters.values), params.precision, device)
     objective = Objective(
         denoiser,
@@ -112,9 +112,9 @@ def prepare(encode: Path, base: Path, params: TrainParams, machine: MachineParam
         latents=params.latents,
         seed=params.seed,
     )
-    passes: Passes = objective.there_and_back
+    passes: Passes = objective.forward_backward
     if machine.graphs and device.type == "cuda":
-        passes = Recorded(passes, adapters.gradient, Recorder(device))
+        passes = GraphedStep(passes, adapters.gradient, Recorder(device))
     loop = Loop(
         objective,
         passes,
@@ -127,7 +127,7 @@ def prepare(encode: Path, base: Path, params: TrainParams, machine: MachineParam
         at_once=params.at_once,
         world=world,
     )
-    return Prepared(loop, dataset, scheduler, unworn)
+    return Run(loop, dataset, scheduler, unworn)
 
 
 def _denoiser(

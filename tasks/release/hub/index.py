@@ -3,12 +3,12 @@
 from typing import Literal
 
 from tasks.store.protocol import Store, changed
-from tasks.store.releases import Part
+from tasks.store.releases import Document
 
 Origin = Literal["making", "made", "found"]
 
 
-class HubRecord(Part):
+class HubRecord(Document):
     """A repository that has, or had, or was about to have releases of a subject."""
 
     name: str
@@ -19,7 +19,7 @@ class HubRecord(Part):
     """making: nobody knows yet whether it was made; made: by publishing; found: somebody else's, used by publishing."""
 
 
-class HubIndex(Part):
+class HubIndex(Document):
     """All repositories of a subject; read by its key, since listings may lag behind."""
 
     repositories: list[HubRecord]

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zimage.evaluation.generate.image_cache import Album, Request, Sampling
+from zimage.evaluation.generate.image_cache import ImageCache, Request, Sampling
 from zimage.photos.pictures import read_rgb
 
 SAMPLING = Sampling(side_px=64, steps=8, guidance_scale=0.0)
@@ -23,12 +23,12 @@ def request(lora: Path) -> Request:
 
 
 def test_a_picture_that_is_kept_is_not_missing_and_comes_back_to_the_last_bit(tmp_path: Path, lora: Path) -> None:
-    album = Album(tmp_path / "album", "sha256:base", SAMPLING)
+    image_cache = ImageCache(tmp_path / "image_cache", "sha256:base", SAMPLING)
     wanted = request(lora)
-    assert album.missing([wanted, wanted]) == [wanted]
-    album.keep(wanted, PICTURE)
-    assert Album(tmp_path / "album", "sha256:base", SAMPLING).missing([wanted]) == []
-    assert np.array_equal(read_rgb(album.path(wanted)), PICTURE)
+    assert image_cache.missing([wanted, wanted]) == [wanted]
+    image_cache.keep(wanted, PICTURE)
+    assert ImageCache(tmp_path / "image_cache", "sha256:base", SAMPLING).missing([wanted]) == []
+    assert np.array_equal(read_rgb(image_cache.path(wanted)), PICTURE)
 
 
 @pytest.mark.parametrize(
@@ -37,28 +37,28 @@ def test_a_picture_that_is_kept_is_not_missing_and_comes_back_to_the_last_bit(tm
 def test_whatever_decides_a_picture_decides_where_it_lies(
     change: dict[str, object], tmp_path: Path, lora: Path
 ) -> None:
-    album = Album(tmp_path / "album", "sha256:base", SAMPLING)
-    assert album.path(request(lora)) != album.path(replace(request(lora), **change))  # type: ignore[arg-type]
+    image_cache = ImageCache(tmp_path / "image_cache", "sha256:base", SAMPLING)
+    assert image_cache.path(request(lora)) != image_cache.path(replace(request(lora), **change))  # type: ignore[arg-type]
 
 
 def test_other_weights_under_the_same_name_are_another_picture(tmp_path: Path, lora: Path) -> None:
-    before = Album(tmp_path / "album", "sha256:base", SAMPLING).path(request(lora))
+    before = ImageCache(tmp_path / "image_cache", "sha256:base", SAMPLING).path(request(lora))
     lora.write_bytes(b"retrained")
-    assert Album(tmp_path / "album", "sha256:base", SAMPLING).path(request(lora)) != before
+    assert ImageCache(tmp_path / "image_cache", "sha256:base", SAMPLING).path(request(lora)) != before
 
 
 @pytest.mark.parametrize(
     ("base", "sampling"), [("sha256:other", SAMPLING), ("sha256:base", replace(SAMPLING, steps=9))]
 )
 def test_another_base_or_sampling_is_another_picture(base: str, sampling: Sampling, tmp_path: Path, lora: Path) -> None:
-    first = Album(tmp_path / "album", "sha256:base", SAMPLING)
-    assert Album(tmp_path / "album", base, sampling).path(request(lora)) != first.path(request(lora))
+    first = ImageCache(tmp_path / "image_cache", "sha256:base", SAMPLING)
+    assert ImageCache(tmp_path / "image_cache", base, sampling).path(request(lora)) != first.path(request(lora))
 
 
 def test_pictures_that_nobody_wants_any_more_are_removed(tmp_path: Path, lora: Path) -> None:
-    album = Album(tmp_path / "album", "sha256:base", SAMPLING)
+    image_cache = ImageCache(tmp_path / "image_cache", "sha256:base", SAMPLING)
     old, new = replace(request(lora), strength=0.5), request(lora)
     for one in (old, new):
-        album.keep(one, PICTURE)
-    album.forget_all_but([new])
-    assert (album.missing([old, new]), len(list(album.folder.iterdir()))) == ([old], 1)
+        image_cache.keep(one, PICTURE)
+    image_cache.forget_all_but([new])
+    assert (image_cache.missing([old, new]), len(list(image_cache.folder.iterdir()))) == ([old], 1)

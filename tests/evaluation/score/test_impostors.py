@@ -7,13 +7,13 @@ from tests.faces.tiny_pack import write_pack
 from zimage.core.errors import InputError
 from zimage.evaluation.score import impostors as module
 from zimage.evaluation.score.impostors import Impostors, impostors, packaged_photos
-from zimage.evaluation.score.picture import Judge, Search
+from zimage.evaluation.score.picture import PictureScorer, Search
 from zimage.evaluation.score.reals import Reals
 from zimage.faces.engine import EngineParams
 
 
 @pytest.fixture(scope="session")
-def strangers(judge: Judge) -> Impostors:
+def strangers(judge: PictureScorer) -> Impostors:
     with Search([DLIB]) as search:
         return impostors(search, [judge.targets], side_px=128)
 
@@ -26,13 +26,13 @@ def test_every_person_in_the_packaged_photos_is_found_at_the_pictures_size(stran
 
 
 def test_no_stranger_passes_and_all_are_farther_than_any_real_photo_of_the_person(
-    strangers: Impostors, judge: Judge
+    strangers: Impostors, judge: PictureScorer
 ) -> None:
     assert not any(one.same for one in strangers.faces)
     assert min(one.distance for one in strangers.found) > 1.5 * max(judge.targets.ceiling())  # type: ignore[type-var]
 
 
-def test_the_person_among_the_strangers_would_pass(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_person_among_the_strangers_would_pass(judge: PictureScorer, monkeypatch: pytest.MonkeyPatch) -> None:
     portrait = "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5"
     monkeypatch.setattr(module, "PACKAGED", (("skimage", "data/astronaut.png", portrait),))
     with Search([DLIB]) as search:

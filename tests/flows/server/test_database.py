@@ -13,7 +13,7 @@ from prefect.server.events import triggers
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
 from sqlalchemy import text
 
-from flows.server.database import empty, listen_anew, make_empty, provide, write_in_turn
+from flows.server.database import empty, listen_anew, make_empty, provide, serialize_sqlite_writes
 from flows.server.stack import HOST, _wait_for_server, started
 from flows.server.temporary import TemporaryServer
 from tests.ports import free_port
@@ -21,7 +21,7 @@ from tests.ports import free_port
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`write_in_turn` is for the rest of a process."""
+    """`serialize_sqlite_writes` is for the rest of a process."""
     monkeypatch.setattr(triggers, "proactive_evaluation", triggers.proactive_evaluation)
 
 
@@ -156,7 +156,7 @@ def test_a_session_within_another_does_not_wait_for_it(begins: bool, made: Path,
                 return int((await inner.execute(counting)).scalar_one())
 
     with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
-        write_in_turn(address)
+        serialize_sqlite_writes(address)
         assert asyncio.run(asyncio.wait_for(count_within(), timeout=10)) == 1
 
 

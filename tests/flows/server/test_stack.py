@@ -179,7 +179,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
         until("the store knows ada", lambda: told.stored("states/ada.json"))
         spoiling = threading.Thread(target=spoil, args=(relay, FAULTS))
         spoiling.start()
-        until("both legs", lambda: all(learns(api, subject) for subject in runs), every_s=0.05)
+        until("both phases", lambda: all(learns(api, subject) for subject in runs), every_s=0.05)
         kill(workers["cpu"].pid)  # both parents go with it
         until("bob's first checkpoint in the store", lambda: last_kept(told, "bob"), every_s=0.05)
         (aside,) = folder.glob("*/bob/data/.train.part")
@@ -231,7 +231,7 @@ def test_a_lost_worker_s_training_ends_elsewhere_with_the_same_lora(story: Story
     assert story.lora("bob") == story.lora("ada")
 
 
-def test_a_lost_parent_goes_on_as_the_same_run_and_starts_no_leg_twice(story: Story) -> None:
+def test_a_lost_parent_goes_on_as_the_same_run_and_starts_no_phase_twice(story: Story) -> None:
     for subject, learnt in (("ada", 1), ("bob", 2)):
         (run,) = story.api.runs(f"personalize {subject}")
         states = story.api.states(run["id"])
@@ -259,7 +259,7 @@ def told_of(story: Story, title: str) -> str:
     return str(found[0]["text"])
 
 
-def test_a_leg_that_is_too_early_says_so_and_a_webhook_is_told(story: Story) -> None:
+def test_a_phase_that_is_too_early_says_so_and_a_webhook_is_told(story: Story) -> None:
     run = story.api.run("learn", {"subject": "eve", "placement": "pools"})
 
     assert story.api.ended(run) == "Failed"
@@ -457,7 +457,7 @@ def test_cancelling_ends_every_process_within_seconds_and_the_next_run_goes_on(s
     cancel(story, run, workspace)
 
     assert story.api.ended(run) == "Cancelled"
-    assert until("the leg's end", lambda: story.api.runs("learn ada")[-1]["state"]["type"] == "CANCELLED")
+    assert until("the phase's end", lambda: story.api.runs("learn ada")[-1]["state"]["type"] == "CANCELLED")
     assert story.api.artifact("ada-train-progress")["description"].startswith("cancelled: train ")
     kept = last_kept(story, "ada")
     here = max(path.name for path in aside_of(workspace / "data" / "train").glob("resume/step-*.safetensors"))

@@ -40,7 +40,7 @@ def test_travelling_weights_give_the_same_velocity_and_gradients(kind: Kind, off
 def test_after_the_first_block_every_block_is_on_its_way_before_it_is_wanted() -> None:
     # A small plain weight is added to its adapter on the way forward, and is not asked for on the way back.
     _, _, denoiser = _step("int8", 6)
-    assert denoiser.depot.waits == 1
+    assert denoiser.swapper.waits == 1
 
 
 def test_offloaded_blocks_lie_at_even_distances() -> None:

@@ -27,14 +27,14 @@ def test_products_forward_and_back_stay_near_the_exact_ones(kind: Kind) -> None:
     generator = torch.Generator().manual_seed(1)
     x, dy = torch.randn((40, 128), generator=generator), torch.randn((40, 96), generator=generator)
     frozen = _kept(kind)
-    assert _error(frozen.times(x), x @ _weight().t()) < ERRORS[kind]
-    assert _error(frozen.back(dy), dy @ _weight()) < ERRORS[kind]
+    assert _error(frozen.matmul(x), x @ _weight().t()) < ERRORS[kind]
+    assert _error(frozen.matmul_grad_input(dy), dy @ _weight()) < ERRORS[kind]
 
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_every_row_of_a_weight_keeps_its_own_precision(kind: Kind) -> None:
     x = torch.randn((40, 128), generator=torch.Generator().manual_seed(1))
-    found, expected = _kept(kind).times(x), x @ _weight().t()
+    found, expected = _kept(kind).matmul(x), x @ _weight().t()
     assert max(_error(a, b) for a, b in zip(found.t(), expected.t(), strict=True)) < 2 * ERRORS[kind]
 
 
@@ -43,8 +43,8 @@ def test_autograd_gives_the_same_gradient_at_the_input(kind: Kind) -> None:
     x = torch.randn((40, 128), generator=torch.Generator().manual_seed(1)).requires_grad_()
     frozen = _kept(kind)
     dy = torch.randn(40, 96)
-    (dx,) = torch.autograd.grad(frozen.times(x), x, dy)
-    torch.testing.assert_close(dx, frozen.back(dy))
+    (dx,) = torch.autograd.grad(frozen.matmul(x), x, dy)
+    torch.testing.assert_close(dx, frozen.matmul_grad_input(dy))
 
 
 @pytest.mark.parametrize("kind", BYTES)
@@ -57,7 +57,7 @@ def test_it_takes_the_memory_its_name_says(kind: Kind) -> None:
 def test_it_can_move_into_other_tensors(kind: Kind) -> None:
     frozen, x = _kept(kind), torch.randn(40, 128)
     moved = frozen.with_tensors([tensor.clone() for tensor in frozen.tensors()])
-    assert torch.equal(moved.times(x), frozen.times(x))
+    assert torch.equal(moved.matmul(x), frozen.matmul(x))
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -66,15 +66,15 @@ def test_kept_both_ways_it_gives_the_same_to_the_last_bit(kind: Kind) -> None:
     x, dy = torch.randn(40, 128).requires_grad_(), torch.randn(40, 96)
     assert len(both.tensors()) == len(one.tensors()) + 1
     for weight in (both, both.with_tensors(both.tensors())):
-        (dx,) = torch.autograd.grad(weight.times(x), x, dy)
-        assert torch.equal(dx, one.back(dy)) and torch.equal(weight.back(dy), dx)
+        (dx,) = torch.autograd.grad(weight.matmul(x), x, dy)
+        assert torch.equal(dx, one.matmul_grad_input(dy)) and torch.equal(weight.matmul_grad_input(dy), dx)
 
 
 def test_a_row_of_zeros_stays_zero_and_makes_no_nan() -> None:
     kinds: list[Kind] = ["int8", "fp8", "nf4"]
     for kind in kinds:
         frozen = keeper_of(kind, dtype=torch.float32, device=CPU)(torch.zeros(64, 64))
-        assert torch.equal(frozen.times(torch.zeros(32, 64)), torch.zeros(32, 64))
+        assert torch.equal(frozen.matmul(torch.zeros(32, 64)), torch.zeros(32, 64))
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

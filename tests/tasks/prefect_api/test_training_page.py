@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from tasks.erasure.forget import erase
-from tasks.prefect_api.training_page import Course
+from tasks.prefect_api.training_page import TrainingPage
 from tasks.settings import PROJECT, Settings
 from tasks.store.pages import served
 from tasks.store.s3 import FolderStore
@@ -21,7 +21,7 @@ from tests.album import Album
 from tests.tasks.faults import unwell
 from zimage.core.errors import InputError
 from zimage.core.folder import aside_of
-from zimage.training.checkpoint import State, write_state
+from zimage.training.checkpoint import TrainingState, write_state
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def trained(folder: Path, step: int) -> None:
     rows = [f"{number},0.5,0.5,1,1\n" for number in range(1, step + 1)]
     (folder / "loss.csv").write_text("step,loss,smooth,gradient_norm,learning_rate\n" + "".join(rows))
     Image.new("RGB", (64, 64)).save(folder / "samples" / f"step-{step:06d}-0.png")
-    write_state(folder / "resume", State(step, {"values": torch.zeros(1)}, devices=("a CPU",)), run="this run")
+    write_state(folder / "resume", TrainingState(step, {"values": torch.zeros(1)}, devices=("a CPU",)), run="this run")
 
 
 def told() -> tuple[str, str]:
@@ -63,12 +63,12 @@ def test_a_training_is_seen_while_it_lasts_and_as_it_ended(settings: Settings, p
 
     @flow
     def follow() -> None:
-        course = Course(settings, workspace)
-        course.look()
+        course = TrainingPage(settings, workspace)
+        course.refresh()
         assert FolderStore(Path(settings.store)).keys("") == []  # nothing to see yet
         for step in (40, 80):
             trained(aside, step)
-            course.look()
+            course.refresh()
             text, address = told()
             with urllib.request.urlopen(address) as answer:
                 seen.append((text, address.partition("?")[0], answer.read().decode().count("data:image/jpeg")))
@@ -97,13 +97,13 @@ def test_of_a_person_who_is_forgotten_while_it_trains_nothing_more_is_shown(
 
     @flow
     def follow() -> None:
-        course = Course(settings, workspace)
+        course = TrainingPage(settings, workspace)
         trained(aside_of(workspace / "data" / "train"), 40)
-        course.look()
+        course.refresh()
         erase(store, workspace.with_name("of another machine"), "ada", Counts())
         finish(store, "ada")
         trained(aside_of(workspace / "data" / "train"), 80)
-        course.look()
+        course.refresh()
 
     with pytest.raises(InputError, match="was forgotten after that was made"):
         follow()
@@ -117,7 +117,7 @@ def test_a_store_that_is_away_costs_the_picture_and_not_the_training(settings: S
 
     @flow
     def follow() -> str:
-        Course(settings, workspace).look()
+        TrainingPage(settings, workspace).refresh()
         return "went on"
 
     assert follow() == "went on"
@@ -131,7 +131,7 @@ def test_a_store_that_forbids_the_page_costs_the_picture_and_not_the_training(
 
     @flow
     def follow() -> str:
-        Course(replace(settings, store="s3://album/project"), workspace).look()
+        TrainingPage(replace(settings, store="s3://album/project"), workspace).refresh()
         return "went on"
 
     with unwell("403 Forbidden", "AccessDenied", times=99) as address:

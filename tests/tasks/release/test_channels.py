@@ -159,7 +159,7 @@ def put_state(store: FolderStore, consent: Consent, source: Source) -> None:
         lock="",
         consent=consent,
     )
-    store.swap(state_key("ada"), state.model_dump_json().encode(), None)
+    store.compare_and_swap(state_key("ada"), state.model_dump_json().encode(), None)
 
 
 @pytest.mark.parametrize(("changes", "said"), WITHDRAWN)
@@ -235,7 +235,7 @@ class ForgottenJustBefore(FolderStore):
 
     def swap(self, key: str, content: bytes, tag: str | None) -> str:
         self.delete("subjects/ada")
-        return super().swap(key, content, tag)
+        return super().compare_and_swap(key, content, tag)
 
 
 def test_a_pointer_that_comes_after_the_forgetting_is_taken_back(store: FolderStore, names: list[str]) -> None:

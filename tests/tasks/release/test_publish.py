@@ -21,7 +21,7 @@ from tasks.settings import PROJECT
 from tasks.store.releases import INDEX, MANIFEST, Manifest, fetch, manifest_of, releases
 from tasks.store.s3 import ConflictError, FolderStore
 from tasks.workspace.tombstones import Counts, admit, finish
-from tasks.workspace.workspace import held
+from tasks.workspace.workspace import locked_workspace
 from tests.tasks.finished import INSIGHTFACE, PLANTED, STRENGTH, finished, lora
 from tests.tasks.workflows import check_against_signatures
 from zimage.core.errors import InputError
@@ -218,7 +218,7 @@ def test_what_a_killed_publication_leaves_lies_in_the_workspace_and_goes_when_th
 
     assert (aside / "README.md").is_file()
     assert list(temporary.rglob("*")) == []
-    with held(workspace):
+    with locked_workspace(workspace):
         assert not aside.exists()
 
 
@@ -262,7 +262,7 @@ def test_a_release_cannot_be_changed(workspace: Path, store: FolderStore) -> Non
 
     assert not store.put_if_absent(f"{release.key}/{LORA}", workspace / "params.yaml")
     with pytest.raises(ConflictError):
-        store.swap(f"{release.key}/{MANIFEST}", b"{}", None)
+        store.compare_and_swap(f"{release.key}/{MANIFEST}", b"{}", None)
 
 
 def test_a_file_that_was_damaged_in_the_store_is_named_and_mended(
@@ -309,7 +309,7 @@ class ForgottenMeanwhile(FolderStore):
 
     def swap(self, key: str, content: bytes, tag: str | None) -> str:
         self._forget(key)
-        return super().swap(key, content, tag)
+        return super().compare_and_swap(key, content, tag)
 
     def _forget(self, key: str) -> None:
         plain = FolderStore(self.root)

@@ -59,9 +59,9 @@ def released(store: S3Store, manifest: Manifest, count: int) -> list[str]:
     names = [f"{number}-0a1b2c3d" for number in range(1, count + 1)]
     for name in names:
         content = manifest.model_copy(update={"release": name}).model_dump_json().encode()
-        store.swap(f"{release_key('ada', name)}/{MANIFEST}", content, None)
+        store.compare_and_swap(f"{release_key('ada', name)}/{MANIFEST}", content, None)
     index = Index(releases=[Listed(name=name, content=name) for name in names])
-    store.swap(f"{releases_key('ada')}/{INDEX}", index.model_dump_json().encode(), None)
+    store.compare_and_swap(f"{releases_key('ada')}/{INDEX}", index.model_dump_json().encode(), None)
     return names
 
 

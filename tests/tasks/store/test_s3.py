@@ -24,7 +24,7 @@ from tasks.store.s3 import (
     open_store,
     store_errors,
 )
-from tasks.transfer.state import take
+from tasks.transfer.state import checkout
 from tests.tasks.faults import lacking, unwell
 from zimage.core.errors import InputError
 
@@ -78,27 +78,27 @@ def test_of_many_at_once_exactly_one_puts(store: Store, source: Path) -> None:
 
 
 def test_a_swap_needs_the_version_it_read(store: Store) -> None:
-    first = store.swap("ada/state.json", b"1", None)
-    second = store.swap("ada/state.json", b"2", first)
+    first = store.compare_and_swap("ada/state.json", b"1", None)
+    second = store.compare_and_swap("ada/state.json", b"2", first)
 
     with pytest.raises(ConflictError, match=r"ada/state\.json was changed by somebody else"):
-        store.swap("ada/state.json", b"3", first)
+        store.compare_and_swap("ada/state.json", b"3", first)
     with pytest.raises(ConflictError, match="was changed by somebody else"):
-        store.swap("ada/state.json", b"3", None)
+        store.compare_and_swap("ada/state.json", b"3", None)
     found = store.read("ada/state.json")
     assert found is not None
     assert (found.content, found.tag) == (b"2", second)
 
 
 def test_of_many_swaps_at_once_none_is_lost(store: Store) -> None:
-    store.swap("ada/count", b"0", None)
+    store.compare_and_swap("ada/count", b"0", None)
 
     def add(_: int) -> None:
         while True:
             found = store.read("ada/count")
             assert found is not None
             try:
-                store.swap("ada/count", str(int(found.content) + 1).encode(), found.tag)
+                store.compare_and_swap("ada/count", str(int(found.content) + 1).encode(), found.tag)
             except ConflictError:
                 continue
             return
@@ -112,11 +112,11 @@ def test_of_many_swaps_at_once_none_is_lost(store: Store) -> None:
 
 
 def test_a_swap_of_what_was_deleted_is_a_conflict(store: Store) -> None:
-    tag = store.swap("ada/state.json", b"1", None)
+    tag = store.compare_and_swap("ada/state.json", b"1", None)
     store.delete("ada")
 
     with pytest.raises(ConflictError):
-        store.swap("ada/state.json", b"2", tag)
+        store.compare_and_swap("ada/state.json", b"2", tag)
 
 
 def test_what_is_absent_reads_as_none_and_is_refused_as_a_file(store: Store, tmp_path: Path) -> None:
@@ -139,19 +139,19 @@ def test_names_are_those_right_below(store: Store, source: Path) -> None:
     for key in ("subjects/ada/1/lora", "subjects/ada/2/lora", "subjects/ada/state", "subjects/eve/state", "other/x"):
         store.put_if_absent(key, source)
 
-    assert store.names("subjects") == ["ada", "eve"]
-    assert store.names("subjects/ada") == ["1", "2", "state"]
-    assert store.names("subjects/nobody") == []
-    assert store.names("") == ["other", "subjects"]
-    assert store.names("nothing") == []
+    assert store.list_children("subjects") == ["ada", "eve"]
+    assert store.list_children("subjects/ada") == ["1", "2", "state"]
+    assert store.list_children("subjects/nobody") == []
+    assert store.list_children("") == ["other", "subjects"]
+    assert store.list_children("nothing") == []
 
 
 def test_a_stamp_changes_with_its_object_only(store: Store) -> None:
-    first = store.swap("ada/state", b"1", None)
-    store.swap("ada/other", b"1", None)
+    first = store.compare_and_swap("ada/state", b"1", None)
+    store.compare_and_swap("ada/other", b"1", None)
     before = store.stamps("ada")
 
-    store.swap("ada/state", b"22", first)
+    store.compare_and_swap("ada/state", b"22", first)
 
     after = store.stamps("ada")
     assert list(before) == list(after) == ["ada/other", "ada/state"]
@@ -161,7 +161,7 @@ def test_a_stamp_changes_with_its_object_only(store: Store) -> None:
 
 def test_sizes_are_those_of_all_below(store: Store, source: Path) -> None:
     store.put_if_absent("ada/1/lora", source)
-    store.swap("ada/state.json", b"", None)
+    store.compare_and_swap("ada/state.json", b"", None)
     store.put_if_absent("adam/lora", source)
 
     assert store.sizes("ada") == {"ada/1/lora": len(b"weights"), "ada/state.json": 0}
@@ -184,8 +184,8 @@ def test_only_what_is_chosen_is_deleted(store: Store, source: Path) -> None:
 
 
 def test_deleting_in_a_versioned_bucket_leaves_no_version(bucket: S3Store) -> None:
-    first = bucket.swap("ada/state.json", b"1", None)
-    bucket.swap("ada/state.json", b"2", first)
+    first = bucket.compare_and_swap("ada/state.json", b"1", None)
+    bucket.compare_and_swap("ada/state.json", b"2", first)
     bucket.client.delete_object(Bucket=BUCKET, Key="project/ada/state.json")
     bucket.client.create_multipart_upload(Bucket=BUCKET, Key="project/ada/half")
 
@@ -253,7 +253,7 @@ def test_a_damaged_object_is_replaced(store: Store, source: Path, tmp_path: Path
     store.put_if_absent("ada/lora", source)
     source.write_bytes(b"as it should have been")
 
-    store.mend("ada/lora", source)
+    store.overwrite("ada/lora", source)
 
     assert content(store, "ada/lora", tmp_path) == b"as it should have been"
 
@@ -397,11 +397,11 @@ def test_a_condition_that_could_not_be_decided_is_asked_again(bucket: S3Store, s
         assert store.put_if_absent("ada/lora", source)
     assert content(bucket, "ada/lora", tmp_path) == b"weights"
 
-    tag = bucket.swap("ada/state", b"1", None)
+    tag = bucket.compare_and_swap("ada/state", b"1", None)
     with unwell(*UNDECIDED, times=1, method="PUT") as address:
         store = replace(bucket, client=boto3.client("s3", endpoint_url=address))
 
-        store.swap("ada/state", b"2", tag)
+        store.compare_and_swap("ada/state", b"2", tag)
     assert content(bucket, "ada/state", tmp_path) == b"2"
 
 
@@ -471,9 +471,9 @@ def test_a_server_that_ignores_a_condition_is_refused_before_it_overwrites_anyth
         theirs = another.client.put_object(Bucket=another.bucket, Key="project/eve/state.json", Body=b"eve")["ETag"]
 
         with pytest.raises(ConflictError):
-            store.swap("eve/state.json", b"ada", None)
+            store.compare_and_swap("eve/state.json", b"ada", None)
         with pytest.raises(InputError) as refused:
-            store.swap("ada/state.json", b"1", None)
+            store.compare_and_swap("ada/state.json", b"1", None)
         with pytest.raises(InputError):
             store.put_if_absent("ada/lora", source)
 
@@ -494,14 +494,14 @@ def test_a_server_that_does_not_know_a_condition_is_refused_with_the_remedy(anot
         lacking(refused=[refused]) as address,
         pytest.raises(InputError, match=rf"does not implement the condition {refused} of a write, .*; use another"),
     ):
-        at(another, address).swap("ada/state.json", b"1", None)
+        at(another, address).compare_and_swap("ada/state.json", b"1", None)
 
     assert another.keys("") == []
 
 
 def test_a_policy_that_asks_for_another_condition_keeps_nobody_from_writing(another: S3Store) -> None:
     with unwell("403 Forbidden", "AccessDenied", times=1, method="PUT") as address:
-        at(another, address).swap("ada/releases/1/manifest.json", b"{}", None)
+        at(another, address).compare_and_swap("ada/releases/1/manifest.json", b"{}", None)
 
     assert another.keys("") == ["ada/releases/1/manifest.json"]
 
@@ -514,9 +514,9 @@ def test_a_server_that_honours_conditions_is_asked_once_and_keeps_nothing_of_it(
 
     another.read("ada/state.json")
     assert sent == []
-    first = another.swap("ada/state.json", b"1", None)
+    first = another.compare_and_swap("ada/state.json", b"1", None)
     assert sent == ["PutObject"] * 3  # one that must fail, the object, and another that must fail
-    another.swap("ada/state.json", b"2", first)
+    another.compare_and_swap("ada/state.json", b"2", first)
     assert sent == ["PutObject"] * 4
 
     assert another.inventory("") == Inventory(objects=1, versions=2, bytes=2)
@@ -562,7 +562,7 @@ def test_a_store_that_cannot_be_used_is_refused_before_the_first_photo(
         settings = Settings(PROJECT, tmp_path / "workspaces", f"s3://{another.bucket}/project", address)
 
         with pytest.raises(InputError, match=said):
-            take.fn(settings, "ada")
+            checkout.fn(settings, "ada")
 
     assert not (settings.workspace("ada") / "data" / "photos").exists()
     assert another.keys("") == []

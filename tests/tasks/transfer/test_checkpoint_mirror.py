@@ -13,14 +13,13 @@ from prefect.client.schemas.objects import State
 from tasks.erasure.forget import erase
 from tasks.settings import PROJECT, Settings
 from tasks.store.s3 import FolderStore, S3Store
-from tasks.transfer.checkpoint_mirror import Keeper, fetch_unfinished, forget_unfinished, key_of
+from tasks.transfer.checkpoint_mirror import CheckpointMirror, fetch_unfinished, forget_unfinished, key_of
 from tasks.workspace.tombstones import Counts, finish
 from tests.album import Album
 from tests.tasks.faults import unwell
 from zimage.core.errors import InputError
 from zimage.core.folder import aside_of, fetched_beside
-from zimage.training.checkpoint import State as TrainingState
-from zimage.training.checkpoint import read_states, write_state
+from zimage.training.checkpoint import TrainingState, read_states, write_state
 
 
 def machine(tmp_path: Path, name: str) -> Settings:
@@ -42,10 +41,10 @@ def trained(settings: Settings, *steps: int, run: str = "this run") -> None:
 
 
 def kept(settings: Settings, *steps: int, run: str = "this run") -> None:
-    keeper = Keeper(settings, "ada")
+    keeper = CheckpointMirror(settings, "ada")
     for step in steps:
         trained(settings, step, run=run)
-        keeper.look()
+        keeper.sync()
 
 
 def sha256_of(settings: Settings, name: str) -> str:
@@ -186,11 +185,11 @@ def test_a_later_step_of_an_old_run_hides_no_step_of_the_current_one(tmp_path: P
 def test_the_same_step_of_another_run_is_kept_in_its_place(tmp_path: Path, prefect_server: None) -> None:
     one = machine(tmp_path, "one")
     kept(one, 200, 400, run="old run")
-    keeper = Keeper(one, "ada")
+    keeper = CheckpointMirror(one, "ada")
     shutil.rmtree(aside(one))  # as the stage does where another run begins
 
     trained(one, 400)
-    keeper.look()
+    keeper.sync()
 
     index = json.loads((tmp_path / "store" / key_of("ada") / "index.json").read_text())
     assert index["run"] == "this run" and index["last"] == "step-000400.safetensors"
@@ -236,7 +235,7 @@ def test_what_was_there_before_is_not_sent_again(tmp_path: Path) -> None:
     settings = machine(tmp_path, "one")
     trained(settings, 50)
 
-    Keeper(settings, "ada").look()
+    CheckpointMirror(settings, "ada").sync()
 
     assert FolderStore(Path(settings.store)).keys(key_of("ada")) == []
 

@@ -13,12 +13,12 @@ import yaml
 from prefect import flow
 
 from tasks.erasure.forget import erase
-from tasks.log import told
+from tasks.log import log_line
 from tasks.release.publish import publish
 from tasks.settings import PROJECT, Settings
 from tasks.store.s3 import S3Store, Store, open_store
 from tasks.transfer.repair import fetching, made_by, read_by
-from tasks.transfer.state import State, hand_over, take, track_inputs
+from tasks.transfer.state import State, checkout, commit, track_inputs
 from tasks.workspace.dvc import FetchFailedError
 from tasks.workspace.sources import Source
 from tasks.workspace.subject import Choices
@@ -41,41 +41,41 @@ OBJECTS = "subjects/ada/dvc/files/md5"
 
 @flow
 def prepared(settings: Settings) -> State:
-    """What the first leg does."""
-    before = take(settings, "ada")
+    """What the first phase does."""
+    before = checkout(settings, "ada")
     folder = settings.workspace("ada")
     write(folder / "data/photos/1.jpg", b"face\n")
     track_inputs(folder)
-    bring_up_to_date(folder, "one", on_line=told, shared=True)
+    bring_up_to_date(folder, "one", on_line=log_line, shared=True)
     photos = {"photos": Source(address="somewhere", seen="so")}
-    return hand_over(settings, "ada", before, stages=("one",), sources=photos, choices=CHOICES, run="prepare ada")
+    return commit(settings, "ada", before, stages=("one",), sources=photos, choices=CHOICES, run="prepare ada")
 
 
 @flow
 def prepared_again(settings: Settings) -> State:
-    """What a leg does that changes nothing but where the photos come from."""
-    before = take(settings, "ada")
+    """What a phase does that changes nothing but where the photos come from."""
+    before = checkout(settings, "ada")
     photos = {"photos": Source(address="elsewhere", seen="so")}
-    return hand_over(settings, "ada", before, stages=("one",), sources=photos, choices=CHOICES, run="prepare ada")
+    return commit(settings, "ada", before, stages=("one",), sources=photos, choices=CHOICES, run="prepare ada")
 
 
 @flow
 def learnt_and_lost(settings: Settings) -> None:
-    """What is there when the machine of the second leg is lost after it sent its results, before it handed over."""
-    take(settings, "ada")
+    """What is there when the machine of the second phase is lost after it sent its results, before it handed over."""
+    checkout(settings, "ada")
     folder = settings.workspace("ada")
-    bring_up_to_date(folder, "two", on_line=told, shared=True)
-    push(folder, ["two"], on_line=told)
+    bring_up_to_date(folder, "two", on_line=log_line, shared=True)
+    push(folder, ["two"], on_line=log_line)
 
 
 @flow
 def learnt(settings: Settings) -> bytes:
-    """What the second leg does, up to the handing over."""
-    take(settings, "ada")
+    """What the second phase does, up to the handing over."""
+    checkout(settings, "ada")
     folder = settings.workspace("ada")
 
     def ask() -> Outcome:
-        return bring_up_to_date(folder, "two", on_line=told, shared=True)
+        return bring_up_to_date(folder, "two", on_line=log_line, shared=True)
 
     fetching(settings, "ada", ask, wants=read_by(folder, "two"))
     return (folder / "data/two/all").read_bytes()
@@ -96,7 +96,7 @@ def fetched(settings: Settings) -> None:
 
 @flow
 def forgotten_then_fetched(settings: Settings) -> None:
-    """A leg that still works on a person when all of them is forgotten on another machine, whence a fetch fails."""
+    """A phase that still works on a person when all of them is forgotten on another machine, whence a fetch fails."""
     store, folder = open_store(settings.store), settings.workspace("ada")
 
     def ask() -> None:
@@ -166,7 +166,7 @@ def spoil(store: Store, content: bytes, how: str, tmp_path: Path) -> str:
     spoilt = {"flipped": bytes([content[0] ^ 1]) + content[1:], "cut off": content[:-2]}
     if how in spoilt:
         write(tmp_path / "spoilt", spoilt[how])
-        store.mend(key, tmp_path / "spoilt")
+        store.overwrite(key, tmp_path / "spoilt")
     return key
 
 
@@ -228,7 +228,7 @@ def test_a_damaged_listing_of_a_folder_is_written_anew_from_the_folder(first: Se
     store, key = open_store(first.store), listing(first)
     forget_copies(first, but="data/one")
     write(tmp_path / "spoilt", b"[")
-    store.mend(key, tmp_path / "spoilt")
+    store.overwrite(key, tmp_path / "spoilt")
     with pytest.raises(InputError, match=r"no sound copy found: data/one \(MD5 [0-9a-f]{32}\.dir"):
         learnt(elsewhere(first))
 
@@ -245,7 +245,7 @@ def test_what_was_cut_off_in_the_store_is_mended_by_the_next_push_of_a_machine_t
     store, keys = open_store(settings.store), [listing(settings), *map(object_of, MADE.values())]
     for key, left in zip(keys, (b"[", b"fac", b"", b"f"), strict=True):
         write(tmp_path / "spoilt", left)
-        store.mend(key, tmp_path / "spoilt")
+        store.overwrite(key, tmp_path / "spoilt")
 
     prepared_again(settings)
 
@@ -260,7 +260,7 @@ def test_a_record_of_a_run_that_was_cut_off_keeps_no_stage_from_running(first: S
     ]
     key = record.relative_to(first.store).as_posix()
     write(tmp_path / "spoilt", record.read_bytes()[:20])
-    store.mend(key, tmp_path / "spoilt")
+    store.overwrite(key, tmp_path / "spoilt")
 
     assert learnt(elsewhere(first)) == b"".join(MADE.values())
     assert store.sizes(runs)[key] == 0  # which the next push of a machine that has it mends
@@ -271,7 +271,7 @@ def test_an_earlier_version_in_the_store_is_a_copy(first_s3: Settings, tmp_path:
     forget_copies(first_s3)
     for spoilt in (b"face", b""):
         write(tmp_path / "spoilt", spoilt)
-        store.mend(key, tmp_path / "spoilt")
+        store.overwrite(key, tmp_path / "spoilt")
 
     fetched(first_s3)
 

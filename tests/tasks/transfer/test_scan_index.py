@@ -62,7 +62,7 @@ def states(settings: Settings, project: Project) -> dict[str, State]:
 
 def put(store: Store, subject: str, state: State) -> None:
     found = store.read(state_key(subject))
-    store.swap(state_key(subject), state.model_dump_json().encode(), found.tag if found else None)
+    store.compare_and_swap(state_key(subject), state.model_dump_json().encode(), found.tag if found else None)
     settle(store)
 
 
@@ -165,7 +165,7 @@ def test_a_state_that_was_written_while_it_was_read_is_read_again(
 ) -> None:
     """A file system tells times in ticks: a file may be written again within one, and look as it did."""
     store = FolderStore(tmp_path / "store")
-    found = store.swap(state_key("ada"), states["ada"].model_dump_json().encode(), None)
+    found = store.compare_and_swap(state_key("ada"), states["ada"].model_dump_json().encode(), None)
     assert found
 
     scan_all(settings, store, project, TODAY)
@@ -188,7 +188,7 @@ def test_an_index_that_cannot_be_read_is_none(
     before = store.read(INDEX)
     assert before is not None
     head = before.content.splitlines()[0]
-    store.swap(INDEX, head + b"\n" + content, before.tag)
+    store.compare_and_swap(INDEX, head + b"\n" + content, before.tag)
 
     assert scan_all(settings, store, project, TODAY) == opened(settings, store, project)
     after = store.read(INDEX)

@@ -11,7 +11,7 @@ from tasks.settings import PROJECT, Settings
 from tasks.store.s3 import FolderStore
 from tasks.transfer.staleness import NOT_KNOWN, Finding, Project, params_now, read_project, scan, scan_all, why
 from tasks.transfer.state import State, inputs_of, state_key, track_inputs
-from tasks.workspace.dvc import at_hand
+from tasks.workspace.dvc import preloaded
 from tasks.workspace.sources import source
 from tasks.workspace.subject import Choices, params_of
 from tasks.workspace.workspace import bring_up_to_date, make
@@ -88,7 +88,7 @@ def finished(
 def put(settings: Settings, subject: str, state: State) -> None:
     store = FolderStore(Path(settings.store))
     found = store.read(state_key(subject))
-    store.swap(state_key(subject), state.model_dump_json().encode(), found.tag if found else None)
+    store.compare_and_swap(state_key(subject), state.model_dump_json().encode(), found.tag if found else None)
 
 
 def found(settings: Settings, project: Project, today: datetime.date = TODAY) -> Finding:
@@ -211,7 +211,7 @@ def run_by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (workspace / "data" / "photos" / photo).write_text(photo)
     (workspace / "data" / "consent.yaml").write_text(yaml.safe_dump(CONSENT))
     (workspace / "params.yaml").write_text(params_of(PROJECT, CHOICES))
-    with at_hand():
+    with preloaded():
         track_inputs(workspace)
         bring_up_to_date(workspace, "evaluate", on_line=print)
     return workspace
@@ -364,7 +364,7 @@ def test_photos_that_cannot_be_seen_from_here_are_as_they_were(settings: Setting
 def test_subjects_without_a_state_are_left_out(settings: Settings, project: Project) -> None:
     finished(settings, project)
     store = FolderStore(Path(settings.store))
-    store.swap("subjects/eve/releases/1/manifest.json", b"{}", None)
+    store.compare_and_swap("subjects/eve/releases/1/manifest.json", b"{}", None)
 
     assert [finding.subject for finding in scan_all(settings, store, project, TODAY)] == ["ada"]
     assert scan(settings, store, project, "eve", TODAY) is None
@@ -375,7 +375,7 @@ def test_a_state_of_another_version_is_refused_with_the_remedy(settings: Setting
     del state["choices"]
     store = FolderStore(Path(settings.store))
     tag = store.read(state_key("ada"))
-    store.swap(state_key("ada"), json.dumps(state).encode(), tag.tag if tag else None)
+    store.compare_and_swap(state_key("ada"), json.dumps(state).encode(), tag.tag if tag else None)
 
     finding = found(settings, project)
 

@@ -13,7 +13,7 @@ from prefect import flow
 from tasks.erasure.forget import empty, erase
 from tasks.settings import PROJECT, Settings, from_environment
 from tasks.store.s3 import open_store
-from tasks.transfer.state import State, Taken, hand_over, old_state_key, read_state, state_key, take, track_inputs
+from tasks.transfer.state import State, Taken, checkout, commit, old_state_key, read_state, state_key, track_inputs
 from tasks.workspace.sources import Source
 from tasks.workspace.subject import Choices
 from tasks.workspace.tombstones import Counts, begin, finish
@@ -48,12 +48,12 @@ def elsewhere(settings: Settings) -> Settings:
 
 @flow
 def taken(settings: Settings) -> Taken:
-    return take(settings, "ada")
+    return checkout(settings, "ada")
 
 
 @flow
 def handed(settings: Settings, before: Taken, stage: str) -> State:
-    return hand_over(settings, "ada", before, stages=(stage,), sources={}, choices=CHOICES, run="leg ada")
+    return commit(settings, "ada", before, stages=(stage,), sources={}, choices=CHOICES, run="phase ada")
 
 
 def worked(settings: Settings, stage: str) -> Outcome:
@@ -62,8 +62,8 @@ def worked(settings: Settings, stage: str) -> Outcome:
 
 @flow
 def prepared(settings: Settings, photo: str) -> State:
-    """What the first leg does: take photos over, make the first stage, hand over."""
-    before = take(settings, "ada")
+    """What the first phase does: take photos over, make the first stage, hand over."""
+    before = checkout(settings, "ada")
     photos = settings.workspace("ada") / "data" / "photos"
     photos.mkdir(exist_ok=True)
     (photos / "1.jpg").write_text(photo)
@@ -71,7 +71,7 @@ def prepared(settings: Settings, photo: str) -> State:
     track_inputs(settings.workspace("ada"))
     worked(settings, "one")
     push(settings.workspace("ada"), ["data/photos.dvc", "data/consent.yaml.dvc"], on_line=lambda _: None)
-    return hand_over(settings, "ada", before, stages=("one",), sources={}, choices=CHOICES, run="prepare ada")
+    return commit(settings, "ada", before, stages=("one",), sources={}, choices=CHOICES, run="prepare ada")
 
 
 def test_another_machine_makes_the_next_stage_of_what_it_fetches_and_nothing_more(
@@ -112,7 +112,7 @@ def test_a_state_from_where_states_were_before_is_taken_and_written_where_they_a
     state, store = prepared(first, "face"), open_store(first.store)
     stored = store.read(state_key("ada"))
     assert stored is not None
-    store.swap(old_state_key("ada"), stored.content, None)
+    store.compare_and_swap(old_state_key("ada"), stored.content, None)
     store.delete(state_key("ada"))
 
     assert taken(first).state == state
@@ -181,7 +181,7 @@ def test_a_state_from_before_consents_were_handed_over_is_read_and_gets_one(
     assert stored is not None
     older = json.loads(stored.content)
     del older["consent"]
-    store.swap(state_key("ada"), json.dumps(older).encode(), stored.tag)
+    store.compare_and_swap(state_key("ada"), json.dumps(older).encode(), stored.tag)
 
     before = taken(first)
     assert before.state is not None and before.state.consent is None
@@ -192,7 +192,7 @@ def test_a_state_from_before_consents_were_handed_over_is_read_and_gets_one(
 def test_the_demo_stays_where_it_is(first: Settings, prefect_server: None) -> None:
     @flow
     def demo() -> None:
-        take(first, "demo")
+        checkout(first, "demo")
 
     with pytest.raises(InputError, match="The demo is no subject of the store"):
         demo()
@@ -294,4 +294,4 @@ def test_what_was_being_sent_while_the_person_was_forgotten_is_taken_back(
 @flow
 def hand_over_inputs(settings: Settings, before: Taken) -> State:
     sources = {"photos": Source(address="/photos", seen="")}
-    return hand_over(settings, "ada", before, stages=("one",), sources=sources, choices=CHOICES, run="prepare ada")
+    return commit(settings, "ada", before, stages=("one",), sources=sources, choices=CHOICES, run="prepare ada")

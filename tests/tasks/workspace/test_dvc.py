@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.workspace.dvc import StageFailedError, at_hand, run
+from tasks.workspace.dvc import StageFailedError, preloaded, run
 from tasks.workspace.workspace import make
 
 TELLS = "import os; print('told', os.environ.get('TOLD'))"
@@ -42,12 +42,12 @@ def servers() -> set[int]:
 def test_one_process_serves_all_commands_of_a_block_and_ends_with_it(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with at_hand():
+    with preloaded():
         kept = servers()
         monkeypatch.setenv("TOLD", "one")
         first = told(workspace)
         monkeypatch.setenv("TOLD", "two")  # each command has the environment of its moment
-        with at_hand():
+        with preloaded():
             second = told(workspace)
         assert servers() == kept and len(kept) == 1
 
@@ -56,13 +56,13 @@ def test_one_process_serves_all_commands_of_a_block_and_ends_with_it(
 
 
 def test_a_block_without_a_command_leaves_no_process() -> None:
-    with at_hand():
+    with preloaded():
         assert len(servers()) == 1
     assert servers() == set()
 
 
 def test_a_command_that_fails_is_not_in_the_way_of_the_next(workspace: Path) -> None:
-    with at_hand():
+    with preloaded():
         with pytest.raises(StageFailedError, match="Stage 'nothing' not found"):
             run(workspace, ["repro", "nothing"], on_line=lambda _: None)
         assert told(workspace) == "told None"
@@ -79,7 +79,7 @@ def test_a_killed_process_is_a_failure_and_the_next_command_works(workspace: Pat
             stage.extend(dvc.children(recursive=True))
             os.kill(server if who == "server" else dvc.pid, signal.SIGKILL)
 
-    with at_hand():
+    with preloaded():
         with pytest.raises(StageFailedError, match="DVC ended without a word"):
             run(workspace, ["repro", "wait"], on_line=kill)
         _, left = psutil.wait_procs(stage, timeout=30)

@@ -20,8 +20,8 @@ from tasks.workspace.workspace import (
     Outcome,
     bring_up_to_date,
     connect,
-    held,
     is_up_to_date,
+    locked_workspace,
     make,
     outcome,
     pull,
@@ -255,7 +255,7 @@ def test_a_record_of_locks_that_a_killed_dvc_left_half_written_is_forgotten(
     record = tmp_path / ".dvc" / "tmp" / "rwlock"
     record.parent.mkdir(parents=True)
     record.write_text(written)
-    with held(tmp_path):
+    with locked_workspace(tmp_path):
         assert record.exists() == kept
 
 
@@ -265,7 +265,7 @@ def test_a_lock_of_a_killed_dvc_whose_number_another_process_has_now_blocks_noth
 
     with pytest.raises(InputError) as refused:
         run(workspace)
-    with held(workspace):
+    with locked_workspace(workspace):
         assert run(workspace) is Outcome.RAN
 
     assert str(refused.value) == (
@@ -285,7 +285,10 @@ def test_a_lock_of_a_dvc_that_runs_is_respected(tmp_path: Path) -> None:
         while not (workspace / "pid").exists():
             assert dvc.poll() is None
             time.sleep(0.05)
-        with held(workspace), pytest.raises(InputError, match=rf"is being worked on by process {dvc.pid} \(`.*repro"):
+        with (
+            locked_workspace(workspace),
+            pytest.raises(InputError, match=rf"is being worked on by process {dvc.pid} \(`.*repro"),
+        ):
             run(workspace)
         dvc.terminate()
         os.kill(int((workspace / "pid").read_text()), signal.SIGTERM)
@@ -328,7 +331,7 @@ def test_a_workspace_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", script]
 
-    with held(workspace):
+    with locked_workspace(workspace):
         refused = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     free = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
 

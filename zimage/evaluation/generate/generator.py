@@ -26,7 +26,7 @@ CAPTION_MULTIPLE = 32
 LATENT_PX = 8
 
 
-class Studio:
+class Generator:
     """A pipeline that wears one LoRA after another.
 
     Args:
@@ -107,8 +107,8 @@ class Studio:
 ADAPTER = "judged"
 
 
-def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapters_gb: float) -> Studio:
-    """Return a studio with all prompts read: in bfloat16 on a GPU where there is one, whatever its size.
+def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapters_gb: float) -> Generator:
+    """Return a generator with all prompts read: in bfloat16 on a GPU where there is one, whatever its size.
 
     The text encoder is gone before the transformer comes, whose blocks stay on the GPU where they fit beside a picture,
     and travel to it one by one where they do not. That changes no picture.
@@ -137,7 +137,7 @@ def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapter
     else:
         chosen = Fit(False, usual_batch(sampling.side_px, guided=guided, device=device.type), 0.0)
     pipeline = open_pipeline(folder, device=device, dtype=dtype, travelling=chosen.travelling)
-    return Studio(pipeline, embeddings, sampling, chosen.at_once, processes=processes_on(device))
+    return Generator(pipeline, embeddings, sampling, chosen.at_once, processes=processes_on(device))
 
 
 def wear(pipeline: Any, lora: Path) -> None:

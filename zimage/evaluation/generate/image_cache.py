@@ -53,7 +53,7 @@ class Request:
         return int.from_bytes(hashlib.sha256(f"{self.prompt} {self.seed}".encode()).digest()[:6], "big")
 
 
-class Album:
+class ImageCache:
     """Pictures by what decides them: base, LoRA file, strength, text, noise and sampling.
 
     Args:

@@ -13,8 +13,8 @@ from zimage.evaluation.intervals import Estimate
 from zimage.evaluation.rows import write_csv
 from zimage.evaluation.score.impostors import Impostors
 from zimage.evaluation.score.likeness import Targets
-from zimage.evaluation.score.picture import Judge
-from zimage.evaluation.select.checkpoint_selection import Outcome
+from zimage.evaluation.score.picture import PictureScorer
+from zimage.evaluation.select.checkpoint_selection import Selection
 from zimage.evaluation.select.choice import Sweep
 
 
@@ -59,10 +59,10 @@ class Findings:
         advice: Likely causes of a failed verdict, each with the next step.
     """
 
-    outcome: Outcome
+    outcome: Selection
     figures: Figures
     judgement: Judgement
-    judge: Judge
+    judge: PictureScorer
     impostors: Impostors | None
     absent: list[str]
     suite: str

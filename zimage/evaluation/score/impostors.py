@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zimage.core.errors import InputError
 from zimage.evaluation.score.likeness import Targets, likeness
-from zimage.evaluation.score.picture import Search, Seen
+from zimage.evaluation.score.picture import Search, SearchedPicture
 from zimage.photos.pictures import Picture, fitted, read_rgb, write_png
 from zimage.photos.rows import Box
 
@@ -81,7 +81,7 @@ def impostors(search: Search, targets: Sequence[Targets], side_px: int) -> Impos
         InputError: a photo is not on this machine, or is another one: figures would depend on what is installed.
     """
     present = packaged_photos()
-    whole = search.faces_in([Seen(path) for path in present.values()])
+    whole = search.faces_in([SearchedPicture(path) for path in present.values()])
     cut = [
         (photo, fitted(_around(picture, face.box_xyxy), side_px))
         for (photo, path), faces in zip(present.items(), whole, strict=True)
@@ -92,7 +92,7 @@ def impostors(search: Search, targets: Sequence[Targets], side_px: int) -> Impos
         files = [Path(name) / f"{number}.png" for number in range(len(cut))]
         for file, (_, picture) in zip(files, cut, strict=True):
             write_png(file, picture)
-        found = list(search.faces_in([Seen(file) for file in files]))
+        found = list(search.faces_in([SearchedPicture(file) for file in files]))
     scored = [[likeness(faces, target) for faces, target in zip(each, targets, strict=True)] for each in found]
     logger.info("%d faces of other people in %s", len(cut), ", ".join(present))
     return Impostors(

@@ -18,11 +18,11 @@ from zimage.evaluation.score.following import template_following
 from zimage.evaluation.score.likeness import Likeness, Targets, likeness
 from zimage.faces.engine import Engine, EngineParams, Face, open_engine
 from zimage.photos.pictures import fitted, read_rgb
-from zimage.photos.worker_pool import Crew, Lost, cores
+from zimage.photos.worker_pool import Lost, WorkerPool, cores
 
 
 @dataclass(frozen=True)
-class Seen:
+class SearchedPicture:
     """A picture to be searched for faces.
 
     Args:
@@ -49,7 +49,7 @@ class Finder:
         """The opened engines."""
         return [open_engine(one) for one in self.params]
 
-    def __call__(self, seen: Seen) -> list[list[dict[str, Any]]]:
+    def __call__(self, seen: SearchedPicture) -> list[list[dict[str, Any]]]:
         """Return the faces in a picture, largest first, by each engine; see Face.as_plain."""
         picture = read_rgb(seen.file)
         if seen.long_px is not None:
@@ -66,7 +66,7 @@ class Search:
 
     def __init__(self, params: Sequence[EngineParams]) -> None:
         self.params = list(params)
-        self._crew = Crew(partial(Finder, self.params), list[list[dict[str, Any]]])
+        self._pool = WorkerPool(partial(Finder, self.params), list[list[dict[str, Any]]])
         self._threads = ThreadPoolExecutor(cores())
 
     def __enter__(self) -> "Search":
@@ -74,20 +74,20 @@ class Search:
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._crew.stop()
+        self._pool.stop()
         self._threads.shutdown(wait=True)
-        self._crew.leave()
+        self._pool.leave()
 
-    def faces_in(self, pictures: Sequence[Seen]) -> Iterator[list[list[Face]]]:
+    def faces_in(self, pictures: Sequence[SearchedPicture]) -> Iterator[list[list[Face]]]:
         """Yield the faces in each picture, largest first, by each engine."""
-        for seen, found in zip(pictures, self._threads.map(self._crew.done, pictures), strict=True):
+        for seen, found in zip(pictures, self._threads.map(self._pool.done, pictures), strict=True):
             if isinstance(found, Lost):
                 raise RuntimeError(f"{seen.file} could not be searched for faces: {found.detail}")
             yield [[Face.from_plain(face) for face in faces] for faces in found]
 
 
 @dataclass(frozen=True)
-class Judge:
+class PictureScorer:
     """What pictures are held against.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from zimage.core.errors import InputError
 from zimage.evaluation.score.copies import Originals, originals_of
 from zimage.evaluation.score.likeness import Targets, targets_of
-from zimage.evaluation.score.picture import Search, Seen
+from zimage.evaluation.score.picture import Search, SearchedPicture
 from zimage.faces.engine import open_engine
 from zimage.photos.pictures import read_rgb
 from zimage.photos.rows import CropRow
@@ -49,7 +49,9 @@ class Reals:
 
         At that size a real photo gets the score that a perfect picture would get, which is what the ceiling means.
         """
-        seen = [Seen(one.file, None) for one in self.holdout] + [Seen(one.file, side_px) for one in self.training]
+        seen = [SearchedPicture(one.file, None) for one in self.holdout] + [
+            SearchedPicture(one.file, side_px) for one in self.training
+        ]
         found = list(zip([*self.holdout, *self.training], search.faces_in(seen), strict=True))
         held = len(self.holdout)
         return [

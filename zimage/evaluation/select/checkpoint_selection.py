@@ -14,7 +14,7 @@ from zimage.evaluation.figures import closeness_by_prompt
 from zimage.evaluation.generate.suite import Half, Prompt, halves
 from zimage.evaluation.rows import PictureRow
 from zimage.evaluation.select.choice import Sweep, choose
-from zimage.evaluation.select.scorer import Trial, asked_of_base, asked_of_lora
+from zimage.evaluation.select.scorer import Scorer, asked_of_base, asked_of_lora
 
 
 class SeedParams(Section):
@@ -46,7 +46,7 @@ class ResamplingParams(Section):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Selection:
     """All scored pictures, and what was chosen by them.
 
     Args:
@@ -79,11 +79,11 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Contest:
-    """The rules of a contest.
+class CheckpointSelection:
+    """The rules of a selection.
 
     Args:
-        trial: Makes and scores pictures.
+        scorer: Makes and scores pictures.
         prompts: The suite.
         subject: Whom the prompts ask for.
         seeds: How many pictures of each prompt.
@@ -91,14 +91,14 @@ class Contest:
         resampling: How intervals are made.
     """
 
-    trial: Trial
+    scorer: Scorer
     prompts: Sequence[Prompt]
     subject: Subject
     seeds: SeedParams
     sweep: SweepParams
     resampling: ResamplingParams
 
-    def run(self, candidates: Sequence[Path]) -> Outcome:
+    def run(self, candidates: Sequence[Path]) -> Selection:
         """Return the outcome of checkpoints in the order of training; the last is the final LoRA."""
         strengths = sorted(self.sweep.strengths)
         choosing = len(candidates) > 1 or len(strengths) > 1
@@ -111,7 +111,7 @@ class Contest:
             asked_of_base(prompts, sides, seeds, subject=self.subject)
             for prompts, seeds in ((wanted, self.seeds.base), (leaks, self.seeds.leaks))
         ]
-        of_base = self.trial.rows([*asked[0], *asked[1]], "base model")
+        of_base = self.scorer.rows([*asked[0], *asked[1]], "base model")
         base, base_leaks = of_base[: len(asked[0])], of_base[len(asked[0]) :]
         swept: dict[tuple[Path, float], list[PictureRow]] = {}
         chooser = [prompt for prompt in wanted if sides[prompt.id] == "choosing"]
@@ -121,7 +121,7 @@ class Contest:
         strength_sweep = self._sweep([(lora, strength) for strength in strengths], chooser, swept)
         strength = strengths[strength_sweep.chosen] if strength_sweep else strengths[0]
         reporting = [prompt for prompt in wanted if sides[prompt.id] == "reporting"]
-        return Outcome(
+        return Selection(
             base=base,
             base_leaks=base_leaks,
             swept=swept,
@@ -152,7 +152,7 @@ class Contest:
 
     def _rows(self, prompts: Sequence[Prompt], half: Half, seeds: int, lora: Path, strength: float) -> list[PictureRow]:
         asked = asked_of_lora(prompts, half, seeds, subject=self.subject, lora=lora, strength=strength)
-        return self.trial.rows(asked, f"{half}, {lora.stem} × {strength:g}")
+        return self.scorer.rows(asked, f"{half}, {lora.stem} × {strength:g}")
 
 
 def candidates_of(train: Path, checkpoints: int) -> list[Path]:

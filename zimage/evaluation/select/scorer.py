@@ -10,7 +10,7 @@ from zimage.evaluation.generate.gallery import Gallery
 from zimage.evaluation.generate.image_cache import Request
 from zimage.evaluation.generate.suite import Half, Prompt, with_subject, without_trigger
 from zimage.evaluation.rows import PictureRow
-from zimage.evaluation.score.picture import Judge, Search, Seen
+from zimage.evaluation.score.picture import PictureScorer, Search, SearchedPicture
 from zimage.photos.pictures import read_rgb
 
 
@@ -62,7 +62,7 @@ def asked_of_lora(
 
 
 @dataclass(frozen=True)
-class Trial:
+class Scorer:
     """Where pictures come from, where they go, and who scores them.
 
     Args:
@@ -73,7 +73,7 @@ class Trial:
     """
 
     gallery: Gallery
-    judge: Judge
+    judge: PictureScorer
     search: Search
     folder: Path
 
@@ -100,7 +100,9 @@ class Trial:
                 threshold=info.threshold,
                 second_engine=self.judge.second.info.engine_id if self.judge.second else None,
             )
-            for one, file, found in zip(asked, files, self.search.faces_in([Seen(file) for file in files]), strict=True)
+            for one, file, found in zip(
+                asked, files, self.search.faces_in([SearchedPicture(file) for file in files]), strict=True
+            )
         ]
 
     def _place(self, asked: Sequence[Asked], what: str) -> None:

@@ -26,7 +26,7 @@ from zimage.lora.convert.change import (
     wide,
     written_out,
 )
-from zimage.lora.convert.reading import Lora, read_lora
+from zimage.lora.convert.reading import LoraFile, read_lora
 from zimage.lora.convert.verification import applied_by_comfyui, applied_by_diffusers, depth_of, worst_difference
 from zimage.lora.convert.writing import (
     SPLIT,
@@ -60,7 +60,7 @@ OFFERED_RANKS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Converted:
     """What was written and how far it is from what was asked."""
 
     out: Path
@@ -96,7 +96,7 @@ class Plan:
 WeightOf = Callable[[str, Change], Weight]  # of a layer's name and change, the form in which it is written
 
 
-def convert(path: Path, out: Path, plan: Plan) -> Outcome:
+def convert(path: Path, out: Path, plan: Plan) -> Converted:
     """Write a Z-Image LoRA of any dialect in another one; one layer is in memory at a time.
 
     Raises:
@@ -110,7 +110,7 @@ def convert(path: Path, out: Path, plan: Plan) -> Outcome:
     return _write(path, out, lora, _of_file(path, plan.rank), plan=plan, about=about)
 
 
-def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Plan) -> Outcome:
+def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Plan) -> Converted:
     """Write the sum of several LoRAs, each times its strength: exactly, ranks adding up, or reduced to a rank.
 
     Raises:
@@ -137,11 +137,11 @@ def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Pl
     def weight_of(name: str, change: Change) -> Factors:
         return _factors(name, change, plan.rank, "The sum of these files is no LoRA")
 
-    together = Lora(changes, {"modelspec.title": " + ".join(path.stem for path in paths)}, narrowest_wins)
+    together = LoraFile(changes, {"modelspec.title": " + ".join(path.stem for path in paths)}, narrowest_wins)
     return _write(paths[0], out, together, weight_of, plan=plan, about=about)
 
 
-def resize(path: Path, out: Path, plan: Plan, energy: float | None) -> Outcome:
+def resize(path: Path, out: Path, plan: Plan, energy: float | None) -> Converted:
     """Write a LoRA with smaller ranks: to one rank, or per layer to the smallest that keeps `energy` of its square.
 
     Args:
@@ -206,7 +206,7 @@ def _as_it_is(_: str, change: Change) -> Weight:
     return change
 
 
-def _keeps_its_form(lora: Lora, dialect: Dialect) -> bool:
+def _keeps_its_form(lora: LoraFile, dialect: Dialect) -> bool:
     """Whether a LoKr can be written as one: what reads the dialect's names reads it then (loaders.json)."""
     blocks: dict[str, dict[str, Kronecker]] = {}
     for name, change in lora.changes.items():
@@ -285,8 +285,8 @@ class _InexactError(Exception):
 
 
 def _write(
-    source: Path, out: Path, lora: Lora, weight_of: WeightOf, *, plan: Plan, about: Mapping[str, str]
-) -> Outcome:
+    source: Path, out: Path, lora: LoraFile, weight_of: WeightOf, *, plan: Plan, about: Mapping[str, str]
+) -> Converted:
     kept = {name: value for name, value in lora.metadata.items() if name not in STALE_METADATA}
     metadata = {**MODELSPEC, **kept, **about}
     narrow = lora.dtype if lora.dtype.itemsize == 2 else torch.float32
@@ -305,7 +305,7 @@ def _write(
     shares = {name: _share(each, sizes[name]) for name, each in off.items()}
     worst = max(shares, key=lambda name: shares[name]) if shares else next(iter(lora.changes))
     logger.info("wrote %s", out)
-    return Outcome(
+    return Converted(
         out=out,
         dialect=plan.dialect,
         num_layers=len(lora.changes),
@@ -330,7 +330,7 @@ class _Done:
 
 def _written(
     path: Path,
-    lora: Lora,
+    lora: LoraFile,
     weight_of: WeightOf,
     *,
     dialect: Dialect,

@@ -35,7 +35,7 @@ SAME_CHANGE = 1e-4  # of its size: two ways of writing one change, each rounded 
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraFile:
     """A LoRA for Z-Image: diffusers' layer names to what happens to their weights, strength included."""
 
     changes: Mapping[str, Change]
@@ -44,7 +44,7 @@ class Lora:
     dialect: str = ""  # in which the file is written
 
 
-def read_lora(path: Path, choices: Choices = NO_CHOICES) -> Lora:
+def read_lora(path: Path, choices: Choices = NO_CHOICES) -> LoraFile:
     """Return what a LoRA file does to Z-Image, whatever its dialect; layers are read when they are asked for.
 
     Args:
@@ -77,7 +77,7 @@ def read_lora(path: Path, choices: Choices = NO_CHOICES) -> Lora:
         raise InputError(f"{path} stores weights as {', '.join(sorted(strange))}; known are {', '.join(_DTYPES)}.")
     widest = max((_DTYPES[dtype] for dtype in dtypes), key=lambda dtype: dtype.itemsize)
     changes = _Changes(path, header, chosen, _Strength(strengths, choices))
-    return Lora(changes, header.metadata, widest if widest.itemsize > 1 else torch.bfloat16, dialect_of(layers))
+    return LoraFile(changes, header.metadata, widest if widest.itemsize > 1 else torch.bfloat16, dialect_of(layers))
 
 
 class _Changes(Mapping[str, Change]):

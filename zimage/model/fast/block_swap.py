@@ -16,7 +16,7 @@ from zimage.model.fast.weight_formats import Frozen
 PLACES = 2
 
 
-class Depot:
+class BlockSwapper:
     """The waiting weights of some blocks, all of one shape, in the order in which data meets them.
 
     Args:
@@ -41,7 +41,7 @@ class Depot:
         if not self._places:
             self._places = [[each.with_tensors(_like(each)) for each in frozen] for _ in range(PLACES)]
         for part, projection in enumerate(projections):
-            projection.frozen = Visitor(self, len(self._waiting), part, projection.frozen.shape)
+            projection.frozen = OffloadedWeight(self, len(self._waiting), part, projection.frozen.shape)
         self._waiting.append([each.with_tensors(_at_home(each)) for each in frozen])
 
     def here(self, number: int, part: int) -> Frozen:
@@ -101,20 +101,20 @@ class Depot:
         return event
 
 
-class Visitor:
+class OffloadedWeight:
     """A frozen weight that comes when it is wanted."""
 
-    def __init__(self, depot: Depot, number: int, part: int, shape: tuple[int, int]) -> None:
-        self._depot, self._number, self._part = depot, number, part
+    def __init__(self, swapper: BlockSwapper, number: int, part: int, shape: tuple[int, int]) -> None:
+        self._swapper, self._number, self._part = swapper, number, part
         self.shape = shape
 
-    def times(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         """Return x @ weight^T."""
         return _Visit.apply(x, self)  # type: ignore[no-any-return,no-untyped-call]
 
-    def back(self, dy: Tensor) -> Tensor:
+    def matmul_grad_input(self, dy: Tensor) -> Tensor:
         """Return dy @ weight."""
-        return self.here().back(dy)
+        return self.here().matmul_grad_input(dy)
 
     def exact(self) -> Tensor | None:
         """Return the weight as the model has it, valid until another block is visited; None where it is rounded."""
@@ -122,7 +122,7 @@ class Visitor:
 
     def here(self) -> Frozen:
         """Return the weight on the device; valid until another block is visited."""
-        return self._depot.here(self._number, self._part)
+        return self._swapper.here(self._number, self._part)
 
     def tensors(self) -> list[Tensor]:
         """Return what it is kept in on the device just now."""
@@ -137,13 +137,13 @@ class _Visit(Function):
     """Autograd must not hold on to a place that other blocks will use: the weight comes again on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, visitor: Visitor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, visitor: OffloadedWeight) -> Tensor:
         ctx.visitor = visitor
-        return visitor.here().times(x)
+        return visitor.here().matmul(x)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.visitor.back(dy), None
+        return ctx.visitor.matmul_grad_input(dy), None
 
 
 def _like(frozen: Frozen) -> list[Tensor]:

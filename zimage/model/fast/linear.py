@@ -29,7 +29,7 @@ MERGED_ELEMENTS = 2**20
 
 
 @dataclass
-class Lora:
+class LoraFactors:
     """The adapters of one projection: down-products side by side, up-products below each other."""
 
     down: Tensor  # (R, K) float32
@@ -86,7 +86,9 @@ class Projection:
         lora: Their adapters.
     """
 
-    def __init__(self, layers: Sequence[Any], frozen: Frozen, bias: Tensor | None, lora: Lora | Lokr | None) -> None:
+    def __init__(
+        self, layers: Sequence[Any], frozen: Frozen, bias: Tensor | None, lora: LoraFactors | Lokr | None
+    ) -> None:
         self.layers, self.frozen, self.bias, self.lora = layers, frozen, bias, lora
         self.adapted = True
         self.addends: tuple[Addend, ...] = ()
@@ -101,9 +103,9 @@ class Projection:
     def _product(self, x: Tensor) -> Tensor:
         lora = self.lora
         if lora is None or not self.adapted:
-            return self.frozen.times(x)
+            return self.frozen.matmul(x)
         if isinstance(lora, Lokr):
-            return lora.added(self.frozen.times(x), x)
+            return lora.added(self.frozen.matmul(x), x)
         if torch.compiler.is_compiling() or lora.dropout > 0:
             return self._for_the_compiler(x, lora)
         exact = self.frozen.exact()
@@ -111,17 +113,17 @@ class Projection:
             return _Merged.apply(x, lora.down, lora.up, exact, lora)  # type: ignore[no-any-return,no-untyped-call]
         return _Beside.apply(x, lora.down, lora.up, self.frozen, lora)  # type: ignore[no-any-return,no-untyped-call]
 
-    def _for_the_compiler(self, x: Tensor, lora: Lora) -> Tensor:
+    def _for_the_compiler(self, x: Tensor, lora: LoraFactors) -> Tensor:
         """Return the product with all adapters as one, whose gradients autograd finds: also what dropout takes."""
         up = _spread(lora, self.frozen.shape[0], x.dtype)
         if isinstance(self.frozen, Dense) and lora.dropout == 0:
             return _Summed.apply(x, self.frozen.product, lora.cast(x.dtype)[0], up)  # type: ignore[no-any-return,no-untyped-call]
         inner = self._inner(x, lora)
         if isinstance(self.frozen, Int8 | Fp8) and torch.compiler.is_compiling():
-            return self.frozen.beside(x, inner, up)
-        return self.frozen.times(x) + functional.linear(inner, up)
+            return self.frozen.matmul_plus_lora(x, inner, up)
+        return self.frozen.matmul(x) + functional.linear(inner, up)
 
-    def _inner(self, x: Tensor, lora: Lora) -> Tensor:
+    def _inner(self, x: Tensor, lora: LoraFactors) -> Tensor:
         """Return the adapters' inner states side by side, (M, R); without dropout they are one product."""
         if lora.dropout == 0:
             return functional.linear(x, lora.cast(x.dtype)[0])
@@ -163,7 +165,7 @@ def _joined(layers: Sequence[Any]) -> Tensor:
     return weight
 
 
-def _lora_of(layers: Sequence[Any], device: torch.device) -> Lora | Lokr | None:
+def _lora_of(layers: Sequence[Any], device: torch.device) -> LoraFactors | Lokr | None:
     rows, start = [], 0
     members: list[Any] = []
     for layer in layers:
@@ -174,7 +176,7 @@ def _lora_of(layers: Sequence[Any], device: torch.device) -> Lora | Lokr | None:
         start = stop
     if not members:
         return None
-    lora: Lora | Lokr
+    lora: LoraFactors | Lokr
     if all(isinstance(member, LoKrLayer) for member in members):
         lora = lokr_of(tuple(members), tuple(rows), ADAPTER, _scale(members))
     else:
@@ -187,9 +189,9 @@ def _scale(members: Sequence[Any]) -> float:
     return _only({member.scaling[ADAPTER] for member in members}, "scales")
 
 
-def _low_rank(members: Sequence[LoraLayer], rows: tuple[slice, ...]) -> Lora:
+def _low_rank(members: Sequence[LoraLayer], rows: tuple[slice, ...]) -> LoraFactors:
     _only({member.r[ADAPTER] for member in members}, "ranks")
-    return Lora(
+    return LoraFactors(
         down=torch.cat([member.lora_A[ADAPTER].weight.detach() for member in members]),
         up=torch.cat([member.lora_B[ADAPTER].weight.detach() for member in members]),
         rows=rows,
@@ -211,7 +213,7 @@ def _only(values: set[float], what: str) -> float:
     return values.pop()
 
 
-def _spread(lora: Lora, outputs: int, dtype: torch.dtype) -> Tensor:
+def _spread(lora: LoraFactors, outputs: int, dtype: torch.dtype) -> Tensor:
     """Return all up-products as one, (N, R): what each adapter's inner states do to every output, times the scale."""
     parts, done, ranks = [], 0, lora.down.shape[0]
     for number, (_, B, rows) in enumerate(lora.parts(dtype)):
@@ -234,7 +236,7 @@ class _Merged(Function):
     """The LoRA added to the weight in float32, so that forward and back are one product each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, weight: Tensor, lora: Lora) -> Tensor:  # noqa: PLR0917
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, weight: Tensor, lora: LoraFactors) -> Tensor:  # noqa: PLR0917
         merged = weight.clone()
         for A, B, rows in lora.parts():
             merged[rows].addmm_(B, A, alpha=lora.scale)
@@ -255,8 +257,8 @@ class _Beside(Function):
     """The LoRA applied beside the weight: one down-product for all layers, one up-product for each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, frozen: Frozen, lora: Lora) -> Tensor:  # noqa: PLR0917
-        y = frozen.times(x)
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, frozen: Frozen, lora: LoraFactors) -> Tensor:  # noqa: PLR0917
+        y = frozen.matmul(x)
         inner = functional.linear(x, down.to(x.dtype))  # (M, R)
         for (_, B, rows), part in zip(lora.parts(), inner.split(lora.rank, dim=1), strict=True):
             y[:, rows].addmm_(part, B.to(x.dtype).t(), alpha=lora.scale)
@@ -270,7 +272,7 @@ class _Beside(Function):
         ddown, dup, dinner = _factor_gradients(ctx.lora, x, inner, dy)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = ctx.frozen.back(dy).addmm_(dinner, ctx.lora.down.detach().to(dy.dtype))
+            dx = ctx.frozen.matmul_grad_input(dy).addmm_(dinner, ctx.lora.down.detach().to(dy.dtype))
         return dx, ddown, dup, None, None
 
 
@@ -292,7 +294,7 @@ class _Summed(Function):
         return dx, None, dinner.t() @ x, dy.t() @ inner
 
 
-def _factor_gradients(lora: Lora, x: Tensor, inner: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _factor_gradients(lora: LoraFactors, x: Tensor, inner: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients at `down` (R, K), at `up`, and at the inner states (M, R)."""
     dinner = torch.empty_like(inner)
     dup = torch.empty_like(lora.up)

@@ -45,17 +45,17 @@ class Int8:
         self.q, self.scale = q, scale  # (N, K) int8, (N, 1) float32
         self.turned = turned  # (K, N), or None where it is made anew each way back
 
-    def times(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         """Return x @ weight^T, multiplied in integers."""
         return _Int8Product.apply(x, self.q, self.scale, self.turned, x.dtype)  # type: ignore[no-any-return,no-untyped-call]
 
-    def beside(self, x: Tensor, inner: Tensor, up: Tensor) -> Tensor:
+    def matmul_plus_lora(self, x: Tensor, inner: Tensor, up: Tensor) -> Tensor:
         """Return x @ weight^T + inner (M, R) @ up^T (R, N), for compiled code: rounded once, in one pass."""
         wide = torch.promote_types(x.dtype, torch.float32)
         y: Tensor = _Int8Product.apply(x, self.q, self.scale, self.turned, wide)  # type: ignore[no-untyped-call]
         return (y + functional.linear(inner, up).to(wide)).to(x.dtype)
 
-    def back(self, dy: Tensor) -> Tensor:
+    def matmul_grad_input(self, dy: Tensor) -> Tensor:
         """Return dy @ weight, multiplied in integers; the outputs' scales join dy before it is rounded."""
         return _int8_back(dy, self.q, self.scale, self.turned)
 
@@ -79,15 +79,15 @@ class Fp8:
         self.q, self.scale = q, scale  # (N, K) float8, (N, 1) float32
         self.turned = turned  # (K, N), or None where it is made anew each way back
 
-    def times(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         """Return x @ weight^T, multiplied in 8-bit floats."""
         return _Fp8Product.apply(x, self.q, self.scale, self.turned)  # type: ignore[no-any-return,no-untyped-call]
 
-    def back(self, dy: Tensor) -> Tensor:
+    def matmul_grad_input(self, dy: Tensor) -> Tensor:
         """Return dy @ weight, multiplied in 8-bit floats."""
         return _fp8_back(dy, self.q, self.scale, self.turned)
 
-    def beside(self, x: Tensor, inner: Tensor, up: Tensor) -> Tensor:
+    def matmul_plus_lora(self, x: Tensor, inner: Tensor, up: Tensor) -> Tensor:
         """Return x @ weight^T + inner (M, R) @ up^T (R, N), for compiled code: the sum is no copy of either."""
         return _Fp8Sum.apply(x, self.q, self.scale, self.turned, inner, up)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -110,11 +110,11 @@ class Nf4:
         self.shape = shape
         self.pairs, self.scale, self.levels = pairs, scale, levels  # (N K / 2,) uint8, (N K / 64, 1), (16,)
 
-    def times(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         """Return x @ weight^T; the written-out weight is not kept for the way back."""
         return _Nf4Product.apply(x, self.pairs, self.scale, self.levels, self.shape)  # type: ignore[no-any-return,no-untyped-call]
 
-    def back(self, dy: Tensor) -> Tensor:
+    def matmul_grad_input(self, dy: Tensor) -> Tensor:
         """Return dy @ weight."""
         dx: Tensor = nf4_back(dy, self.pairs, self.scale, self.levels)
         return dx

@@ -21,11 +21,11 @@ class Frozen(Protocol):
 
     shape: tuple[int, int]
 
-    def times(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         """Return x (M, K) @ weight^T; autograd knows the gradient at x."""
         ...
 
-    def back(self, dy: Tensor) -> Tensor:
+    def matmul_grad_input(self, dy: Tensor) -> Tensor:
         """Return dy (M, N) @ weight: the gradient at the input."""
         ...
 
@@ -49,11 +49,11 @@ class Dense:
         self.shape = (weight.shape[0], weight.shape[1])
         self.weight, self.product = weight, product
 
-    def times(self, x: Tensor) -> Tensor:
+    def matmul(self, x: Tensor) -> Tensor:
         """Return x @ weight^T."""
         return functional.linear(x, self.product)
 
-    def back(self, dy: Tensor) -> Tensor:
+    def matmul_grad_input(self, dy: Tensor) -> Tensor:
         """Return dy @ weight."""
         return dy @ self.product
 
