@@ -1,4 +1,4 @@
-"""`python -m flows personalize …`: a flow from the shell, with a Prefect server of its own where none is configured."""
+"""Command line of the flows: `python -m flows personalize …`; starts a server of its own if none is configured."""
 
 import argparse
 import importlib

@@ -1,4 +1,4 @@
-"""A person, or one photo, out of everything: listed first, deleted when that is asked for."""
+"""Flow `forget`: list, and on request delete, everything that is stored about a person or about one photo."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Crops in; the LoRA, its score and the report out: the phase that wants a GPU."""
+"""Flow `learn`, the GPU phase: caption, encode, train and evaluate."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""From photos to a LoRA that was scored: all phases, one after the other, on this machine or on those of the pools."""
+"""Flow `personalize`: run the phases prepare, learn and publish in order, in this process or in work pools."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""What can be found wrong with a request before a run of it exists: one mistake is then one message and no failed run.
+"""Validate a request before a flow run exists, so that a mistake gives one message instead of a failed run.
 
 Nothing is written here, and all is checked again where it is used, since it may change in between.
 """

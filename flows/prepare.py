@@ -1,4 +1,4 @@
-"""Photos in, crops out: the phase that needs no GPU."""
+"""Flow `prepare`, the CPU phase: ingest the photos and detect, select and crop the faces."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A release into a channel, and back out of it."""
+"""Flow `promote`: move a channel (staging, production) to a release, or back to the one before."""
 
 from prefect import flow
 from prefect.logging import get_run_logger

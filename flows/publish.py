@@ -1,4 +1,4 @@
-"""A finished workspace in, a release out; with `approval`, once a person has said so."""
+"""Flow `publish`: make a release from a finished workspace, after a person's approval if `approval` is set."""
 
 from dataclasses import replace
 from pathlib import Path

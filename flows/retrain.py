@@ -1,4 +1,4 @@
-"""Every subject is looked at, and `personalize` is started where something changed."""
+"""Flow `retrain`: scan all subjects and start `personalize` for each one that is stale."""
 
 import datetime
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What a flow can be asked. One model per flow: unknown fields are refused before anything runs."""
+"""The parameters of each flow as pydantic models that forbid unknown fields."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,4 +1,4 @@
-"""What the store that ZIMAGE_STORE names can do, and the remedy for what it cannot: the part of `zimage doctor` on it.
+"""Check the store that ZIMAGE_STORE names: rights, conditional writes, versions, encryption, each with its remedy.
 
 An object is written below `probe/` and deleted again, where these keys may delete.
 """

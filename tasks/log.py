@@ -1,4 +1,4 @@
-"""The log of the run, for what DVC and stages print, and for names that no state of a run may hold."""
+"""Write to the log of the flow run: output of DVC and stages, and photo names that run states must not contain."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What happens when something fails: what is tried again, how often, for how long. The one place for all of it.
+"""Retries, time-outs and limits of stages, phases, stores and lost runs, all in one place.
 
 photos, gate, settings  InputError: never tried again, they do not change by waiting
 a stage                 as often as its policy says; what DVC has finished is kept, training goes on from a checkpoint

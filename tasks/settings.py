@@ -1,4 +1,4 @@
-"""Where things are: the project, the workspaces, the store. From the environment; nothing here changes a result.
+"""Settings of a machine from environment variables: workspaces, store, signing, limits. None of them changes a result.
 
 Relative paths become absolute here, where they are read: DVC, workers and other children run in other folders.
 """

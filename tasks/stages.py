@@ -1,4 +1,4 @@
-"""The tasks of the six stages: DVC brings a stage up to date, and Prefect shows it while it happens."""
+"""Prefect tasks of the six stages: DVC brings a stage up to date while Prefect shows its progress."""
 
 import contextlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The subject's consent, without which no photo is opened: reading it, and writing it from the signed document."""
+"""Read and check the subject's consent, which is required before any photo is opened, and write it from a document."""
 
 import datetime
 import hashlib

@@ -1,4 +1,4 @@
-"""The demo subject's photos, made of pictures that ship inside ordinary packages.
+"""Make the demo subject's photos from pictures that ship in ordinary packages.
 
 One portrait in the public domain (skimage.data.astronaut) becomes a set of views such as a few cameras would have taken
 on several days, beside files that must be refused. All views come from one photograph, so what is learnt from them

@@ -1,4 +1,4 @@
-"""Whether the subject's consent allows a stage on the day it runs.
+"""Check whether the subject's consent allows a stage on the day it runs.
 
 Above the stages and in none of their fingerprints: the day may stop a stage, and makes none stale.
 """

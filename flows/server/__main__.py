@@ -1,4 +1,4 @@
-"""Prefect's server as this project runs it: `python -m flows.server` with the options of `prefect server start`."""
+"""Start Prefect's server for this project: `python -m flows.server` with the options of `prefect server start`."""
 
 import asyncio
 import sys

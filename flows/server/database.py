@@ -1,4 +1,4 @@
-"""Prefect's database before its server starts: soon there, patient when two write at once, and in step after a pause.
+"""Prepare Prefect's database before its server starts: a migrated SQLite file, serialised writers, events of old runs.
 
 The first two are for SQLite. An empty one is copied, which takes no time; Prefect's migrations take seconds.
 `python -m flows.server.database` makes it, once for this environment and this version of Prefect. Where it is not

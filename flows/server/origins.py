@@ -1,4 +1,4 @@
-"""Refuse what web pages of other origins ask of Prefect's server in the browser of somebody who runs one."""
+"""Refuse requests to Prefect's server that come from web pages of other origins or for foreign host names."""
 
 from collections.abc import Collection
 from typing import Any

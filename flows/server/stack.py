@@ -1,4 +1,4 @@
-"""A whole stack on one machine: a Prefect server, its work pools with their workers, and what infra/ declares.
+"""Run the whole stack on one machine: Prefect server, work pools, workers, deployments and automations.
 
 The server is Prefect's own, on SQLite unless PREFECT_SERVER_DATABASE_CONNECTION_URL names a PostgreSQL; it answers to
 this machine only. Everything started here ends with it, however it ends.

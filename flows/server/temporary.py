@@ -1,4 +1,4 @@
-"""A Prefect server for one run, where none is configured: on this machine only, and gone when the run's process is.
+"""A Prefect server for one run, started where none is configured; it listens locally and ends with the run's process.
 
 `python -m flows.server.temporary FD PID` serves on a socket that listens already, until its parent PID ends. It is
 started before Prefect is imported by who wants it, so that the two, of some seconds each, load side by side.

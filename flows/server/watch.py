@@ -1,4 +1,4 @@
-"""The watch over the runs of a server: `python -m flows watch`, one for each server."""
+"""Run the watch for lost runs: `python -m flows watch`, one process for each server."""
 
 import logging
 import sys

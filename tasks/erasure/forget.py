@@ -1,4 +1,4 @@
-"""Forgetting a subject: workspace, caches, store, every version of everything, and what Prefect knows.
+"""Delete a subject everywhere: workspace, caches, store with all object versions, and Prefect's records.
 
 Whatever interrupts it, running it again finishes it. Pointers go first and manifests second, so that a reader never
 meets half a release; a tombstone is begun before and ended after, and nothing is published in between.

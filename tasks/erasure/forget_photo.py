@@ -1,4 +1,4 @@
-"""Forgetting one photo of a subject: the photo itself, and all that was made of albums that held it.
+"""Delete one photo of a subject everywhere, with everything that was made from albums that contained it.
 
 A result that was made of an album with the photo is deleted as a whole: faces and crops carry the photo, and captions,
 LoRAs and reports were made of all photos together. What was replaced before is deleted too, whatever it was made of, as

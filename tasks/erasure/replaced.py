@@ -1,4 +1,4 @@
-"""Photos and results that nothing of a subject's present needs any more: deleted some days after they were replaced.
+"""Delete replaced photos and results of a subject some days after they were replaced.
 
 DVC keeps whatever it has seen, so a photo that was taken out of an album would stay, with all that was made of it: in
 the cache of each workspace, and in the store. Here an object is live if `dvc.lock` or a `.dvc` file names it, or a

@@ -1,4 +1,4 @@
-"""What all phases share: holding the subject, its stages in order, where its inputs come from."""
+"""What all phases share: lock the subject, check the consent, run the stages in order."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A phase on a machine of its own: started through its deployment, waited for, started again if its worker is lost."""
+"""Run a phase on another machine through its deployment: start it, wait for it, restart it if its worker is lost."""
 
 import datetime
 import time

@@ -1,4 +1,4 @@
-"""Artifacts in Prefect's UI, none of whose content reaches Prefect's events.
+"""Create and update Prefect artifacts without their content entering Prefect's events.
 
 Prefect's server writes an event with an artifact's whole content when one with a key is created and when the newest of
 a key is deleted, and its client writes one for each update. Events outlive what they are about, and no interface

@@ -1,4 +1,4 @@
-"""What a person sees of a run in Prefect's UI: a bar while a stage works, its numbers and findings when it is done.
+"""Artifacts that show a run in Prefect's UI: progress bars, numbers, pages, scan results, channels.
 
 No picture of a person goes into Prefect's database: it knows no subjects, so nothing could be taken out of it again.
 """

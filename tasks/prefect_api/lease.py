@@ -1,4 +1,4 @@
-"""One phase at a time for each subject, across machines: a lease of Prefect's, which ends by itself with its holder."""
+"""Allow one phase at a time for each subject on all machines, by a Prefect concurrency lease that expires."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

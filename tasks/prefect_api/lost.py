@@ -1,4 +1,4 @@
-"""Runs whose process is gone: found by their silence, ended, and started again where nothing is lost by that.
+"""Find runs whose process is gone by missing heartbeats, end them, and restart those that can be restarted.
 
 Prefect leaves a run in its state when its process dies with its worker. An automation is told of each event once; what
 it missed, or waits for while somebody updates it, is never acted on. This looks at the states themselves, so that a

@@ -1,4 +1,4 @@
-"""What a flow run is called and tagged in Prefect's UI: its flow, the person, and why it runs.
+"""Names and tags of flow runs in Prefect's UI: phase, subject and reason.
 
     name  learn ada (photos changed)
     tags  phase:learn, subject:ada, why:photos changed

@@ -1,4 +1,4 @@
-"""What Prefect knows of a subject: runs, their logs and artifacts, found by what runs were asked, not by names."""
+"""Query and delete what Prefect stores about a subject: runs, logs and artifacts, found by the runs' parameters."""
 
 import datetime
 import hashlib

@@ -1,4 +1,4 @@
-"""The numbers of a stage in plain words, the most important first, as a table in Prefect's UI shows them."""
+"""The metrics of a stage as a table in plain words for Prefect's UI, most important first."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

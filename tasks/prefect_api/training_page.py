@@ -1,4 +1,4 @@
-"""A training while it lasts, for a person: a page in the store with the loss and all sample pictures so far.
+"""A page in the store that shows a running training: the loss so far and all sample pictures.
 
 The pictures are of a person: Prefect's database gets nothing but a link to the page, which goes with the subject.
 """

@@ -1,4 +1,4 @@
-"""The model card of a release, in the Hugging Face Hub's format (hf.co/docs/hub/model-cards)."""
+"""Write the model card of a release in the Hugging Face Hub's format (hf.co/docs/hub/model-cards)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which release is `staging` and which is `production`: pointers moved by compare-and-swap, with their history.
+"""Channels `staging` and `production`: pointers to releases, moved by compare-and-swap, with their history.
 
 A reader that follows a pointer finds a whole release at every instant: a pointer is only ever set to a release whose
 manifest is there, and that is written last.

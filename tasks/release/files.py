@@ -1,4 +1,4 @@
-"""The files of a release, gathered or made from a finished workspace; the same workspace gives the same bytes."""
+"""Collect the files of a release from a finished workspace; the same workspace gives the same bytes."""
 
 import json
 from pathlib import Path

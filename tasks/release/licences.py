@@ -1,4 +1,4 @@
-"""Under which terms the parts of a LoRA stand, and whether they allow what a release is for."""
+"""Collect the licences of a LoRA's parts and check that they allow the intended use of a release."""
 
 from collections.abc import Mapping
 from pathlib import Path

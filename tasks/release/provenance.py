@@ -1,4 +1,4 @@
-"""Sample pictures signed with C2PA: who says that a model made them. The only importer of c2pa.
+"""Sign sample pictures with C2PA, as made by a model; the only importer of c2pa.
 
 Two signatures of one picture differ, so publishers of a release agree on one: the first that is stored below
 `releases/signed/` is everybody's, and is the copy from which a damaged one is mended.

@@ -1,4 +1,4 @@
-"""Publishing: what a subject's workspace holds becomes a release that never changes, or is refused with the reason."""
+"""Publish a subject's workspace as an immutable release, or refuse with the reason."""
 
 import contextlib
 import datetime

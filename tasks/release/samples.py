@@ -1,4 +1,4 @@
-"""Pictures that go with a release, marked as generated in their own metadata."""
+"""Choose the sample pictures of a release and mark them as generated in their metadata."""
 
 import csv
 import io

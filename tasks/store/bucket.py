@@ -1,4 +1,4 @@
-"""A prefix of a bucket as a source of files: what lies there, how large it is, and its content, checked."""
+"""Read the files below a prefix of an S3 bucket as a source of photos, with checked sizes and content."""
 
 import hashlib
 import re

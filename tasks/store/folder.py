@@ -1,4 +1,4 @@
-"""A store in a folder. What is being written lies beside its place under a hidden name, so that it goes with it."""
+"""A store in a folder. Files are written under a hidden name in the same place and then renamed."""
 
 import errno
 import fcntl

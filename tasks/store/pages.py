@@ -1,4 +1,4 @@
-"""Pages of a store in a folder, for a browser on this machine: it refuses files that a page of the UI links to.
+"""Serve the HTML pages of a store in a folder to a browser on this machine, through signed links.
 
 As with the presigned links of S3, who has a link may read this one page until the link expires. Nothing else is served.
 """

@@ -1,4 +1,4 @@
-"""What a store is, whichever kind: few verbs, and an object that is either absent or whole at every instant.
+"""The protocol of a store: a few operations, and objects that are absent or whole at every instant.
 
 Keys are relative, with `/` between their parts. No part begins with a dot: such names are a store's own.
 """

@@ -1,4 +1,4 @@
-"""What a release is, where it lies, and reading one: a folder-like key whose manifest was written last.
+"""The documents of a release, their keys in the store, and reading a release.
 
 `subjects/<subject>/releases/<n>-<hash>/` is a release if its manifest is there, and nothing otherwise. Numbers are
 given out by an index that is read by its key: listings may lag behind on some stores.

@@ -1,4 +1,4 @@
-"""Where things outlive a workspace: a folder, or S3 behind the same few verbs. The only importer of boto3.
+"""A store in an S3 bucket, and `open_store`, which also opens one in a folder. One of two importers of boto3's client.
 
 S3 is asked as if every answer could be lost: who wrote an object is written into it, so that a request that was tried
 again after a lost answer is told from one that came too late.

@@ -1,4 +1,4 @@
-"""The detached signature of a release's manifest, which names the hash of every file.
+"""Sign the manifest of a release with a detached signature, and verify it.
 
 A manifest is signed as it is stored, byte for byte, by the key that signs the pictures; no other form of it exists that
 would have to be made canonical. The two uses of the key cannot be confused: a picture's signature covers a CBOR array

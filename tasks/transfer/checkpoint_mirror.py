@@ -1,4 +1,4 @@
-"""Training that has not ended yet, kept in the store so that another machine can go on from its last checkpoint.
+"""Copy the checkpoints of a running training to the store, so that another machine can resume it.
 
 Only `train` takes long enough to be worth it. Its states lie in the folder in which its output is made, and name the
 run that they belong to, as the index in the store does. Which run is to go on only the stage knows, which computes its

@@ -1,4 +1,4 @@
-"""What DVC cannot fetch because the store's copy is damaged or missing: named, and mended from a copy with its hash.
+"""Find objects that are damaged or missing in the DVC remote, and restore them from copies with the same hash.
 
 DVC refuses what is damaged on arrival, but never sends it again: for `push` an object is there if its name is, and all
 of a folder is there if its listing is. So contents are compared here, where a fetch has failed, and what no copy was

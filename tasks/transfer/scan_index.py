@@ -1,4 +1,4 @@
-"""An index of all states, so that a scan opens only those that changed: a copy that may be deleted at any time.
+"""Index of all subjects' states, so that a scan opens only those that changed; it may be deleted at any time.
 
 A line holds what a scan needs of one state, with the stamp of the state it was taken from. States have a prefix of
 their own (`states/<subject>.json`), so one listing tells the stamps of all as they are now. A line with another stamp

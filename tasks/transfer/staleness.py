@@ -1,4 +1,4 @@
-"""Whether a subject's result is still what its photos, settings, code and base would give, without running anything."""
+"""Decide which stages of a subject are stale by comparing hashes of photos, params, code and base; runs nothing."""
 
 import datetime
 import functools

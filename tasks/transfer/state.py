@@ -1,4 +1,4 @@
-"""Handing a subject's work from machine to machine: its state in the store says what is true, DVC carries the files.
+"""Check out and commit the state of a subject in the store; DVC transfers the files.
 
 A phase takes the state, works, sends its results, and writes the state back, unless somebody else did in between.
 """

@@ -1,4 +1,4 @@
-"""Running DVC, the only caller of it. Always as a child process, so that a stage's memory goes when the stage ends."""
+"""Run DVC commands, always in a child process, so that a stage's memory is freed when it ends."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""A process that has DVC loaded and forks for each command: one begins in a third of the time, in memory of its own.
+"""Fork server that has imported DVC, so that a DVC command starts in a third of the time.
 
 `python -m tasks.workspace.fork_server` reads a `Command` per line of its stdin and runs them one after the other. What
 they print goes to its stdout; a line `ENDED` with the exit code follows. It ends with its stdin, and what runs ends

@@ -1,4 +1,4 @@
-"""Bringing a subject's photos into the workspace: from a folder, an archive, or a prefix of a bucket."""
+"""Import a subject's photos into the workspace from a folder, an archive or a bucket prefix."""
 
 import filecmp
 import hashlib

@@ -1,4 +1,4 @@
-"""Where work on a subject puts files that pass: in its workspace, so that they are forgotten with it."""
+"""Temporary folders inside the workspace, so that they are deleted when the subject is forgotten."""
 
 import shutil
 from collections.abc import Iterator

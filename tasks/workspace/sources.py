@@ -1,4 +1,4 @@
-"""Where a subject's photos, consent and overrides come from, and whether they look as they did."""
+"""Record where a subject's photos, consent and overrides come from, and detect whether they changed."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""A subject's workspace: made once, then kept in step with the project and with what was chosen for the subject."""
+"""Create a subject's workspace and keep it in step with the project and with the values chosen for the subject."""
 
 import logging
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What remains of a forgotten subject: that something was forgotten, when and how much; nothing of the person.
+"""Tombstones of forgotten subjects: they count erasures, hold nothing of the person, and stop late writers.
 
 A workspace remembers how many forgettings of its subject had been begun when it was made. Where the tombstone counts
 more, it is left over, and what is of it goes nowhere. That is looked at before and after everything that is sent: if it

@@ -1,4 +1,4 @@
-"""A subject's workspace: making it, holding it, and what DVC is asked about it."""
+"""Create and lock a subject's workspace, and ask DVC about its stages."""
 
 import json
 import shutil

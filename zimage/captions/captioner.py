@@ -1,4 +1,4 @@
-"""What writes captions: one function type, two makers of it."""
+"""The type of a captioner, and the choice between the template and a vision-language model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

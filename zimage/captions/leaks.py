@@ -1,4 +1,4 @@
-"""Takes the identity out of captions: what a caption names, the trigger does not learn.
+"""Remove identity from captions: what a caption names is not learned by the trigger.
 
 A caption is cut into segments (at commas, full stops and words such as "with", "wearing", "in"). A segment that names a
 permanent trait goes; a single word of age or origin goes alone; a word such as "girl" becomes the class noun.

@@ -1,4 +1,4 @@
-"""What a template caption can say about a picture, measured from its pixels and its face."""
+"""Measure what a template caption can state about a picture, from its pixels and the face."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A person's own captions."""
+"""Read captions that a person wrote."""
 
 import logging
 from collections.abc import Mapping

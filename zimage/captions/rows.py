@@ -1,4 +1,4 @@
-"""What the caption stage hands on."""
+"""Rows of the caption stage's output."""
 
 from zimage.core.jsonl import Row
 

@@ -1,4 +1,4 @@
-"""Brings a free description into the form of a caption: subject first, 20 to 60 words."""
+"""Turn a free description into a caption: subject first, 20 to 60 words."""
 
 import re
 

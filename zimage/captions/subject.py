@@ -1,4 +1,4 @@
-"""Who is learnt: the trigger and its class noun, one section for captions, prompts and the score."""
+"""The params section `subject`: trigger and class noun, used by captions, prompts and evaluation."""
 
 from zimage.captions.template import ClassNoun
 from zimage.core.section import Section

@@ -1,4 +1,4 @@
-"""Captions from measures alone: a closed vocabulary in English and Chinese, and no claim a measure cannot support.
+"""Captions built from measurements with a closed vocabulary in English and Chinese.
 
 The same function captions the drawn faces that the tiny base model learns from, the photos that a LoRA learns from, and
 the prompt suites are written in its language, so that all three speak of the same things in the same words.

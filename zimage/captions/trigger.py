@@ -1,4 +1,4 @@
-"""Whether a trigger can stand for a person: rare, no word, no name, and few tokens."""
+"""Check that a trigger can stand for a person: rare, no word, no name, few tokens."""
 
 from functools import cache
 from pathlib import Path

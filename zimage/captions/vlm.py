@@ -1,4 +1,4 @@
-"""Captions by a local image-to-text model: Qwen3-VL, Qwen2.5-VL, Florence-2, or any folder transformers can open.
+"""Captions by a local vision-language model: Qwen3-VL, Qwen2.5-VL, Florence-2, or any folder transformers can open.
 
 torchvision is not needed: Qwen's processor class insists on it for videos (huggingface/transformers#48558), so its
 picture half and the tokenizer's chat template are used by themselves.

@@ -1,4 +1,4 @@
-"""What a machine has and lacks for this pipeline, and the remedy for each.
+"""Check what a machine has and lacks for this pipeline, with the remedy for each finding.
 
 The only module of `zimage` that opens a connection: to the Prefect API that the user's environment names.
 """

@@ -1,4 +1,4 @@
-"""The command line's `inspect`, `convert`, `merge` and `resize`. Importing this imports no torch."""
+"""The commands `inspect`, `convert`, `merge` and `resize`; importing this module imports no torch."""
 
 import argparse
 import sys

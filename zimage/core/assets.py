@@ -1,4 +1,4 @@
-"""Where packaged data files lie. Code names each by its whole name, by which a stage's fingerprint finds it."""
+"""Find packaged data files. Code gives each name in full, so that a stage's fingerprint finds the file."""
 
 from pathlib import Path
 

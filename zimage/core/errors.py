@@ -1,4 +1,4 @@
-"""The errors a user can cause. Everything else is ours and keeps its traceback."""
+"""Errors that a user can cause; all others keep their traceback."""
 
 
 class InputError(ValueError):

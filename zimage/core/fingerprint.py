@@ -1,4 +1,4 @@
-"""One hash per stage of the project code behind it, so that a stage is stale when its code means something else.
+"""One hash per stage of the project code behind it: a stage is stale when the meaning of its code changes.
 
 What counts is decided definition by definition, by reading source and never by importing it. From the stage's module
 on, every function, class and assignment that a counted one names is counted too, in whatever module it stands, and with

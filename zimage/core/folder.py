@@ -1,4 +1,4 @@
-"""Output folders that appear only when whole."""
+"""Write output folders and files atomically."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Rows that stages hand to each other: one JSON object a line, checked on reading."""
+"""Read and write rows as JSON lines, validated on reading."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Locks between processes: the kernel releases them however their holder ends, and their file names the holder."""
+"""File locks between processes, released by the kernel, that name their holder."""
 
 import errno
 import fcntl

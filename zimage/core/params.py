@@ -1,4 +1,4 @@
-"""Changing values of params.yaml with its comments and its order kept."""
+"""Change values of params.yaml and keep its comments and order."""
 
 import difflib
 import io

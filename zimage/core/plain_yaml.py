@@ -1,4 +1,4 @@
-"""YAML that strangers wrote: plain values only, without what lets a small file become a huge one."""
+"""Load YAML from untrusted sources: plain values only, without aliases that expand."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""A CPU's cores, used by processes of one thread each that share what the first of them has loaded.
+"""Use a CPU's cores by processes of one thread each, forked from the one that has loaded the model.
 
 Why processes: the threads of torch's products spin while they wait for each other at the end of each, so where
 something else runs on the machine they fall to a fraction of their speed (measured: see infra/benchmarks.md). Why

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere, JSON lines for whoever follows the run."""
+"""Show progress: a bar on a terminal, plain lines elsewhere, JSON lines for a process that follows."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What a process gives up before it decodes files of strangers: privileges, memory without end, a look at others.
+"""Drop privileges and limit memory before a process decodes untrusted files.
 
 The files are parsed by large libraries in C. Whoever takes over such a process through a crafted file should find no
 secrets in it, and reach none: its parents hold them in their environment, which Linux shows to every process of the

@@ -1,4 +1,4 @@
-"""The base of all params sections, and reading them from params.yaml."""
+"""Base class of params sections, and reading them from params.yaml."""
 
 import difflib
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""The stages as their signatures tell them, read from source: naming a stage's folders must not import torch."""
+"""Signatures of the stages, parsed from source, so that naming a stage's folders does not import torch."""
 
 import ast
 import importlib

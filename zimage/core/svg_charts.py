@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colours and type come from the page's style sheet by class, so they follow light and dark."""
+"""Charts as inline SVG, styled by classes of the page's style sheet (light and dark)."""
 
 import html
 import math

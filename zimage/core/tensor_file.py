@@ -1,4 +1,4 @@
-"""Writing safetensors files so that equal tensors give equal bytes.
+"""Write safetensors files deterministically: equal tensors give equal bytes.
 
 The format: github.com/huggingface/safetensors@v0.8.0:README.md. The library's own writer keeps metadata in a hash map
 and so orders it at random; here names and metadata are sorted.

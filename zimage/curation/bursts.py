@@ -1,4 +1,4 @@
-"""Photos of one moment belong together: near duplicates among them are thinned out, and they are never split up."""
+"""Group photos of one moment, thin out near duplicates, and keep each group on one side of the split."""
 
 import itertools
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The contact sheet as an HTML file with its pictures in a folder beside it, each loaded when one scrolls there."""
+"""Write the contact sheet as an HTML file whose pictures lie in a folder beside it and load on scrolling."""
 
 from dataclasses import dataclass
 

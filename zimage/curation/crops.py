@@ -1,4 +1,4 @@
-"""What is cut out of a photo: the original framing, and at most one head-and-shoulders crop, of a bucket's size."""
+"""Plan the crops of a photo: the whole frame, and at most one head-and-shoulders crop, each of a bucket's size."""
 
 import math
 from collections.abc import Iterator

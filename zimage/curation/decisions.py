@@ -1,4 +1,4 @@
-"""From what was seen on each photo to a decision on each, as a careful human would take it.
+"""Decide for each photo whether it is kept, from what was measured on all of them.
 
 In this order: whose face it is, whether it is good enough, whether it can be shown alone, whether it says anything that
 a better photo does not, and only then who is held out. A human's override wins over every step.

@@ -1,4 +1,4 @@
-"""Decisions as tables: one row for each file that was given, and the numbers of the whole set."""
+"""Write the decisions as a table with one row per given file, and the metrics of the set."""
 
 import statistics
 from collections import Counter

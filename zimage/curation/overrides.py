@@ -1,4 +1,4 @@
-"""What a human decided about single photos: it always wins, and it is always shown."""
+"""Read a person's decisions about single photos; they take precedence and are always shown."""
 
 import re
 from collections.abc import Mapping

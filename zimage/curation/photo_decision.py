@@ -1,4 +1,4 @@
-"""One file on its way to a decision."""
+"""The decision about one file, while it is made."""
 
 from dataclasses import dataclass, field
 

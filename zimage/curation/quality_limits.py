@@ -1,4 +1,4 @@
-"""What speaks against a single photo: hard limits reject it, and one number ranks what is left."""
+"""Reject photos by hard quality limits and rank the others by one number."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Photos that say whose face is meant, where the set itself leaves it open."""
+"""Read reference photos that say whose face is meant."""
 
 from dataclasses import dataclass
 from functools import cached_property, partial

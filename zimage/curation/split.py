@@ -1,4 +1,4 @@
-"""Which photos are held out: whole bursts, drawn by lot among those that show the face well."""
+"""Split photos into training and hold-out by whole bursts, at random among those that show the face well."""
 
 import hashlib
 from collections.abc import Sequence

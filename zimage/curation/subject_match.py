@@ -1,4 +1,4 @@
-"""Whose photos these are: the subject's face is found among all faces, and each photo is told how sure that is."""
+"""Find the subject's face among all faces of the album, with a confidence for each photo."""
 
 from dataclasses import dataclass
 from typing import Annotated

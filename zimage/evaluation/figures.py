@@ -1,4 +1,4 @@
-"""All figures of an evaluation, computed from the rows of its pictures."""
+"""Compute all figures of an evaluation from the rows of its pictures."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

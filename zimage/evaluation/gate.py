@@ -1,4 +1,4 @@
-"""The one place where figures become a verdict; publishing reads it and decides nothing by itself."""
+"""Turn figures into a verdict; the only place that does. Publishing reads the verdict."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is known of each generated picture: the rows of scores.csv."""
+"""Rows of scores.csv: what is known of each generated picture."""
 
 import csv
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""How figures are written for a person: the same in the summary, the approval, the report and the card of a release.
+"""Format figures for people, in the same way in summary, approval, report and model card.
 
 A share of few pictures is written as a count, for a percentage would claim more than it rests on. Works on the numbers
 as metrics.json holds them, without numpy.

@@ -1,4 +1,4 @@
-"""One interface for whatever finds faces and tells people apart."""
+"""The interface of a face engine: detector, landmarks and embedding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A face engine by its name, with the limits that were tried with it."""
+"""Default limits of each face engine."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""insightface's FaceAnalysis behind the engine interface: any local pack of ONNX files, never a download."""
+"""Face engine on insightface's FaceAnalysis, from a local pack of ONNX files; nothing is downloaded."""
 
 import hashlib
 import importlib.util

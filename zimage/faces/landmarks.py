@@ -1,4 +1,4 @@
-"""Geometry of five facial points: where the eyes are, how the head is turned, and how a face is brought upright."""
+"""Geometry of five facial landmarks: position of the eyes, yaw, roll, and alignment of the face."""
 
 from typing import Literal
 

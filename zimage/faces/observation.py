@@ -1,4 +1,4 @@
-"""Looking at one photo: all that is ever measured on it, kept so that it is measured once."""
+"""Measure one photo once, and cache what was measured."""
 
 import hashlib
 from dataclasses import dataclass

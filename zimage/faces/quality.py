@@ -1,4 +1,4 @@
-"""How good a photo of a face is: numbers that mean the same at every size, and one that ranks."""
+"""Quality of a photo of a face: measures that do not depend on its size, and one rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From another model's LoRA of a person to a Z-Image one: the old model draws the photos, the stages do the rest.
+"""Migrate a person's LoRA of another model: that model draws the photos, and the stages train a new LoRA.
 
 Weights of another architecture cannot be translated; what can be carried over is what they draw.
 """

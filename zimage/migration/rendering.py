@@ -1,4 +1,4 @@
-"""Pictures of a person, drawn by an older model with its LoRA, balanced so that nothing but the face repeats."""
+"""Render pictures of a person by an older model with its LoRA, balanced so that only the face repeats."""
 
 import hashlib
 import inspect

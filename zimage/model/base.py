@@ -1,4 +1,4 @@
-"""The base model: which one it is, whether it is what it claims, and opening it or one part of it.
+"""The base model: find it, check its identity, and open it or one part of it.
 
 A base is named in params.yaml as the packaged tiny one, a folder or a hub id, and pinned by the hashes of its files or
 its commit: the same name with other weights is another base. Nothing here downloads.

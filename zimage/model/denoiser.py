@@ -1,4 +1,4 @@
-"""Z-Image's transformer on whole batches, for training: diffusers' weights, none of its lists, masks or rebuilt tables.
+"""Z-Image's transformer on padded batches for training, with diffusers' weights and without its per-sample lists.
 
 # B batch, C channels, H W latent size, N image tokens, L caption tokens, T = N + L, D width, W text width
 All samples of a batch have one (height, width, padded caption length). Source of every formula:

@@ -1,4 +1,4 @@
-"""The one device a process computes on. Which it is is a fact of the machine, never a parameter."""
+"""Choose the device and dtype of this process, which are facts of the machine and no parameters."""
 
 import ctypes
 import gc

@@ -1,4 +1,4 @@
-"""Pictures as the transformer sees them: latents of the autoencoder, shifted and scaled."""
+"""Encode pictures to the transformer's latents: autoencoder output, shifted and scaled."""
 
 from typing import TYPE_CHECKING, NamedTuple
 

@@ -1,4 +1,4 @@
-"""What a base takes of a GPU's memory where it is only read: for its texts, its pictures, and sampling from it.
+"""Estimate the GPU memory of a base that is only read: text encoding, autoencoding, sampling.
 
 All of it is computed: weights from the models' configurations, the rest from what they hold at once for a token or a
 pixel, which tests count on tensors without contents. What training needs is in zimage/training/memory.py.

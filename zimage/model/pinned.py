@@ -1,4 +1,4 @@
-"""Models beside the base that a result depends on (captioner, CLIP): where they lie, and what pins their files."""
+"""Locate models other than the base (captioner, CLIP) and pin them by the hash of their files."""
 
 from pathlib import Path
 

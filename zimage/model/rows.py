@@ -1,4 +1,4 @@
-"""The rows in which encode hands over what the model reads of each picture and each text."""
+"""Rows of the encode stage's output: latents of each picture and states of each text."""
 
 from typing import Literal
 

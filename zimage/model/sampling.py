@@ -1,4 +1,4 @@
-"""Pictures from the model as it is trained, by the pipeline's own rules: a look at it costs no second copy of it."""
+"""Sample pictures from the model in training with the pipeline's own rules and no second copy of the weights."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The one sequence Z-Image reads: image tokens, then caption tokens, each run padded to a multiple of 32.
+"""Z-Image's single token sequence: image tokens, then caption tokens, each padded to a multiple of 32.
 
 # B batch, C channels, H W latent size, N image tokens, P values a patch, L caption tokens, A rotary axes
 Pads carry a learned token and are attended like all others; positions count them. So the shape of a batch is told by

@@ -1,4 +1,4 @@
-"""Prompts as Z-Image reads them: the states of a causal language model, one row a token."""
+"""Encode prompts for Z-Image: hidden states of a causal language model, one row per token."""
 
 import copy
 import logging

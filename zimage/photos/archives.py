@@ -1,4 +1,4 @@
-"""Zip and tar archives, read entry by entry; nothing is ever unpacked to disk, and no header is believed."""
+"""Read zip and tar archives entry by entry, without unpacking to disk and without trusting headers."""
 
 import bz2
 import contextlib

@@ -1,4 +1,4 @@
-"""Results of work on one photo, kept beside a stage's output so that adding three photos processes three.
+"""Cache of results for single photos beside a stage's output, so that three added photos cost three.
 
 The cache is a sibling of the output folder, `data/.detect.cache` for `data/detect`, because DVC empties an output
 folder before its stage runs. It is part of no result: deleting it at any time costs only the time to fill it again. It

@@ -1,4 +1,4 @@
-"""Clean pictures: the files in which ingest keeps photos, and how they are read.
+"""Write and read clean pictures, the form in which ingest keeps photos.
 
 A photo that was coded with loss stays coded as it was (see zimage.photos.strip): coded without loss it would be seven
 times as large. It is decoded by the same code as the file that was given, so nothing of the picture changes. All other

@@ -1,4 +1,4 @@
-"""Untrusted bytes in, an upright sRGB picture out: nothing else of the file survives but its capture time."""
+"""Decode an untrusted picture file to upright sRGB; of its metadata only the capture time is kept."""
 
 import contextlib
 import datetime

@@ -1,4 +1,4 @@
-"""One file as a user gave it, whether it lies in a folder or in an archive."""
+"""A file as the user gave it, from a folder or an archive."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Taking in one file: its bytes are hashed, decoded and kept as a clean picture, or refused with a reason."""
+"""Take in one file: hash it, decode it and write a clean picture, or reject it with a reason."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Reading and writing the pictures of our own folders: 8-bit sRGB without metadata."""
+"""Read and write pictures of the project's own folders: 8-bit sRGB without metadata."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The rows in which ingest and detect hand over photos, decisions and crops."""
+"""Rows of the outputs of ingest and detect: photos, decisions and crops."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Files as a user gives them: a folder, a zip or a tar archive; nothing is ever unpacked to disk.
+"""List the files that a user gave: a folder, a zip or a tar archive, never unpacked to disk.
 
 Each entry becomes one `Given`, in the order of its name (a tar: in its own order), also when it can only be refused.
 Names are only ever shown: they never become paths, so an entry that calls itself ../../x writes nowhere.

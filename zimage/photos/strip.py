@@ -1,4 +1,4 @@
-"""Coded pictures without metadata: the compressed data stays as it is, bit for bit, and its container is written anew.
+"""Strip the metadata of a coded picture: the compressed data stays bit for bit, the container is rewritten.
 
 A new container holds what decoding needs and nothing else: tables, the frame's header and its scans, and of EXIF and
 ICC only the orientation and the numbers of the colour space. So no field has to be known to be left out: places, times,

@@ -1,4 +1,4 @@
-"""A worker process: takes items from a socket one after the other and sends back what its work makes of them.
+"""Worker process: takes items from a socket one by one and sends back the results.
 
 Started as `python -m zimage.photos.worker <socket> <bytes of memory>` by zimage.photos.worker_pool. It does not inherit
 its parent's modules, threads or locks, needs no guard in the caller's script, and ends when its parent does, also in

@@ -1,4 +1,4 @@
-"""Work on photos over all cores, in processes that a hostile file may kill.
+"""Process photos on all cores, in processes that a hostile file may crash.
 
 Why processes: dlib holds Python's lock while it embeds (measured: two threads 0.95 times as fast as one, two
 processes 1.86 to 2.02 times, see infra/benchmarks.md). Why not multiprocessing's pools: they break as a whole when a

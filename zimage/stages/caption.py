@@ -1,4 +1,4 @@
-"""Says in words what each training crop shows, except who it is."""
+"""Stage `caption`: describe each training crop without the person's identity."""
 
 import logging
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Clean pictures become a curated set: whose face it is, what is good enough, what is trained on, what is held out."""
+"""Stage `detect`: find the subject's face, select photos by quality, split training and hold-out, and cut crops."""
 
 import logging
 from collections import Counter

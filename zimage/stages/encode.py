@@ -1,4 +1,4 @@
-"""Turns crops and captions into what the transformer reads, once, so that training needs neither of their encoders."""
+"""Stage `encode`: compute latents and text states once, so that training needs neither encoder."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Asks the LoRA for pictures, scores them against photos it never saw, and says whether they hold."""
+"""Stage `evaluate`: generate pictures with the LoRA, score them against held-out photos, and judge."""
 
 import logging
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Photos as people give them become clean pictures, one row for each file, after the subject's consent was read."""
+"""Stage `ingest`: decode photos to clean pictures, one row per file, after the consent was read."""
 
 import datetime
 import hashlib

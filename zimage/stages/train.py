@@ -1,4 +1,4 @@
-"""Learns the person: a LoRA of the base's transformer, from encoded crops and captions."""
+"""Stage `train`: train a LoRA of the base's transformer on encoded crops and captions."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""The LoRA or LoKr that is trained: where it sits, its numbers in one vector, and its way into a file.
+"""The LoRA or LoKr in training: its layers, its parameters in one vector, and saving it.
 
 One vector for all values and one for all gradients make clipping, the optimiser, the average and the exchange between
 processes one operation each, however many layers are adapted.

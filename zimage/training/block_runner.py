@@ -1,4 +1,4 @@
-"""How blocks run: fused by the compiler or not, and how much is computed again on the way back."""
+"""Run transformer blocks compiled or eagerly, with the chosen activation checkpointing."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""All that steps read, resident on the device: a hundred pictures of 1024 px are 0.2 GB, so nothing is loaded twice.
+"""All training data, resident on the device: a hundred pictures of 1024 px take 0.2 GB.
 
 # n items of one size, m texts of one padded length, C channels, H W latent size, L caption tokens, W text width
 Rows are picked by stacking views: an index tensor would have to cross to the device and make the host wait for it.

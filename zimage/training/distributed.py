@@ -1,4 +1,4 @@
-"""The processes that share a run: one, or several that a CPU's cores are used by, or those that `torchrun` started.
+"""The processes of a run: one, several on a CPU's cores, or those that `torchrun` started.
 
 A step is cut into pieces of `train.at_once` samples. On a CPU the gradients of all pieces are added one after the
 other in their order, whichever process has computed them: the same to the last bit for any number of processes.

@@ -1,4 +1,4 @@
-"""Numbers of a run, read late: asking the device for one would make the host wait for all it was told to do."""
+"""Read loss and gradient norm some steps late, so that the host never waits for the device, and stop a diverged run."""
 
 from collections.abc import Sequence
 from math import isfinite

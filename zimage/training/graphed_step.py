@@ -1,4 +1,4 @@
-"""Forward and back as one recorded CUDA graph for each shape, where launching kernels is what a step waits for.
+"""Forward and backward pass as one CUDA graph per shape, for steps that are limited by kernel launches.
 
 A graph repeats kernels with the addresses they had. So inputs are copied to fixed places, and whatever was a number
 when it was recorded stays that number for ever, without a word. Therefore nothing is trained with a graph that has not

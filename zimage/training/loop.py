@@ -1,4 +1,4 @@
-"""The loop: draw, predict, follow the gradient. Nothing in it waits for the device."""
+"""The training loop. Nothing in it waits for the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

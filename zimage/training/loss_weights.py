@@ -1,4 +1,4 @@
-"""What counts in the loss: which noise levels, and which parts of the picture.
+"""Weights of the loss by noise level and by part of the picture.
 
 # B batch, C channels, H W latent size
 """

@@ -1,4 +1,4 @@
-"""What a run needs of a GPU's memory, and what to do where it is not there."""
+"""Estimate the GPU memory of a training run, and choose what fits."""
 
 import json
 import logging

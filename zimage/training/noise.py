@@ -1,5 +1,4 @@
-"""The noise of a step: its level for each sample and its values, made on the CPU from the seed and the step's
-number."""
+"""Sample the sigmas and the noise of a step on the CPU, deterministic in the seed and the step's number."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a step minimises: the error of the velocity on the subject's pictures, and none on the class's.
+"""The objective of a step: velocity error on the subject's pictures, prior preservation on the class's.
 
 # B batch, C channels, H W latent size
 """

@@ -1,4 +1,4 @@
-"""The course of a training as one self-contained page, made again whenever there is more to see."""
+"""Render the progress of a training as one self-contained HTML page."""
 
 import base64
 import csv

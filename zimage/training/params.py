@@ -1,4 +1,4 @@
-"""The sections of params.yaml that training is made of; nothing heavy is imported to read them."""
+"""The params sections of training; importing them imports nothing heavy."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""The pictures training learns from, and their captions in the variants it needs."""
+"""The pictures that training reads, with the variants of their captions."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which pictures and captions each step learns from, decided for all steps before the first.
+"""Plan which pictures and captions each step uses, for all steps before the first.
 
 The plan is a pure function of the data's shape and the seed, so a resumed run needs only the number of its step.
 """

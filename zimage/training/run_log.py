@@ -1,4 +1,4 @@
-"""The log of a run while it lasts: a CSV table, and TensorBoard."""
+"""Log of a running training: a CSV file and TensorBoard."""
 
 import csv
 from collections.abc import Callable

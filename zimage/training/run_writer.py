@@ -1,4 +1,4 @@
-"""What a run leaves behind while it lasts: numbers, LoRAs, pictures, and the state to go on from."""
+"""Write what a run produces: losses, checkpoints, sample pictures and the state to resume from."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""A run made ready: model, adapters, data and plan put together as the parameters say."""
+"""Build a run from the params: model, adapters, data and plan."""
 
 import logging
 from collections.abc import Sequence

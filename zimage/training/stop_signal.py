@@ -1,4 +1,4 @@
-"""A stop (SIGTERM, Ctrl-C) that waits for the end of a step, so that a run keeps all the steps it has made.
+"""Delay SIGTERM and Ctrl-C to the end of a step, so that no finished step is lost.
 
 Signals reach Python between any two lines, also between the optimiser's step and the moving average that follows it.
 """

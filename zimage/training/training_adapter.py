@@ -1,4 +1,4 @@
-"""A training adapter (for Turbo: ostris' de-distillation LoRA) merged into the frozen weights, and taken off again.
+"""Merge a training adapter (ostris' de-distillation LoRA for Turbo) into the frozen weights, and remove it again.
 
 It is worn while something is learnt and never after: sample pictures are made without it, as the LoRA will be used.
 """

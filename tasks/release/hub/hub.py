@@ -1,4 +1,4 @@
-"""Releases in model repositories of the Hugging Face Hub: put there after they are in the store, and forgotten with it.
+"""Upload releases to model repositories of the Hugging Face Hub, and delete them when the subject is forgotten.
 
 What a release is stays in the store; a repository is a copy of one release at a time, with a tag for each. Which
 repositories a subject has is written down before anything is sent, so that forgetting knows of them whatever happens.

@@ -1,4 +1,4 @@
-"""Which repositories on the Hugging Face Hub have releases of a subject; written down before anything is sent."""
+"""Record in the store which Hugging Face repositories hold releases of a subject, before anything is uploaded."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""A model repository on the Hugging Face Hub behind a few verbs. The only one of us that talks to the hub."""
+"""Client of one model repository on the Hugging Face Hub; the only module that talks to the hub."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: taken from the image cache, or made where they are missing."""
+"""The pictures of an evaluation: from the cache, or generated if they are missing."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Generates the pictures of all prompts, seeds and strengths on one loaded pipeline, in batches."""
+"""Generate the pictures of all prompts, seeds and strengths in batches, on one loaded pipeline."""
 
 import logging
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Generated pictures that are kept, so that none is made twice."""
+"""Cache of generated pictures, keyed by everything that they depend on."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""The prompts by which a LoRA is judged, kept in the repository so that scores of different days compare."""
+"""Prompt suites, kept in the repository so that scores of different days can be compared."""
 
 from collections import Counter
 from collections.abc import Sequence

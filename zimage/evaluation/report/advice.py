@@ -1,4 +1,4 @@
-"""Why a verdict is most likely `fail`, and what to do next: told by the rules that broke and by what was trained."""
+"""Give the most likely cause of a failed verdict and the next step."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The report: one self-contained page that a person can read on a phone and believe.
+"""Write the report as one self-contained HTML page.
 
 Written twice: with the real photos for those who may see them, and without any for whoever gets a release.
 """

@@ -1,4 +1,4 @@
-"""Writes what an evaluation found as numbers: metrics.json and the tables behind the plots."""
+"""Write the results of an evaluation as metrics.json and the tables behind the plots."""
 
 import hashlib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What the last run of a workspace found, in a few lines for a person."""
+"""Summarise the last run of a workspace in a few lines."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Prompt following by CLIP, where a CLIP model is present on this machine."""
+"""Score prompt following by CLIP, if a CLIP model is present on this machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether a picture is a training photo come back, and how unlike each other pictures are."""
+"""Detect pictures that copy a training photo, and measure the variety of a set of pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

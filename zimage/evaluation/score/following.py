@@ -1,4 +1,4 @@
-"""Whether a picture shows what its prompt asked for, by the template's own measures."""
+"""Score prompt following by the template captioner's own measurements."""
 
 import numpy as np
 from numpy.typing import NDArray

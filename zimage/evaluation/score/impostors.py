@@ -1,4 +1,4 @@
-"""Real photos of other people, scored like generated pictures: how near strangers come, and whether one would pass."""
+"""Score real photos of other people like generated pictures, as the control of the threshold."""
 
 import hashlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""How like the person a picture is, by one face engine."""
+"""Measure by one face engine how similar a picture is to the person."""
 
 import logging
 from collections.abc import Sequence

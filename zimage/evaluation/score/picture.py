@@ -1,4 +1,4 @@
-"""Scores one picture by everything there is: face engines, training photos, prompt."""
+"""Score one picture by face engines, training photos and prompt."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""The person's real photos: what was held out, what was trained on, and how they look to a face engine."""
+"""The person's real photos, held out and trained on, as a face engine sees them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Runs an evaluation: which pictures are asked for, in which order, and what is chosen by them."""
+"""Run an evaluation: request pictures, score them, select checkpoint and strength."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which checkpoint and which strength to use: the least training and the least strength that is as good as the best."""
+"""Choose the earliest checkpoint and the lowest strength that are as good as the best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Pictures asked for and scored, by prompt, seed, checkpoint and strength."""
+"""Generate and score pictures by prompt, seed, checkpoint and strength."""
 
 import shutil
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which keys of a LoRA file ComfyUI applies to Z-Image; it drops the others with a line in its log and goes on."""
+"""Which keys of a LoRA file ComfyUI applies to Z-Image; it drops the others with a log line."""
 
 import json
 from collections.abc import Iterable

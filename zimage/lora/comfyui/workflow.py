@@ -1,4 +1,4 @@
-"""ComfyUI workflows that draw a person with their LoRA, and three lines on how to use it. Pure functions, no torch.
+"""Write ComfyUI workflows for a LoRA, with three lines of instructions. Pure functions without torch.
 
 Every node and value is checked against comfyui_nodes.json, the signatures of ComfyUI's own nodes.
 """

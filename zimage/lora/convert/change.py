@@ -1,4 +1,4 @@
-"""What a LoRA file does to one weight, in the four forms files use, and as a product of two thin matrices.
+"""The change that a LoRA file makes to one weight, in the four forms of files, and as two thin matrices.
 
 O, I out and in features; R rank.
 """

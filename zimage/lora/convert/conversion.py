@@ -1,4 +1,4 @@
-"""One LoRA file into another: convert, merge, resize; verified before the result appears, its error stated."""
+"""Convert, merge and resize LoRA files; the result is verified before it is written, with its error."""
 
 import logging
 import math

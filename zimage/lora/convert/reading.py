@@ -1,4 +1,4 @@
-"""Reading a LoRA file of any dialect as changes of Z-Image's layers, dropping nothing."""
+"""Read a LoRA file of any dialect as changes of Z-Image's layers, without dropping any."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

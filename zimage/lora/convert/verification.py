@@ -1,4 +1,4 @@
-"""What a LoRA file does in the loaders people use: in diffusers by loading it there, in ComfyUI by its tables."""
+"""Verify what a LoRA file does in diffusers, by loading it there, and in ComfyUI, by its tables."""
 
 from collections.abc import Mapping
 from pathlib import Path

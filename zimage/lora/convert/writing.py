@@ -1,4 +1,4 @@
-"""Writing a LoRA in the dialects that loaders and trainers ask for."""
+"""Write a LoRA in the dialects that loaders and trainers expect."""
 
 from collections.abc import Iterable, Mapping
 from typing import Literal

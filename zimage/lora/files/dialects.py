@@ -1,4 +1,4 @@
-"""Who writes a LoRA file's keys, and which loaders read such keys for Z-Image."""
+"""Dialects of LoRA keys: which program writes them, and which loaders read them for Z-Image."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Which model a LoRA file was made for, told from the names and widths of the layers it changes.
+"""Recognise the model family that a LoRA was made for, by names and widths of the layers it changes.
 
 Names and widths: the models of diffusers 0.42.1 with their default or released configurations, and their original
 checkpoints' names as ComfyUI keeps them. Widths decide only where two models share names; a single number such as 3840

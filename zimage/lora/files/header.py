@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read without trusting a byte of it and without reading the weights.
+"""Parse the header of an untrusted safetensors file without reading the weights.
 
 The format (github.com/huggingface/safetensors@v0.8.0:README.md): eight bytes with the length of a JSON object, the
 object (tensor name to dtype, shape and data offsets; `__metadata__` with strings), then the tensors without holes.

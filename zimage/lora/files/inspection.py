@@ -1,4 +1,4 @@
-"""What a LoRA file is and whether it can work on Z-Image: from its header, and whether its weights are numbers."""
+"""Inspect a LoRA file: family, dialect, strength, NaN or infinite values, and whether it can work on Z-Image."""
 
 import math
 import re

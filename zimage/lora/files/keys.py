@@ -1,4 +1,4 @@
-"""Splitting a LoRA file's keys: who wrote it (prefix), which layer it changes (path), which factor it holds (part)."""
+"""Split the keys of a LoRA file into prefix (writer), path (layer) and part (factor)."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The layers that a LoRA file changes, as its header alone tells: which, how wide, in which kind of factors."""
+"""The layers that a LoRA file changes, read from its header: names, widths and kind of factors."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What diffusers and ComfyUI do with a LoRA file: what they did when they read one that is written in the same way.
+"""Look up what diffusers and ComfyUI did with a LoRA file written in the same way.
 
 `loaders.json` has one row for each way of writing (prefix, names, form of the factors, where the strength is) with the
 change that each loader made of each group of layers. tests/lora/loader_table.py makes it by running both loaders; its

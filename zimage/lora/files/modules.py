@@ -1,4 +1,4 @@
-"""The layers of a Z-Image transformer that a LoRA can change: their names in every tool, and their widths.
+"""The layers of Z-Image's transformer that a LoRA can change: their names in every tool, and their widths.
 
 Diffusers names and widths: diffusers 0.42.1:models/transformers/transformer_z_image.py, ZImageTransformer2DModel.
 Native names (ComfyUI, the original checkpoint): ComfyUI v0.26.1:comfy/utils.py, z_image_to_diffusers.

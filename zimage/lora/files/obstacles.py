@@ -1,4 +1,4 @@
-"""What stands between a LoRA file and a portable one: refused, or a choice that a person has to make.
+"""What prevents the conversion of a LoRA file: a reason to refuse, or a choice for the user.
 
 `inspect` says these sentences and `convert` stops at them, so the two cannot disagree. All of it is told from the
 header; only whether values are NaN shows when they are read.

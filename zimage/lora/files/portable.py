@@ -1,4 +1,4 @@
-"""The one LoRA file that loads everywhere: `diffusion_model.<module>.lora_A/B.weight`, alpha folded in.
+"""The portable form of a LoRA file, read by all loaders: `diffusion_model.<module>.lora_A/B.weight`, alpha folded in.
 
 A LoKr is written as `diffusion_model.<module>.lokr_w1` and so on. Diffusers and ComfyUI both read these names
 (measured; see the matrix in infra/benchmarks.md), and because no alpha is left to be forgotten, both give the LoRA the

@@ -1,4 +1,4 @@
-"""How strong a LoRA's layers are, where the tensors do not say: peft's configuration, in the file or beside it.
+"""Strength (alpha, rsLoRA, patterns) of a LoRA's layers from peft's configuration, in the file or beside it.
 
 peft keeps alpha in its configuration and not among the tensors. diffusers writes that configuration into the file's
 metadata (`lora_adapter_metadata`), `save_pretrained` of peft into `adapter_config.json` beside the file. ComfyUI reads

@@ -1,4 +1,4 @@
-"""Whether a LoRA file can work on Z-Image: usable, convertible or unusable, why, and what to do instead."""
+"""Decide whether a LoRA file can work on Z-Image: usable, convertible or unusable, with reason and remedy."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""One block of the transformer, computed from diffusers' own module and its weights.
+"""One transformer block, computed from the weights of diffusers' module.
 
 # B batch, T tokens, D width, E width of a head
 """

@@ -1,4 +1,4 @@
-"""Blocks whose weights wait in the machine's memory and come to the device when their turn is near.
+"""Block swapping: weights of blocks wait in main memory and are copied to the device shortly before use.
 
 Two places on the device are enough: one block computes while the next one crosses, on the way forward and on the way
 back. Adapters, norms and modulations stay; only the large frozen weights travel.

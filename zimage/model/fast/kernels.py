@@ -1,4 +1,4 @@
-"""The parts of a block that are no matrix product with a weight, each with its gradient written by hand.
+"""The parts of a block that are not matrix products with a weight, each with a hand-written gradient.
 
 # B batch, T tokens, D width, H heads, E width of a head, F width of the feed-forward
 Autograd would run and keep three to six times as many tensors. Every function here has its plain formula beside it:

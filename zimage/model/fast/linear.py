@@ -1,4 +1,4 @@
-"""Frozen linear layers that read the same input, run as one product, together with the LoRA or LoKr on any of them.
+"""Frozen linear layers with the same input as one matrix product, together with their LoRA or LoKr.
 
 # M rows (samples times tokens), K inputs, N outputs of all layers together, R ranks of all adapters together
 peft makes and names the adapters (`lora_A`, `lora_B`); what runs here reads and trains the very same numbers, in fewer

@@ -1,4 +1,4 @@
-"""LoKr on frozen linear layers: the change of a weight is the Kronecker product of a small and a large matrix.
+"""LoKr on frozen linear layers: the weight change is the Kronecker product of a small and a large matrix.
 
 # M rows (samples times tokens), K = b d inputs, O = a c outputs of one layer, R rank
 # w1 (a, b); w2 (c, d), whole or as w2_a (c, R) w2_b (R, d); kron(w1, w2) is (O, K)

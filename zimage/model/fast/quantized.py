@@ -1,4 +1,4 @@
-"""Frozen weights in 8 or 4 bits.
+"""Frozen weights quantised to 8 or 4 bits.
 
 # M rows, K inputs, N outputs
 8 bits are not only stored but multiplied: both factors are quantised, row by row, and the product runs on 8-bit units,

@@ -1,4 +1,4 @@
-"""Weights that are never trained: what they can do, and how they are kept.
+"""The protocol of frozen weights, and their formats.
 
 # M rows, K inputs, N outputs
 A frozen weight has no gradient of its own, so two products are all there is: forward, and back to the input.
