@@ -288,3 +288,35 @@ def test_the_hooks_say_what_make_test_says() -> None:
     for tool in ("ruff check", "ruff format", "lint-imports", "mypy"):
         assert f"$(BIN)/{tool}" in makefile
         assert any(f".venv/bin/{tool}" in entry for entry in hooks)
+
+
+def test_private_names_of_other_libraries_are_those_of_the_list() -> None:
+    text = (PROJECT / "infra" / "private-names.md").read_text(encoding="utf-8")
+    rows = [row.split("|") for row in text.splitlines() if row.startswith("| ") and "`" in row]
+    listed = {(cells[3].strip(" `"), name) for cells in rows for name in re.findall(r"`([^`]+)`", cells[4])}
+    tried = {f"{cells[1].strip()}=={cells[2].strip()}" for cells in rows}
+
+    assert {(relative(path), name) for path in sources(*PACKAGES) for name in private_names(path)} == listed
+    assert tried <= set((PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines())
+
+
+def private_names(path: Path) -> Iterator[str]:
+    """The names with an underscore, and the parts of Prefect's server, that a file takes of another library."""
+    tree, imported = ast.parse(path.read_bytes()), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.asname or alias.name.split(".")[0]: alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] not in PACKAGES:
+            if "._" in node.module or node.module.startswith("prefect.server"):
+                yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
+            name = ast.unparse(node)
+            if re.fullmatch(r"[\w.]+", name) and imported.get(name.split(".")[0]) not in {
+                None,
+                "os",
+                "self",
+                *PACKAGES,
+            }:
+                yield name
