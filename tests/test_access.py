@@ -114,7 +114,7 @@ def test_a_role_may_do_what_its_flows_need_and_nothing_else(role: str, action: s
 
 def test_the_places_are_all_that_the_code_names() -> None:
     known = {key.removeprefix(f"{ADA}/").partition("/")[0] for key in PLACES.values() if key.startswith(ADA)}
-    code = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "tasks").glob("*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "tasks").rglob("*.py"))
 
     assert set(re.findall(r"subjects/\{[\w.]+\}/([\w.]+)", code)) == known
 

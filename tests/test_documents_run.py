@@ -85,7 +85,7 @@ SMALL = {
         f"evaluate.gate.{rule}": "null"
         for rule in (
             *("face_found_rate_min", "same_person_rate_min", "same_person_rate_low_min"),
-            *("gain_low_min", "copy_rate_max", "nearest_share_max"),
+            *("gain_low_min", "copy_rate_max", "nearest_share_max", "second_engine_rate_min"),
         )
     },
 }

@@ -54,6 +54,7 @@ SMALL = {
     "evaluate.gate.gain_low_min": None,
     "evaluate.gate.copy_rate_max": None,
     "evaluate.gate.nearest_share_max": None,
+    "evaluate.gate.second_engine_rate_min": None,
 }
 
 

@@ -229,8 +229,8 @@ def test_a_run_that_is_at_work_on_the_person_has_to_be_cancelled_first(ada: Path
 HOLDS = """
 import os, signal, sys, time
 from pathlib import Path
-from tasks.workspace.workspace import held
-with held(Path(sys.argv[1])):
+from tasks.workspace.workspace import locked_workspace
+with locked_workspace(Path(sys.argv[1])):
     try:
         print("in", flush=True)
         time.sleep(600)

@@ -67,7 +67,7 @@ def test_no_state_at_all_is_a_beginning(tmp_path: Path) -> None:
     assert read_last_state(tmp_path / "absent", run=RUN) is None
 
 
-RUN, OTHER_RUN = run_identity("params"), run_identity("other params")
+OTHER_RUN = run_identity("other params")
 HERE, ELSEWHERE = "CPU x86_64 AVX512", "CPU x86_64 AVX2"
 
 

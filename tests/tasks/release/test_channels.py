@@ -233,7 +233,7 @@ def test_nothing_is_published_or_promoted_while_a_subject_is_being_forgotten(
 class ForgottenJustBefore(FolderStore):
     """A store in which all of a subject is forgotten between the last look of who promotes and the move."""
 
-    def swap(self, key: str, content: bytes, tag: str | None) -> str:
+    def compare_and_swap(self, key: str, content: bytes, tag: str | None) -> str:
         self.delete("subjects/ada")
         return super().compare_and_swap(key, content, tag)
 

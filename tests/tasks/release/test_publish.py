@@ -192,9 +192,9 @@ import sys
 from pathlib import Path
 from tasks.store.folder import FolderStore
 from tasks.release.publish import publish
-from tasks.workspace.workspace import held
+from tasks.workspace.workspace import locked_workspace
 workspace, store = map(Path, sys.argv[1:])
-with held(workspace):
+with locked_workspace(workspace):
     publish.fn(workspace, "ada", FolderStore(store))
 """
 
@@ -307,7 +307,7 @@ class ForgottenMeanwhile(FolderStore):
         self._forget(key)
         return super().put_if_absent(key, source)
 
-    def swap(self, key: str, content: bytes, tag: str | None) -> str:
+    def compare_and_swap(self, key: str, content: bytes, tag: str | None) -> str:
         self._forget(key)
         return super().compare_and_swap(key, content, tag)
 

@@ -199,7 +199,8 @@ def run_by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
     for name, stage in stages.items():
         read = " ".join(stage["deps"])
-        stage["cmd"] = f"mkdir data/{name} && find {read} -type f | sort | xargs cat > data/{name}/all"
+        files = [out if out != f"data/{name}" else f"{out}/all" for out in stage["outs"]]
+        stage["cmd"] = f"mkdir data/{name} && find {read} -type f | sort | xargs cat | tee {' '.join(files)}"
     (place / "project").mkdir()
     (place / "project" / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     for name in ("code.yaml", ".dvcignore"):

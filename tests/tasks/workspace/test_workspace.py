@@ -64,8 +64,8 @@ bring_up_to_date(Path(sys.argv[1]), "b", on_line=print)
 HOLDING = """
 import sys
 from pathlib import Path
-from tasks.workspace.workspace import held
-with held(Path(sys.argv[1])):
+from tasks.workspace.workspace import locked_workspace
+with locked_workspace(Path(sys.argv[1])):
     print("in")
 """
 DIES_WITHIN_S = 20
@@ -326,8 +326,8 @@ def test_a_damaged_dvc_lock_is_one_sentence_with_the_remedy_before_anything_runs
 def test_a_workspace_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     workspace = workspace_with(tmp_path, COPY)
     script = (
-        "from pathlib import Path; from tasks.workspace.workspace import held\n"
-        f"with held(Path({str(workspace)!r})): print('in')"
+        "from pathlib import Path; from tasks.workspace.workspace import locked_workspace\n"
+        f"with locked_workspace(Path({str(workspace)!r})): print('in')"
     )
     command = [sys.executable, "-c", script]
 
