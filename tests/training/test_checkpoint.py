@@ -11,7 +11,7 @@ from zimage.training.checkpoint import TrainingState, read_states, run_identity,
 from zimage.training.params import Resume
 
 RUN = run_identity("params", "data")
-HERE = ("CPU of this test",)
+DEVICES = ("CPU of this test",)
 
 
 def read_last_state(folder: Path, run: str) -> TrainingState | None:
@@ -21,7 +21,7 @@ def read_last_state(folder: Path, run: str) -> TrainingState | None:
 def _write(folder: Path, *steps: int, run: str = RUN) -> None:
     for step in steps:
         tensors = {"values": torch.full((1000,), float(step)), "step": torch.tensor(1.0)}
-        write_state(folder, TrainingState(step, tensors, devices=HERE), run=run)
+        write_state(folder, TrainingState(step, tensors, devices=DEVICES), run=run)
 
 
 def test_the_last_state_comes_back_to_the_last_bit(tmp_path: Path) -> None:
