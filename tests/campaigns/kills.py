@@ -37,7 +37,13 @@ from tests.flows.stack_parts import Api, asked, consent, until
 from tests.ports import free_port
 from tests.tiny_base import write_tiny_base
 
-SMALLEST = {"train.steps": 4, "train.checkpoint_every": 2, "train.samples": None}
+SMALLEST = {
+    "train.steps": 4,
+    "train.checkpoint_every": 2,
+    "train.samples": None,
+    "evaluate.second_engine": None,
+    "evaluate.gate.second_engine_rate_min": None,
+}
 HITS = {"personalize": 3, "prepare": 2, "learn": 3, "publish": 2}  # in a round; more would end a run (tasks/policy.py)
 SEEDS_FROM = 1000  # of training, one more in each round
 PENDING_SHARE = 0.1
