@@ -4,7 +4,6 @@ No picture of a person goes into Prefect's database: it knows no subjects, so no
 """
 
 import base64
-import csv
 import datetime
 import hashlib
 import json
@@ -38,6 +37,7 @@ from tasks.store.s3 import open_store
 from tasks.transfer.staleness import Finding
 from tasks.workspace.scratch import scratch
 from tasks.workspace.tombstones import Tombstone, unless_forgotten
+from zimage.core.losses import read_losses
 from zimage.core.signatures import STAGES
 from zimage.core.svg_charts import curve
 from zimage.curation.contact_sheet import THUMBNAILS
@@ -276,9 +276,8 @@ def _show_decisions(subject: str, workspace: Path) -> None:
 
 
 def _show_loss(subject: str, workspace: Path) -> None:
-    with (workspace / "data" / "train" / "loss.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    drawn = curve([float(row["step"]) for row in rows], [float(row["loss"]) for row in rows], "steps")
+    losses = read_losses(workspace / "data" / "train" / "loss.csv")
+    drawn = curve([step for step, _ in losses], [loss for _, loss in losses], "steps")
     picture = base64.b64encode(drawn.replace("<svg ", f"<svg {SVG} ", 1).replace(">", f">{INK}", 1).encode()).decode()
     text = f"![training loss](data:image/svg+xml;base64,{picture})"
     create_artifact("markdown", text, key=artifact_key(subject, "loss"), description="Training loss")

@@ -13,6 +13,7 @@ from zimage.captions.subject import Subject
 from zimage.core.errors import InputError
 from zimage.core.folder import check_out, made_aside
 from zimage.core.jsonl import read_rows
+from zimage.core.losses import read_losses
 from zimage.core.section import Section
 from zimage.evaluation.figures import Evidence, PairValues, by_prompt, figures
 from zimage.evaluation.gate import GateParams, judge
@@ -20,7 +21,7 @@ from zimage.evaluation.generate.gallery import Gallery
 from zimage.evaluation.generate.image_cache import ImageCache, Sampling
 from zimage.evaluation.generate.suite import Prompt, read_suite, with_subject, without_trigger
 from zimage.evaluation.report.advice import Trained, advice, spread_of
-from zimage.evaluation.report.report import ReportParams, read_losses, write_report
+from zimage.evaluation.report.report import ReportParams, write_report
 from zimage.evaluation.report.results import Findings, Sampled, write_results
 from zimage.evaluation.rows import PictureRow
 from zimage.evaluation.score.clip import ClipParams, open_clip

@@ -4,7 +4,6 @@ Written twice: with the real photos for those who may see them, and without any 
 """
 
 import base64
-import csv
 import importlib.metadata
 import platform
 import re
@@ -21,6 +20,7 @@ from pydantic import Field
 from zimage.captions.subject import Subject
 from zimage.core.assets import asset, read_asset
 from zimage.core.folder import write_whole
+from zimage.core.losses import read_losses
 from zimage.core.section import Section
 from zimage.core.svg_charts import Group, Point, curve, strips, whiskers
 from zimage.evaluation.figures import by_prompt
@@ -442,14 +442,6 @@ def _loss(path: Path) -> str | None:
     """Return the loss curve, or None where training left none."""
     losses = read_losses(path)
     return curve([step for step, _ in losses], [loss for _, loss in losses], "loss by step") if losses else None
-
-
-def read_losses(path: Path) -> list[tuple[float, float]]:
-    """Return the steps of a training with their losses, from its loss.csv; none where there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [(float(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
 
 
 def _versions() -> dict[str, str]:
