@@ -111,8 +111,13 @@ class Watch:
             with get_client(sync_client=True) as client:
                 for run in _runs(client, FLOWS, WORKS):
                     end_if_lost(client, run, self._silence)
+                now = _server_time(client)
+                # A crash may be reported once more, which would end the next attempt.
+                ended = FlowRunFilterEndTime(
+                    after_=now - GOES_ON_WITHIN, before_=now - datetime.timedelta(seconds=CRASH_SETTLES_S)
+                )
                 for flow in GOES_ON:
-                    for run in _runs(client, [flow], {StateType.CRASHED}, ended_after=_now() - GOES_ON_WITHIN):
+                    for run in _runs(client, [flow], {StateType.CRASHED}, ended=ended):
                         _go_on(client, flow, run)
         except SERVER_ERRORS as error:
             logger.warning("The Prefect server does not answer; looking again: %s", error)
@@ -158,12 +163,9 @@ def _go_on(client: SyncPrefectClient, flow: str, run: FlowRun) -> None:
     """Start a crashed run again as the same run, or give it up where it was lost too often.
 
     Left alone are runs that no worker would take, parts of a run, which starts them again itself, and runs that a newer
-    one of the same subject has followed; and for CRASH_SETTLES_S those whose crash may be reported once more, which
-    would end the next attempt.
+    one of the same subject has followed.
     """
     assert run.state is not None
-    if (_server_time(client) - run.state.timestamp).total_seconds() < CRASH_SETTLES_S:
-        return
     if run.deployment_id is None or run.parent_task_run_id is not None or _is_followed(client, flow, run):
         return
     lost, never_began = crashes(client.read_flow_run_states(run.id))
@@ -211,12 +213,12 @@ def _runs(
     flows: list[str],
     states: set[StateType] | frozenset[StateType],
     *,
-    ended_after: datetime.datetime | None = None,
+    ended: FlowRunFilterEndTime | None = None,
 ) -> Iterator[FlowRun]:
     of = FlowFilter(name=FlowFilterName(any_=flows))
     wanted = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=sorted(states))),
-        end_time=FlowRunFilterEndTime(after_=ended_after) if ended_after else None,
+        end_time=ended,
     )
     found: list[FlowRun] = []
     while page := client.read_flow_runs(flow_filter=of, flow_run_filter=wanted, limit=PAGE, offset=len(found)):
