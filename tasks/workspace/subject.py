@@ -310,7 +310,7 @@ def write_choices(folder: Path, chosen: Choices) -> None:
     before = read_params(path).get("values") if path.is_file() else None
     if isinstance(before, Mapping) and (new := sorted(set(MOVED.values()) & renamed(before).keys() - before.keys())):
         logger.warning("%s: values of 0.1 are called %s now; no result depends on them", path, ", ".join(new))
-    write_changed(folder / "subject.yaml", dump(chosen.model_dump()))
+    write_changed(path, dump(chosen.model_dump()))
 
 
 def _chosen(before: Choices, base: Base | None, preset: str, values: Mapping[str, Any]) -> Choices:

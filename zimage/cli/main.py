@@ -168,7 +168,7 @@ def _check_consent(stage: str, path: Path) -> None:
     from zimage.consent import read_consent
     from zimage.permission import require_for, today
 
-    if path.is_file():  # a machine of a pool has none: there the leg has asked what was handed over
+    if path.is_file():  # a machine of a pool has none: there the phase has asked what was handed over
         require_for([stage], read_consent(path), today())
 
 

@@ -39,7 +39,7 @@ class EngineParams(Section):
     min_score: float
     """Detector score from which a face counts; yunet-sface 0.6, dlib 0.0, insightface 0.5."""
     max_distance: float = Field(gt=0)
-    """Same person up to this; yunet-sface: 1 - cosine 0.55; dlib: L2 0.6; insightface: 1 - cosine 0.6."""
+    """Same person up to this; yunet-sface: 1 - cosine 0.637; dlib: L2 0.6; insightface: 1 - cosine 0.6."""
 
 
 @dataclass(frozen=True)

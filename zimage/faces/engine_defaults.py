@@ -4,13 +4,12 @@ from pathlib import Path
 
 from zimage.faces.engine import PACKS, EngineParams
 
-YUNET_SFACE, DLIB = "yunet-sface", "dlib"
 # Scores of the detectors, and distances of the recognisers, mean different things: see params.yaml.
 YUNET_SFACE_PARAMS = EngineParams(name="yunet-sface", pack=None, identity=None, min_score=0.6, max_distance=0.637)
 DLIB_PARAMS = EngineParams(name="dlib", pack=None, identity=None, min_score=0.0, max_distance=0.6)
 EMBEDDED = {params.name: params for params in (YUNET_SFACE_PARAMS, DLIB_PARAMS)}
 # Beside each embedded engine the one that shares neither code nor weights with it.
-OTHER_EMBEDDED = {YUNET_SFACE: DLIB_PARAMS, DLIB: YUNET_SFACE_PARAMS}
+OTHER_EMBEDDED = {YUNET_SFACE_PARAMS.name: DLIB_PARAMS, DLIB_PARAMS.name: YUNET_SFACE_PARAMS}
 INSIGHTFACE_MIN_SCORE = 0.5
 INSIGHTFACE_MAX_DISTANCE = 0.6  # 1 - cosine
 

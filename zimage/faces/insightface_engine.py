@@ -107,7 +107,7 @@ class InsightfaceEngine:
         recogniser = self.app.models["recognition"]
         chips = [chip(image_rgb, point, "centres", self.info.aligned_px)[:, :, ::-1] for point in points]
         if isinstance(recogniser.input_shape[0], int):
-            return np.concatenate([recogniser.get_feat([chip]) for chip in chips])
+            return np.concatenate([recogniser.get_feat([each]) for each in chips])
         return np.asarray(recogniser.get_feat(chips), np.float32)
 
     def _face(

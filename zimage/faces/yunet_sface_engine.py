@@ -45,7 +45,7 @@ CHIP_PX = 112  # side of the aligned face that SFace sees
 class _Found:
     """Faces in px of the searched picture, strongest first.
 
-    Attributes:
+    Args:
         boxes_xywh: (N, 4): left, top, width and height.
         points_xy: (N, 5, 2); see `PointsKind`, "centres".
         scores: (N,), 0 to 1.
