@@ -85,7 +85,7 @@ PARENT_LOST = 3  # how often a run of GOES_ON goes on after its worker was lost
 NEVER_BEGAN = 10
 CRASH_SETTLES_S = 20  # Prefect's process worker reports one exit of a run's process twice, some seconds apart (3.9.1)
 HEARTBEAT_S = 30  # the least that Prefect takes
-LOST_AFTER_S = 90  # three heartbeats
+LOST_AFTER_S = 90  # three heartbeats: one that is sent as the server dies arrives with the next one
 # From when a worker has taken a run to when it begins. A process takes seconds; a job may wait for a machine.
 PENDING_S = {"process": 600, "other": 24 * HOUR_S}
 DEAD_AFTER = datetime.timedelta(hours=1)  # a silence that a watch would not have let pass

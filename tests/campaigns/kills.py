@@ -344,7 +344,7 @@ def main() -> int:
         "PYTHONPATH": str(PROJECT),
         "ZIMAGE_STORE": str(folder / "store"),
         "ZIMAGE_WORKSPACES": str(folder / "workspaces"),
-        "ZIMAGE_LOST_AFTER_S": "45",  # heartbeats come every 30 s
+        "ZIMAGE_LOST_AFTER_S": "75",  # every 30 s; one sent as the server dies comes with the next
         "ZIMAGE_PENDING_S": "60",
         "ZIMAGE_AT_ONCE": str(given.subjects),
         "OMP_NUM_THREADS": "1",
