@@ -68,6 +68,7 @@ SMALL = {
     "ingest.min_photos": 6,
     "detect.quality.min_image_px": 160,  # as the photos of the demo are
     "detect.split.min_train": 4,
+    "detect.duplicates.same_shot": "null",
     "detect.crops.side_px": 64,
     "evaluate.suite": "$PWD/suite.yaml",
     "evaluate.sampling.side_px": 64,

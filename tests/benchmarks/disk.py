@@ -92,6 +92,7 @@ def main() -> None:
         album = blocks(place / "album")
         settings = Settings(PROJECT, place / "workspaces", str(place / "store"))
         values = {"subject.class_noun": "woman", "ingest.min_photos": 1, "detect.split.min_train": 2}
+        values["detect.duplicates.same_shot"] = None  # views of one portrait
         consent = str(agreed(place, "ada"))
         workspace = set_up(settings, "ada", photos=str(place / "album"), consent=consent, values=values)
         track(workspace, ["data/photos", "data/consent.yaml"])

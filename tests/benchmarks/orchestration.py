@@ -54,7 +54,7 @@ def personalize(workspaces: Path, photos: Path, subject: str) -> float:
     """Return the seconds of the flow, with a server of its own."""
     consent = agreed(workspaces, subject)
     options = ["--subject", subject, "--photos", str(photos), "--consent", str(consent), "--preset", PRESET]
-    options += ["--class-noun", "woman"]
+    options += ["--class-noun", "woman", "--set", "detect.duplicates.same_shot=null"]  # views of one portrait
     return run(PROJECT, workspaces, sys.executable, "-m", "flows", "personalize", *options)
 
 

@@ -6,7 +6,7 @@ ROW = ManifestRow(
     detail="It is a text.",
     override=None, engine_id="dlib", width=None, height=None, faces=[], subject_face=None, attempt=None, distance=None,
     face_side_px=None, sharpness=None, face_luma=None, clipped=None, occlusion=None, yaw_deg=None, roll_deg=None,
-    quality=None, dhash=None, burst=None, duplicate_of=None, aligned=None, crops=[],
+    quality=None, dhash=None, burst=None, shot=None, session=None, duplicate_of=None, aligned=None, crops=[],
 )  # fmt: skip
 
 

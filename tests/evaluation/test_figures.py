@@ -62,7 +62,7 @@ def picture(
 
 def figures_of(**evidence: object) -> Figures:
     of_nothing = {"lora": [], "base": [], "leaks": [], "base_leaks": [], "variety": {}, "base_variety": {}}
-    all_of_it = Evidence(**{**of_nothing, **evidence}, ceiling=CEILING)  # type: ignore[arg-type]
+    all_of_it = Evidence(**{**of_nothing, **evidence}, ceiling=CEILING, sessions=["shared", "apart", "unknown", None])  # type: ignore[arg-type]
     return figures(all_of_it, copy_correlation=0.95, resamples=1000, generator=np.random.default_rng(0))
 
 

@@ -16,7 +16,7 @@ HIGH = {rule.name for rule in RULES if rule.name.endswith("_min")}
 
 
 def figures(**changes: Estimate) -> Figures:
-    at_most = {"clip_drop", "copied", "nearest_share", "leak_rise"}
+    at_most = {"clip_drop", "copied", "nearest_share", "leak_rise", "shared_session"}
     values = {field.name: BAD if field.name in at_most else GOOD for field in fields(Figures) if field.name != "leaks"}
     return Figures(**{**values, **changes}, leaks={})
 
@@ -59,6 +59,16 @@ def test_a_rule_that_could_not_be_measured_is_never_a_pass() -> None:
     assert (judgement.verdict, "prompt following" in judgement.why) == ("provisional", True)
 
 
+def test_held_out_photos_of_a_session_that_was_trained_on_make_a_pass_provisional_and_say_why() -> None:
+    within = figures(shared_session=Estimate(1.0, None, None, 3))
+    judgement = judge(within, LIMITS, embedded=False)
+    assert judgement.verdict == "provisional"
+    assert "Of the held-out photos 3 of 3 are from a session that was also trained on" in judgement.why
+    assert judge(replace(within, face_found=BAD), LIMITS, embedded=False).verdict == "fail"
+    off = judge(within, LIMITS.model_copy(update={"shared_session_max": None}), embedded=False)
+    assert off.verdict == "pass" and "a session that was also trained on (3 of 3)" in off.why
+
+
 def test_a_limit_of_null_leaves_the_rule_out() -> None:
     without = LIMITS.model_copy(update={"copy_rate_max": None})
     judgement = judge(replace(figures(), copied=GOOD), without, embedded=False)
@@ -72,25 +82,28 @@ def test_rules_that_are_off_are_counted_and_those_that_would_not_hold_are_named(
     three = Estimate(1.0, 0.4, 1.0, 3)
     not_measured = Estimate(None, None, None, 0)
     found = figures(copied=Estimate(23 / 48, 0.3, 0.6, 48), leak_rise=three, clip_drop=not_measured, nearest_share=BAD)
+    found = replace(found, shared_session=Estimate(0.0, None, None, 4))
 
     why = judge(found, USUAL.model_copy(update=off), embedded=False).why
 
     assert why == (
-        "All 7 rules that apply here hold. Of the 3 rules that are off, 2 would not hold: copies of training photos "
+        "All 8 rules that apply here hold. Of the 3 rules that are off, 2 would not hold: copies of training photos "
         "(47.9 %); the subject appears uncalled, above the base model (3 of 3)."
     )
 
 
 def test_with_the_usual_limits_all_rules_hold_and_nothing_else_is_said() -> None:
     none = Estimate(0.0, 0.0, 0.0, 48)
-    found = figures(copied=none, leak_rise=none, clip_drop=none, nearest_share=none)
+    found = figures(copied=none, leak_rise=none, clip_drop=none, nearest_share=none, shared_session=none)
     assert judge(found, USUAL, embedded=False).why == "All rules hold."
 
 
 @pytest.mark.parametrize(("limit", "verdict"), [(0.3, "provisional"), (0.95, "fail")])
 def test_a_changed_limit_is_named_with_the_usual_one_whatever_the_verdict_is(limit: float, verdict: str) -> None:
     changed = USUAL.model_copy(update={"same_person_rate_min": limit, "copy_rate_max": 0.2, "leak_rise_max": 0.2})
-    judgement = judge(figures(clip_drop=Estimate(0.0, 0, 0, 9)), changed, embedded=True)
+    judgement = judge(
+        figures(clip_drop=Estimate(0.0, 0, 0, 9), shared_session=Estimate(0.0, None, None, 4)), changed, embedded=True
+    )
 
     assert judgement.verdict == verdict
     named = f"same person, of all pictures at least {100 * limit:g} % (usually 70 %)"

@@ -69,6 +69,7 @@ def judged(
         variety=by_pair(pictures),
         base_variety=by_pair(strangers),
         ceiling=judge_of.targets.ceiling(),
+        sessions=[],
     )
     found = figures(evidence, copy_correlation=0.95, resamples=500, generator=np.random.default_rng(0))
     return found, judge(found, GATE, embedded=True)

@@ -34,6 +34,7 @@ SMALL = {
     "subject.class_noun": "woman",
     "ingest.min_photos": 6,
     "detect.split.min_train": 4,
+    "detect.duplicates.same_shot": None,
     "detect.crops.side_px": 64,
     "train.steps": NUM_CHECKPOINTS * EVERY,
     "train.batch": 2,

@@ -55,6 +55,7 @@ SMALL = {
     "subject.class_noun": "woman",
     "ingest.min_photos": 6,
     "detect.split.min_train": 4,
+    "detect.duplicates.same_shot": None,
     "detect.crops.side_px": 64,
     "train.steps": 4,
     "train.batch": 2,

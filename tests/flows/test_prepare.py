@@ -30,7 +30,12 @@ from zimage.photos.rows import ManifestRow, PhotoRow
 
 NUM_PHOTOS = 9
 WOMAN = ["--class-noun", "woman"]
-SMALL = {"ingest.min_photos": 6, "detect.split.min_train": 4, "detect.crops.side_px": 64}
+SMALL = {
+    "ingest.min_photos": 6,
+    "detect.split.min_train": 4,
+    "detect.duplicates.same_shot": None,
+    "detect.crops.side_px": 64,
+}
 
 
 @pytest.fixture(autouse=True)

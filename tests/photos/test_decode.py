@@ -92,6 +92,20 @@ def test_a_capture_time_that_is_none_is_left_out(time: str) -> None:
     assert decoded(encoded(photo(), "JPEG", exif=exif), LIMITS).taken_s is None
 
 
+@pytest.mark.parametrize("day", ["1970:01:01", "1980:01:01", "2000:01:01"])
+def test_a_clock_that_nobody_set_tells_no_time(day: str) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = f"{day} 00:14:09"
+    assert decoded(encoded(photo(), "JPEG", exif=exif), LIMITS).taken_s is None
+
+
+def test_when_a_file_was_written_or_a_print_scanned_is_not_when_it_was_taken() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.DateTime] = "2026:05:04 10:30:00"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeDigitized] = "2026:05:04 10:30:00"
+    assert decoded(encoded(photo(), "JPEG", exif=exif), LIMITS).taken_s is None
+
+
 def wide_gamut_profile() -> bytes:
     """Return an ICC profile with Display P3's primaries (D50-adapted, SMPTE EG 432-1) and a gamma of 2.2."""
     colorants = {

@@ -1,20 +1,23 @@
+import datetime
 import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib import cbook
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from skimage import data
 
 from zimage.core.errors import InputError
 from zimage.core.jsonl import read_rows
-from zimage.demo import make_demo_photos, other_people
+from zimage.demo import jpeg, make_demo_photos, other_people, planned_views, taken
 from zimage.faces.engine_defaults import YUNET_SFACE_PARAMS
 from zimage.photos.rows import CropRow, ManifestRow
 from zimage.stages.detect import DetectParams, detect
@@ -35,7 +38,7 @@ VALUES: dict[str, Any] = {
         "max_luma": 0.88,
         "max_yaw_deg": 60.0,
     },
-    "duplicates": {"burst_gap_s": 30.0, "same_bits": 6, "same_face": 0.2},
+    "duplicates": {"burst_gap_s": 30.0, "same_bits": 6, "same_face": 0.2, "same_shot": None},
     "split": {"holdout_share": 0.18, "min_holdout": 3, "min_train": 8, "max_train": 60, "seed": 1},
     "crops": {
         "side_px": 128,
@@ -322,6 +325,95 @@ def test_two_people_equally_often_are_a_question_that_references_answer(tmp_path
     rows = workspace.manifest()
     assert {row.reason for name, row in rows.items() if name.startswith("him")} == {"wrong_person"}
     assert all(row.reason != "wrong_person" for name, row in rows.items() if name.startswith("her"))
+
+
+def one_after_the_other(workspace: Workspace, count: int, gap_s: int) -> None:
+    """Save views of the portrait, taken `gap_s` apart by the camera's clock."""
+    rng = np.random.default_rng(3)
+    portrait, when = np.asarray(data.astronaut(), np.uint8), datetime.datetime(2026, 5, 4, 10, 30)
+    for number, plan in enumerate(planned_views(rng)[:count]):
+        at = when + datetime.timedelta(seconds=gap_s * number)
+        (workspace.photos / f"IMG_{number:02}.jpg").write_bytes(jpeg(taken(portrait, plan, rng), 92, at))
+
+
+def test_one_session_is_divided_at_its_end_and_that_is_said(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "session")
+    one_after_the_other(workspace, 14, gap_s=10)
+    workspace.run()
+    rows = workspace.manifest()
+    held = {name: row for name, row in rows.items() if row.decision == "holdout"}
+    assert len(held) == 3 and sum(row.decision == "train" for row in rows.values()) >= 8
+    assert {row.session for row in held.values()} == {"shared"}
+    assert all("session that is also trained on" in row.detail for row in held.values())
+    assert min(held) > max(name for name, row in rows.items() if row.decision == "train")
+    metrics = json.loads((workspace.out / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["holdout_sessions"] == {"apart": 0, "shared": 3, "unknown": 0}
+    assert {crop.session for crop in workspace.crops() if crop.split == "holdout"} == {"shared"}
+
+
+def test_scans_that_carry_only_the_time_of_their_file_are_split_like_photos_without_a_time(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "scans")
+    rng = np.random.default_rng(3)
+    exif = Image.Exif()
+    exif[ExifTags.Base.DateTime] = "2026:05:04 10:30:00"
+    for number, plan in enumerate(planned_views(rng)[:14]):
+        scan = Image.fromarray(taken(np.asarray(data.astronaut(), np.uint8), plan, rng))
+        scan.save(workspace.photos / f"{number:02}.jpg", quality=92, exif=exif)
+    workspace.run()
+    rows = workspace.manifest().values()
+    assert {row.session for row in rows if row.decision == "holdout"} == {"unknown"}
+    assert sum(row.decision == "holdout" for row in rows) == 3
+    assert sum(row.decision == "train" for row in rows) >= 9
+
+
+def people() -> list[Picture]:
+    """Return photos of eight people, which an engine that tells nobody apart takes for eight shots of one."""
+    group = np.asarray(cv2.resize(other_people(), None, fx=2.0, fy=2.0, interpolation=cv2.INTER_CUBIC), np.uint8)
+    centres = [(515, 362), (118, 336), (786, 418), (1166, 336), (936, 141), (319, 223)]  # of the group, by dlib
+    boxes = [(max(0, 2 * x - 200), max(0, 2 * y - 220)) for x, y in centres]
+    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as image:
+        grace = np.asarray(image.convert("RGB"))
+    crops = [group[top : top + 420, left : left + 400] for left, top in boxes]
+    return [*crops, np.asarray(data.astronaut(), np.uint8)[:330, 60:400], grace]
+
+
+COPIES: dict[str, Callable[[Picture], Picture]] = {
+    "mirrored": lambda one: one[:, ::-1],
+    "grey": lambda one: np.repeat(cv2.cvtColor(one, cv2.COLOR_RGB2GRAY)[:, :, None], 3, 2),
+    "smaller": lambda one: np.asarray(cv2.resize(one, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA), np.uint8),
+    "cropped": lambda one: one[len(one) // 20 : -len(one) // 16, one.shape[1] // 20 : -one.shape[1] // 20],
+    "screenshot": lambda one: cv2.copyMakeBorder(one, 160, 200, 9, 9, cv2.BORDER_CONSTANT, value=(24, 24, 24)),
+}
+ANYBODY = {"engine": {"max_distance": 2.0}, "split": {"min_train": 3, "min_holdout": 2, "holdout_share": 0.3}}
+
+
+def test_no_copy_of_a_held_out_photo_is_trained_on(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "copies")
+    for number, person in enumerate(people()):
+        workspace.save(f"{number}_original.png", np.ascontiguousarray(person))
+        for name, change in COPIES.items():
+            workspace.save(f"{number}_{name}.png", np.ascontiguousarray(change(np.ascontiguousarray(person))))
+    workspace.run(**ANYBODY, duplicates={"same_shot": 0.97, "same_face": 0.05})
+    rows = workspace.manifest()
+    train, held = (
+        {name[0] for name, row in rows.items() if row.decision == decision} for decision in ("train", "holdout")
+    )
+    assert len(train) + len(held) == 8 and len(held) >= 2
+    assert train.isdisjoint(held)
+    shots = {(name[0], row.shot) for name, row in rows.items() if row.shot is not None}
+    assert len(shots) == 8, "each person is one shot, with all copies"
+
+
+def test_of_a_colour_photo_and_its_grey_copy_saved_larger_the_colour_photo_is_kept(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "grey")
+    one_after_the_other(workspace, 13, gap_s=86_400)
+    for number in (1, 3, 6):
+        with Image.open(workspace.photos / f"IMG_{number:02}.jpg") as image:
+            image.convert("L").convert("RGB").save(workspace.photos / f"IMG_{number:02}_bw.jpg", quality=98)
+    workspace.run(split={"min_train": 3})
+    rows = workspace.manifest()
+    assert all(rows[f"IMG_{number:02}_bw.jpg"].reason == "near_duplicate" for number in (1, 3, 6))
+    assert all(rows[f"IMG_{number:02}.jpg"].decision in {"train", "holdout"} for number in (1, 3, 6))
 
 
 def test_no_face_in_any_photo_is_one_sentence(tmp_path: Path) -> None:

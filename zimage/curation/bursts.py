@@ -1,6 +1,11 @@
-"""Group photos of one moment, thin out near duplicates, and keep each group on one side of the split."""
+"""Group photos by shot and by session, and thin out near duplicates.
+
+A shot is one press of the button with all its copies, and is never on both sides of the split. A burst is what was taken
+in one go; it is on one side as long as there are photos from other occasions for the other.
+"""
 
 import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,6 +28,8 @@ class DuplicateParams(Section):
     """Bits of 64 in which the hashes of two equal pictures may differ."""
     same_face: Annotated[float, Field(ge=0, le=1)]
     """Share of the engine's threshold within which two equal faces lie."""
+    same_shot: Annotated[float, Field(gt=0.8, le=1)] | None = 0.97
+    """Correlation of two registered faces from which the photos are one shot; null compares whole pictures only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +41,7 @@ class Moment:
         taken_at: In s; None where the file does not say.
         dhash: See zimage.faces.quality.dhash.
         embedding: Of the subject's face, (D,).
+        in_colour: False where the photo is black and white.
         quality: Higher is better.
         size_bytes: Of the file; of two equally good photos the larger file lost less.
     """
@@ -44,6 +52,7 @@ class Moment:
     embedding: NDArray[np.float32]
     quality: float
     size_bytes: int
+    in_colour: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,36 +63,59 @@ class Sameness:
         bits: Most of the 64 bits of the pictures' hashes that differ.
         face: Largest distance of the faces, in `metric`.
         metric: Of the engine that found the faces.
+        copies: Pairs of photos, by short hash, whose faces are one shot (see zimage.curation.same_shot).
     """
 
     bits: int
     face: float
     metric: Metric
+    copies: frozenset[frozenset[str]] = frozenset()
+
+    def one_shot(self, one: Moment, other: Moment) -> bool:
+        """Return whether two photos are copies of one shot, or so alike that it makes no difference."""
+        if frozenset((one.photo, other.photo)) in self.copies:
+            return True
+        differing = min((one.dhash ^ hashed).bit_count() for hashed in (other.dhash, mirrored(other.dhash)))
+        return differing <= self.bits
 
     def holds(self, one: Moment, other: Moment) -> bool:
         """Return whether two photos are near duplicates."""
-        if (one.dhash ^ other.dhash).bit_count() > self.bits:
+        if not self.one_shot(one, other):
             return False
         return float(between(one.embedding[None], other.embedding[None], self.metric)[0, 0]) <= self.face
 
 
-def bursts(moments: list[Moment], *, gap_s: float, same_bits: int) -> list[int]:
+def mirrored(dhash: int) -> int:
+    """Return the hash (see zimage.faces.quality.dhash) of the mirrored picture, but for places of equal brightness."""
+    rows = ((dhash >> shift) & 0xFF for shift in range(0, 64, 8))
+    return sum((int(f"{row:08b}"[::-1], 2) ^ 0xFF) << shift for row, shift in zip(rows, range(0, 64, 8), strict=True))
+
+
+def shots(moments: list[Moment], same: Sameness) -> list[int]:
+    """Return the number of each photo's shot, counted from 0 in the order in which shots first appear."""
+    place = {moment.photo: i for i, moment in enumerate(moments)}
+    copies = ((place[one], place[other]) for one, other in map(sorted, same.copies))
+    return _numbered(len(moments), itertools.chain(copies, _alike([moment.dhash for moment in moments], same.bits)))
+
+
+def _alike(hashes: list[int], bits: int) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of pictures whose hashes, also mirrored, differ in at most `bits`."""
+    plain, flipped = (np.array(each, np.uint64) for each in (hashes, [mirrored(each) for each in hashes]))
+    for i, one in enumerate(plain):
+        differing = np.minimum(np.bitwise_count(plain[:i] ^ one), np.bitwise_count(flipped[:i] ^ one))
+        yield from ((int(j), i) for j in np.flatnonzero(differing <= bits))
+
+
+def bursts(moments: list[Moment], shot_of: list[int], *, gap_s: float) -> list[int]:
     """Return the number of each photo's burst, counted from 0 in the order in which bursts first appear.
 
-    A burst is what was taken without a pause of more than `gap_s`, or looks the same at any time: copies of one
-    picture must not sit on both sides of a split because one of them lost its date.
+    A burst is what was taken without a pause of more than `gap_s`, and all copies of that, whenever they were made:
+    copies must not sit on both sides of a split because one of them lost its date.
     """
-    parent = list(range(len(moments)))
     timed = sorted((m.taken_at, i) for i, m in enumerate(moments) if m.taken_at is not None)
-    for (earlier, i), (later, j) in itertools.pairwise(timed):
-        if later - earlier <= gap_s:
-            _join(parent, i, j)
-    for i, one in enumerate(moments):
-        for j, other in enumerate(moments[:i]):
-            if (one.dhash ^ other.dhash).bit_count() <= same_bits:
-                _join(parent, i, j)
-    numbers: dict[int, int] = {}
-    return [numbers.setdefault(_root(parent, i), len(numbers)) for i in range(len(moments))]
+    in_one_go = ((i, j) for (earlier, i), (later, j) in itertools.pairwise(timed) if later - earlier <= gap_s)
+    first = {shot: i for i, shot in reversed(list(enumerate(shot_of)))}
+    return _numbered(len(moments), itertools.chain(in_one_go, ((first[shot], i) for i, shot in enumerate(shot_of))))
 
 
 def near_duplicates(moments: list[Moment], burst_of: list[int], same: Sameness) -> dict[str, str]:
@@ -100,8 +132,18 @@ def near_duplicates(moments: list[Moment], burst_of: list[int], same: Sameness) 
     return stands_for
 
 
-def _rank(moment: Moment) -> tuple[float, int, str]:
-    return -round(moment.quality / STEP), -moment.size_bytes, moment.photo
+def _rank(moment: Moment) -> tuple[bool, float, int, str]:
+    return not moment.in_colour, -round(moment.quality / STEP), -moment.size_bytes, moment.photo
+
+
+def _numbered(count: int, joined: Iterable[tuple[int, int]]) -> list[int]:
+    """Return the number of the group of each of `count` places, in the order in which groups first appear."""
+    parent = list(range(count))
+    for i, j in joined:
+        first, second = sorted((_root(parent, i), _root(parent, j)))
+        parent[second] = first
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(_root(parent, i), len(numbers)) for i in range(count)]
 
 
 def _root(parent: list[int], i: int) -> int:
@@ -109,8 +151,3 @@ def _root(parent: list[int], i: int) -> int:
         parent[i] = parent[parent[i]]
         i = parent[i]
     return i
-
-
-def _join(parent: list[int], i: int, j: int) -> None:
-    first, second = sorted((_root(parent, i), _root(parent, j)))
-    parent[second] = first

@@ -11,20 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zimage.core.errors import InputError
-from zimage.curation.bursts import DuplicateParams, Moment, Sameness, bursts, near_duplicates
+from zimage.curation.bursts import DuplicateParams, Moment, Sameness, bursts, near_duplicates, shots
 from zimage.curation.crops import CropParams, head_plan, plans
 from zimage.curation.overrides import Override
 from zimage.curation.photo_decision import PhotoDecision
 from zimage.curation.quality_limits import QualityParams, faults
+from zimage.curation.same_shot import same_shots
 from zimage.curation.split import Candidate, SplitParams, held_out
 from zimage.curation.subject_match import Match, SubjectParams, centroid, clusters, is_dominant, match, rivals
 from zimage.faces.engine import EngineInfo
 from zimage.faces.observation import Observation
 from zimage.faces.quality import score, unlikeness, usual_texture
-from zimage.photos.rows import PhotoRow
+from zimage.photos.rows import PhotoRow, Session
 
 EXAMPLES_NAMED = 3
 USUAL_FROM, USUAL_YAW_DEG = 5, 25.0  # faces from which a usual face is known, and how far they may be turned
+GREY = 0.02  # chroma below which a photo is black and white; toned prints have more
+SHARED = "It is from a session that is also trained on, so a score against it says little about other days."
 WELL_DEG = 40.0  # lora-dataset-studio scores faces up to this yaw: frontal and three-quarter
 
 
@@ -205,17 +208,33 @@ def _thin_out(cases: list[PhotoDecision], info: EngineInfo, params: DuplicatePar
             embedding=case.subject.embedding,
             quality=(case.quality or 0.0) + case.insisted,  # what a human insists on stands for others
             size_bytes=case.row.size_bytes,
+            in_colour=case.insisted or case.seen is None or case.seen.chroma >= GREY,
         )
         for case in standing
     ]
-    numbers = bursts(moments, gap_s=params.burst_gap_s, same_bits=params.same_bits)
-    same = Sameness(params.same_bits, params.same_face * info.threshold, info.metric)
-    stands_for = near_duplicates(moments, numbers, same)
+    same = Sameness(params.same_bits, params.same_face * info.threshold, info.metric, _copies(standing, info, params))
+    shot_of = shots(moments, same)
+    burst_of = bursts(moments, shot_of, gap_s=params.burst_gap_s)
+    stands_for = near_duplicates(moments, burst_of, same)
     names = {case.row.photo: case.row.name for case in standing}
-    for case, number in zip(standing, numbers, strict=True):
-        case.burst, case.duplicate_of = number, stands_for.get(case.row.photo)
+    for case, shot, burst in zip(standing, shot_of, burst_of, strict=True):
+        case.shot, case.burst, case.duplicate_of = shot, burst, stands_for.get(case.row.photo)
         if case.duplicate_of is not None:
             case.end("reject", "near_duplicate", f"It shows the same as {names[case.duplicate_of]}, which is better.")
+
+
+def _copies(standing: Sequence[PhotoDecision], info: EngineInfo, params: DuplicateParams) -> frozenset[frozenset[str]]:
+    """Return the pairs of photos, by short hash, whose faces are copies of one shot."""
+    if params.same_shot is None or not standing:
+        return frozenset()
+    pairs = same_shots(
+        [case.subject for case in standing],
+        np.stack([case.subject.embedding for case in standing]),
+        correlation=params.same_shot,
+        threshold=info.threshold,
+        metric=info.metric,
+    )
+    return frozenset(frozenset((standing[i].row.photo, standing[j].row.photo)) for i, j in pairs)
 
 
 def _split(cases: list[PhotoDecision], params: SplitParams) -> None:
@@ -224,23 +243,41 @@ def _split(cases: list[PhotoDecision], params: SplitParams) -> None:
         Candidate(
             photo=case.row.photo,
             burst=case.burst if case.burst is not None else -1,
+            shot=case.shot if case.shot is not None else -1,
+            taken_at=case.row.taken_at,
             shows_well=abs(case.subject.measured.yaw_deg or 0) <= WELL_DEG,
             forced=case.override is not None and case.override.decision == "holdout",
         )
         for case in standing
     ]
-    held = held_out(candidates, share=params.holdout_share, at_least=params.min_holdout, seed=params.seed)
+    held = held_out(
+        candidates,
+        share=params.holdout_share,
+        at_least=params.min_holdout,
+        min_train=params.min_train,
+        seed=params.seed,
+    )
     training = [case for case in standing if case.row.photo not in held]
-    if len(training) < params.min_train:
+    if len(training) < params.min_train or not held:
         raise InputError(_too_few(cases, len(training), len(held), params))
     for case in standing:
         if case.row.photo in held:
             case.decision, case.reason = "holdout", "override" if _wants(case, "holdout") else "holdout"
+            case.session = _session(case, training)
+            if case.session == "shared":
+                case.detail = f"{case.detail} {SHARED}".strip()
         elif _wants(case, "keep"):
             case.reason = "override"
     surplus = sorted(training, key=lambda case: (-case.insisted, -(case.quality or 0)))[params.max_train :]
     for case in surplus:
         case.end("reject", "surplus", f"{params.max_train} better photos are trained on.")
+
+
+def _session(case: PhotoDecision, training: Sequence[PhotoDecision]) -> Session:
+    """Return how far a held-out photo's session is from those that are trained on."""
+    if any(case.burst == other.burst for other in training):
+        return "shared"
+    return "unknown" if case.row.taken_at is None else "apart"
 
 
 def _wants(case: PhotoDecision, choice: str) -> bool:
@@ -253,8 +290,13 @@ def _too_few(cases: list[PhotoDecision], training: int, held: int, params: Split
         if not case.open:
             against[case.reason] = against.get(case.reason, 0) + 1
     told = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(against.items()))
+    against_them = f" (against the others: {told})" if told else ""
+    if training >= params.min_train:
+        return (
+            f"The {training} photos that passed, of {len(cases)}, are copies of one shot{against_them}, so none can be "
+            "held out to score against; add photos of the person from other occasions."
+        )
     return (
         f"Of {len(cases)} photos only {training} are left for training beside {held} held out, and "
-        f"split.min_train asks for {params.min_train}{f' (against the others: {told})' if told else ''}; "
-        "add photos of the person from other occasions."
+        f"split.min_train asks for {params.min_train}{against_them}; add photos of the person from other occasions."
     )

@@ -37,6 +37,8 @@ def manifest_row(case: PhotoDecision, crops: Sequence[CropRow], info: EngineInfo
         quality=case.quality,
         dhash=f"{case.seen.dhash:016x}" if case.seen else None,
         burst=case.burst,
+        shot=case.shot,
+        session=case.session,
         duplicate_of=case.duplicate_of,
         aligned=f"aligned/{case.row.photo}.png" if crops else None,
         crops=[crop.file for crop in crops],
@@ -68,6 +70,9 @@ def set_metrics(
         "overrides_unused": list(unused),
         "crops": dict(sorted(Counter(f"{crop.split}_{crop.kind}" for crop in crops).items())),
         "bursts": len({row.burst for row in kept}),
+        "holdout_sessions": {
+            which: sum(row.session == which for row in kept) for which in ("apart", "shared", "unknown")
+        },
         "face_px_median": _median([row.face_side_px for row in kept]),
         "sharpness_median": _median([row.sharpness for row in kept]),
         "yaw_deg_median": _median([None if row.yaw_deg is None else abs(row.yaw_deg) for row in kept]),

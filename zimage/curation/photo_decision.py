@@ -6,7 +6,7 @@ from zimage.curation.crops import Plan
 from zimage.curation.overrides import Override
 from zimage.curation.subject_match import Match
 from zimage.faces.observation import Observation, ObservedFace
-from zimage.photos.rows import Box, Decision, PhotoRow
+from zimage.photos.rows import Box, Decision, PhotoRow, Session
 
 
 @dataclass(eq=False)
@@ -22,7 +22,9 @@ class PhotoDecision:
     match: Match | None = None
     unlike: float | None = None
     quality: float | None = None
+    shot: int | None = None
     burst: int | None = None
+    session: Session | None = None
     duplicate_of: str | None = None
     plans: list[Plan] = field(default_factory=list)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from zimage.evaluation.generate.suite import Kind
 from zimage.evaluation.intervals import Estimate, bootstrap, mean, rate, rate_difference
 from zimage.evaluation.rows import PictureRow
+from zimage.photos.rows import Session
 
 UNMEASURED = Estimate(None, None, None, 0)
 
@@ -43,6 +44,7 @@ class Figures:
         base_yaw_spread_deg: As yaw_spread_deg, for the base model.
         ceiling: Mean distance of real training photos, at the pictures' size, to the held-out centroid.
         floor: Mean distance of the base model's faces.
+        shared_session: Share of the held-out photos that are from a session that was also trained on.
     """
 
     face_found: Estimate
@@ -67,6 +69,7 @@ class Figures:
     base_yaw_spread_deg: Estimate
     ceiling: Estimate
     floor: Estimate
+    shared_session: Estimate
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Evidence:
         variety: How unlike each other the pictures of each prompt are, by prompt.
         base_variety: The same for the base model.
         ceiling: Distances of real training photos to the held-out centroid.
+        sessions: Of each held-out photo, whether its session was also trained on; see zimage.photos.rows.ManifestRow.
     """
 
     lora: Sequence[PictureRow]
@@ -90,6 +94,7 @@ class Evidence:
     variety: Mapping[str, PairValues]
     base_variety: Mapping[str, PairValues]
     ceiling: NDArray[np.float32]
+    sessions: Sequence[Session | None]
 
 
 def figures(evidence: Evidence, *, copy_correlation: float, resamples: int, generator: np.random.Generator) -> Figures:
@@ -123,7 +128,13 @@ def figures(evidence: Evidence, *, copy_correlation: float, resamples: int, gene
         base_yaw_spread_deg=_spread(evidence.base),
         ceiling=Estimate(float(evidence.ceiling.mean()), None, None, len(evidence.ceiling)),
         floor=averaged(_present(base, lambda row: row.distance)),
+        shared_session=_shared_session(evidence.sessions),
     )
+
+
+def _shared_session(sessions: Sequence[Session | None]) -> Estimate:
+    shared = sum(session == "shared" for session in sessions)
+    return Estimate(shared / len(sessions), None, None, len(sessions)) if sessions else UNMEASURED
 
 
 LEAKS: tuple[Kind, ...] = ("leak_class", "leak_other", "leak_two")

@@ -36,6 +36,8 @@ class GateParams(Section):
     """How much more often than the base model's faces the subject may appear uncalled."""
     variety_ratio_min: float | None
     """Least variety within a prompt, over the base model's."""
+    shared_session_max: float | None = 0.0
+    """Largest share of held-out photos from a session that is trained on; of more the verdict is provisional."""
 
 
 USUAL = GateParams(
@@ -49,6 +51,7 @@ USUAL = GateParams(
     nearest_share_max=0.4,
     leak_rise_max=0.1,
     variety_ratio_min=0.8,
+    shared_session_max=0.0,
 )
 """The limits for a person's photos and a real model. Whoever sets others is told so wherever the verdict stands."""
 
@@ -93,6 +96,8 @@ class _Rule:
     figure: Callable[[Figures], Estimate]
     unit: Unit = "count"
     part: Literal["value", "low"] = "value"
+    weakens: bool = False
+    """Broken, it says that the other figures prove less, not that the LoRA is bad."""
 
     def holds(self, judged: float, limit: float) -> bool:
         return judged >= limit if self.name.endswith("_min") else judged <= limit
@@ -114,29 +119,49 @@ RULES = (
     _Rule("nearest_share_max", "faces nearest to one training photo", lambda f: f.nearest_share),
     _Rule("leak_rise_max", "the subject appears uncalled, above the base model", lambda f: f.leak_rise),
     _Rule("variety_ratio_min", "variety, relative to the base model", lambda f: f.variety_ratio, "share"),
+    _Rule(
+        "shared_session_max",
+        "held-out photos from a session that was also trained on",
+        lambda f: f.shared_session,
+        weakens=True,
+    ),
 )
+WEAKENING = {rule.name for rule in RULES if rule.weakens}
 
 
 def judge(figures: Figures, params: GateParams, *, embedded: bool) -> Judgement:
     """Return the verdict over all rules that have a limit; the others are measured all the same, and said to be off.
 
-    `fail` if a rule is broken; else `provisional` if the embedded engine judged, or a rule could not be measured, for
-    neither is enough to publish; else `pass`.
+    `fail` if a rule is broken; else `provisional` if the embedded engine judged, a rule could not be measured, or the
+    held-out photos are of a session that was trained on, for none of these is enough to publish; else `pass`.
     """
     rules = [_ruled(rule, figures, getattr(params, rule.name)) for rule in RULES]
-    broken = [rule.says for rule in rules if rule.verdict == "fail"]
+    broken = [rule.says for rule in rules if rule.verdict == "fail" and rule.name not in WEAKENING]
+    weak = [rule for rule in rules if rule.verdict == "fail" and rule.name in WEAKENING]
     open_rules = [rule.says for rule in rules if rule.verdict == "not measured"]
     verdict: Verdict
     if broken:
         verdict, why = "fail", f"Outside its limit: {'; '.join(broken)}."
     elif open_rules:
         verdict, why = "provisional", f"Could not be measured: {'; '.join(open_rules)}."
+    elif weak:
+        verdict, why = "provisional", "All other rules that apply here hold."
     elif embedded:
         verdict = "provisional"
         why = f"{_held(rules)}, {EMBEDDED_SCREENS}"
     else:
         verdict, why = "pass", f"{_held(rules)}."
-    return Judgement(verdict=verdict, why=" ".join([why, *_off(rules), *_changed(rules)]), rules=rules)
+    said = [why, *map(_weak, weak), *_off(rules), *_changed(rules)]
+    return Judgement(verdict=verdict, why=" ".join(said), rules=rules)
+
+
+def _weak(rule: Ruled) -> str:
+    """Return what the score is worth where held-out photos are of a session that was trained on."""
+    return (
+        f"Of the held-out photos {shown(rule.judged, rule.n, rule.unit)} are from a session that was also trained on, so "
+        "the score shows likeness within that session and says little about other days, light or clothes; add photos "
+        "from other occasions."
+    )
 
 
 def _held(rules: Sequence[Ruled]) -> str:

@@ -58,6 +58,9 @@ OF_THE_RELEASE = (
     Figure("gain", "gain over the base model (0) towards real photos (1)", "number", "gain_low_min"),
     Figure("clip_drop", "prompt following lost against the base model, by CLIP", "number", "clip_drop_max"),
     Figure("variety_ratio", "variety within a prompt, over the base model's", "number", "variety_ratio_min"),
+    Figure(
+        "shared_session", "of the held-out photos are from a session that was trained on", rule="shared_session_max"
+    ),
 )
 """What the card of a release tells as well."""
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from zimage.core.jsonl import Row
 from zimage.faces.engine import Attempt, Engine, EngineParams, Face, open_engine
 from zimage.faces.landmarks import Points
-from zimage.faces.quality import Look, dhash, look
+from zimage.faces.quality import Look, chroma, dhash, look
 from zimage.photos.cache import Cache, filled
 from zimage.photos.clean import read_clean
 from zimage.photos.pictures import Mask, Picture, fitted, fitted_size, jpeg
@@ -65,6 +65,7 @@ class Observation:
     Args:
         width, height: In px.
         dhash: See zimage.faces.quality.dhash.
+        chroma: See zimage.faces.quality.chroma; of the whole photo.
         faces: What was found.
         entry: The cache folder it was read from; its name stands for the photo's content and how it was looked at.
     """
@@ -72,6 +73,7 @@ class Observation:
     width: int
     height: int
     dhash: int
+    chroma: float
     faces: list[ObservedFace]
     entry: Path
 
@@ -90,6 +92,7 @@ class _Facts(Row):
     width: int
     height: int
     dhash: int
+    chroma: float
     faces: list[Measured]
 
 
@@ -127,7 +130,7 @@ class Observer:
         looks = [look(image_rgb, face.points_xy, self.engine.info.points_kind) for face in faces]
         measured = [_measured(face, each) for face, each in zip(faces, looks, strict=True)]
         height, width = image_rgb.shape[:2]
-        facts = _Facts(width=width, height=height, dhash=dhash(image_rgb), faces=measured)
+        facts = _Facts(width=width, height=height, dhash=dhash(image_rgb), chroma=chroma(image_rgb), faces=measured)
         (folder / THUMBNAIL).write_bytes(jpeg(fitted(image_rgb, THUMBNAIL_PX), THUMBNAIL_QUALITY))
         (folder / FACTS).write_text(facts.model_dump_json(), encoding="utf-8")
         if faces:
@@ -160,4 +163,4 @@ def read_observation(entry: Path) -> Observation:
         with np.load(entry / FACES) as arrays:
             found = zip(facts.faces, arrays["points"], arrays["embeddings"], strict=True)
             faces = [ObservedFace(*one, entry / FACES, number) for number, one in enumerate(found)]
-    return Observation(facts.width, facts.height, facts.dhash, faces, entry)
+    return Observation(facts.width, facts.height, facts.dhash, facts.chroma, faces, entry)

@@ -34,6 +34,8 @@ BYTES_A_PIXEL = 6
 BYTES_A_PIXEL_OF = {"HEIF": 10, "AVIF": 12, "WEBP": 16}
 PROGRESSIVE_BYTES_A_PIXEL = 10  # of a JPEG: its coefficients are in memory until the last scan was read
 MIN_SIDE_PX, MAX_ASPECT = 32, 10.0
+# What the clocks of cameras begin at until somebody sets them.
+UNSET_CLOCKS = frozenset(datetime.date(year, 1, 1) for year in (1970, 1980, 2000))
 # What decoders raise on damaged data. Programming mistakes of ours would hide here too, so nothing of ours runs inside.
 DECODER_FAULTS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
@@ -230,24 +232,26 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _capture_time(image: Image.Image) -> float | None:
+    """Return when the shutter was pressed, in s since 1970, or None where the file does not say that.
+
+    EXIF's DateTime is when the file was written, and DateTimeDigitized when a print was scanned: exports and scans carry
+    these alone, and all of one afternoon would be taken for one session.
+    """
     with contextlib.suppress(*DECODER_FAULTS):
-        exif = image.getexif()
-        inner = exif.get_ifd(ExifTags.IFD.Exif)
-        for tags, tag in (
-            (inner, ExifTags.Base.DateTimeOriginal),
-            (inner, ExifTags.Base.DateTimeDigitized),
-            (exif, ExifTags.Base.DateTime),
-        ):
-            seconds = _seconds(tags.get(tag), inner.get(ExifTags.Base.SubsecTimeOriginal))
-            if seconds is not None:
-                return seconds
+        inner = image.getexif().get_ifd(ExifTags.IFD.Exif)
+        return _seconds(inner.get(ExifTags.Base.DateTimeOriginal), inner.get(ExifTags.Base.SubsecTimeOriginal))
     return None
 
 
 def _seconds(when: object, fraction: object) -> float | None:
-    """Return an EXIF time such as `2024:05:04 10:30:00` in s since 1970, as if the camera stood at Greenwich."""
+    """Return an EXIF time such as `2024:05:04 10:30:00` in s since 1970, as if the camera stood at Greenwich.
+
+    None for a time at which the clock of a camera begins that nobody has set.
+    """
     with contextlib.suppress(ValueError, OverflowError):
         moment = datetime.datetime.strptime(str(when).strip("\0 "), "%Y:%m:%d %H:%M:%S")
+        if moment.date() in UNSET_CLOCKS:
+            return None
         digits = str(fraction).strip("\0 ")
         part = float(f"0.{digits}") if digits.isdecimal() else 0.0
         return moment.replace(tzinfo=datetime.UTC).timestamp() + part

@@ -7,6 +7,7 @@ from zimage.core.jsonl import Row
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 Decision = Literal["train", "holdout", "review", "reject"]
+Session = Literal["apart", "shared", "unknown"]
 
 
 class PhotoRow(Row):
@@ -92,7 +93,11 @@ class ManifestRow(Row):
     dhash: str | None
     """64-bit difference hash of the photo, hex."""
     burst: int | None
-    """Number of the burst; photos of one burst stay on one side of the split."""
+    """Number of the burst: one session, with all copies of its photos; on one side of the split where possible."""
+    shot: int | None
+    """Number of the shot: copies of one photo, which are always on one side of the split."""
+    session: Session | None
+    """Of a held-out photo: whether its burst is trained on too (shared), or nothing says when it was taken (unknown)."""
     duplicate_of: str | None
     """The photo that was kept in this one's place."""
     aligned: str | None
@@ -144,3 +149,5 @@ class CropRow(Cut):
     """`masks/<name of the crop>.png`: 8 bits, 255 on the face, soft at its edge; null where none was made."""
     burst: int
     """Number of the photo's burst."""
+    session: Session | None = None
+    """Of a held-out crop; see ManifestRow."""

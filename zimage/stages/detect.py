@@ -159,6 +159,7 @@ def _placed(cut: Cut, case: PhotoDecision, entry: Path, aside: Path) -> CropRow:
     share(entry / f"{cut.kind}-mask.png", aside / "masks" / name)
     assert case.burst is not None
     placed = {"file": f"{split}/{name}", "photo": photo, "split": split, "mask": f"masks/{name}", "burst": case.burst}
+    placed["session"] = case.session
     return CropRow.model_validate({**cut.model_dump(), **placed})
 
 

@@ -121,7 +121,7 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
         selection = CheckpointSelection(scorer, prompts, subject, params.seeds, params.sweep, params.resampling)
         outcome = selection.run(candidates)
         strangers = _impostors(scorer, params)
-        findings = _findings(outcome, scorer, strangers, train, params=params, base=base)
+        findings = _findings(outcome, scorer, strangers, train, params=params, base=base, reals=reals)
         write_results(folder, findings)
         write_report(folder, findings, reals, train / "loss.csv", params=params.report, subject=subject)
     gallery.close()
@@ -215,7 +215,14 @@ def _out_of_memory_explained(base: Base, sampling: Sampling, loras_gb: float) ->
 
 
 def _findings(
-    outcome: Selection, scorer: Scorer, strangers: Impostors | None, train: Path, *, params: EvaluateParams, base: Base
+    outcome: Selection,
+    scorer: Scorer,
+    strangers: Impostors | None,
+    train: Path,
+    *,
+    params: EvaluateParams,
+    base: Base,
+    reals: Reals,
 ) -> Findings:
     evidence = Evidence(
         lora=outcome.reporting,
@@ -225,6 +232,7 @@ def _findings(
         variety=_varieties(scorer, outcome.reporting),
         base_variety=_varieties(scorer, outcome.base),
         ceiling=scorer.judge.targets.ceiling(),
+        sessions=reals.sessions,
     )
     found = figures(
         evidence,

@@ -23,7 +23,12 @@ from zimage.demo import make_demo_photos
 from zimage.photos.rows import PhotoRow
 
 NUM_PHOTOS = 9
-SMALL = {"ingest.min_photos": 6, "detect.split.min_train": 4, "detect.crops.side_px": 64}
+SMALL = {
+    "ingest.min_photos": 6,
+    "detect.split.min_train": 4,
+    "detect.duplicates.same_shot": None,
+    "detect.crops.side_px": 64,
+}
 Contents = Callable[[], Iterator[tuple[str, bytes]]]
 
 

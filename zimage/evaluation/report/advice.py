@@ -53,6 +53,8 @@ def advice(broken: Collection[str], figures: Figures, trained: Trained) -> list[
         trained: What the LoRA was made of.
     """
     said = [*_of_photos(broken, trained), *_of_steps(broken, trained), *_of_pictures(broken, figures)]
+    if "shared_session_max" in broken:
+        said.append("Held-out photos are from a session that was trained on; add photos taken on other days.")
     if broken and not said:
         said = ["No usual cause was found; look at the worst pictures in the report and at detect's contact sheet."]
     return said

