@@ -67,6 +67,12 @@ class PrepareSpec(PlacedSpec):
         description="The file that says what this person agreed to, or s3://bucket/key of it, as the worker sees it.",
     )
     overrides: str = Field("", title="Decisions", description="A folder: decisions.yaml, captions/PHOTO.txt.")
+    reference: str = Field(
+        "",
+        title="Reference photo",
+        description="A photo of the album that shows the person alone, by its name in the album or its code on the "
+        "contact sheet; of several people in an album it says who is meant. More than one: separate them by commas.",
+    )
     class_noun: ClassNoun = Field(
         "",
         title="Class noun",
@@ -113,6 +119,7 @@ class PrepareSpec(PlacedSpec):
         from zimage.core.params import parsed
 
         named = {
+            "detect.subject.reference": [name for each in self.reference.split(",") if (name := each.strip())],
             "subject.class_noun": self.class_noun,
             "subject.trigger": self.trigger,
             "train.steps": self.steps,

@@ -39,7 +39,7 @@ from tasks.workspace.subject import choices
 from tasks.workspace.tombstones import admit
 from tasks.workspace.workspace import is_tracked, lock_path, pull, write_changed
 from zimage.core.errors import InputError
-from zimage.core.folder import aside_of, fetched_beside
+from zimage.core.folder import aside_of, fetched_beside, refused_of
 from zimage.core.jsonl import read_rows
 from zimage.core.plain_yaml import dump
 from zimage.core.signatures import STAGES
@@ -308,7 +308,8 @@ def _uses(folder: Path, store: Store, subject: str, photo: Photo) -> bool:
 def _delete_results(folder: Path) -> None:
     write_changed(folder / "dvc.lock", dump({"schema": "2.0", "stages": {}}))
     for stage in STAGES:
-        for path in (out := folder / "data" / stage, aside_of(out), fetched_beside(aside_of(out))):
+        out = folder / "data" / stage
+        for path in (out, aside_of(out), fetched_beside(aside_of(out)), refused_of(out)):
             shutil.rmtree(path, ignore_errors=True)
 
 

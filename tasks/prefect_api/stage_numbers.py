@@ -24,6 +24,7 @@ WORDS: dict[str, dict[str, str]] = {
         "photos": "photos looked at",
         "crops": "crops made",
         "bursts": "series of shots that belong together",
+        "people": "photos in which each of the people is, the subject first",
         "holdout_sessions": "sessions of the held-out photos",
         "face_px_median": "median width of the face, px",
         "sharpness_median": "median sharpness of the face",

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from zimage.curation.subject_match import centroid, clusters, is_dominant, match, rivals
+from zimage.curation.subject_match import (
+    PhotoFaces,
+    centroid,
+    clusters,
+    is_dominant,
+    match,
+    noteworthy,
+    people_in,
+    rival,
+)
 from zimage.faces.engine import EngineInfo, Metric
 
 
@@ -32,9 +41,33 @@ def test_one_face_is_one_person() -> None:
     assert [person.members for person in clusters(people(1), info())] == [[0]]
 
 
-@pytest.mark.parametrize(("counts", "doubt"), [((10, 5), True), ((10, 4), False), ((1, 1), True), ((7,), False)])
-def test_a_second_person_half_as_frequent_is_a_rival(counts: tuple[int, ...], doubt: bool) -> None:
-    assert rivals(clusters(people(*counts), info())) is doubt
+@pytest.mark.parametrize(
+    ("counts", "doubt"), [((14, 4), True), ((14, 3), False), ((40, 9), False), ((10, 2), False), ((1, 1), True)]
+)
+def test_a_second_person_in_a_quarter_as_many_photos_alone_is_a_rival(counts: tuple[int, ...], doubt: bool) -> None:
+    album = [PhotoFaces([100.0], face[None]) for face in people(*counts)]
+    found = people_in(album, info())
+    assert [one.photos for one in found] == list(counts)
+    assert (rival(found) is not None) is doubt
+
+
+def test_a_companion_in_half_of_the_photos_is_a_rival_and_one_in_fewer_is_noteworthy() -> None:
+    one, other = people(20, 20)[:20], people(20, 20)[20:]
+    for together, doubt in ((10, True), (6, False)):
+        album = [
+            PhotoFaces([100.0, 90.0][: 1 + (i < together)], np.stack([one[i], other[i]])[: 1 + (i < together)])
+            for i in range(20)
+        ]
+        found = people_in(album, info())
+        assert [(who.photos, who.without_first) for who in found] == [(20, 0), (together, 0)]
+        assert (rival(found) is not None) is doubt
+        assert noteworthy(found, 20) == found
+
+
+def test_small_faces_in_the_background_are_nobody() -> None:
+    one, other = people(10, 10)[:10], people(10, 10)[10:]
+    album = [PhotoFaces([100.0, 40.0], np.stack([one[i], other[i]])) for i in range(10)]
+    assert [who.photos for who in people_in(album, info())] == [10]
 
 
 def test_examples_are_the_faces_nearest_to_the_middle() -> None:

@@ -27,7 +27,7 @@ CONSENT = Path(__file__).parents[2] / "data" / "consent.yaml"
 INGEST = IngestParams(min_photos=1, max_files=500, max_file_mb=20, max_megapixels=40, max_side_px=2048)
 VALUES: dict[str, Any] = {
     "engine": YUNET_SFACE_PARAMS.model_dump(),
-    "subject": {"doubtful_from": 0.75},
+    "subject": {"doubtful_from": 0.75, "reference": []},
     "quality": {
         "min_image_px": 160,
         "min_face_px": 70,
@@ -64,6 +64,7 @@ class Workspace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.photos, self.overrides, self.out = folder / "photos", folder / "overrides", folder / "data" / "detect"
+        self.refused = folder / "data" / "detect.refused"
         self.photos.mkdir(parents=True, exist_ok=True)
         self.overrides.mkdir(exist_ok=True)
 
@@ -303,28 +304,98 @@ def test_a_group_photo_is_kept_where_the_subject_can_be_cropped_alone(copy: Work
     assert (rows["cheek.png"].decision, rows["cheek.png"].reason) == ("reject", "not_alone")
 
 
-def test_two_people_equally_often_are_a_question_that_references_answer(tmp_path: Path) -> None:
+def him(number: int) -> Picture:
+    """Return the stranger, each time a little nearer and turned a little."""
+    angle = cv2.getRotationMatrix2D((200, 200), 4.0 * number - 20, 1.0 + 0.03 * number)
+    return np.asarray(cv2.warpAffine(stranger(), angle, (400, 400)), np.uint8)
+
+
+def her(number: int) -> Picture:
+    return view(100 + 6 * number, 10 + 2 * number, 200 + 8 * number)
+
+
+FEW = {"split": {"min_train": 1, "min_holdout": 1}}
+
+
+def test_two_people_are_a_question_with_faces_that_a_reference_answers(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "two")
-    for number in range(6):
-        workspace.save(f"her{number}.png", view(100 + 6 * number, 10 + 2 * number, 200 + 8 * number))
-        angle = cv2.getRotationMatrix2D((200, 200), 4.0 * number, 1.0 + 0.03 * number)
-        workspace.save(f"him{number}.png", np.asarray(cv2.warpAffine(stranger(), angle, (400, 400)), np.uint8))
-    few = {"split": {"min_train": 1, "min_holdout": 1}}
+    for number in range(4):
+        workspace.save(f"her{number}.png", her(number))
+    for number in range(11):
+        workspace.save(f"him{number}.png", him(number))
     with pytest.raises(
         InputError,
-        match=r"Two people are in these photos about equally often: one in 6, one in 6; put 1 to 5 photos .* into "
-        r"overrides/reference",
+        match=r"More than one person may be meant: one is in 11 of 15 photos with a face, another in 4 \(4 of them "
+        r"without the first\); name a photo .* --reference .* overrides/reference.*"
+        r"detect\.refused/contact_sheet\.html shows every photo",
     ) as caught:
-        workspace.run(**few)
-    assert re.match(r"One is in h\w\w\d\.png, .*; the other in h\w\w\d\.png, ", caught.value.names)
+        workspace.run(**FEW)
+    assert re.match(r"One is in him\d+\.png, .*; the other in her\d\.png, ", caught.value.names)
     assert ".png" not in str(caught.value)
     assert not workspace.out.exists()
-    (workspace.overrides / "reference").mkdir()
-    Image.fromarray(data.astronaut()).save(workspace.overrides / "reference" / "her.png")
-    workspace.detect(**few)
+    sheet = (workspace.refused / "contact_sheet.html").read_text(encoding="utf-8")
+    assert sheet.count('class="portrait"') == 6 + 4 and "in 11 photos" in sheet and "in 4 photos" in sheet
+
+    workspace.detect(**FEW, subject={"reference": ["her1.png"]})
     rows = workspace.manifest()
     assert {row.reason for name, row in rows.items() if name.startswith("him")} == {"wrong_person"}
     assert all(row.reason != "wrong_person" for name, row in rows.items() if name.startswith("her"))
+    assert not workspace.refused.exists()
+    metrics = json.loads((workspace.out / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["people"] == [4, 11]
+
+    code = rows["him3.png"].photo
+    workspace.detect(**FEW, subject={"reference": [code]})
+    assert workspace.manifest()["him3.png"].reason != "wrong_person"
+    (workspace.overrides / "reference").mkdir()
+    Image.fromarray(data.astronaut()).save(workspace.overrides / "reference" / "her.png")
+    workspace.detect(**FEW)
+    assert workspace.manifest()["her0.png"].reason != "wrong_person"
+
+
+def test_a_reference_that_is_no_photo_of_one_person_is_one_sentence(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "reference")
+    for number in range(4):
+        workspace.save(f"her{number}.png", her(number))
+    workspace.save("group.png", other_people())
+    said = "detect.subject.reference .* (is not among the photos|shows not one face.*); name a photo of the album"
+    with pytest.raises(InputError, match=said):
+        workspace.run(**FEW, subject={"reference": ["nobody.png"]})
+    with pytest.raises(InputError, match=said):
+        workspace.detect(**FEW, subject={"reference": ["group.png"]})
+
+
+def test_a_companion_who_is_in_most_photos_too_is_a_question_and_one_in_few_is_only_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace = Workspace(tmp_path / "companion")
+    for number in range(8):
+        both = [cv2.resize(her(number), (400, 400)), him(number)]
+        workspace.save(f"{number}.png", np.hstack([both[0], np.full((400, 200, 3), 200, np.uint8), both[1]]))
+    with pytest.raises(InputError, match=r"one is in 8 of 8 photos .* another in 8 \(0 of them without"):
+        workspace.run(**FEW)
+    for number in range(3, 8):
+        workspace.save(f"{number}.png", her(number))
+    for number in range(8, 14):
+        workspace.save(f"{number}.png", her(number - 8)[:, 10:])
+    workspace.run(**FEW)
+    assert "other people are in many as well (3)" in caplog.text
+    assert 'id="people"' in (workspace.out / "contact_sheet.html").read_text(encoding="utf-8")
+
+
+def test_a_refusal_leaves_a_table_and_a_sheet_that_the_next_run_deletes(copy: Workspace) -> None:
+    with pytest.raises(InputError, match=r"detect\.refused/contact_sheet\.html shows every photo with its reason"):
+        copy.detect(split={"min_train": 30})
+    rows = {row.name: row for row in read_rows(copy.refused / "manifest.jsonl", ManifestRow)}
+    assert rows["IMG_2006_blurred.jpg"].reason == "blurred" and len(rows) == 31
+    sheet = (copy.refused / "contact_sheet.html").read_text(encoding="utf-8")
+    assert "These photos were refused." in sheet and "split.min_train asks for 30" in sheet
+    assert "Nothing against it" in sheet and "Trained on" not in sheet
+    assert all(row.photo in sheet for row in rows.values())
+    assert len(list((copy.refused / "thumbnails").iterdir())) == 30
+    assert len(copy.manifest()) == 31, "the output of the run before is as it was"
+    copy.detect()
+    assert not copy.refused.exists()
 
 
 def one_after_the_other(workspace: Workspace, count: int, gap_s: int) -> None:

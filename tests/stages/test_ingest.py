@@ -249,6 +249,16 @@ def test_too_few_photos_are_one_sentence_that_names_what_was_refused(tmp_path: P
     assert caught.value.names == "Refused: empty b.jpg, d.jpg; truncated c.jpg"
     assert ".jpg" not in str(caught.value)
     assert not out.exists()
+    refused = tmp_path / "data" / "ingest.refused"
+    assert f"{refused}/contact_sheet.html shows every file with its reason" in str(caught.value)
+    rows = {row.name: row.reason for row in read_rows(refused / "photos.jsonl", PhotoRow)}
+    assert rows == {"a.jpg": None, "b.jpg": "empty", "c.jpg": "truncated", "d.jpg": "empty"}
+    sheet = (refused / "contact_sheet.html").read_text(encoding="utf-8")
+    assert "These photos were refused." in sheet and all(name in sheet for name in rows)
+    (photo,) = (row for row in read_rows(refused / "photos.jsonl", PhotoRow) if row.reason is None)
+    assert [path.name for path in (refused / "thumbnails").iterdir()] == [f"{photo.photo}.jpg"]
+    ingest(photos, CONSENT, out, params=PARAMS)
+    assert not refused.exists()
 
 
 def test_a_failed_run_leaves_the_last_result_as_it_was(tmp_path: Path) -> None:

@@ -23,6 +23,14 @@ def aside_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.part")
 
 
+def refused_of(out: Path) -> Path:
+    """Return where a stage that refuses its input leaves its table and contact sheet: `data/detect.refused`.
+
+    It lies beside the output, which a refusal leaves as it was, and the next run of the stage deletes it.
+    """
+    return out.with_name(f"{out.name}.refused")
+
+
 def fetched_beside(aside: Path) -> Path:
     """Return where an unfinished training that was fetched from another machine waits to be taken over."""
     return aside.with_name(f"{aside.name}.fetched")

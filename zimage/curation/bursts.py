@@ -1,7 +1,7 @@
 """Group photos by shot and by session, and thin out near duplicates.
 
-A shot is one press of the button with all its copies, and is never on both sides of the split. A burst is what was taken
-in one go; it is on one side as long as there are photos from other occasions for the other.
+A shot is one press of the button with all its copies, and is never on both sides of the split. A burst is what was
+taken in one go; it is on one side as long as there are photos from other occasions for the other.
 """
 
 import itertools

@@ -18,8 +18,19 @@ from zimage.curation.photo_decision import PhotoDecision
 from zimage.curation.quality_limits import QualityParams, faults
 from zimage.curation.same_shot import same_shots
 from zimage.curation.split import Candidate, SplitParams, held_out
-from zimage.curation.subject_match import Match, SubjectParams, centroid, clusters, is_dominant, match, rivals
-from zimage.faces.engine import EngineInfo
+from zimage.curation.subject_match import (
+    Match,
+    Person,
+    PhotoFaces,
+    SubjectParams,
+    centroid,
+    is_dominant,
+    match,
+    noteworthy,
+    people_in,
+    rival,
+)
+from zimage.faces.engine import EngineInfo, between
 from zimage.faces.observation import Observation
 from zimage.faces.quality import score, unlikeness, usual_texture
 from zimage.photos.rows import PhotoRow, Session
@@ -29,6 +40,19 @@ USUAL_FROM, USUAL_YAW_DEG = 5, 25.0  # faces from which a usual face is known, a
 GREY = 0.02  # chroma below which a photo is black and white; toned prints have more
 SHARED = "It is from a session that is also trained on, so a score against it says little about other days."
 WELL_DEG = 40.0  # lora-dataset-studio scores faces up to this yaw: frontal and three-quarter
+
+
+@dataclass(frozen=True)
+class PersonSeen:
+    """Somebody who is in a substantial part of the photos.
+
+    Args:
+        photos: In how many.
+        faces: The photo and the place of the face in it, those that are most like the others first.
+    """
+
+    photos: int
+    faces: list[tuple[PhotoDecision, int]]
 
 
 @dataclass(frozen=True)
@@ -42,38 +66,47 @@ class Rules:
     crops: CropParams
 
 
-def curated(
-    rows: Sequence[PhotoRow],
-    seen: dict[str, Observation],
-    *,
-    overrides: dict[str, Override],
-    references: NDArray[np.float32] | None,
-    info: EngineInfo,
-    rules: Rules,
+def opened(
+    rows: Sequence[PhotoRow], seen: dict[str, Observation], overrides: dict[str, Override]
 ) -> list[PhotoDecision]:
-    """Return a decision on every file, in the order given.
+    """Return every file, in the order given, with nothing decided yet.
 
     Args:
         rows: What ingest says of each file.
         seen: What was seen on each kept photo, by its short hash.
         overrides: A human's decisions, by short hash.
+    """
+    return [_case(row, seen, overrides) for row in rows]
+
+
+def curate(
+    cases: list[PhotoDecision],
+    people: list[PersonSeen],
+    *,
+    references: NDArray[np.float32] | None,
+    info: EngineInfo,
+    rules: Rules,
+) -> None:
+    """Decide on every file.
+
+    Args:
+        cases: As `opened` returns them; what was decided stays in them, also where this raises.
+        people: Is empty, and gets who is in a substantial part of the photos, the subject first.
         references: Embeddings of the subject's face in reference photos, (N, D); None where none were given.
         info: The engine that saw.
         rules: All that decides.
 
     Raises:
-        InputError: no face at all, two people equally often, or too few photos left.
+        InputError: no face at all, more than one person who may be meant, or too few photos left.
     """
-    cases = [_case(row, seen, overrides) for row in rows]
     _sort_out_faceless(cases)
-    subject = _subject(cases, references, info)
+    subject = _subject(cases, people, _referred(cases, references, rules.subject), info)
     _tell_whose(cases, subject, info, rules.subject)
     _check_quality(cases, rules.quality)
     _plan_crops(cases, info, rules.crops)
     _rank(cases, rules.quality)
     _thin_out(cases, info, rules.duplicates)
     _split(cases, rules.split)
-    return cases
 
 
 def _case(row: PhotoRow, seen: dict[str, Observation], overrides: dict[str, Override]) -> PhotoDecision:
@@ -104,33 +137,68 @@ def _sort_out_faceless(cases: list[PhotoDecision]) -> None:
         )
 
 
-def _subject(
-    cases: list[PhotoDecision], references: NDArray[np.float32] | None, info: EngineInfo
-) -> NDArray[np.float32]:
-    """Return the centroid of the subject's faces, (1, D).
+def _referred(
+    cases: Sequence[PhotoDecision], references: NDArray[np.float32] | None, params: SubjectParams
+) -> NDArray[np.float32] | None:
+    """Return the references, with the faces of the photos that the params name.
 
     Raises:
-        InputError: two people are in the photos about equally often, and no references say who is meant.
+        InputError: a photo is not there, or does not show one face that is clearly the largest.
     """
+    found = [] if references is None else list(references)
+    for named in params.reference:
+        photo = next((case for case in cases if named in {case.row.name, case.row.photo}), None)
+        faces = photo.seen.faces if photo and photo.seen else []
+        if photo is None or not is_dominant([face.measured.side_px for face in faces]):
+            lacks = "is not among the photos" if photo is None else "shows not one face, or several of about one size"
+            raise InputError(
+                "A photo that detect.subject.reference (--reference) names "
+                f"{lacks}; name a photo of the album that shows the person alone, by its name or by its code.",
+                names=f"It is {named}",
+            )
+        found.append(faces[0].embedding)
+    return np.stack(found) if found else None
+
+
+def _subject(
+    cases: list[PhotoDecision], people: list[PersonSeen], references: NDArray[np.float32] | None, info: EngineInfo
+) -> NDArray[np.float32]:
+    """Return the centroid of the subject's faces, (1, D); `people` gets who else is in many photos.
+
+    Raises:
+        InputError: another person may be meant as well, and no references say who is.
+    """
+    faced = [case for case in cases if case.open and case.seen is not None and case.seen.faces]
+    album = [_faces_of(case) for case in faced]
+    found = people_in(album, info)
+    subject = centroid(references, info.metric) if references is not None else found[0].centroid
     if references is not None:
-        return centroid(references, info.metric)
-    faced = [case for case in cases if case.open and case.seen is not None]
-    of_one = [
-        case for case in faced if case.seen and is_dominant([f.measured.side_px for f in case.seen.faces])
-    ] or faced
-    embeddings = np.stack([case.seen.faces[0].embedding for case in of_one if case.seen])
-    people = clusters(embeddings, info)
-    if rivals(people):
+        found.sort(key=lambda one: float(between(one.centroid, subject, info.metric)[0, 0]))
+    people += [_person(one, faced) for one in noteworthy(found, len(faced))]
+    other = rival(found) if references is None else None
+    if other is not None:
         first, second = (
-            ", ".join(of_one[i].row.name for i in person.members[:EXAMPLES_NAMED]) for person in people[:2]
+            ", ".join(dict.fromkeys(faced[photo].row.name for photo, _ in one.faces[:EXAMPLES_NAMED]))
+            for one in (found[0], other)
         )
         raise InputError(
-            f"Two people are in these photos about equally often: one in {len(people[0].members)}, one in "
-            f"{len(people[1].members)}; put 1 to 5 photos of the person who is meant into overrides/reference, or take "
-            "the other's photos out.",
+            f"More than one person may be meant: one is in {found[0].photos} of {len(faced)} photos with a face, "
+            f"another in {other.photos} ({other.without_first} of them without the first); name a photo of the album "
+            "that shows the right person alone with --reference (detect.subject.reference in params.yaml: its name or "
+            "code), put 1 to 5 photos of that person into overrides/reference, or take the other's photos out.",
             names=f"One is in {first}; the other in {second}",
         )
-    return centroid(embeddings[people[0].members], info.metric)
+    return subject
+
+
+def _faces_of(case: PhotoDecision) -> PhotoFaces:
+    assert case.seen is not None
+    faces = case.seen.faces
+    return PhotoFaces([face.measured.side_px for face in faces], np.stack([face.embedding for face in faces]))
+
+
+def _person(one: Person, faced: Sequence[PhotoDecision]) -> PersonSeen:
+    return PersonSeen(one.photos, [(faced[photo], face) for photo, face in one.faces])
 
 
 def _tell_whose(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from zimage.curation.photo_decision import PhotoDecision
 from zimage.faces.engine import EngineInfo
-from zimage.photos.rows import CropRow, FaceRow, ManifestRow
+from zimage.photos.rows import CropRow, FaceRow, ManifestRow, PhotoRow
 
 
 def manifest_row(case: PhotoDecision, crops: Sequence[CropRow], info: EngineInfo) -> ManifestRow:
@@ -43,6 +43,15 @@ def manifest_row(case: PhotoDecision, crops: Sequence[CropRow], info: EngineInfo
         aligned=f"aligned/{case.row.photo}.png" if crops else None,
         crops=[crop.file for crop in crops],
     )
+
+
+def unseen_row(row: PhotoRow) -> ManifestRow:
+    """Return what is known of a file before anybody looked for faces in it."""
+    nothing = EngineInfo("", "l2", 0.0, {}, "", embedded=True, points_kind="centres", aligned_px=0)
+    case = PhotoDecision(row, None)
+    if row.status == "rejected":
+        case.end("reject", row.reason or "unreadable", row.detail)
+    return manifest_row(case, [], nothing)
 
 
 def _faces(case: PhotoDecision) -> list[FaceRow]:

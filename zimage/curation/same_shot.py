@@ -1,7 +1,7 @@
 """Find photos that are copies of one shot by registering their faces on each other.
 
-A copy that was mirrored, cropped, made grey, resized, recompressed or photographed from a screen keeps the face's pixels,
-but moves them: the detector's points differ by some px, and the hash of the whole picture changes altogether. So the
+A copy that was mirrored, cropped, made grey, resized, recompressed or photographed from a screen keeps the pixels of
+the face, but moves them: the detector's points differ by some px, and the hash of the whole picture changes. So the
 upright faces are compared at low resolution first, in all small shifts and mirrored, and the likely pairs are then
 registered to fractions of a px (Evangelidis and Psarakis, "Parametric image alignment using enhanced correlation
 coefficient maximization", PAMI 30, 2008; affine), which two different shots of one face cannot be.
@@ -72,8 +72,8 @@ def registered(one: Mask, other: Mask) -> float:
         _, found = cv2.findTransformECC(other, one, carry, cv2.MOTION_AFFINE, criteria, everywhere, 1)
     except cv2.error:  # it did not converge
         return least
-    back = {"dsize": one.shape, "flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP}
-    carried, covered = (cv2.warpAffine(picture, found, **back) for picture in (one, everywhere))
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    carried, covered = (cv2.warpAffine(picture, found, one.shape, flags=how) for picture in (one, everywhere))
     both = (carried > 0) & (covered == 255) & (other > 0)  # black: beyond the border of a photo
     both[:BORDER_PX] = both[-BORDER_PX:] = both[:, :BORDER_PX] = both[:, -BORDER_PX:] = False
     if both.sum() < LEAST_PX:

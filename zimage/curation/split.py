@@ -51,7 +51,7 @@ class Candidate:
 
 
 def held_out(candidates: Sequence[Candidate], *, share: float, at_least: int, min_train: int, seed: int) -> set[str]:
-    """Return the photos to hold out: about `share` of all, `at_least` so many, whole bursts as long as that is possible.
+    """Return the photos to hold out: about `share` of all, `at_least` so many, whole bursts where that is possible.
 
     The lot is drawn by hashing, so that photos added later move as few of the others as possible. Bursts that are
     larger than what is still wanted come last, and so do those with a photo that does not show the face well. A burst

@@ -1,5 +1,6 @@
 """Find the subject's face among all faces of the album, with a confidence for each photo."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,8 +15,11 @@ Embeddings = NDArray[np.float32]  # (N, D)
 
 # A face this much larger than the next one is whom the photo is of (FaceChain keeps photos from 4 times the area).
 DOMINANT = 2.0  # in side, so 4 in area
-# A second person in at least half as many photos as the first: a careful human would ask.
-RIVAL = 0.5
+# Faces of at least half the side of a photo's largest face, and at most three, are whom it may be of.
+PROMINENT, MOST_PROMINENT = 0.5, 3
+# A second person in at least half as many photos as the first, or in a quarter as many without the first (and in three
+# at least): a careful human would ask. Of who is in three photos and a tenth of all, the result says so.
+RIVAL, RIVAL_WITHOUT, RIVAL_PHOTOS, SAID = 0.5, 0.25, 3, 0.1
 TRIMMED = 0.2  # share of the faces farthest from the middle that the centroid leaves out
 
 
@@ -24,6 +28,8 @@ class SubjectParams(Section):
 
     doubtful_from: Annotated[float, Field(ge=0, le=1)]
     """Share of the engine's threshold; a face that lies farther from the subject's centroid goes to review."""
+    reference: list[str] = Field(default_factory=list)
+    """Photos of the album that show the subject, by name or by code; empty where most photos decide."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,39 @@ class Cluster:
     """Faces of one person: places in the list that was clustered, nearest to their middle first."""
 
     members: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoFaces:
+    """The faces of one photo, largest first.
+
+    Args:
+        sides_px: Of their boxes.
+        embeddings: (N, D).
+    """
+
+    sides_px: list[float]
+    embeddings: Embeddings
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """Somebody who may be whom the album is of.
+
+    Args:
+        faces: Place of the photo and of the face in it, nearest to the middle of all these faces first.
+        without_first: In how many photos the person is without the one who is in most of them.
+        centroid: (1, D).
+    """
+
+    faces: list[tuple[int, int]]
+    without_first: int
+    centroid: Embeddings
+
+    @property
+    def photos(self) -> int:
+        """In how many photos the person is."""
+        return len({photo for photo, _ in self.faces})
 
 
 @dataclass(frozen=True)
@@ -72,9 +111,66 @@ def clusters(embeddings: Embeddings, info: EngineInfo) -> list[Cluster]:
     return [Cluster([int(i) for i in _nearest_first(embeddings, group, info.metric)]) for group in ordered]
 
 
-def rivals(people: list[Cluster]) -> bool:
-    """Return whether the second person is so frequent that choosing the first would be a guess."""
-    return len(people) > 1 and len(people[1].members) >= RIVAL * len(people[0].members)
+def people_in(album: Sequence[PhotoFaces], info: EngineInfo) -> list[Person]:
+    """Return the people in an album; first whom most photos are of, then the others, the most frequent first.
+
+    Args:
+        album: All photos with a face.
+        info: The engine that found the faces.
+    """
+    places = [
+        (photo, face)
+        for photo, one in enumerate(album)
+        for face, side_px in enumerate(one.sides_px[:MOST_PROMINENT])
+        if side_px >= PROMINENT * one.sides_px[0]
+    ]
+    if not places:
+        return []
+    embeddings = np.stack([album[photo].embeddings[face] for photo, face in places])
+    dominant = {photo for photo, one in enumerate(album) if is_dominant(one.sides_px)}
+    groups = [[places[i] for i in cluster.members] for cluster in clusters(embeddings, info)]
+
+    def is_of(faces: list[tuple[int, int]]) -> tuple[int, int]:
+        return len({photo for photo, face in faces if face == 0 and photo in dominant}), len(_photos(faces))
+
+    groups.sort(key=is_of, reverse=True)
+    middles = [
+        centroid(np.stack([album[photo].embeddings[face] for photo, face in faces]), info.metric) for faces in groups
+    ]
+    near = [
+        0,
+        *(i for i in range(1, len(groups)) if between(middles[i], middles[0], info.metric)[0, 0] <= info.threshold),
+    ]
+    first = [face for i in near for face in groups[i]]  # who looks unlike otherwise is still one person
+    others = [
+        Person(faces, len(_photos(faces) - _photos(first)), middle)
+        for i, (faces, middle) in enumerate(zip(groups, middles, strict=True))
+        if i not in near
+    ]
+    return [Person(first, 0, middles[0]), *sorted(others, key=lambda one: -one.photos)]
+
+
+def rival(people: Sequence[Person]) -> Person | None:
+    """Return the person who is so frequent that choosing the first would be a guess."""
+    for other in people[1:]:
+        often = other.photos >= RIVAL * people[0].photos
+        apart = other.without_first >= max(RIVAL_PHOTOS, RIVAL_WITHOUT * people[0].photos)
+        if often or apart:
+            return other
+    return None
+
+
+def noteworthy(people: Sequence[Person], photos: int) -> list[Person]:
+    """Return the first person, and those others who are in a substantial part of an album of so many photos."""
+    return [
+        one
+        for number, one in enumerate(people)
+        if number == 0 or one.photos >= max(RIVAL_PHOTOS, SAID * photos) or one is rival(people)
+    ]
+
+
+def _photos(faces: Sequence[tuple[int, int]]) -> set[int]:
+    return {photo for photo, _ in faces}
 
 
 def centroid(embeddings: Embeddings, metric: Metric) -> NDArray[np.float32]:

@@ -158,9 +158,9 @@ def judge(figures: Figures, params: GateParams, *, embedded: bool) -> Judgement:
 def _weak(rule: Ruled) -> str:
     """Return what the score is worth where held-out photos are of a session that was trained on."""
     return (
-        f"Of the held-out photos {shown(rule.judged, rule.n, rule.unit)} are from a session that was also trained on, so "
-        "the score shows likeness within that session and says little about other days, light or clothes; add photos "
-        "from other occasions."
+        f"Of the held-out photos {shown(rule.judged, rule.n, rule.unit)} are from a session that was also trained on, "
+        "so the score shows likeness within that session and says little about other days, light or clothes; add "
+        "photos from other occasions."
     )
 
 

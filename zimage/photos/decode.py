@@ -234,8 +234,8 @@ def _orientation(image: Image.Image) -> int:
 def _capture_time(image: Image.Image) -> float | None:
     """Return when the shutter was pressed, in s since 1970, or None where the file does not say that.
 
-    EXIF's DateTime is when the file was written, and DateTimeDigitized when a print was scanned: exports and scans carry
-    these alone, and all of one afternoon would be taken for one session.
+    EXIF's DateTime is when the file was written, and DateTimeDigitized when a print was scanned: exports and scans
+    carry these alone, and all of one afternoon would be taken for one session.
     """
     with contextlib.suppress(*DECODER_FAULTS):
         inner = image.getexif().get_ifd(ExifTags.IFD.Exif)

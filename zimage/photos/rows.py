@@ -97,7 +97,7 @@ class ManifestRow(Row):
     shot: int | None
     """Number of the shot: copies of one photo, which are always on one side of the split."""
     session: Session | None
-    """Of a held-out photo: whether its burst is trained on too (shared), or nothing says when it was taken (unknown)."""
+    """Of a held-out photo: whether its burst is trained on too (shared); unknown where it has no capture time."""
     duplicate_of: str | None
     """The photo that was kept in this one's place."""
     aligned: str | None

@@ -1,21 +1,24 @@
 """Stage `detect`: find the subject's face, select photos by quality, split training and hold-out, and cut crops."""
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from zimage.core.folder import check_out, made_aside, share
+from zimage.core.errors import InputError
+from zimage.core.folder import METRICS, check_out, made_aside, refused_of, share
 from zimage.core.jsonl import read_rows, write_metrics, write_rows
 from zimage.core.progress import Progress
 from zimage.core.section import Section
 from zimage.curation.bursts import DuplicateParams
-from zimage.curation.contact_sheet import THUMBNAILS, Tile, contact_sheet
+from zimage.curation.contact_sheet import SHEET, THUMBNAILS, PersonShown, Portrait, Tile, contact_sheet
 from zimage.curation.crops import CropParams, holdout_plan
 from zimage.curation.cutting import ALIGNED, Cutter, Job, read_cuts
-from zimage.curation.decisions import Rules, curated
+from zimage.curation.decisions import PersonSeen, Rules, curate, opened
 from zimage.curation.manifest import manifest_row, set_metrics
 from zimage.curation.overrides import Override, read_overrides
 from zimage.curation.photo_decision import PhotoDecision
@@ -26,10 +29,12 @@ from zimage.curation.subject_match import SubjectParams
 from zimage.faces.engine import EngineInfo, EngineParams, open_engine, require_pinned_pack
 from zimage.faces.observation import Observation, Observer, read_observation
 from zimage.photos.cache import Cache, cache_of, salt
-from zimage.photos.rows import CropRow, Cut, PhotoRow
+from zimage.photos.rows import CropRow, Cut, ManifestRow, PhotoRow
 from zimage.photos.worker_pool import Lost, mapped
 
 logger = logging.getLogger(__name__)
+
+PORTRAITS = 6  # faces of each person on the contact sheet
 
 
 class DetectParams(Section):
@@ -56,34 +61,82 @@ def detect(ingest: Path, overrides: Path, out: Path, *, params: DetectParams) ->
         ingest: photos.jsonl and photos/ as ingest wrote them.
         overrides: May hold decisions.yaml (see zimage.curation.overrides) and reference/ with photos of the subject.
         out: manifest.jsonl, crops.jsonl, train/, holdout/, masks/, aligned/, contact_sheet.html with its pictures in
-            thumbnails/, and metrics.json.
+            thumbnails/, and metrics.json. Where the photos are refused, table and sheet are in <out>.refused instead.
         params: How faces are found and photos chosen.
 
     Raises:
-        InputError: see `check_out`; no face in any photo, two people equally often, or too few photos left.
+        InputError: see `check_out`; no face in any photo, more than one person who may be meant, or too few photos.
     """
     check_out(out, (ingest, overrides), holds="manifest.jsonl")
+    shutil.rmtree(refused_of(out), ignore_errors=True)
     decisions = read_overrides(overrides)
     require_pinned_pack(params.engine, "detect.engine")
     engine = open_engine(params.engine)
     seen_cache, cuts_cache = _caches(out, engine.info, params.engine)
     rows, seen = _looked_at(read_rows(ingest / "photos.jsonl", PhotoRow), ingest, params.engine, seen_cache)
-    cases = curated(
-        rows,
-        seen,
-        overrides=decisions,
-        references=read_references(overrides / "reference", params.engine, engine.info),
-        info=engine.info,
-        rules=Rules(params.subject, params.quality, params.duplicates, params.split, params.crops),
-    )
+    album = _Album(opened(rows, seen, decisions), [], engine.info, _unused(decisions, rows))
+    try:
+        curate(
+            album.cases,
+            album.people,
+            references=read_references(overrides / "reference", params.engine, engine.info),
+            info=engine.info,
+            rules=Rules(params.subject, params.quality, params.duplicates, params.split, params.crops),
+        )
+    except InputError as refusal:
+        raise _with_evidence(refusal, album, out) from None
+    cases = album.cases
     jobs = {case.row.photo: _job(case, ingest, engine.info, params.crops) for case in cases if case.chosen}
     with made_aside(out) as aside:
         crops = list(_cut(cases, jobs, cuts_cache, aside))
-        _write_tables(aside, cases, jobs, crops, info=engine.info, unused=_unused(decisions, rows))
+        manifest = _write_tables(aside, album, jobs, crops)
+        write_rows(aside / "crops.jsonl", crops)
+        metrics = set_metrics(manifest, crops, engine.info, album.unused)
+        write_metrics(aside / METRICS, metrics | {"people": [one.photos for one in album.people]})
     seen_cache.prune()
     cuts_cache.prune()
     counts = Counter(case.decision for case in cases)
     logger.info("decided: %s", ", ".join(f"{count} {decision}" for decision, count in counts.items()))
+    _say_who(album, out)
+
+
+@dataclass(frozen=True)
+class _Album:
+    """All photos on their way to a decision.
+
+    Args:
+        cases: Every file.
+        people: Who is in a substantial part of the photos, the subject first.
+        info: The engine that found them.
+        unused: Hashes that a human decided about, but that no photo has.
+    """
+
+    cases: list[PhotoDecision]
+    people: list[PersonSeen]
+    info: EngineInfo
+    unused: list[str]
+
+
+def _with_evidence(refusal: InputError, album: _Album, out: Path) -> InputError:
+    """Leave table and contact sheet beside the output, and return the refusal with their place."""
+    place = refused_of(out)
+    with made_aside(place) as aside:
+        _write_tables(aside, album, {}, [], refusal=str(refusal))
+    sheet = f"{place / SHEET} shows every photo with its reason and its code for decisions.yaml."
+    return InputError(f"{refusal} {sheet}", names=refusal.names)
+
+
+def _say_who(album: _Album, out: Path) -> None:
+    """Say plainly that other people are in many of the photos too."""
+    first, *others = album.people
+    if others:
+        logger.warning(
+            "the subject is in %d photos, and other people are in many as well (%s); %s shows whose face was taken, "
+            "and detect.subject.reference names a photo of somebody else",
+            first.photos,
+            ", ".join(str(one.photos) for one in others),
+            out / SHEET,
+        )
 
 
 def _caches(out: Path, info: EngineInfo, engine: EngineParams) -> tuple[Cache, Cache]:
@@ -172,17 +225,13 @@ def _unused(decisions: dict[str, Override], rows: list[PhotoRow]) -> list[str]:
 
 
 def _write_tables(
-    aside: Path,
-    cases: list[PhotoDecision],
-    jobs: dict[str, Job],
-    crops: list[CropRow],
-    *,
-    info: EngineInfo,
-    unused: list[str],
-) -> None:
+    aside: Path, album: _Album, jobs: dict[str, Job], crops: list[CropRow], *, refusal: str = ""
+) -> list[ManifestRow]:
+    """Write the table of decisions and the contact sheet with its pictures, and return the table."""
     of_photo: dict[str, list[CropRow]] = {}
     for crop in crops:
         of_photo.setdefault(crop.photo, []).append(crop)
+    cases, info = album.cases, album.info
     manifest = [manifest_row(case, of_photo.get(case.row.photo, []) if case.chosen else [], info) for case in cases]
     (aside / THUMBNAILS).mkdir()
     for case in cases:
@@ -192,12 +241,18 @@ def _write_tables(
         Tile(
             row=row,
             picture=case.seen.size_of_thumbnail if case.seen else None,
-            regions=[plan.region.box_xyxy for plan in jobs[row.photo].plans] if case.chosen else [],
+            regions=[plan.region.box_xyxy for plan in jobs[row.photo].plans]
+            if row.photo in jobs and case.chosen
+            else [],
         )
         for case, row in zip(cases, manifest, strict=True)
     ]
+    tile_of = dict(zip(map(id, cases), tiles, strict=True))
+    people = [
+        PersonShown(one.photos, [Portrait(tile_of[id(case)], face) for case, face in one.faces[:PORTRAITS]])
+        for one in album.people
+    ]
+    sheet = contact_sheet(tiles, engine=info.engine_id, unused_overrides=album.unused, people=people, refusal=refusal)
     write_rows(aside / "manifest.jsonl", manifest)
-    write_rows(aside / "crops.jsonl", crops)
-    sheet = contact_sheet(tiles, engine=info.engine_id, unused_overrides=unused)
-    (aside / "contact_sheet.html").write_text(sheet, encoding="utf-8")
-    write_metrics(aside / "metrics.json", set_metrics(manifest, crops, info, unused))
+    (aside / SHEET).write_text(sheet, encoding="utf-8")
+    return manifest

@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -13,14 +14,19 @@ from pydantic import Field
 
 from zimage.consent import read_consent, require
 from zimage.core.errors import InputError
-from zimage.core.folder import check_out, made_aside, share
+from zimage.core.folder import check_out, made_aside, refused_of, share
 from zimage.core.jsonl import write_metrics, write_rows
 from zimage.core.progress import Progress
 from zimage.core.section import Section
+from zimage.curation.contact_sheet import SHEET, THUMBNAILS, Tile, contact_sheet
+from zimage.curation.manifest import unseen_row
+from zimage.faces.observation import THUMBNAIL_PX, THUMBNAIL_QUALITY
 from zimage.photos.cache import Cache, cache_of, salt
+from zimage.photos.clean import read_clean
 from zimage.photos.decode import Limits
 from zimage.photos.given_file import Given
 from zimage.photos.intake import PICTURE, Intake, Taken, memory_needed
+from zimage.photos.pictures import fitted, jpeg
 from zimage.photos.rows import PhotoRow
 from zimage.photos.sources import expected, given
 from zimage.photos.worker_pool import Lost, mapped
@@ -53,7 +59,8 @@ def ingest(photos: Path, consent: Path, out: Path, *, params: IngestParams) -> N
     Args:
         photos: A folder, a zip or a tar; it is never changed.
         consent: The subject's consent.yaml (see zimage.consent).
-        out: photos.jsonl, photos/ with the clean pictures (see zimage.photos.clean) and metrics.json.
+        out: photos.jsonl, photos/ with the clean pictures (see zimage.photos.clean) and metrics.json. Where too few can
+            be used, photos.jsonl and a contact sheet are in <out>.refused instead.
         params: What is taken in.
 
     Raises:
@@ -62,11 +69,15 @@ def ingest(photos: Path, consent: Path, out: Path, *, params: IngestParams) -> N
     """
     require(read_consent(consent), "training", datetime.datetime.now(tz=datetime.UTC).date())
     check_out(out, (photos, consent), holds="photos.jsonl")
+    shutil.rmtree(refused_of(out), ignore_errors=True)
     cache = Cache(cache_of(out), salt("zimage.photos.intake", f"{params.max_side_px} {params.max_megapixels}"))
     with made_aside(out) as aside:
         (aside / "photos").mkdir()
         rows = _with_times_from_zero(list(_taken_in(photos, aside, cache, params)))
-        _check(rows, photos, params)
+        try:
+            _check(rows, photos, params)
+        except InputError as refusal:
+            raise _with_evidence(refusal, rows, aside, out) from None
         write_rows(aside / "photos.jsonl", rows)
         write_metrics(aside / "metrics.json", _metrics(rows))
     cache.prune()
@@ -138,6 +149,25 @@ def _check(rows: list[PhotoRow], photos: Path, params: IngestParams) -> None:
             f"{params.min_photos}{_refusals(rows)}; add photos of the person.",
             names=_refused(rows),
         )
+
+
+def _with_evidence(refusal: InputError, rows: list[PhotoRow], taken_in: Path, out: Path) -> InputError:
+    """Leave table and contact sheet beside the output, and return the refusal with their place."""
+    place = refused_of(out)
+    with made_aside(place) as aside:
+        (aside / THUMBNAILS).mkdir()
+        tiles = []
+        for row in rows:
+            size = None
+            if row.file is not None and row.width is not None and row.height is not None:
+                small = fitted(read_clean(taken_in / row.file, max(row.width, row.height)), THUMBNAIL_PX)
+                (aside / THUMBNAILS / f"{row.photo}.jpg").write_bytes(jpeg(small, THUMBNAIL_QUALITY))
+                size = small.shape[1], small.shape[0]
+            tiles.append(Tile(unseen_row(row), size, []))
+        write_rows(aside / "photos.jsonl", rows)
+        sheet = contact_sheet(tiles, engine="", unused_overrides=[], refusal=str(refusal))
+        (aside / SHEET).write_text(sheet, encoding="utf-8")
+    return InputError(f"{refusal} {place / SHEET} shows every file with its reason.", names=refusal.names)
 
 
 def _refusals(rows: list[PhotoRow]) -> str:
