@@ -91,9 +91,9 @@ def test_a_second_person_is_kept_out_of_the_picture(stranger: Box, kinds: list[s
 
 def test_a_tenth_of_the_subjects_face_makes_a_second_person() -> None:
     region, face = Region(0, 0, 100, 100), box(50, 50, 40)
-    assert is_alone(region, face, [box(50, 50, 12.6)])
-    assert not is_alone(region, face, [box(50, 50, 12.7)])
-    assert is_alone(region, face, [box(300, 50, 40)])
+    assert is_alone(region, face, [box(50, 50, 12.6)], "corners")
+    assert not is_alone(region, face, [box(50, 50, 12.7)], "corners")
+    assert is_alone(region, face, [box(300, 50, 40)], "corners")
 
 
 def test_what_is_held_out_keeps_the_photos_own_pixels() -> None:

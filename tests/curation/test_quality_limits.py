@@ -16,6 +16,7 @@ GOOD = Measured(
     sharpness=15.0,
     luma=0.5,
     clipped=0.0,
+    visible=1.0,
 )
 
 
@@ -23,6 +24,7 @@ GOOD = Measured(
     ("changes", "reason", "said"),
     [
         ({"box_xyxy": (0, 0, 60, 60)}, "face_too_small", "The face has 60 px; 64 are needed."),
+        ({"visible": 0.7}, "cut_off", "The photo's border cuts the face: 70% of it is to be seen; 90% is needed."),
         ({"sharpness": 2.7}, "blurred", "The face is blurred: its sharpness is 2.7, and 5 is needed."),
         ({"luma": 0.1}, "too_dark", "The face is too dark: its mean luma is 0.10, and 0.15 is needed."),
         ({"luma": 0.95}, "too_bright", "The face is too bright: its mean luma is 0.95, and 0.88 is the most."),
@@ -44,3 +46,9 @@ def test_a_small_photo_is_told_with_everything_else_that_is_wrong() -> None:
 def test_nothing_speaks_against_a_good_photo_nor_against_an_unknown_pose() -> None:
     assert faults((800, 600), GOOD, LIMITS) == []
     assert faults((800, 600), GOOD.model_copy(update={"yaw_deg": None}), LIMITS) == []
+
+
+def test_a_small_photo_is_good_enough_where_the_face_is_large() -> None:
+    large = GOOD.model_copy(update={"box_xyxy": (0, 0, 300, 300)})
+    assert [fault.reason for fault in faults((480, 480), GOOD, LIMITS)] == ["image_too_small"]
+    assert faults((480, 480), large, LIMITS) == []

@@ -51,3 +51,8 @@ def test_named_values_join_the_own_ones_which_win() -> None:
     assert spec.chosen() == {"train.steps": 800, "train.rank": 8}
     assert PersonalizeSpec(subject="ada", rank=4, values=["train.rank=8"]).chosen() == {"train.rank": 8}
     assert PersonalizeSpec(subject="ada").chosen() == {}
+
+
+def test_reference_photos_are_a_value_of_detect() -> None:
+    spec = PersonalizeSpec(subject="ada", reference="IMG_1.jpg, 4f1d0c2b9a8e7766")
+    assert spec.chosen() == {"detect.subject.reference": ["IMG_1.jpg", "4f1d0c2b9a8e7766"]}

@@ -18,6 +18,7 @@ from skimage import data
 from zimage.core.errors import InputError
 from zimage.core.jsonl import read_rows
 from zimage.demo import jpeg, make_demo_photos, other_people, planned_views, taken
+from zimage.faces.engine import open_engine
 from zimage.faces.engine_defaults import YUNET_SFACE_PARAMS
 from zimage.photos.rows import CropRow, ManifestRow
 from zimage.stages.detect import DetectParams, detect
@@ -51,6 +52,7 @@ VALUES: dict[str, Any] = {
     },
 }
 Picture = NDArray[np.uint8]
+ENGINE = open_engine(YUNET_SFACE_PARAMS)
 
 
 def params(**changes: dict[str, Any]) -> DetectParams:
@@ -485,6 +487,64 @@ def test_of_a_colour_photo_and_its_grey_copy_saved_larger_the_colour_photo_is_ke
     rows = workspace.manifest()
     assert all(rows[f"IMG_{number:02}_bw.jpg"].reason == "near_duplicate" for number in (1, 3, 6))
     assert all(rows[f"IMG_{number:02}.jpg"].decision in {"train", "holdout"} for number in (1, 3, 6))
+
+
+def test_a_face_that_the_border_cuts_is_not_trained_on(copy: Workspace) -> None:
+    large = cv2.resize(np.asarray(data.astronaut(), np.uint8), (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    copy.save("left.png", large[:, 412:])
+    copy.save("right.png", large[:, :490])
+    copy.save("below.png", large[:290, 200:700])
+    copy.save("whole.png", large[60:600, 190:720])
+    copy.run()
+    rows = copy.manifest()
+    assert {rows[f"{cut}.png"].decision for cut in ("left", "right", "below")} == {"reject"}
+    assert {rows[f"{cut}.png"].reason for cut in ("left", "right", "below")} <= {"cut_off", "no_face"}
+    assert rows["whole.png"].reason != "cut_off"
+
+
+def test_photos_that_lie_on_the_side_or_upside_down_are_turned(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "turned")
+    one_after_the_other(workspace, 13, gap_s=86_400)
+    for number, turns in ((2, 1), (5, 2), (7, 3)):
+        path = workspace.photos / f"IMG_{number:02}.jpg"
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        path.unlink()
+        workspace.save(f"turned_{number}.png", np.rot90(pixels, turns))
+    workspace.run(split={"min_train": 3})
+    rows = workspace.manifest()
+    for number, lay in ((2, "on its side"), (5, "upside down"), (7, "on its side")):
+        row = rows[f"turned_{number}.png"]
+        assert row.decision in {"train", "holdout"} and f"It lay {lay}, and was turned upright." in row.detail
+        assert abs(row.roll_deg or 90) < 15
+        (crop, *_) = (crop for crop in workspace.crops() if crop.photo == row.photo)
+        with Image.open(workspace.out / crop.file) as image:
+            face = ENGINE.find(np.asarray(image))[0]
+        assert abs(face.roll_deg or 90) < 15
+
+
+def test_a_screenshot_is_for_a_person_to_crop(copy: Workspace) -> None:
+    shot = np.full((1600, 760, 3), 250, np.uint8)
+    shot[300:1100, 0:760] = cv2.resize(view(110, 20, 210), (760, 800))
+    cv2.putText(shot, "9:41", (40, 60), cv2.FONT_HERSHEY_SIMPLEX, 1.6, (0, 0, 0), 4)
+    cv2.putText(shot, "100 %", (560, 60), cv2.FONT_HERSHEY_SIMPLEX, 1.6, (0, 0, 0), 4)
+    copy.save("screenshot.png", shot)
+    copy.run()
+    row = copy.manifest()["screenshot.png"]
+    assert (row.decision, row.reason) == ("review", "screenshot") and "crop the photo out of it" in row.detail
+
+
+def test_half_of_somebody_elses_head_is_not_in_a_crop(copy: Workspace) -> None:
+    her = cv2.resize(view(120, 10, 230), (460, 460))
+    him = cv2.resize(stranger(), (460, 460))
+    copy.save("couple.png", np.hstack([her[:, 40:400], him[:, 100:]]))
+    copy.run()
+    row = copy.manifest()["couple.png"]
+    assert row.subject_face is not None and len(row.faces) == 2
+    (other,) = (face.box_xyxy for number, face in enumerate(row.faces) if number != row.subject_face)
+    for crop in (crop for crop in copy.crops() if crop.photo == row.photo):
+        left = row.faces[row.subject_face].box_xyxy[0] - crop.face_box_xyxy[0] / crop.scale
+        assert left + crop.width / crop.scale < other[0] - 0.25 * (other[2] - other[0])
 
 
 def test_no_face_in_any_photo_is_one_sentence(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ Kind = Literal["full", "head"]
 HEAD: dict[PointsKind, tuple[float, float, float]] = {"corners": (0.85, 1.15, 0.65), "centres": (0.79, 0.99, 0.68)}
 ABOVE = 0.35  # share of a head crop's spare height that lies above the head; shoulders need the larger part
 STRANGER = 0.10  # another face of this share of the subject's is a second person in the picture
+# So is this share of the head of somebody whose face has at least that part of the subject's side.
+STRANGERS_HEAD, STRANGERS_SIDE = 0.15, 0.4
+TIGHTEST = 0.7  # share of a head crop's side that the face may take so that somebody else is left out
+TIGHTER_STEPS = 3
 FULL = 0.85  # a bucket of less than this share of the square's area would waste what the model can see
 WHOLE = 0.95  # share of the region that a size may keep without counting as trimmed
 HOLDOUT_PX = 1024  # of the longer side: more than any face engine looks at
@@ -105,11 +109,11 @@ def plans(size: tuple[int, int], face: Box, others: list[Box], kind: PointsKind,
     """
     side = side_of(face)
     full = _sized("full", full_region(size, face, kind, params), params)
-    head = head_plan(size, face, kind, params)
-    full_good = is_alone(full.region, face, others) and side * full.scale >= params.min_face_px
+    head = _sized("head", _head_alone(size, face, others, kind, params.head_face_share), params)
+    full_good = is_alone(full.region, face, others, kind) and side * full.scale >= params.min_face_px
     head_wanted = not full_good or _share(full.region, side) < params.head_below_share
     made = [full] if full_good else []
-    if head_wanted and is_alone(head.region, face, others):
+    if head_wanted and is_alone(head.region, face, others, kind):
         made.append(head)
     return made
 
@@ -121,8 +125,8 @@ def head_plan(size: tuple[int, int], face: Box, kind: PointsKind, params: CropPa
 
 def holdout_plan(size: tuple[int, int], face: Box, others: list[Box], kind: PointsKind, params: CropParams) -> Plan:
     """Return the crop to score against: the head, or the original framing, with all the pixels the photo has."""
-    region = head_region(size, face, kind, params.head_face_share)
-    of: Kind = "head" if is_alone(region, face, others) else "full"
+    region = _head_alone(size, face, others, kind, params.head_face_share)
+    of: Kind = "head" if is_alone(region, face, others, kind) else "full"
     if of == "full":
         region = full_region(size, face, kind, params)
     scale = min(1.0, HOLDOUT_PX / max(region.width, region.height))
@@ -150,6 +154,13 @@ def head_region(size: tuple[int, int], face: Box, kind: PointsKind, face_share: 
     return Region(float(np.clip(x, 0, size[0] - side)), float(np.clip(y, 0, size[1] - side)), side, side)
 
 
+def _head_alone(size: tuple[int, int], face: Box, others: list[Box], kind: PointsKind, face_share: float) -> Region:
+    """Return the square around a head, a little tighter where that leaves others out."""
+    shares = (face_share + step / TIGHTER_STEPS * max(TIGHTEST - face_share, 0) for step in range(TIGHTER_STEPS + 1))
+    regions = [head_region(size, face, kind, share) for share in shares]
+    return next((region for region in regions if is_alone(region, face, others, kind)), regions[0])
+
+
 def head_box(face: Box, kind: PointsKind) -> Box:
     """Return the box of the whole head, with hair, of a face's box."""
     beside, above, below = (reach * side_of(face) for reach in HEAD[kind])
@@ -157,9 +168,18 @@ def head_box(face: Box, kind: PointsKind) -> Box:
     return x - beside, y - above, x + beside, y + below
 
 
-def is_alone(region: Region, face: Box, others: list[Box]) -> bool:
-    """Return whether no other face in the region has a tenth of the subject's."""
-    return all(_overlap(other, region.box_xyxy) < STRANGER * side_of(face) ** 2 for other in others)
+def is_alone(region: Region, face: Box, others: list[Box], kind: PointsKind) -> bool:
+    """Return whether nobody else is in the region: no tenth of the subject's face, and no part of a head as large."""
+    for other in others:
+        if _overlap(other, region.box_xyxy) >= STRANGER * side_of(face) ** 2:
+            return False
+        head = head_box(other, kind)
+        if (
+            side_of(other) >= STRANGERS_SIDE * side_of(face)
+            and _overlap(head, region.box_xyxy) >= STRANGERS_HEAD * side_of(head) ** 2
+        ):
+            return False
+    return True
 
 
 def cut(image_rgb: Picture, plan: Plan) -> Picture:

@@ -65,6 +65,7 @@ class Job:
     Args:
         picture: The photo's file.
         long_px: The photo's long side.
+        turns: Quarter turns, against the clock, that bring it upright.
         identity: Stands for its content, at this size.
         plans: The crops to make; at most one of each kind.
         face: Numbers of the subject's face.
@@ -75,6 +76,7 @@ class Job:
 
     picture: Path
     long_px: int
+    turns: int
     identity: str
     plans: tuple[Plan, ...]
     face: Measured
@@ -85,7 +87,8 @@ class Job:
     @property
     def key(self) -> str:
         """All that decides about the crops."""
-        return f"{self.identity} {self.plans} {self.face} {self.points_xy} {self.points_kind} {self.aligned_px}"
+        what = f"{self.identity} {self.turns} {self.plans} {self.face}"
+        return f"{what} {self.points_xy} {self.points_kind} {self.aligned_px}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def read_cuts(entry: Path) -> list[Cut]:
 
 
 def _cut_all(job: Job, folder: Path) -> None:
-    image_rgb = read_clean(job.picture, job.long_px)
+    image_rgb = np.ascontiguousarray(np.rot90(read_clean(job.picture, job.long_px), job.turns))
     points_xy = np.asarray(job.points_xy, np.float32)
     rows = []
     for plan in job.plans:

@@ -37,6 +37,7 @@ from zimage.photos.rows import PhotoRow, Session
 
 EXAMPLES_NAMED = 3
 USUAL_FROM, USUAL_YAW_DEG = 5, 25.0  # faces from which a usual face is known, and how far they may be turned
+UNSURE = 1.2  # times min_score: below, a detector takes other things for faces as well
 GREY = 0.02  # chroma below which a photo is black and white; toned prints have more
 SHARED = "It is from a session that is also trained on, so a score against it says little about other days."
 WELL_DEG = 40.0  # lora-dataset-studio scores faces up to this yaw: frontal and three-quarter
@@ -57,8 +58,9 @@ class PersonSeen:
 
 @dataclass(frozen=True)
 class Rules:
-    """All that decides about photos."""
+    """All that decides about photos; `min_score` is the detector's, from which a face counts."""
 
+    min_score: float
     subject: SubjectParams
     quality: QualityParams
     duplicates: DuplicateParams
@@ -101,7 +103,7 @@ def curate(
     """
     _sort_out_faceless(cases)
     subject = _subject(cases, people, _referred(cases, references, rules.subject), info)
-    _tell_whose(cases, subject, info, rules.subject)
+    _tell_whose(cases, subject, info, rules.subject, rules.min_score)
     _check_quality(cases, rules.quality)
     _plan_crops(cases, info, rules.crops)
     _rank(cases, rules.quality)
@@ -202,7 +204,11 @@ def _person(one: Person, faced: Sequence[PhotoDecision]) -> PersonSeen:
 
 
 def _tell_whose(
-    cases: list[PhotoDecision], subject: NDArray[np.float32], info: EngineInfo, params: SubjectParams
+    cases: list[PhotoDecision],
+    subject: NDArray[np.float32],
+    info: EngineInfo,
+    params: SubjectParams,
+    min_score: float,
 ) -> None:
     sure = params.doubtful_from * info.threshold
     for case in cases:
@@ -210,13 +216,15 @@ def _tell_whose(
             continue
         case.match = match(np.stack([face.embedding for face in case.seen.faces]), subject, info.metric)
         if case.open:
-            _doubt(case, case.match, sure, info.threshold)
+            _doubt(case, case.match, sure, info.threshold, min_score)
 
 
-def _doubt(case: PhotoDecision, found: Match, sure: float, threshold: float) -> None:
+def _doubt(case: PhotoDecision, found: Match, sure: float, threshold: float, min_score: float) -> None:
     """Decide against a photo whose nearest face is not surely the subject's, or is not the only such face."""
     near, following, count = found.distance, found.next_distance, len(found.distances)
-    if near > threshold:
+    if near > threshold and case.subject.measured.score < UNSURE * min_score:
+        case.end("reject", "no_face", "What was found is hardly a face, and like none of the subject's.")
+    elif near > threshold:
         whose = f"None of the {count} faces is the subject's" if count > 1 else "The face is not the subject's"
         detail = f"{whose}: the nearest is {near:.2f} away, and {threshold:g} is the most."
         case.end("reject", "wrong_person", detail)
@@ -232,8 +240,12 @@ def _check_quality(cases: list[PhotoDecision], params: QualityParams) -> None:
         if not case.open:
             continue
         broken = faults(case.size, case.subject.measured, params)
+        framed = case.seen.frame if case.seen else 0.0
         if broken:
             case.end("reject", broken[0].reason, " ".join(fault.detail for fault in broken))
+        elif framed > params.max_frame:
+            detail = f"Plain bars take {framed:.0%} of it, as in a screenshot; crop the photo out of it and add that."
+            case.end("review", "screenshot", detail)
 
 
 def _plan_crops(cases: list[PhotoDecision], info: EngineInfo, params: CropParams) -> None:

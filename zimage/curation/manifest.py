@@ -18,11 +18,11 @@ def manifest_row(case: PhotoDecision, crops: Sequence[CropRow], info: EngineInfo
         name=case.row.name,
         decision=case.decision,
         reason=case.reason,
-        detail=case.detail,
+        detail=" ".join(filter(None, [case.detail, _turned(case)])),
         override=case.override.reason if case.override else None,
         engine_id=info.engine_id,
-        width=case.row.width,
-        height=case.row.height,
+        width=case.seen.width if case.seen else case.row.width,
+        height=case.seen.height if case.seen else case.row.height,
         faces=_faces(case),
         subject_face=case.match.face if case.match else None,
         attempt=face.attempt if face else None,
@@ -43,6 +43,11 @@ def manifest_row(case: PhotoDecision, crops: Sequence[CropRow], info: EngineInfo
         aligned=f"aligned/{case.row.photo}.png" if crops else None,
         crops=[crop.file for crop in crops],
     )
+
+
+def _turned(case: PhotoDecision) -> str:
+    turns = case.seen.turns if case.seen else 0
+    return f"It lay {'upside down' if turns == 2 else 'on its side'}, and was turned upright." if turns else ""
 
 
 def unseen_row(row: PhotoRow) -> ManifestRow:

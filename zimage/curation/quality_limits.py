@@ -30,6 +30,10 @@ class QualityParams(Section):
     """Mean luma of the face; brighter is rejected."""
     max_yaw_deg: Annotated[float, Field(gt=0, le=90)]
     """Degrees; a head turned farther is rejected."""
+    min_visible: Share = 0.9
+    """Share of the face that lies within the photo; one that the border cuts is rejected."""
+    max_frame: Share = 0.04
+    """Share of the photo that plain bars take, as in screenshots; of more the photo is for a person to crop."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,15 @@ def faults(size: tuple[int, int], face: Measured, limits: QualityParams) -> list
     yaw_deg = abs(face.yaw_deg or 0.0)
     checks = {
         "image_too_small": (
-            min(size) < limits.min_image_px,
+            min(size) < limits.min_image_px and face.side_px < limits.good_face_px,  # a large face is all it takes
             _least("The photo's short side", min(size), limits.min_image_px),
         ),
         "face_too_small": (face.side_px < limits.min_face_px, _least("The face", face.side_px, limits.min_face_px)),
+        "cut_off": (
+            face.visible < limits.min_visible,
+            f"The photo's border cuts the face: {face.visible:.0%} of it is to be seen; {limits.min_visible:.0%} is "
+            "needed.",
+        ),
         "blurred": (
             face.sharpness < limits.min_sharpness,
             f"The face is blurred: its sharpness is {face.sharpness:.1f}, and {limits.min_sharpness:g} is needed.",

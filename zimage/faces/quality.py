@@ -8,12 +8,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from zimage.faces.landmarks import Points, PointsKind, aligned
+from zimage.faces.landmarks import Points, PointsKind, aligned, similarity, upright_points
 from zimage.photos.pictures import Mask, Picture
 
 SIDE_PX = 128  # of the upright face on which everything is measured
 INNER = slice(SIDE_PX // 8, SIDE_PX * 7 // 8)  # without the border, which shows hair and background
 BLACK, BLOWN = 8, 247  # levels beyond which skin has lost its texture
+# A bar is looked for at this size; levels that its colour may differ by; shares of a line that have the colour, of the
+# lines that do, and of the columns that its end cuts.
+EDGE_LEVELS = 12
+FRAME_PX, FRAME_LEVELS, FRAME_SHARE, FRAME_LINES, FRAME_EDGE = (256, 256), 2, 0.5, 0.7, 0.6
+VISIBLE_GRID = 24  # points along each side of the inner face that are looked for in the picture
 ROWS_BYTES = 2**23  # of the rows of all faces that are compared at once
 BLOCKS = 6  # the inner face is compared in 6 x 6 blocks of 16 px
 ALIKE = 0.4  # correlation of two blocks; those of one face under other light correlate at 0.95 and more
@@ -40,12 +45,14 @@ class Look:
         sharpness: See `sharpness`.
         luma: Mean, 0 to 1.
         clipped: Share of the face that is black or blown out, 0 to 1.
+        visible: Share of the face that lies within the picture, 0 to 1.
         texture: The face in grey, SIDE_PX square, smoothed, for comparing with the subject's other faces.
     """
 
     sharpness: float
     luma: float
     clipped: float
+    visible: float
     texture: Mask
 
 
@@ -58,8 +65,18 @@ def look(image_rgb: Picture, points_xy: Points, kind: PointsKind) -> Look:
         sharpness=sharpness(grey),
         luma=float(inner.mean() / 255),
         clipped=float(np.mean((inner < BLACK) | (inner > BLOWN))),
+        visible=visible(image_rgb.shape[1], image_rgb.shape[0], points_xy, kind),
         texture=np.asarray(cv2.GaussianBlur(grey, (0, 0), 2.0), np.uint8),
     )
+
+
+def visible(width: int, height: int, points_xy: Points, kind: PointsKind) -> float:
+    """Return the share of an upright face, without hair and background, that lies within a picture of this size."""
+    across, down = np.linspace(INNER.start, INNER.stop, VISIBLE_GRID), np.linspace(INNER.start, SIDE_PX, VISIBLE_GRID)
+    grid = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)  # down to the chin
+    carry = similarity(upright_points(kind, SIDE_PX), points_xy)
+    x, y = (grid @ carry[:, :2].T + carry[:, 2]).T
+    return float(np.mean((x >= 0) & (x < width) & (y >= 0) & (y < height)))
 
 
 def sharpness(grey: Mask) -> float:
@@ -155,6 +172,31 @@ def dhash(image_rgb: Picture) -> int:
     small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
     bits = (small[:, 1:] > small[:, :-1]).ravel()
     return int(sum(1 << place for place, bit in enumerate(bits) if bit))
+
+
+def frame(image_rgb: Picture) -> float:
+    """Return the share of the picture that plain bars on its sides take: screenshots have such, photos do not.
+
+    A bar begins at a side, most of each of its lines has one colour (a status bar has signs on it), and it ends in a
+    straight edge across the picture.
+    """
+    small = np.asarray(cv2.resize(image_rgb, FRAME_PX, interpolation=cv2.INTER_NEAREST), np.int16)  # a wall has noise
+    kept = 1.0
+    for lines in (small, small.transpose(1, 0, 2)):
+        bars = _bar(lines) + _bar(lines[::-1])
+        kept *= max(0.0, 1 - bars / len(lines))
+    return 1 - kept
+
+
+def _bar(lines: NDArray[np.int16]) -> int:
+    """Return how many lines, from the first on, are a bar of one colour that ends in a straight edge; 0 for none."""
+    colour = np.median(lines[0], axis=0)
+    same = (np.abs(lines - colour).max(2) <= FRAME_LEVELS).mean(1) >= FRAME_SHARE
+    edges = (np.abs(np.diff(lines, axis=0)).max(2) > EDGE_LEVELS).mean(1) >= FRAME_EDGE
+    for end in np.flatnonzero(edges[: len(lines) // 2]):
+        if same[: end + 1].mean() >= FRAME_LINES:
+            return int(end) + 1
+    return 0
 
 
 def chroma(image_rgb: Picture) -> float:

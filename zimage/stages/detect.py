@@ -81,7 +81,9 @@ def detect(ingest: Path, overrides: Path, out: Path, *, params: DetectParams) ->
             album.people,
             references=read_references(overrides / "reference", params.engine, engine.info),
             info=engine.info,
-            rules=Rules(params.subject, params.quality, params.duplicates, params.split, params.crops),
+            rules=Rules(
+                params.engine.min_score, params.subject, params.quality, params.duplicates, params.split, params.crops
+            ),
         )
     except InputError as refusal:
         raise _with_evidence(refusal, album, out) from None
@@ -178,6 +180,7 @@ def _job(case: PhotoDecision, ingest: Path, info: EngineInfo, params: CropParams
     return Job(
         picture=ingest / case.row.file,
         long_px=max(case.size),
+        turns=case.seen.turns,
         identity=case.seen.entry.name,
         plans=(held,) if case.decision == "holdout" else tuple(case.plans),
         face=case.subject.measured,
