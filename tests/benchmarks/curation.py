@@ -1,8 +1,8 @@
 """What `ingest` and `detect` decide about albums made of photographs that ship in packages.
 
 Run with: python -m tests.benchmarks.curation
-One line for each album: photos trained on, held out and left out with reasons, or the refusal; and how many shots have a
-photo on both sides of the split. Run in a checkout of another commit it shows what that one decides.
+One line for each album: photos trained on, held out and left out with reasons, or the refusal; and how many shots have
+a photo on both sides of the split. Run in a checkout of another commit it shows what that one decides.
 """
 
 import copy
