@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, get_args
@@ -48,6 +49,7 @@ ONLY_HERE = "it was only run on this machine; run personalize for it with placem
 PAGES = {"detect": "contact_sheet.html", "evaluate": "report.html"}
 PICTURE = re.compile(rf'src="{THUMBNAILS}/([0-9a-f]{{16}}\.jpg)"')  # in a contact sheet
 AT_ONCE = 8  # pictures on their way to the store
+SUBJECTS_AT_ONCE = 16  # whose releases are looked at side by side
 COUNTED = {
     "files": "files on this machine",
     "objects": "objects in the store",
@@ -332,23 +334,31 @@ def _scan_row(subject: str, changed: str, done: str) -> dict[str, str]:
 
 
 def show_overview(findings: Sequence[Finding], store: Store) -> None:
-    """Show a line for every subject: its state, what is due, its newest release with the verdict, and its channels."""
-    rows = [
-        {
-            "subject": each.subject,
-            "state": each.verdict,
-            "newest release": f"{newest.release}: {newest.verdict}" if newest else "none",
-            **{name: found.release if found else "" for name, found in pointers.items()},
-            "consent until": "" if each.consent_until is None else each.consent_until.isoformat(),
-            "due": ", ".join(each.kinds) or each.reason or "nothing",
-        }
-        for each in findings
-        for newest in [next(iter(releases(store, each.subject)), None)]
-        for pointers in [{name: channel(store, each.subject, name) for name in get_args(Name)}]
-    ]
+    """Show what `overview` returns."""
+    rows = overview(findings, store)
     create_artifact(
         "table", json.dumps(rows), key=OVERVIEW, description=f"{quantity(len(rows), 'subject')} in this store"
     )
+
+
+def overview(findings: Sequence[Finding], store: Store) -> list[dict[str, str]]:
+    """Return a row for every subject: its state, what is due, its newest release with the verdict, and its channels."""
+    with ThreadPoolExecutor(SUBJECTS_AT_ONCE) as pool:
+        return list(pool.map(partial(_overview_row, store), findings))
+
+
+def _overview_row(store: Store, finding: Finding) -> dict[str, str]:
+    """Return the row of a subject; without a release there is nothing that a channel could point to."""
+    newest = next(releases(store, finding.subject), None)
+    pointers = {name: channel(store, finding.subject, name) if newest else None for name in get_args(Name)}
+    return {
+        "subject": finding.subject,
+        "state": finding.verdict,
+        "newest release": f"{newest.release}: {newest.verdict}" if newest else "none",
+        **{name: found.release if found else "" for name, found in pointers.items()},
+        "consent until": "" if finding.consent_until is None else finding.consent_until.isoformat(),
+        "due": ", ".join(finding.kinds) or finding.reason or "nothing",
+    }
 
 
 def show_channel(store: Store, subject: str, name: Name) -> None:
