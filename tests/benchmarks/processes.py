@@ -37,8 +37,8 @@ def main() -> None:
     with _busy(asked.busy):
         for stage in asked.stages:
             found: dict[str, list[float]] = {name: [] for name in trees}
-            for _ in range(asked.pairs):
-                for name, tree in trees.items():
+            for pair in range(asked.pairs):
+                for name, tree in list(trees.items())[:: -1 if pair % 2 else 1]:
                     load, speed = os.getloadavg()[0], _speed(stage, tree, asked.data.resolve(), asked.steps)
                     found[name].append(speed)
                     print(f"{stage} {name}: {speed:.3f} at load {load:.1f}", flush=True)

@@ -97,7 +97,7 @@ def serve(folder: Path) -> None:
     address = f"http://127.0.0.1:{server.server_port}"
     boto3.client("s3", endpoint_url=address).create_bucket(Bucket="benchmark")
     (backend,) = [each["global"] for each in s3_backends.values() if "benchmark" in each["global"].buckets]
-    for path in folder.rglob("*.json"):
+    for path in filter(Path.is_file, folder.rglob("*")):
         backend.put_object("benchmark", f"project/{path.relative_to(folder).as_posix()}", path.read_bytes())
     print(address, flush=True)
     threading.Event().wait()
