@@ -119,8 +119,9 @@ def scan(count: int) -> dict[str, Any]:
 
     told = measured(look, requests)
     with contextlib.suppress(SystemExit):
+        overview = of_build("overview")
         before, begun = len(requests), time.perf_counter()
-        of_build("overview")(found, store)
+        overview(found, store)
         told["overview"] = {"s": round(time.perf_counter() - begun, 2), "requests": len(requests) - before}
     assert len(found) == count, len(found)
     assert {each.verdict for each in found} == {"unchanged"}, found[0]

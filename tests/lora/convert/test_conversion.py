@@ -1,6 +1,8 @@
 """Converting, merging and resizing, checked against the change itself and against diffusers' loader."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from zimage.lora.convert.conversion import Plan, convert, merge, resize
 from zimage.lora.convert.reading import read_lora
 from zimage.lora.convert.writing import Dialect
 from zimage.lora.files.inspection import inspect_file
+from zimage.lora.files.modules import released_shapes
 
 PORTABLE = Plan("portable", None, None, verify=True)
 SCALE = 0.7  # alpha / rank in dialects that store alpha; no power of two, so folding must widen half precision
@@ -356,3 +359,33 @@ def test_a_resize_without_one_clear_aim_is_refused(tmp_path: Path, rank: int | N
     one, _ = two_loras(tmp_path)
     with pytest.raises(InputError, match=r"--rank 16|a share above 0|from 1 on"):
         resize(one, tmp_path / "small.safetensors", Plan("portable", rank, None), energy)
+
+
+# Prints by how many bytes the largest memory grew while a file was converted, after a small one had loaded the code.
+CONVERTING = """
+import resource, sys
+from pathlib import Path
+from zimage.lora.convert.conversion import Plan, convert
+small, large, out, to = sys.argv[1:]
+convert(Path(small), Path(out), Plan(to, None, None))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+convert(Path(large), Path(out), Plan(to, None, None))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize("to", ["portable", "comfyui"])
+def test_a_lora_of_any_size_is_converted_with_a_part_of_it_in_memory(to: str, tmp_path: Path) -> None:
+    sizes = []
+    for name, ranks in (("small", 1), ("large", 32)):
+        tensors = {}
+        for module, (outputs, inputs) in released_shapes().items():
+            if module.startswith("layers."):
+                tensors[f"transformer.{module}.lora_A.weight"] = torch.randn(ranks, inputs).bfloat16()
+                tensors[f"transformer.{module}.lora_B.weight"] = torch.randn(outputs, ranks).bfloat16()
+        save_file(tensors, tmp_path / name)
+        sizes.append((tmp_path / name).stat().st_size)
+    names = [str(tmp_path / each) for each in ("small", "large", "out.safetensors")]
+    ran = subprocess.run([sys.executable, "-c", CONVERTING, *names, to], capture_output=True, check=True, text=True)
+
+    assert int(ran.stdout) < 0.25 * sizes[1]
