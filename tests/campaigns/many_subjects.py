@@ -40,6 +40,7 @@ from tests.tiny_base import write_tiny_base
 
 LOOK_EVERY_S = 10.0
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+NOTHING_RUN = "schema: '2.0'\nstages: {}\n"  # dvc.lock
 PAGE = 200  # runs that one request gives at most
 
 
@@ -111,7 +112,7 @@ def copied(folder: Path, first: str, subjects: list[str], *, whole: int) -> None
             "consent": state.consent.model_copy(update={"pseudonym": subject}) if state.consent else None,
         }
         if number % whole == 0:
-            changes |= {"lock": "", "inputs": {}}
+            changes |= {"lock": NOTHING_RUN, "inputs": {}}
         else:
             below = store / "subjects"
             shutil.copytree(below / first / "dvc", below / subject / "dvc", copy_function=os.link)

@@ -67,6 +67,15 @@ def test_a_stage_is_called_with_its_folders_in_order() -> None:
     assert "usage: zimage train [-h] [--params FILE] encode out" in said
 
 
+def test_help_loads_nothing_that_only_a_stage_or_a_command_needs() -> None:
+    code = "import sys, zimage.cli.main as main; main.main(['--help'])"
+    told = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
+    done = subprocess.run([sys.executable, "-c", told + code], capture_output=True, text=True, check=False)
+
+    assert done.stdout
+    assert not {"torch", "numpy", "pydantic", "yaml", "psutil", "tempfile"} & set(done.stderr.split())
+
+
 def test_an_unknown_command_ends_with_code_2() -> None:
     assert zimage("trian").returncode == 2
 

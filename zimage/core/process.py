@@ -10,8 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import psutil
+if TYPE_CHECKING:
+    import psutil  # loaded by the functions that use it: `zimage --help` does not
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 LOOK_EVERY_S = 0.5
@@ -60,8 +62,10 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _ancestors_in_group(*, only_starter: bool) -> list[psutil.Process]:
+def _ancestors_in_group(*, only_starter: bool) -> "list[psutil.Process]":
     """Return the ancestors of this process in its process group, the nearest first."""
+    import psutil
+
     found: list[psutil.Process] = []
     parent = psutil.Process().parent()
     while parent is not None and _group_of(parent) == os.getpgrp():
@@ -75,21 +79,23 @@ def _ancestors_in_group(*, only_starter: bool) -> list[psutil.Process]:
     return found
 
 
-def _group_of(process: psutil.Process) -> int | None:
+def _group_of(process: "psutil.Process") -> int | None:
     try:
         return os.getpgid(process.pid)
     except (ProcessLookupError, PermissionError):
         return None
 
 
-def _is_shell(process: psutil.Process) -> bool:
+def _is_shell(process: "psutil.Process") -> bool:
+    import psutil
+
     try:
         return process.name().lstrip("-") in SHELLS
     except psutil.NoSuchProcess:
         return False
 
 
-def _end_with(processes: list[psutil.Process]) -> None:
+def _end_with(processes: "list[psutil.Process]") -> None:
     while all(map(_runs, processes)):
         time.sleep(LOOK_EVERY_S)
     main = threading.main_thread().ident
@@ -97,8 +103,10 @@ def _end_with(processes: list[psutil.Process]) -> None:
     signal.pthread_kill(main, signal.SIGTERM)  # to the main thread, so that it wakes up where it waits
 
 
-def _runs(process: psutil.Process) -> bool:
+def _runs(process: "psutil.Process") -> bool:
     """Return whether a process has not ended; one that nobody has collected has."""
+    import psutil
+
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -15,7 +15,6 @@ from typing import Any
 
 from zimage.core.assets import asset
 from zimage.core.errors import InputError
-from zimage.core.folder import make_writable, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +135,8 @@ def _record(given: Migration, render_params: dict[str, Any], pictures: int) -> d
 
 def _claim(out: Path, record: dict[str, Any]) -> None:
     """Write the record, or find the same one: a workspace belongs to one migration."""
+    from zimage.core.folder import make_writable, write_whole
+
     path = out / RECORD
     text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     if path.is_file():
@@ -169,6 +170,7 @@ def _fill(out: Path, given: Migration, real: list[Path]) -> None:
     Real photos are all held out, never trained on, and say whose face is meant: a drawn face that is another person's
     by the face engine is refused by the ordinary curation.
     """
+    from zimage.core.folder import write_whole
     from zimage.core.params import with_values
 
     data = out / "data"
