@@ -22,6 +22,7 @@ import psutil
 BLOCK_BYTES = 512  # of st_blocks
 PSS_EVERY = 5  # looks
 SUBJECT = "ada"
+SEED = 987654321  # stands for the number of a subject
 VALUES = {"subject.class_noun": "woman", "ingest.min_photos": 1, "detect.split.min_train": 2}
 NAMES = {  # what is measured: where it lies now, and where it lay in 9ff2ff5
     "scan_all": ("tasks.transfer.staleness", ""),
@@ -81,17 +82,22 @@ def write_states(count: int, inbox: Path, target: Path) -> dict[str, Any]:
 
     project = of_build("read_project")(importlib.import_module("tasks.settings").PROJECT)
     agreed = of_build("CONSENT") | {"expires": datetime.date(2999, 12, 31)}
+    choices = of_build("CHOICES")
+
+    def chosen(seed: int) -> Any:
+        return choices.model_copy(update={"values": {**choices.values, "train.seed": seed}})
+
+    lock = yaml.safe_dump({"stages": of_build("locked")(project, chosen(SEED))})
     for number in range(count):
         subject = f"s-{number:05d}"
-        chosen = of_build("CHOICES").model_copy(update={"values": {**of_build("CHOICES").values, "train.seed": number}})
         photos, consent = inbox / subject / "photos", inbox / subject / "consent.yaml"
         state = of_build("State")(
             version=1,
             writer="benchmark",
-            choices=chosen,
+            choices=chosen(number),
             sources={"photos": of_build("source")(str(photos)), "consent": of_build("source")(str(consent))},
             inputs={},
-            lock=yaml.dump({"stages": of_build("locked")(project, chosen)}, Dumper=yaml.CSafeDumper),
+            lock=lock.replace(str(SEED), str(number)),
             consent=agreed,
         )
         path = target / of_build("state_key")(subject)
