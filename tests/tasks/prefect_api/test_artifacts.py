@@ -2,11 +2,15 @@ import contextlib
 import json
 import re
 import sqlite3
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import boto3
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -21,12 +25,14 @@ from tasks.prefect_api.artifacts import (
     _show_decisions,
     artifact_key,
     end_progress,
+    overview,
     show_offer,
     show_page_again,
 )
 from tasks.prefect_api.runs import delete, runs_of
 from tasks.settings import PROJECT, Settings
-from tasks.store.s3 import FolderStore
+from tasks.store.s3 import FolderStore, S3Store
+from tasks.transfer.staleness import Finding
 from tasks.workspace.tombstones import Counts, begin, finish
 from tests.tasks.finished import finished, write
 from zimage.core.errors import InputError
@@ -224,3 +230,31 @@ def events_until_now() -> list[str]:
             return events
         assert time.monotonic() < until
         time.sleep(0.5)
+
+
+SHOWN = ["ada", "bob", "eve", "joe"]
+MEETS_WITHIN_S = 60.0
+
+
+@pytest.fixture
+def bucket(s3: None) -> Iterator[S3Store]:
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="shown")
+    yield replace(S3Store.connect("shown", "project"), listing_lag_s=0.0)
+    client.delete_bucket(Bucket="shown")
+
+
+def test_subjects_without_a_release_are_looked_at_side_by_side_with_one_request_each(bucket: S3Store) -> None:
+    made: list[str] = []
+    two_at_once = threading.Barrier(2)
+
+    def count(model: object, **_: object) -> None:
+        made.append(str(model))
+        two_at_once.wait(MEETS_WITHIN_S)  # no request goes out before another one is about to
+
+    bucket.client.meta.events.register("before-call.s3", count)
+    rows = overview([Finding(subject, "unchanged", "", None) for subject in SHOWN], bucket)
+
+    assert [row["subject"] for row in rows] == SHOWN
+    assert {(row["newest release"], row["staging"], row["production"]) for row in rows} == {("none", "", "")}
+    assert len(made) == len(SHOWN)
