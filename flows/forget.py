@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as this_run
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from flows.server.temporary import TemporaryServer
 from flows.spec import ForgetSpec
@@ -53,6 +53,7 @@ def forget(spec: ForgetSpec) -> Listing:
         return _photo(settings, spec, shared=shared)
     found = find(settings, spec.subject, this_run=this_run.id)
     lines = found.lines()
+    lines += _other_database(shared=shared)
     if not spec.delete:
         if not found.is_empty:  # a list of nothing would only tell of somebody who was forgotten
             show_listing(spec.subject, lines)
@@ -63,9 +64,19 @@ def forget(spec: ForgetSpec) -> Listing:
     return Listing(lines, tombstone)
 
 
+def _other_database(*, shared: bool) -> list[str]:
+    """Return a line on the database of Prefect on this machine that this run does not reach, if there is one."""
+    home = PREFECT_HOME.value()
+    if shared:
+        path, how = home / "prefect.db", "without PREFECT_API_URL, for runs that had no server or one before 0.2.0"
+    else:
+        path, how = home / "postgres", "with PREFECT_API_URL while `make serve` runs, for the runs of that server"
+    return [f"not here   {path}: ask again {how}"] if path.exists() else []
+
+
 def _photo(settings: Settings, spec: ForgetSpec, *, shared: bool) -> Listing:
     """Return what there is of a photo, or was; runs that only listed go with the one that deletes."""
-    lines = find_photo(settings, spec.subject, spec.photo).lines()
+    lines = [*find_photo(settings, spec.subject, spec.photo).lines(), *_other_database(shared=shared)]
     unreached = None
     if spec.delete:
         asked = {"shared": shared, "cancel": spec.cancel, "this_run": this_run.id}

@@ -214,8 +214,10 @@ def test_only_the_command_line_reads_the_environment() -> None:
 def test_tasks_and_flows_take_settings_from_one_place() -> None:
     reading = {relative(path) for path in sources("tasks", "flows") if uses(path, "os.environ", "os.getenv")}
 
-    # A fork of the fork server takes over an environment; the shell command switches telemetry off.
-    assert reading == {"tasks/settings.py", "tasks/workspace/fork_server.py", "flows/__main__.py"}
+    # A fork of the fork server takes over an environment; the shell command switches telemetry off; a server that runs
+    # its own database names it to Prefect.
+    own = {"tasks/workspace/fork_server.py", "flows/__main__.py", "flows/server/__main__.py"}
+    assert reading == {"tasks/settings.py", *own}
 
 
 def test_only_the_doctor_opens_a_connection() -> None:

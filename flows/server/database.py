@@ -1,8 +1,9 @@
-"""Prepare Prefect's database before its server starts: a migrated SQLite file, serialised writers, events of old runs.
+"""Prepare the database of a Prefect server before the server starts.
 
-The first two are for SQLite. An empty one is copied, which takes no time; Prefect's migrations take seconds.
-`python -m flows.server.database` makes it, once for this environment and this version of Prefect. Where it is not
-there, or the configured database is no file of SQLite, a server does what Prefect does by itself.
+A server that lasts uses PostgreSQL (`flows/server/postgres.py`), the server of a single run SQLite. A new database of
+either kind is a copy of one that has Prefect's tables already, as Prefect's migrations take seconds: `python -m
+flows.server.database` writes both, once for this environment and these versions. Without them, Prefect migrates by
+itself.
 """
 
 import contextlib
@@ -14,21 +15,20 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from asyncio import AbstractEventLoop, Lock, get_running_loop
-from collections.abc import AsyncGenerator, Iterator
-from contextvars import ContextVar
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
+from flows.server import postgres
 from tasks.settings import inherited
 from zimage.core.errors import InputError
 
 if TYPE_CHECKING:
     from prefect.server.database.orm_models import FlowRunState
 
-_has_turn: ContextVar[bool] = ContextVar("_has_turn", default=False)
+ADDRESS = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 
 
 def empty() -> Path:
@@ -43,7 +43,7 @@ def make_empty(target: Path) -> None:
         migrated, whole = Path(temporary) / "migrated.db", Path(temporary) / "whole.db"
         environment = inherited() | {
             "PREFECT_HOME": temporary,
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{migrated}",
+            ADDRESS: f"sqlite+aiosqlite:///{migrated}",
         }
         command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -52,20 +52,78 @@ def make_empty(target: Path) -> None:
         whole.replace(target)
 
 
-def prepare() -> None:
-    """Prepare for the server that this process is about to make: its database, if there is none, and its writers."""
+def provide_sqlite() -> None:
+    """Copy the empty database to where the configured one will be, if that is SQLite and nothing is there yet."""
     from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
-    address = PREFECT_API_DATABASE_CONNECTION_URL.value()
-    provide(address, empty())
-    serialize_sqlite_writes(address)
+    provide(PREFECT_API_DATABASE_CONNECTION_URL.value(), empty())
+
+
+@dataclass(frozen=True)
+class Database:
+    """The database of a server that lasts.
+
+    Args:
+        environment: Variables that tell the server of it; empty where it is configured already.
+        description: For a person.
+        process: PostgreSQL's, where it was started here.
+        note: What a person should know of another database in the same PREFECT_HOME, or "".
+    """
+
+    environment: dict[str, str]
+    description: str
+    process: "subprocess.Popen[bytes] | None" = None
+    note: str = ""
+
+
+@contextlib.contextmanager
+def lasting_database(log: Path) -> Iterator[Database]:
+    """Run PostgreSQL in PREFECT_HOME for the length of the block, unless a database is configured.
+
+    Args:
+        log: File for what PostgreSQL prints.
+
+    Raises:
+        InputError: see `postgres.running`.
+    """
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_HOME, get_current_settings
+    from sqlalchemy import make_url
+
+    configured, home = get_current_settings().server.database, PREFECT_HOME.value()
+    address = make_url(PREFECT_API_DATABASE_CONNECTION_URL.value())
+    if "connection_url" in configured.model_fields_set or configured.driver is not None:
+        yield Database({}, address.render_as_string(hide_password=True))
+    elif not postgres.is_installed():
+        yield Database({}, f"SQLite in {home}: there is no package of PostgreSQL for this platform")
+    else:
+        folder = home / "postgres"
+        note = _note_of_sqlite(Path(address.database or ""))
+        with postgres.running(folder, log, template=postgres.migrated()) as running:
+            yield Database({ADDRESS: running.address}, f"PostgreSQL in {folder}", running.process, note)
+
+
+def _note_of_sqlite(path: Path) -> str:
+    """Return a sentence about the SQLite database that a stack of a version before 0.2.0 used, or "" if there is none.
+
+    Servers of single runs use the same file and have no deployments.
+    """
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as old,
+    ):
+        if old.execute("select count(*) from deployment").fetchone() != (0,):
+            return (
+                f"Runs, and schedules that were switched on, of an earlier version are in {path} and not here; "
+                f"{ADDRESS}=sqlite+aiosqlite:///{path} uses that database again."
+            )
+    return ""
 
 
 @contextlib.contextmanager
 def only_server(where: str) -> Iterator[None]:
     """Lock PREFECT_HOME against other servers of this project (flock); the kernel unlocks it when the process dies.
 
-    Two servers on one SQLite both plan the runs of a schedule and both declare runs lost.
+    Two servers on one database both plan the runs of a schedule and both declare runs lost.
 
     Args:
         where: What to say of this server to others that are refused, such as "at http://127.0.0.1:4200".
@@ -113,57 +171,12 @@ def provide(address: str, source: Path) -> None:
         os.link(copied, target)
 
 
-def serialize_sqlite_writes(address: str) -> None:
-    """Let the writers of this process's server wait for one another, if its database is SQLite.
+async def count_recent_states_as_seen() -> None:
+    """Let the automations of the server that this process is about to start act on runs that an earlier server began.
 
-    Prefect's requests read before they write, and SQLite lets nobody write who began to read before somebody else
-    wrote: such a request ends at once, with 503. Prefect's client tries again then; its UI, where a person clicked,
-    does not. Here a writer takes its turn before it reads.
-
-    Args:
-        address: Of the database, as SQLAlchemy writes it.
-    """
-    from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
-    from prefect.server.database.dependencies import MODELS_DEPENDENCIES
-    from sqlalchemy import make_url
-    from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
-
-    class InTurn(AioSqliteConfiguration):
-        _turns: ClassVar[WeakKeyDictionary[AbstractEventLoop, Lock]] = WeakKeyDictionary()
-
-        @contextlib.asynccontextmanager
-        async def begin_transaction(
-            self, session: AsyncSession, with_for_update: bool = False
-        ) -> AsyncGenerator[AsyncSessionTransaction, None]:
-            if _has_turn.get():  # within another, which has it, this would wait for ever
-                async with super().begin_transaction(session, with_for_update) as transaction:
-                    yield transaction
-                return
-            # Who waits here is served in order, and keeps no connection of the few from anybody.
-            async with self.turn(), super().begin_transaction(session, with_for_update=True) as transaction:
-                await session.connection()  # begins now
-                SQLITE_BEGIN_MODE.set("DEFERRED")  # and so does whatever is opened until the end
-                yield transaction
-
-        @classmethod
-        @contextlib.asynccontextmanager
-        async def turn(cls) -> AsyncGenerator[None, None]:
-            async with cls._turns.setdefault(get_running_loop(), Lock()):
-                token = _has_turn.set(True)
-                try:
-                    yield
-                finally:
-                    _has_turn.reset(token)
-
-    if make_url(address).get_backend_name() == "sqlite":
-        MODELS_DEPENDENCIES["database_config"] = InTurn(connection_url=address)
-
-
-async def listen_anew() -> None:
-    """Let the automations of the server that this process is about to make act on runs that an earlier server began.
-
-    What each run's last state was counts as seen: a server remembers that in memory, and puts the next state aside for
-    a quarter of an hour if it does not know the one before. A database without tables yet is left alone.
+    A server remembers in memory which states its automations have seen, and delays a state by a quarter of an hour if
+    it has not seen the state before. So the last state of each run counts as seen. A database without tables is left
+    alone.
     """
     from prefect.server.database.dependencies import provide_database_interface
     from prefect.server.events.ordering import PRECEDING_EVENT_LOOKBACK
@@ -173,16 +186,16 @@ async def listen_anew() -> None:
     database, now = provide_database_interface(), datetime.datetime.now(datetime.UTC)
     last = database.FlowRun.state_id == database.FlowRunState.id
     recent = database.FlowRunState.timestamp > now - PRECEDING_EVENT_LOOKBACK
-    with contextlib.suppress(SQLAlchemyError, OSError):  # which its server will tell of
+    with contextlib.suppress(SQLAlchemyError, OSError):  # which the server will report
         async with database.session_context(begin_transaction=True) as session:
             for state in await session.scalars(
                 select(database.FlowRunState).join(database.FlowRun, last).where(recent)
             ):
-                await _count_as_heard(state)
+                await _count_as_seen(state)
 
 
-async def _count_as_heard(state: "FlowRunState") -> None:
-    """Let the triggers of this process know the event of a state, which has the state's identity."""
+async def _count_as_seen(state: "FlowRunState") -> None:
+    """Record the event of a state, which has the state's id, as seen by the triggers of this process."""
     from prefect.server.events.ordering.memory import CausalOrdering
     from prefect.server.events.schemas.events import ReceivedEvent, Resource
 
@@ -198,3 +211,5 @@ def _is_used(target: Path) -> bool:
 
 if __name__ == "__main__":
     make_empty(empty())
+    if postgres.is_installed():
+        postgres.make_migrated(postgres.migrated())

@@ -1,16 +1,13 @@
 """Refuse requests to Prefect's server that come from web pages of other origins or for foreign host names."""
 
 from collections.abc import Collection
-from typing import Any
 from urllib.parse import urlsplit
-from weakref import WeakSet
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-IN_MEMORY = "prefect-in-memory"  # the host of the client with which Prefect's server asks itself
 ANY = "*"  # as PREFECT_SERVER_CORS_ALLOWED_ORIGINS has it where nobody set it
 
 
@@ -31,11 +28,7 @@ class AllowedOrigins:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if (
-            scope["type"] in ("http", "websocket")
-            and not _in_memory(scope)
-            and (refusal := self._refusal(Headers(scope=scope)))
-        ):
+        if scope["type"] in ("http", "websocket") and (refusal := self._refusal(Headers(scope=scope))):
             refuse = WebSocketClose(1008, refusal) if scope["type"] == "websocket" else PlainTextResponse(refusal, 403)
             await refuse(scope, receive, send)
             return
@@ -49,31 +42,13 @@ class AllowedOrigins:
         return ""
 
 
-def _in_memory(scope: Scope) -> bool:
-    """Return whether the server asks itself, as its automations do; unlike `Host`, no client can choose this."""
-    host, _ = scope.get("server") or ("", None)
-    return bool(host == IN_MEMORY)
+def protected(app: ASGIApp) -> ASGIApp:
+    """Return Prefect's server behind `AllowedOrigins`, if its own origins are configured, and as it is if not.
 
-
-def allow_own_origins() -> None:
-    """Protect the server that this process is about to make, if it is set up which origins are its own.
-
-    They are in PREFECT_SERVER_CORS_ALLOWED_ORIGINS. Prefect has no setting for hosts and no place for a middleware.
+    They are in PREFECT_SERVER_CORS_ALLOWED_ORIGINS. Prefect has no setting for hosts. Its server's requests to itself,
+    such as those of automations, go to `app` and not through here.
     """
-    from prefect.server.api import server
     from prefect.settings import PREFECT_SERVER_CORS_ALLOWED_ORIGINS
 
     origins = PREFECT_SERVER_CORS_ALLOWED_ORIGINS.value().split(",")
-    if ANY in origins:
-        return
-    make = server.create_app
-    protected: WeakSet[Any] = WeakSet()
-
-    def make_protected(*arguments: Any, **options: Any) -> Any:
-        app = make(*arguments, **options)  # the same one again, where it has been made and runs already
-        if app not in protected:
-            protected.add(app)
-            app.add_middleware(AllowedOrigins, origins=origins)
-        return app
-
-    server.create_app = make_protected
+    return app if ANY in origins else AllowedOrigins(app, origins)

@@ -1,11 +1,10 @@
-"""Run the whole stack on one machine: Prefect server, work pools, workers, deployments and automations.
+"""Run the whole stack on one machine: database, Prefect server, work pools, workers, deployments and automations.
 
-The server is Prefect's own, on SQLite unless PREFECT_SERVER_DATABASE_CONNECTION_URL names a PostgreSQL; it answers to
-this machine only. Everything started here ends with it, however it ends.
+The database is PostgreSQL from a package, unless PREFECT_SERVER_DATABASE_CONNECTION_URL names another one; the server
+is Prefect's own and answers to this machine only. Everything started here ends with it, however it ends.
 """
 
 import contextlib
-import os
 import platform
 import shutil
 import signal
@@ -18,35 +17,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import httpx
-import psutil
 import yaml
 
-from flows.server.database import only_server
+from flows.server.database import Database, lasting_database, only_server
+from flows.server.processes import LOOK_EVERY_S, PREFECT, child, end, started
 from tasks.policy import PHASES
-from tasks.settings import PROJECT, Settings, inherited, personalize_at_once
+from tasks.settings import PROJECT, Settings, personalize_at_once
 from tasks.store.pages import served
 from zimage.core.errors import InputError
-from zimage.core.folder import make_private
 
 HOST = "127.0.0.1"
 STARTS_WITHIN_S = 120.0
-STOPS_WITHIN_S = 20.0
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # of `kill` and of systemd; of a terminal that is closed
-LOOK_EVERY_S = 0.5
 DEPLOYMENTS = PROJECT / "infra" / "prefect.yaml"
 AUTOMATIONS = PROJECT / "infra" / "automations.yaml"
 EXECUTED = {"command", "working_dir", "env"}  # fields of a job that decide what a worker executes
 NOTIFY = "notify"  # stands for the webhook in automations.yaml
 WEBHOOK = "ZIMAGE_NOTIFY"  # a variable of the server's environment: the webhook's address
-MARK = "ZIMAGE_PART_OF"  # a variable that tells which part of a stack a process belongs to
-# Prefect's command, as a child that does not outlive this process; and the same where it is a server.
-PARENT = "import sys; from zimage.core.process import die_with_parent; die_with_parent(int(sys.argv.pop(1)))"
-PREFECT = f"{PARENT}; from prefect.cli import app; app()"
-SERVER = f"{PARENT}; from flows.server.__main__ import main; main()"
-WATCH = f"{PARENT}; from flows.server.watch import main; main()"
 RETIRED = ("zimage-lost-worker", "zimage-go-on")  # automations of earlier versions, whose work the watch does
 
 
@@ -68,9 +57,11 @@ def serve(settings: Settings, *, port: int, webhook: str) -> None:
         stack.enter_context(only_server(f"at http://{HOST}:{port}"))
         _refuse_port_in_use(port)
         pages = _served(stack, settings, port + 1)
-        command = ["server", "start", "--host", HOST, "--port", str(port)]
+        database = stack.enter_context(lasting_database(logs / "postgres.log"))
+        command = ["server", "--host", HOST, "--port", str(port)]
         secret = {WEBHOOK: webhook} if webhook else {}
-        parts = {"server": stack.enter_context(started(command, logs / "server.log", secret))}
+        parts = {"postgres": database.process} if database.process else {}
+        parts["server"] = stack.enter_context(started(command, logs / "server.log", database.environment | secret))
         _wait_for_server(parts["server"], port, logs)
         deploy(notify=bool(webhook))
         parts["watch"] = stack.enter_context(started(["watch"], logs / "watch.log"))
@@ -78,8 +69,8 @@ def serve(settings: Settings, *, port: int, webhook: str) -> None:
             told = {**environment, **({"ZIMAGE_PAGES": pages} if pages else {})}
             parts[name] = stack.enter_context(started(command, logs / f"{name}.log", told))
         # All at once, or one would take up what another leaves.
-        stack.callback(end, *(part.pid for name, part in parts.items() if name != "server"))
-        _tell(settings, port, list(parts), pages)
+        stack.callback(end, *(part.pid for name, part in parts.items() if name not in {"postgres", "server"}))
+        _tell(settings, port, list(parts), pages, database)
         _wait_for_end(parts, logs)
 
 
@@ -122,7 +113,7 @@ def deploy(*, notify: bool) -> None:
         yaml.safe_dump(_declared_deployments(), file)
         file.flush()
         command = ["--no-prompt", "deploy", "--prefect-file", file.name, "--all"]
-        answer = subprocess.run(_child(PREFECT, command), cwd=PROJECT, capture_output=True, text=True, check=False)
+        answer = subprocess.run(child(PREFECT, command), cwd=PROJECT, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise InputError(f"The deployments could not be applied:\n{answer.stdout}{answer.stderr}")
     apply_automations(notify=notify)
@@ -170,79 +161,6 @@ def automations(*, notify: bool) -> list[dict[str, Any]]:
     for action in [action for each in declared for action in each["actions"] if _notifies(action)]:
         action["block_document_id"] = block
     return declared
-
-
-@contextmanager
-def started(
-    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run Prefect's `command`, or the watch, with its output in `log`; end all it started with the block.
-
-    It has a session of its own: a terminal sends Ctrl-C to everybody at once, and here the order matters.
-    """
-    make_private(log.parent)
-    with log.open("ab") as file:
-        child = subprocess.Popen(
-            _child({"server": SERVER, "watch": WATCH}.get(command[0], PREFECT), command),
-            cwd=PROJECT,
-            env={**inherited(), **(environment or {}), MARK: uuid4().hex},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield child
-    finally:
-        end(child.pid)
-        child.wait()
-
-
-def _child(code: str, command: Sequence[str]) -> list[str]:
-    return [sys.executable, "-c", code, str(os.getpid()), *command]
-
-
-def end(*pids: int) -> None:
-    """End processes and all that they have started: first asked, so that they tidy up, then killed.
-
-    Whoever is about to end may start something all the same, and be gone before that: it is found by what it inherited.
-    """
-    marks = {mark for pid in pids if (mark := _mark_of(pid))}
-    asked: set[psutil.Process] = set()
-    until = time.monotonic() + STOPS_WITHIN_S
-    while (alive := _alive(pids, marks)) and time.monotonic() < until:
-        for process in alive - asked:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
-        asked |= alive
-        psutil.wait_procs(alive, timeout=LOOK_EVERY_S)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _alive(pids: Sequence[int], marks: set[str]) -> set[psutil.Process]:
-    """Return these processes, all below them, and all that bear these marks, as far as they live."""
-    found: set[psutil.Process] = set()
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            top = psutil.Process(pid)
-            found |= {top, *top.children(recursive=True)}
-    if marks:
-        found |= {each for each in psutil.process_iter() if _mark_of(each.pid) in marks}
-    return {each for each in found if _lives(each)}
-
-
-def _lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
-def _mark_of(pid: int) -> str:
-    with contextlib.suppress(psutil.Error, OSError):
-        return str(psutil.Process(pid).environ().get(MARK, ""))
-    return ""
 
 
 def _served(stack: ExitStack, settings: Settings, port: int) -> str:
@@ -409,11 +327,13 @@ def _refuse_port_in_use(port: int) -> None:
     raise InputError(f"Port {port} is used by a program that is no Prefect server; stop it, or choose a free --port.")
 
 
-def _tell(settings: Settings, port: int, parts: list[str], pages: str) -> None:
+def _tell(settings: Settings, port: int, parts: list[str], pages: str, database: Database) -> None:
     lines = [
         f"UI       http://{HOST}:{port}",
         *([f"pages    {pages} (links to them are in the UI)"] if pages else []),
         f"running  {', '.join(parts)}",
+        f"database {database.description}",
+        *([f"note     {database.note}"] if database.note else []),
         f"store    {settings.store}",
         f"subjects {settings.workspaces}",
         f"logs     {settings.logs}",

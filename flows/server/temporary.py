@@ -17,7 +17,7 @@ from http.client import HTTPConnection, HTTPException
 from types import FrameType
 from typing import ClassVar
 
-from flows.server.database import prepare
+from flows.server.database import provide_sqlite
 from tasks.settings import PROJECT, inherited
 from zimage.core.process import collect_rarely, die_with_parent
 
@@ -116,7 +116,7 @@ def serve(descriptor: int, parent: int) -> None:
             logging.disable()
             super().handle_exit(sig, frame)
 
-    prepare()
+    provide_sqlite()
     config = uvicorn.Config(create_app(), log_level="error", lifespan="on")
     Server(config).run(sockets=[socket.socket(fileno=descriptor)])
 

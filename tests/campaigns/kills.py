@@ -30,7 +30,8 @@ import httpx
 import psutil
 
 from flows.__main__ import LASTING, QUIET
-from flows.server.stack import MARK, started
+from flows.server import postgres
+from flows.server.processes import MARK, started
 from tasks.settings import PROJECT
 from tasks.transfer.state import state_key
 from tests.flows.stack_parts import Api, asked, consent, until
@@ -359,7 +360,7 @@ def main() -> int:
         folder,
         api,
         {
-            "server": Part(["server", "start", "--host", "127.0.0.1", "--port", str(port)]),
+            "server": Part(["server", "--host", "127.0.0.1", "--port", str(port)]),
             "watch": Part(["watch"]),
             "cpu": Part(["worker", "start", "--pool", "cpu", "--type", "process", "--name", "cpu"]),
             "gpu": Part(["worker", "start", "--pool", "gpu", "--type", "process", "--name", "gpu", "--limit", "2"]),
@@ -372,6 +373,9 @@ def main() -> int:
         time.monotonic() + 60 * given.minutes,
         [f"s{number}" for number in range(given.subjects)],
     )
+    database = ExitStack()
+    running = postgres.running(folder / "postgres", folder / "postgres.log", template=postgres.migrated())
+    os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database.enter_context(running).address
     try:
         stack.start("server")
         subprocess.run([sys.executable, "-m", "flows", "deploy"], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
@@ -381,6 +385,7 @@ def main() -> int:
     finally:
         stack.kill([name for name, part in stack.parts.items() if part.mark], with_runs=True)
         _kill([each for each in psutil.process_iter() if _mark(each) in stack.marks])  # orphans
+        database.close()
     summarise(campaign)
     return 1 if campaign.broken else 0
 

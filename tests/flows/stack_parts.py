@@ -18,7 +18,8 @@ import httpx
 import psutil
 from playwright.sync_api import Locator, Page
 
-from flows.server.stack import started
+from flows.server import postgres
+from flows.server.processes import started
 from tests.agreed import agreed
 from tests.processes import runs
 from zimage.demo import make_demo_photos
@@ -170,6 +171,20 @@ def receiving() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/", taken
         server.shutdown()
+
+
+@contextlib.contextmanager
+def server(folder: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
+    """A server as a stack has it, on PostgreSQL, with everything of it in a folder."""
+    with (
+        postgres.running(folder / "postgres", folder / "postgres.log", template=postgres.migrated()) as database,
+        started(
+            ["server", "--host", "127.0.0.1", "--port", str(port)],
+            folder / "server.log",
+            {"PREFECT_HOME": str(folder), "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.address},
+        ) as process,
+    ):
+        yield process
 
 
 def worker(pool: str, name: str, folder: Path) -> "contextlib.AbstractContextManager[subprocess.Popen[bytes]]":

@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_HOME, temporary_settings
 from prefect.states import Running
 
 from flows.__main__ import main
@@ -112,6 +112,19 @@ def test_by_default_it_only_lists(ada: Path, places: Path) -> None:
     assert until is not None  # seven days if nobody chose, and the hour between two sweeps
     kept = datetime.datetime.fromisoformat(until[1]) - datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
     assert datetime.timedelta(days=7) < kept < datetime.timedelta(days=7, hours=1)
+
+
+def test_the_database_of_prefect_that_was_not_asked_is_named(ada: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    with temporary_settings({PREFECT_HOME: home}):
+        without = forget(ForgetSpec(subject=ADA)).lines
+        (home / "prefect.db").touch()
+        listed = forget(ForgetSpec(subject=ADA)).lines
+
+    assert not any(line.startswith("not here") for line in without)
+    said = "ask again without PREFECT_API_URL, for runs that had no server or one before 0.2.0"
+    assert listed[-1] == f"not here   {home / 'prefect.db'}: {said}"
 
 
 def test_nothing_of_the_person_is_left_anywhere_and_everything_of_others(ada: Path, places: Path) -> None:

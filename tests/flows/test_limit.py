@@ -14,8 +14,10 @@ import httpx
 import pytest
 
 from flows.__main__ import LASTING, QUIET
-from flows.server.stack import started, worker
+from flows.server.processes import started
+from flows.server.stack import worker
 from tasks.settings import PROJECT
+from tests.flows.stack_parts import server
 from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(300)
@@ -49,8 +51,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "ZIMAGE_AT_ONCE": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with started(command, tmp_path / "server.log"):
+    with server(tmp_path / "prefect", port):
         until("the server", lambda: httpx.get(f"{api}/health").is_success, 90)
         subprocess.run([sys.executable, "-m", "flows", "deploy"], cwd=PROJECT, check=True, env=os.environ)
         yield api

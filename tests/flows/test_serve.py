@@ -19,7 +19,8 @@ import psutil
 import pytest
 from playwright.sync_api import Page
 
-from flows.server.stack import ENDING, MARK, end, ended_as_by_ctrl_c, started
+from flows.server.processes import MARK, end, started
+from flows.server.stack import ENDING, ended_as_by_ctrl_c
 from tasks.policy import FLOWS
 from tasks.settings import PROJECT
 from tests.flows.stack_parts import (
@@ -35,7 +36,6 @@ from tests.flows.stack_parts import (
     until,
 )
 from tests.ports import free_port
-from tests.postgres import serving_postgres
 from tests.processes import runs
 from zimage.model.base import Base
 
@@ -170,18 +170,34 @@ def test_schedules_stay_as_people_left_them_when_the_stack_starts_again(nights: 
     assert nights.after == nights.before
 
 
-def test_a_schedule_starts_a_run_by_itself_on_postgresql(tmp_path: Path) -> None:
-    with (
-        serving_postgres() as address,
-        serving(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=address) as (process, api),
-    ):
-        assert process.stdout is not None and process.stdout.readline()
+def said_of_database(process: "subprocess.Popen[str]") -> list[str]:
+    """The lines about the database that a stack prints when it is up."""
+    assert process.stdout is not None
+    said = list(iter(process.stdout.readline, "Ctrl-C stops all of it.\n"))
+    return [line.rstrip("\n") for line in said if line.startswith(("database", "note"))]
+
+
+def test_a_configured_database_is_used_and_the_default_one_tells_of_a_stack_s_sqlite(tmp_path: Path) -> None:
+    home = tmp_path / "prefect"
+    address = f"sqlite+aiosqlite:///{home / 'prefect.db'}"
+    with serving(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=address) as (process, api):
+        configured = said_of_database(process)
         deployment = api.get("/deployments/name/retrain/retrain")
         fired = ended_run(api, add_schedule(api, deployment["id"]))
+        assert not (home / "postgres").exists()
+    with serving(tmp_path) as (process, api):
+        default = said_of_database(process)
+        runs = api.post("/flow_runs/count", {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}})
 
+    assert configured == [f"database {address}"]
     assert fired["auto_scheduled"]
     assert fired["state"]["name"] == "Completed"
-    assert not (tmp_path / "prefect" / "prefect.db").exists()
+    assert default == [
+        f"database PostgreSQL in {home / 'postgres'}",
+        f"note     Runs, and schedules that were switched on, of an earlier version are in {home / 'prefect.db'} "
+        f"and not here; PREFECT_SERVER_DATABASE_CONNECTION_URL={address} uses that database again.",
+    ]
+    assert runs == 0
 
 
 def lock_of(home: Path, *, other_than: str = "") -> str:
@@ -297,7 +313,7 @@ def test_a_second_stack_with_the_same_home_is_refused_until_the_first_is_gone(tm
 def test_a_port_with_another_prefect_server_is_refused_and_no_other_port_suggested(tmp_path: Path) -> None:
     """It may have the same database, and a stack's server on another port would be a second one on it."""
     port = free_port()
-    command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = ["server", "--host", "127.0.0.1", "--port", str(port)]
     with started(command, tmp_path / "server.log", {"PREFECT_HOME": str(tmp_path / "other")}):
         until("the server", lambda: httpx.get(f"http://127.0.0.1:{port}/api/health").is_success)
         with serving(tmp_path, port=port) as (process, _):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server.stack import started
+from flows.server.processes import started
 from tasks.settings import PROJECT
 from tasks.store.folder import FolderStore
 from tasks.store.pages import served

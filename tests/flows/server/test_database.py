@@ -8,21 +8,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prefect.server.database.dependencies import provide_database_interface, temporary_database_interface
-from prefect.server.events import triggers
+from prefect.server.database.dependencies import temporary_database_interface
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
-from sqlalchemy import text
 
-from flows.server.database import empty, listen_anew, make_empty, provide, serialize_sqlite_writes
-from flows.server.stack import HOST, _wait_for_server, started
+from flows.server.database import count_recent_states_as_seen, empty, make_empty, provide
+from flows.server.processes import started
+from flows.server.stack import HOST, _wait_for_server
 from flows.server.temporary import TemporaryServer
+from tests.flows import stack_parts
 from tests.ports import free_port
-
-
-@pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`serialize_sqlite_writes` is for the rest of a process."""
-    monkeypatch.setattr(triggers, "proactive_evaluation", triggers.proactive_evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -124,40 +118,17 @@ def ask_in_turn(api: str, deployment: str) -> list[int]:
         return found
 
 
-def test_no_client_is_turned_away_while_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    server = TemporaryServer()
-    server.wait()
-    with httpx.Client(base_url=server.api, timeout=60) as client:
+def test_no_client_is_turned_away_while_others_write(tmp_path: Path) -> None:
+    port = free_port()
+    api = f"http://{HOST}:{port}/api"
+    with stack_parts.server(tmp_path, port) as process, httpx.Client(base_url=api, timeout=60) as client:
+        _wait_for_server(process, port, tmp_path)
         flow = client.post("/flows/", json={"name": "personalize"}).json()["id"]
         deployment = client.post("/deployments/", json={"name": "personalize", "flow_id": flow}).json()["id"]
-        client.post("/work_pools/", json={"name": "gpu", "type": "process"})
         with ThreadPoolExecutor(CLIENTS) as clients:
-            found = list(clients.map(lambda _: ask_in_turn(server.api, deployment), range(CLIENTS)))
-        # Opens a session within another one.
-        paused = client.patch("/work_pools/gpu/queues/default", json={"is_paused": True}, timeout=10)
-    server.end()
+            found = list(clients.map(lambda _: ask_in_turn(api, deployment), range(CLIENTS)))
 
     assert {status for each in found for status in each} == {201}
-    assert paused.is_success
-
-
-@pytest.mark.parametrize("begins", [True, False])
-def test_a_session_within_another_does_not_wait_for_it(begins: bool, made: Path, tmp_path: Path) -> None:
-    address = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
-    provide(address, made)
-
-    async def count_within() -> int:
-        database = provide_database_interface()
-        counting = text("select count(*) from alembic_version")
-        async with database.session_context(begin_transaction=True) as outer:
-            await outer.execute(counting)
-            async with database.session_context(begin_transaction=begins) as inner:
-                return int((await inner.execute(counting)).scalar_one())
-
-    with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
-        serialize_sqlite_writes(address)
-        assert asyncio.run(asyncio.wait_for(count_within(), timeout=10)) == 1
 
 
 def test_a_state_after_a_pause_is_acted_on_though_another_server_saw_the_one_before(
@@ -190,9 +161,9 @@ def test_a_state_after_a_pause_is_acted_on_though_another_server_saw_the_one_bef
 
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[httpx.Client]:
-    """A server as a stack has it; all it knows lies in `PREFECT_HOME`."""
+    """A server on the SQLite database that the environment names."""
     port = free_port()
-    command = ["server", "start", "--host", HOST, "--port", str(port)]
+    command = ["server", "--host", HOST, "--port", str(port)]
     with (
         started(command, folder / "server.log") as process,
         httpx.Client(base_url=f"http://{HOST}:{port}/api") as client,
@@ -205,7 +176,7 @@ def server(folder: Path) -> Iterator[httpx.Client]:
 def test_a_database_without_tables_is_left_to_its_server(tmp_path: Path) -> None:
     address = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
     with temporary_database_interface(), temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: address}):
-        asyncio.run(listen_anew())
+        asyncio.run(count_recent_states_as_seen())
 
 
 def test_its_name_tells_the_version_that_made_it() -> None:

@@ -27,7 +27,7 @@ from playwright.sync_api import Locator, Page
 
 from flows.__main__ import LASTING, QUIET
 from flows.publish import UNANSWERED
-from flows.server.stack import started
+from flows.server.processes import started
 from tasks.settings import PROJECT
 from tests.flows.faulty import Fault, Relay
 from tests.flows.stack_parts import (
@@ -41,6 +41,7 @@ from tests.flows.stack_parts import (
     kill,
     learns,
     receiving,
+    server,
     until,
     worker,
 )
@@ -136,7 +137,6 @@ def spoil(relay: Relay, faults: tuple[Fault, ...]) -> None:
 def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("stack")
     port = free_port()
-    server = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
     api = Api(f"http://127.0.0.1:{port}/api")
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         for name, value in {
@@ -164,7 +164,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
         told = Story(folder, api, relay, client, notified)
         running = contextlib.ExitStack()
         stack.callback(running.close)
-        running.enter_context(started(server, folder / "server.log"))
+        running.enter_context(server(folder / "prefect", port))
         until("the server", lambda: httpx.get(f"{api.address}/health").is_success)
         subprocess.run([sys.executable, "-m", "flows", "deploy"], cwd=PROJECT, check=True)
         stack.enter_context(started(["watch"], folder / "watch.log"))
@@ -191,7 +191,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
         until("bob's training goes on", lambda: last_kept(told, "bob") > first)
 
         running.close()  # the server goes too, in the middle of it all
-        running.enter_context(started(server, folder / "server.log"))
+        running.enter_context(server(folder / "prefect", port))
         told.facts["ends"] = {subject: api.ended(run, goes_on=True) for subject, run in runs.items()}
         spoiling.join()
         yield told
@@ -241,7 +241,7 @@ def test_a_lost_parent_goes_on_as_the_same_run_and_starts_no_phase_twice(story: 
         assert len(story.api.runs(f"prepare {subject}")) == 1
         assert len(story.api.runs(f"learn {subject}")) == learnt
     # Nobody was taken for lost a second time.
-    assert "Run is already in terminal state CRASHED" not in (story.folder / "server.log").read_text()
+    assert "Run is already in terminal state CRASHED" not in (story.folder / "prefect" / "server.log").read_text()
 
 
 def test_what_was_kept_of_an_unfinished_training_is_gone_when_it_ends(story: Story) -> None:

@@ -19,9 +19,11 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.__main__ import LASTING, QUIET
-from flows.server.stack import RETIRED, apply_automations, started
+from flows.server.processes import started
+from flows.server.stack import RETIRED, apply_automations
 from tasks.policy import CRASH_SETTLES_S, FLOWS, GOES_ON, NEVER_BEGAN, PARENT_LOST
 from tasks.settings import PROJECT
+from tests.flows import stack_parts
 from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(400)
@@ -103,8 +105,7 @@ def serving(folder: Path, *, deploys: bool) -> Iterator[Server]:
             "ZIMAGE_PENDING_S": str(PENDING_S),
         }.items():
             patch.setenv(name, value)
-        command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        with started(command, folder / "server.log") as server:
+        with stack_parts.server(folder, port) as server:
             until("the server", lambda: httpx.get(f"{api}/health").is_success)
             if deploys:
                 subprocess.run([sys.executable, "-m", "flows", "deploy"], cwd=PROJECT, check=True)
