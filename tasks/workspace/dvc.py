@@ -57,8 +57,10 @@ def run(
     *,
     on_line: Callable[[str], None],
     on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
-) -> None:
-    """Run `dvc` in a folder until it ends; it and all it started end when this process does, however that ends.
+) -> set[str]:
+    """Run `dvc` in a folder until it ends, and return which stages ran, by their own report.
+
+    DVC and all it started end when this process does, however that ends.
 
     Args:
         folder: The workspace.
@@ -88,6 +90,7 @@ def run(
         follower.look()
         if code != 0:
             raise _failure(follower.error, errors, folder, blocking)
+        return follower.ran
 
 
 def _environment() -> dict[str, str]:
@@ -253,14 +256,15 @@ def _failure(refusal: InputError | None, errors: list[str], folder: Path, blocki
 
 
 class _Follower:
-    """Reads the JSON lines that a stage appends to its progress file."""
+    """Reads the JSON lines that a stage appends to its progress file: that it runs, its progress, why it refused."""
 
     def __init__(self, path: Path, on_progress: Callable[[dict[str, Any]], None]) -> None:
         self.error: InputError | None = None
+        self.ran: set[str] = set()
         self._path, self._on_progress, self._read = path, on_progress, 0
 
     def look(self) -> None:
-        """Pass on the newest whole line since the last look, and keep a refusal."""
+        """Read the whole lines since the last look, and pass on the latest progress among them."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -268,6 +272,7 @@ class _Follower:
             whole, newline, _ = file.read().rpartition(b"\n")
         self._read += len(whole + newline)
         events = [json.loads(line) for line in whole.splitlines()]
+        self.ran |= {event["stage"] for event in events if "stage" in event}
         failed = next((event for event in events if "error" in event), None)
         if failed is not None:
             self.error = InputError(failed["error"], names=failed["names"])

@@ -3,6 +3,10 @@
 `python -m tasks.workspace.fork_server` reads a `Command` per line of its stdin and runs them one after the other. What
 they print goes to its stdout; a line `ENDED` with the exit code follows. It ends with its stdin, and what runs ends
 with it.
+
+Why no plain `subprocess` of `python -m dvc`: each command then imports DVC again. `dvc repro --dry` of six stages that
+are up to date took 0.72 s of CPU time so and 0.16 s here (median of 8, side by side), and each phase asks several
+times. `multiprocessing`'s fork server would import the caller's main module, Prefect's engine, into each child.
 """
 
 import contextlib

@@ -3,6 +3,10 @@
 A workspace remembers how many forgettings of its subject had been begun when it was made. Where the tombstone counts
 more, it is left over, and what is of it goes nowhere. That is looked at before and after everything that is sent: if it
 holds afterwards too, a forgetting that begins then finds what was sent.
+
+Why each sender asks, and not the store object of a phase: a store sees one object at a time, so it would read the
+tombstone twice for each, and a sender reads it twice for all objects of a release, a state or a page (which of them to
+take back, only the sender knows).
 """
 
 import datetime

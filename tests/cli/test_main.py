@@ -225,6 +225,16 @@ def test_the_reader_of_a_followed_run_gets_the_sentence(tmp_path: Path) -> None:
     assert json.loads(progress.read_text())["error"].startswith("Nothing has been evaluated in nowhere yet")
 
 
+def test_a_stage_that_dvc_runs_reports_that_it_runs(tmp_path: Path) -> None:
+    progress = tmp_path / "progress.jsonl"
+    command = [sys.executable, "-m", "zimage", "train", "nowhere", "out"]
+    followed = environment(ZIMAGE_PROGRESS=str(progress), DVC_STAGE="train")
+
+    subprocess.run(command, cwd=tmp_path, env=followed, capture_output=True, check=False)
+
+    assert json.loads(progress.read_text().splitlines()[0]) == {"stage": "train"}
+
+
 def test_our_own_faults_keep_their_traceback(tmp_path: Path) -> None:
     metrics = tmp_path / "data" / "evaluate" / "metrics.json"
     metrics.parent.mkdir(parents=True)

@@ -1,7 +1,8 @@
 """The command line. The stages' commands are derived from their signatures; nothing heavy is imported for `--help`.
 
 The only place where `zimage` reads the environment:
-    ZIMAGE_PROGRESS: a file to which progress, and the sentence of a failure, are appended as JSON lines. Who sets it
+    ZIMAGE_PROGRESS: a file to which the start of a stage that DVC runs, progress, and the sentence of a failure are
+        appended as JSON lines. Who sets it
         follows this process, and ends DVC, which this process ends with, by itself.
     DVC_STAGE: set by DVC for what it starts.
     ZIMAGE_PROCESSES: how many processes of one thread share a stage's work on a CPU; as many as it has cores if unset.
@@ -76,7 +77,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         names = error.names if isinstance(error, InputError) else ""
         if names:
             print(f"zimage: {printable(names)}", file=sys.stderr, flush=True)
-        _tell(followed, sentence, names)
+        if followed:
+            _report(followed, {"error": sentence, "names": names})
         return USER_ERROR
 
 
@@ -341,6 +343,8 @@ def _begin(followed: str | None) -> None:
         from zimage.core.progress import follow_in
 
         follow_in(Path(followed))
+        if stage := os.environ.get("DVC_STAGE"):
+            _report(followed, {"stage": stage})
 
 
 def _stop(*_: object) -> None:
@@ -367,10 +371,10 @@ def _is_disk_full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or DISK_FULL in str(error)
 
 
-def _tell(followed: str | None, sentence: str, names: str) -> None:
-    if followed:
-        with contextlib.suppress(OSError), Path(followed).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"error": sentence, "names": names}) + "\n")
+def _report(followed: str, event: dict[str, str]) -> None:
+    """Append an event to the file of whoever follows this process."""
+    with contextlib.suppress(OSError), Path(followed).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from tasks.workspace.workspace import (
     is_up_to_date,
     locked_workspace,
     make,
-    outcome,
     pull,
     push,
     track,
@@ -32,8 +31,13 @@ from tasks.workspace.workspace import (
 from tests.processes import runs
 from zimage.core.errors import InputError
 
-COPY = "import pathlib, shutil; pathlib.Path('data/b').mkdir(); shutil.copy('data/a', 'data/b/a'); print('copied')"
-SHARING = """
+REPORT = """
+import json, os, pathlib
+with open(os.environ["ZIMAGE_PROGRESS"], "a") as progress:
+    print(json.dumps({"stage": os.environ["DVC_STAGE"]}), file=progress)
+"""
+COPY = REPORT + "import shutil; pathlib.Path('data/b').mkdir(); shutil.copy('data/a', 'data/b/a'); print('copied')"
+SHARING = f"""{REPORT}
 from pathlib import Path
 from zimage.core.folder import made_aside, share
 kept = Path(".b.cache")
@@ -141,12 +145,41 @@ def test_a_result_takes_room_once_and_making_it_anew_leaves_the_cache_as_it_was(
     assert names[1].read_text() == "two" * 100_000
 
 
-def test_only_the_lines_of_the_stage_itself_tell_its_outcome() -> None:
-    lines = ["Running stage 'encode':", "> python …", "Stage 'train' didn't change, skipping"]
+def test_a_result_that_is_damaged_or_not_recorded_is_restored(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, COPY)
+    run(workspace)
 
-    assert outcome(lines, "encode") is Outcome.RAN
-    assert outcome(lines, "train") is Outcome.UNCHANGED
-    assert outcome(["Stage 'train' is cached - skipping run, checking out outputs"], "train") is Outcome.RESTORED
+    (workspace / "data" / "b" / "a").unlink()
+    assert run(workspace) is Outcome.RESTORED
+    (workspace / "dvc.lock").unlink()
+    assert run(workspace) is Outcome.RESTORED
+
+
+def test_a_stage_that_runs_again_with_the_same_result_ran(tmp_path: Path) -> None:
+    workspace = workspace_with(tmp_path, COPY)
+    run(workspace)
+    lock = (workspace / "dvc.lock").read_bytes()
+    shutil.rmtree(workspace / "data" / "b")
+    shutil.rmtree(workspace / ".dvc" / "cache")
+
+    assert run(workspace) is Outcome.RAN
+    assert (workspace / "dvc.lock").read_bytes() == lock
+
+
+def test_an_outcome_is_that_of_the_stage_whatever_is_printed_meanwhile(tmp_path: Path) -> None:
+    """The stage above prints the sentence that DVC prints when a stage runs."""
+    workspace = workspace_with(tmp_path, COPY + "\nprint(\"Running stage 'c':\")\n")
+    stages = json.loads((workspace / "dvc.yaml").read_text())["stages"]
+    (workspace / "c.py").write_text(f"{REPORT}pathlib.Path('data/c').write_text('c')\n")
+    after = {"cmd": "python c.py", "deps": ["data/constant"], "outs": ["data/c"]}
+    first = {**stages["b"], "cmd": "python stage.py && echo 1 >data/constant", "outs": ["data/b", "data/constant"]}
+    (workspace / "dvc.yaml").write_text(json.dumps({"stages": {"b": first, "c": after}}))
+
+    assert bring_up_to_date(workspace, "c", on_line=lambda _: None) is Outcome.RAN
+    (workspace / "data" / "a").write_text("two")
+    lines: list[str] = []
+    assert bring_up_to_date(workspace, "c", on_line=lines.append) is Outcome.UNCHANGED
+    assert {"copied", "Running stage 'c':"} <= set(lines)
 
 
 def test_lines_come_while_the_stage_still_runs(tmp_path: Path) -> None:
