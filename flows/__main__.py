@@ -38,7 +38,7 @@ STACK = {
     "watch": "Look after lost runs of the configured server, until Ctrl-C; one for each server, `serve` has it.",
     "work": "Take runs of a pool of the configured server and do them on this machine, until Ctrl-C.",
 }
-ELSEWHERE = ("work", "watch")  # what serves a server that runs already
+REMOTE = ("work", "watch")  # commands that need a server which runs already
 FLAGS = {"values": "--set"}
 STAGED = ("personalize", "prepare", "learn")  # flows that bring stages up to date
 ALONE = {"publish": "pass"}  # what an option means that is given without a value
@@ -49,10 +49,10 @@ REPEATED = re.compile(rf"zimage: |ERROR: failed to reproduce|.*exception:? {Inpu
 # What the pattern of a field allows, in words.
 ALLOWED = {
     "subject": "2 to 41 small letters a-z, digits, - and _, the first a letter or a digit, such as ada-1",
-    "release": "a number, - and 8 of the characters 0-9 and a-f, such as 3-0a1b2c3d, as `publish` told it",
+    "release": "a number, - and 8 of the characters 0-9 and a-f, such as 3-0a1b2c3d, as `publish` printed it",
     "hub_repository": "owner/name, each of letters, digits, -, _ and ., the first a letter or a digit",
 }
-# Nothing is told to anybody.
+# No telemetry.
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -75,7 +75,7 @@ PORT = 4200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one flow and return its exit code: 0, or 2 where the user can help, told in one sentence."""
+    """Run one flow and return its exit code: 0, or 2 where the user can help, with one sentence on stderr."""
     return quiet_if_unread(lambda: _main(arguments))
 
 
@@ -111,7 +111,7 @@ def _stack(name: str, **given: Any) -> int:
     for key, value in LASTING.items():
         os.environ.setdefault(key, value)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-    if name in ELSEWHERE and "PREFECT_API_URL" not in os.environ:
+    if name in REMOTE and "PREFECT_API_URL" not in os.environ:
         print("flows: No server is configured; set PREFECT_API_URL, such as http://HOST:4200/api.", file=sys.stderr)
         return USER_ERROR
     match name:
@@ -352,7 +352,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, about in STACK.items():
         command = commands.add_parser(name, help=about, description=about)
         if name == "work":
-            command.add_argument("pool", choices=["cpu", "gpu"], help="whose runs it takes")
+            command.add_argument("pool", choices=["cpu", "gpu"], help="the work pool that it takes runs from")
             command.add_argument("--limit", type=int, metavar="RUNS", help="at a time; 1 for a GPU")
             command.add_argument(
                 "--queue", action="append", default=[], metavar="NAME",

@@ -37,14 +37,14 @@ Channel = Literal["staging", "production"]
 
 
 class SubjectSpec(BaseModel):
-    """Whose workspace it is about."""
+    """The subject of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     subject: Subject
 
 
 class PlacedSpec(SubjectSpec):
-    """Whose workspace it is about, and where the work is done."""
+    """The subject of a run, and where its phases run."""
 
     placement: Placement = Field(
         "local",

@@ -91,7 +91,7 @@ def _conditions(store: S3Store, key: str) -> Finding:
             "store conditions", "missing", "a write with an old If-Match was taken", f"use another server; {SERVERS}"
         )
     finally:
-        with suppress(InputError):  # that uploads cannot be listed is told of the versions
+        with suppress(InputError):  # the line on versions reports that uploads cannot be listed
             store.delete(key)
 
 

@@ -1,7 +1,7 @@
 """Retries, time-outs and limits of stages, phases, stores and lost runs, all in one place.
 
 photos, gate, settings  InputError: never tried again, they do not change by waiting
-a stage                 as often as its policy says; what DVC has finished is kept, training goes on from a checkpoint
+a stage                 as often as its policy says; finished stages stay finished, training resumes from a checkpoint
 the store               STORE_RETRY_AFTER_S; in pools a bucket that photos or a consent come from, too
 a lost worker           noticed by `python -m flows watch`: a run of any flow whose heartbeats stopped (LOST_AFTER_S),
                         or that no worker began (PENDING_S), ends as Crashed, or as Cancelled if it was being cancelled.
@@ -37,7 +37,7 @@ class Policy:
 
     Args:
         place: The kind of machine it wants.
-        retries: How often it is tried again after a failure that may pass by itself; its finished part is kept.
+        retries: How often it is tried again after a failure that may pass by itself; what it finished stays.
         timeout_s: When it is given up, with all its processes.
     """
 

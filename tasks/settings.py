@@ -67,7 +67,7 @@ class Settings:
         return self.project if subject == DEMO else self.workspaces / subject
 
     def subject(self, workspace: Path) -> str:
-        """Return whose a workspace is."""
+        """Return the subject of a workspace."""
         return DEMO if workspace == self.project else workspace.name
 
     @property
@@ -157,7 +157,7 @@ def personalize_at_once() -> int:
 
 
 def hub_token() -> str:
-    """Return the token for the hub, "" where the environment has none; kept out of Settings, which may be shown."""
+    """Return the token for the hub, "" where the environment has none; not in Settings, which may be logged."""
     return os.environ.get("HF_TOKEN", "")
 
 

@@ -21,7 +21,7 @@ from tasks.workspace.tombstones import ForgottenError
 from tasks.workspace.workspace import Outcome, bring_up_to_date
 from zimage.core.signatures import STAGES
 
-# Tasks whose stage was run, and what it found is not shown yet; all attempts of a task are made by one process.
+# Outcomes of stages that ran and whose results are not shown yet, by task; one process makes all attempts of a task.
 _unshown: dict[str, Outcome] = {}
 
 NAMES = {Outcome.RAN: "Completed", Outcome.RESTORED: "Restored", Outcome.UNCHANGED: "Unchanged"}
@@ -34,7 +34,7 @@ def up_to_date(workspace: Path, stage: str, *, known: bool, shared: bool) -> Sta
         workspace: The subject's workspace.
         stage: The stage that shall be up to date.
         known: DVC was asked for the whole phase and found it up to date, so that it need not be asked again.
-        shared: Other machines share the work: what the stage reads is fetched, and its checkpoints are kept for them.
+        shared: Other machines share the work: the stage's inputs are downloaded, and its checkpoints uploaded.
 
     Raises:
         InputError: the stage refused its input.

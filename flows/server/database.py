@@ -48,7 +48,7 @@ def make_empty(target: Path) -> None:
         command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
         with contextlib.closing(sqlite3.connect(migrated)) as database:
-            database.execute("vacuum into ?", [str(whole)])  # one file, with no log beside it
+            database.execute("vacuum into ?", [str(whole)])  # one file without a log
         whole.replace(target)
 
 

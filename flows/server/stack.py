@@ -66,8 +66,8 @@ def serve(settings: Settings, *, port: int, webhook: str) -> None:
         deploy(notify=bool(webhook))
         parts["watch"] = stack.enter_context(started(["watch"], logs / "watch.log"))
         for name, command, environment in _workers():
-            told = {**environment, **({"ZIMAGE_PAGES": pages} if pages else {})}
-            parts[name] = stack.enter_context(started(command, logs / f"{name}.log", told))
+            variables = {**environment, **({"ZIMAGE_PAGES": pages} if pages else {})}
+            parts[name] = stack.enter_context(started(command, logs / f"{name}.log", variables))
         # All at once, or one would take up what another leaves.
         stack.callback(end, *(part.pid for name, part in parts.items() if name not in {"postgres", "server"}))
         _tell(settings, port, list(parts), pages, database)
@@ -188,10 +188,10 @@ def worker(pool: str, *, name: str = "", limit: int | None = None, queues: Seque
     """Return Prefect's command for a worker of a pool of this stack's kind.
 
     Args:
-        pool: Whose runs it takes.
+        pool: The work pool that it takes runs from.
         name: Its name; "" for one of Prefect's.
         limit: How many runs it takes at a time; None for any number.
-        queues: The pool's queues whose runs it takes; all, if none is named.
+        queues: The pool's queues that it takes runs from; all, if none is named.
     """
     queued = [each for name in queues for each in ("--work-queue", name)]
     named = ["--name", name] if name else []
@@ -317,7 +317,7 @@ def _wait_for_end(parts: Mapping[str, "subprocess.Popen[bytes]"], logs: Path) ->
 
 
 def _refuse_port_in_use(port: int) -> None:
-    """Raise InputError if something listens on a port; beside another Prefect server, another port is no remedy."""
+    """Raise InputError if something listens on a port; if that is a Prefect server, another port is no remedy."""
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) != 0:
             return

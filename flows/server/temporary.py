@@ -27,7 +27,7 @@ ENDS_WITHIN_S = 5.0
 LOOK_EVERY_S = 0.05
 # As Prefect starts its own: no UI, and only the services that a single run needs; a run uses no blocks, whose kinds
 # Prefect would write down first. Nobody reads its events later, which tell pseudonyms and cannot be deleted: it keeps
-# none. Nothing is told to anybody.
+# none. No telemetry.
 ALONE = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "0",
@@ -103,14 +103,14 @@ class TemporaryServer:
 
 
 def serve(descriptor: int, parent: int) -> None:
-    """Serve on the socket of this descriptor until told to end, or until the parent ends."""
+    """Serve on the socket of this descriptor until SIGTERM, or until the parent ends."""
     die_with_parent(parent)
     collect_rarely()
     import uvicorn
     from prefect.server.api.server import create_app
 
     class Server(uvicorn.Server):
-        """Says nothing of what it breaks off once it was told to end."""
+        """Logs nothing about requests that it aborts once it was asked to end."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             logging.disable()

@@ -263,7 +263,7 @@ def held_to_forget(workspace: Path, *, cancel: bool) -> Iterator[None]:
 
 
 def _remove(workspace: Path) -> None:
-    """Remove a workspace; what it links to elsewhere stays."""
+    """Remove a workspace; targets of its symbolic links stay."""
     if workspace.is_symlink():
         raise InputError(f"{workspace} is a link; remove what it leads to by hand, for it is not known to be ours.")
     shutil.rmtree(workspace)
@@ -279,7 +279,7 @@ def _sizes(folder: Path) -> Iterator[int]:
 def _remembered(site: Path, workspace: Path) -> list[Path]:
     """Return the folders in which DVC remembers files of a workspace by their paths; it may be gone already.
 
-    Only workspaces from before DVC was told to remember inside (see `tasks.workspace.workspace.make`) have any.
+    Only workspaces of versions that left DVC's `site_cache_dir` at its default have any.
     """
     within = os.fsencode(f"{workspace.resolve()}/")
     return [folder for folder in sorted(site.glob("repo/*")) if any(within in content for content in _contents(folder))]
@@ -287,7 +287,7 @@ def _remembered(site: Path, workspace: Path) -> list[Path]:
 
 def _contents(folder: Path) -> Iterator[bytes]:
     for path in folder.rglob("*.db*"):
-        with contextlib.suppress(FileNotFoundError, PermissionError):  # gone meanwhile; kept from us
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # deleted meanwhile, or not readable
             if path.is_file() and not path.is_symlink():
                 yield path.read_bytes()
 
@@ -308,7 +308,7 @@ def _told(paths: list[Path]) -> str:
 
 
 def _consent_ends(consent: Path) -> str:
-    """Return what a listing says of a consent; a person whose consent is no consent is forgotten all the same."""
+    """Return what a listing says of a consent; an unreadable one does not prevent the deletion."""
     if not consent.is_file():
         return ""
     try:

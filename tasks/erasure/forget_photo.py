@@ -116,7 +116,7 @@ def find_photo(settings: Settings, subject: str, given: str) -> FoundPhoto:
 
     Args:
         settings: Where things are.
-        subject: Whose album it is or was in.
+        subject: The subject whose album has or had it.
         given: A file with its content, its name in an album, or its SHA-256.
 
     Raises:
@@ -140,7 +140,7 @@ def forget_photo(
 
     Args:
         settings: Where things are.
-        subject: Whose album it is or was in.
+        subject: The subject whose album has or had it.
         given: See `find_photo`.
         shared: Other machines may work on the subject: its lease is taken.
         cancel: End who works on the subject first.
@@ -352,8 +352,8 @@ def _left_here(folder: Path, photo: Photo, made: set[str]) -> Iterator[str]:
 def _left_in_store(store: Store, subject: str, made: set[str]) -> Iterator[str]:
     """Yield the objects of the store with the photo or what was made of it, and how many others had to go once more."""
     top = f"subjects/{subject}/dvc/"
-    kept = {object_path(md5) for md5 in made}
-    yield from (f"store      {key}" for key in store.keys(top.rstrip("/")) if key.removeprefix(top) in kept)
+    made_keys = {object_path(md5) for md5 in made}
+    yield from (f"store      {key}" for key in store.keys(top.rstrip("/")) if key.removeprefix(top) in made_keys)
     if versions := _delete_from_store(store, subject):
         yield f"store      {versions} versions came after the first listing"
 

@@ -120,7 +120,7 @@ def bring(
 
     Args:
         settings: Where things are.
-        subject: Whose it is.
+        subject: The subject.
         taken: What the phase began with.
         given: Addresses of photos, consent and overrides; "" where none was given.
         base: See `set_up`, as the others.

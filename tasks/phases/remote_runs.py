@@ -51,7 +51,7 @@ class SubjectAsked(Protocol):
 
     @property
     def subject(self) -> str:
-        """Whose workspace it is about."""
+        """The subject of the run."""
 
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """Return it as plain data."""

@@ -183,15 +183,15 @@ def ended_text(how: str, text: str) -> str:
 
 def _text(event: Mapping[str, Any]) -> str:
     """Return an event as a person reads it: `train 200 of 1000, 5 min left, loss 0.012, 3.2 steps/s, 2.1 GB`."""
-    told = [f"{event['name']} {event['done']} of {event['total']}" if event["total"] else f"{event['done']} done"]
+    parts = [f"{event['name']} {event['done']} of {event['total']}" if event["total"] else f"{event['done']} done"]
     if event.get("left_s") and event["done"] < event["total"]:
-        told.append(f"{_duration(event['left_s'])} left")
-    told += [
+        parts.append(f"{_duration(event['left_s'])} left")
+    parts += [
         f"{value:.3g} {UNITS[key]}" if key in UNITS else f"{key} {value:.3g}"
         for key, value in event.items()
         if isinstance(value, float)
     ]
-    return ", ".join(told)
+    return ", ".join(parts)
 
 
 def _duration(seconds: int) -> str:
@@ -269,7 +269,7 @@ def _stored_pictures(store: Store, below: str, pictures: Sequence[Path]) -> dict
 
 
 def _show_decisions(subject: str, workspace: Path) -> None:
-    """Show what became of each photo and why; photos are told by their hash."""
+    """Show what became of each photo and why; photos are named by their hash."""
     rows = (workspace / "data" / "detect" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(row) for row in rows]
     shown = [{key: row.get(key, "") for key in ("photo", "decision", "reason")} for row in found]
@@ -316,7 +316,7 @@ def show_scan(findings: Sequence[Finding], done: Mapping[str, str], only_here: S
         *(_scan_row(each.subject, each.reason, done[each.subject]) for each in found if done_or_said(each)),
         *(_scan_row(subject, ONLY_HERE, "skipped: it was not looked at") for subject in only_here),
     ]
-    counts = Counter(told.partition(":")[0] for told in done.values())
+    counts = Counter(reason.partition(":")[0] for reason in done.values())
     unchanged = counts.pop("nothing", 0)
     about = ", ".join([*(f"{counts[each]} {each}" for each in ("started", "skipped") if counts[each])])
     about = f"{quantity(len(findings), 'subject')} in the store: {f'{about}, ' if about else ''}{unchanged} unchanged"
@@ -405,7 +405,7 @@ def show_forgotten(tombstone: Tombstone) -> None:
 
 
 def how_stopped() -> str:
-    """Return `cancelled` or `stopped` for this run, which was told to end."""
+    """Return `cancelled` or `stopped` for this run, which was asked to end."""
     try:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(UUID(this_run.id)).state

@@ -1,6 +1,6 @@
 """Find runs whose process is gone by missing heartbeats, end them, and restart those that can be restarted.
 
-Prefect leaves a run in its state when its process dies with its worker. An automation is told of each event once; what
+Prefect leaves a run in its state when its process dies with its worker. An automation sees each event once; what
 it missed, or waits for while somebody updates it, is never acted on. This looks at the states themselves, so that a
 server, a worker or this watch may be killed at any time: the next look finds what is still to be done.
 """
@@ -68,7 +68,7 @@ class Silence:
         self._kinds: dict[str, str] = {}
 
     def begin_again(self) -> None:
-        """Give every run its whole time again: the server was away, and could not be told that they live."""
+        """Restart every heartbeat window, so that a server that was down does not count live runs as lost."""
         self._signs.clear()
 
     def reason(self, client: SyncPrefectClient, run: FlowRun) -> str | None:

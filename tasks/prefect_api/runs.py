@@ -172,8 +172,8 @@ def _told_until(client: SyncPrefectClient, runs: list[UUID]) -> datetime.datetim
     if not newest:
         return None
     settings = client.request("GET", "/admin/settings").json()
-    kept = TypeAdapter(datetime.timedelta).validate_python(settings["server"]["events"]["retention_period"])
-    return max(event.occurred for event in newest) + kept + VACUUMED_WITHIN
+    retention = TypeAdapter(datetime.timedelta).validate_python(settings["server"]["events"]["retention_period"])
+    return max(event.occurred for event in newest) + retention + VACUUMED_WITHIN
 
 
 def _lines_without(artifact: Artifact, subject: str) -> list[Any] | None:

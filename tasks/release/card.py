@@ -19,8 +19,8 @@ TEMPLATE = asset("card.md.jinja")
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a card tells.
+class CardFacts:
+    """What a card says.
 
     Args:
         subject: The pseudonym.
@@ -52,25 +52,25 @@ class Row:
     rule: str
 
 
-def card(told: Told) -> str:
+def card(facts: CardFacts) -> str:
     """Return the card; equal facts give equal text."""
     environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False)
-    metrics, train = told.metrics, told.params["train"]
-    front = yaml.safe_dump(meta(told), sort_keys=False, allow_unicode=True)
+    metrics, train = facts.metrics, facts.params["train"]
+    front = yaml.safe_dump(meta(facts), sort_keys=False, allow_unicode=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         meta=front,
-        subject=told.subject,
-        use=told.use,
-        consent=told.consent,
-        base=shown_base(told.params),
-        identity=told.params["base"]["identity"],
-        lora=told.lora.lora,
-        strength=f"{told.lora.strength:g}",
-        trigger=told.lora.trigger,
-        prompt=told.lora.prompt,
+        subject=facts.subject,
+        use=facts.use,
+        consent=facts.consent,
+        base=shown_base(facts.params),
+        identity=facts.params["base"]["identity"],
+        lora=facts.lora.lora,
+        strength=f"{facts.lora.strength:g}",
+        trigger=facts.lora.trigger,
+        prompt=facts.lora.prompt,
         toy=TOY if metrics["sampled"]["packaged"] else "",
-        usage=usage_of_toy(told.lora) if metrics["sampled"]["packaged"] else usage(told.lora),
-        how=told.lora.evaluated.how.removeprefix("as evaluated, "),
+        usage=usage_of_toy(facts.lora) if metrics["sampled"]["packaged"] else usage(facts.lora),
+        how=facts.lora.evaluated.how.removeprefix("as evaluated, "),
         steps=train["steps"],
         form=form_of(train),
         verdict=metrics["verdict"],
@@ -80,7 +80,7 @@ def card(told: Told) -> str:
         holdout=metrics["engine"]["holdout_photos"],
         pictures=metrics["pictures"],
         suite=Path(metrics["suite"]).name,
-        licences=told.licences,
+        licences=facts.licences,
     )
 
 
@@ -93,9 +93,9 @@ def form_of(train: Mapping[str, Any]) -> str:
     return f"LoKr, factor {lokr['factor']}, {size}"
 
 
-def meta(told: Told) -> dict[str, Any]:
-    """Return what the hub reads of a card; a base that is no model there is told in the text only."""
-    base = told.params["base"]
+def meta(facts: CardFacts) -> dict[str, Any]:
+    """Return what the hub reads of a card; a base that is no model of the hub is named in the text only."""
+    base = facts.params["base"]
     is_on_hub = str(base["identity"]).startswith("hub:")
     return {
         "license": "other",
@@ -103,7 +103,7 @@ def meta(told: Told) -> dict[str, Any]:
         **({"base_model": base["model"], "base_model_relation": "adapter"} if is_on_hub else {}),
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
-        "instance_prompt": told.lora.prompt,
+        "instance_prompt": facts.lora.prompt,
         "tags": ["lora", "z-image", "text-to-image", "diffusers", "template:sd-lora"],
     }
 

@@ -69,10 +69,10 @@ def promote(
 
     Args:
         store: Where releases and the state are.
-        subject: Whose they are.
+        subject: The subject.
         name: The channel.
         release: A name; "" for the newest.
-        workspace: The subject's on this machine, whose consent counts too; None for none.
+        workspace: The subject's workspace on this machine, if any; the consent in it counts too.
         accept_provisional: Let a provisional release into production.
 
     Raises:
@@ -106,10 +106,10 @@ def fetch_current(
 
     Args:
         store: Where releases and the state are.
-        subject: Whose they are.
+        subject: The subject.
         name: The channel.
         folder: Made where it is not there; what it holds of the release already is checked and not fetched again.
-        workspace: The subject's on this machine, whose consent counts too; None for none.
+        workspace: The subject's workspace on this machine, if any; the consent in it counts too.
         key: A PEM file with the public key of who must have signed the release; None if anybody may have.
 
     Raises:
@@ -140,7 +140,7 @@ def fetch_current(
 def rollback(store: Store, subject: str, name: Name, *, workspace: Path | None = None) -> Move:
     """Point a channel to the release before and return the move; done twice, it goes back two.
 
-    The workspace is the subject's on this machine, whose consent counts too; None for none.
+    `workspace` is the subject's on this machine, if any; the consent in it counts too.
 
     Raises:
         InputError: there is none before, or it may not be used any more.

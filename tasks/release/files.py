@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.release.card import Told, card
+from tasks.release.card import CardFacts, card
 from tasks.release.licences import licences_of, without_place
 from tasks.release.samples import FOLDER as SAMPLES
 from tasks.release.samples import write_samples
@@ -40,8 +40,8 @@ def collect(workspace: Path, folder: Path, subject: str, *, use: Use, consent: C
     parts[REPORT] = workspace / EVALUATE / "release.html"
     if not parts[REPORT].is_file():
         raise InputError(f"{parts[REPORT]} is missing, the report without real photos; run the flow `learn` again.")
-    told = Told(subject, use, lora, agreed(consent), params, metrics, licences)
-    parts[CARD] = _made(folder / CARD, card(told).encode())
+    facts = CardFacts(subject, use, lora, agreed(consent), params, metrics, licences)
+    parts[CARD] = _made(folder / CARD, card(facts).encode())
     if metrics["sampled"]["packaged"]:
         parts[USAGE] = _made(folder / USAGE, usage_of_toy(lora).encode())
     else:

@@ -74,5 +74,5 @@ def shown_base(params: Mapping[str, Any]) -> str:
 
 
 def without_place(text: str) -> str:
-    """Return the last part of an absolute path, and other text as it is: places tell whose machine it was."""
+    """Return the last part of an absolute path, and other text as it is: a path may name its user."""
     return Path(text).name if text.startswith(("/", "~")) else text

@@ -25,7 +25,7 @@ QUIET = {
 }
 MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 RELEASE = "org.zimage.release"  # custom names are written like domains (C2PA 2.2, 6.2)
-PNG_START, PNG_CHUNK = 8, 12  # bytes of the signature; of a chunk beside its data (PNG, 5.2 and 5.3)
+PNG_START, PNG_CHUNK = 8, 12  # bytes of the signature; of a chunk without its data (PNG, 5.2 and 5.3)
 C2PA_CHUNK = b"caBX"
 MAX_PICTURE_BYTES = 256 * 2**20
 
@@ -56,7 +56,7 @@ def signed_pictures(
 
     Args:
         store: Where copies are agreed on.
-        subject: Whose they are.
+        subject: The subject.
         release: The release's name; it is signed with each picture.
         pictures: The unsigned pictures, by their name in the release.
         finished: The release's manifest, if it is finished: then it says which copies are the right ones.
@@ -154,14 +154,14 @@ def _state(signed: bytes) -> str:
 
 def _without_signature(png: bytes) -> bytes:
     """Return a PNG without its C2PA chunk, byte for byte what was signed."""
-    kept, start = [png[:PNG_START]], PNG_START
+    parts, start = [png[:PNG_START]], PNG_START
     while start < len(png):
         (length,) = struct.unpack(">I", png[start : start + 4])
         end = start + PNG_CHUNK + length
         if png[start + 4 : start + 8] != C2PA_CHUNK:
-            kept.append(png[start:end])
+            parts.append(png[start:end])
         start = end
-    return b"".join(kept)
+    return b"".join(parts)
 
 
 def _file(path: Path | None, what: str) -> Path:

@@ -50,7 +50,7 @@ def is_sample(name: str) -> bool:
 
 
 def marked(picture: Path) -> bytes:
-    """Return a generated picture as a PNG that says what it is; nothing else that the file said is kept."""
+    """Return a generated picture as a PNG that says what it is; all other metadata is removed."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 

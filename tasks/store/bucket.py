@@ -188,7 +188,7 @@ def _told(address: str) -> Iterator[None]:
 
 
 def _ours(error: Exception) -> type[InputError] | type[StoreError]:
-    """Return as which of our own errors one of S3, or of the way to it, is told: whether waiting can help."""
+    """Return this project's error for an error of S3 or the network; it says whether a retry can help."""
     from botocore import exceptions as known
 
     if isinstance(error, known.ClientError):

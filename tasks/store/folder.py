@@ -25,13 +25,13 @@ from tasks.store.protocol import (
 from zimage.core.errors import InputError
 from zimage.core.folder import make_private
 
-TICK_S = 2.0  # of the times of files: 2 s on FAT, a few ms elsewhere
+TICK_S = 2.0  # of the times of files: 2 s on FAT, a few ms on other file systems
 LOCKS = ".locks"  # a fixed number of them, so that none tells of a key that is gone
 
 
 @dataclass(frozen=True)
 class FolderStore:
-    """See `tasks.store.protocol.Store`; versions are told apart by the SHA-256 of their content.
+    """See `tasks.store.protocol.Store`; versions are distinguished by the SHA-256 of their content.
 
     Args:
         root: The folder.
@@ -51,7 +51,7 @@ class FolderStore:
         """See Store; a folder does, or fails with an error at the first write."""
 
     def put_if_absent(self, key: str, source: Path) -> bool:
-        """See Store; the file appears by a hard link from beside its place, which fails where the name is taken."""
+        """See Store; the file is written under a temporary name and linked to its own, which fails if that exists."""
         target = self._path(key)
         with self._aside(target) as aside:
             shutil.copyfile(source, aside)
@@ -214,7 +214,7 @@ class FolderStore:
 
     @contextmanager
     def _aside(self, target: Path) -> Iterator[Path]:
-        """Yield a hidden name beside `target`; what is left under it goes."""
+        """Yield a hidden name in the folder of `target`; a file left under that name is deleted."""
         aside = target.with_name(f".{uuid4().hex}.part")
         try:
             self._make_folder(target.parent)

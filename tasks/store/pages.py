@@ -86,7 +86,7 @@ def served(root: Path, port: int) -> Iterator[str]:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Answers one request; what the browser is told of this server is as little as possible."""
+    """Answers one request; it reveals as little of this server as possible."""
 
     root: Path
     secret: bytes

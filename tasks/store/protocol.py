@@ -27,7 +27,7 @@ class ConflictError(RuntimeError):
 
 
 class StoreError(RuntimeError):
-    """The store did not do what was asked, and trying again later may help; what it did before is kept."""
+    """The store did not do what was asked, and trying again later may help; what it did before stays."""
 
 
 class MissingError(InputError):
@@ -163,7 +163,7 @@ class Store(Protocol):
         ...
 
     def earlier(self, key: str, target: Path) -> Iterator[None]:
-        """Write each version of the object but the latest to `target`, the newest first; where versions are kept."""
+        """Write each version of the object but the latest to `target`, the newest first; if the store has versions."""
         ...
 
     def delete(self, below: str, *, only: Callable[[str], bool] = lambda _: True) -> int:

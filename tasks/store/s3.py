@@ -1,7 +1,7 @@
 """A store in an S3 bucket, and `open_store`, which also opens one in a folder. One of two importers of boto3's client.
 
 S3 is asked as if every answer could be lost: who wrote an object is written into it, so that a request that was tried
-again after a lost answer is told from one that came too late.
+again after a lost answer is distinguished from one that came too late.
 """
 
 import base64
@@ -36,7 +36,7 @@ __all__ = ["LOCKS", "ConflictError", "FolderStore", "Inventory", "MissingError",
 
 AT_ONCE = 1000  # the most keys one DeleteObjects request takes (S3 API reference)
 PART_BYTES = 16 * 2**20  # of a file that is sent in parts; S3 takes 5 MiB to 5 GiB, and 10,000 of them
-CONNECTIONS = 16  # that are kept open for requests side by side
+CONNECTIONS = 16  # of the pool, for parallel requests
 TRIES = 5  # where an answer's body broke off, or a condition could not be decided; boto3 itself tries all else again
 LINK_MAX_S = 24 * 3600  # a person looks the next morning; a role's keys may end sooner
 LISTING_LAG_S = 1.0  # Amazon's does not lag (since 2020-12), others may
@@ -622,7 +622,7 @@ class _UnsupportedError(InputError):
 
 
 class _UndecidedError(StoreError):
-    """Whether the condition of a conditional request holds could not be told."""
+    """The server did not say whether the condition of a conditional request holds."""
 
 
 def _pieces(source: Path, size: int) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """Copy the checkpoints of a running training to the store, so that another machine can resume it.
 
-Only `train` takes long enough to be worth it. Its states lie in the folder in which its output is made, and name the
-run that they belong to, as the index in the store does. Which run is to go on only the stage knows, which computes its
-identity from what it reads; so what is fetched waits in a folder of its own for the stage to take it over.
+Only `train` takes long enough to be worth it. Its resume states lie in the folder in which its output is made, and name
+the run that they belong to, as the index in the store does. Only the stage knows which run to resume, as it computes
+the run's identity from its inputs; so a downloaded state waits in a separate folder until the stage takes it over.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ STAGE = "train"
 RESUME = "resume/step-*.safetensors"
 
 
-class Kept(Section):
-    """The files of one moment of a training."""
+class CheckpointIndex(Section):
+    """The files of a training at one checkpoint."""
 
     run: str
     """The identity of the run they belong to (see `zimage.training.checkpoint.run_identity`)."""
@@ -42,12 +42,12 @@ class Kept(Section):
 
 
 def key_of(subject: str) -> str:
-    """Return below which key the unfinished training of `subject` is kept."""
+    """Return the key prefix of the unfinished training of `subject`."""
     return f"subjects/{subject}/unfinished"
 
 
 class LastState(NamedTuple):
-    """The last state that a training left."""
+    """The last resume state of a training."""
 
     run: str
     """The identity of its run."""
@@ -67,10 +67,10 @@ class CheckpointMirror:
         self._whole: set[str] = set()
 
     def sync(self) -> None:
-        """Keep what is there, if there is a new checkpoint; a store that fails costs this copy and nothing else.
+        """Upload the training's files if there is a new checkpoint; if the store fails, only this copy is lost.
 
         Raises:
-            ForgottenError: the subject was forgotten meanwhile; nothing is kept, and the training ends.
+            ForgottenError: the subject was forgotten meanwhile; nothing stays in the store, and the training ends.
         """
         last = last_state(self._aside)
         if last in (self._last, None):
@@ -79,13 +79,13 @@ class CheckpointMirror:
         try:
             with unless_forgotten(self._store, self._subject, self._workspace) as written:
                 written.append(self._key)
-                self._keep(last)
+                self._upload(last)
         except ForgottenError:
             raise
         except _failures() as error:
-            get_run_logger().warning("The checkpoint %s could not be kept in the store: %s", last.name, error)
+            get_run_logger().warning("The checkpoint %s could not be uploaded to the store: %s", last.name, error)
 
-    def _keep(self, last: LastState) -> None:
+    def _upload(self, last: LastState) -> None:
         index = _index_of(self._key)
         before = self._store.read(index)
         files = {}
@@ -93,19 +93,19 @@ class CheckpointMirror:
         others = sorted(path for path in self._aside.rglob("*.*") if path.is_file() and path.parent != state.parent)
         for path in [state, *others]:  # the state first: two checkpoints later it is gone
             try:
-                with _as_it_is(path) as moment:
+                with _unchanging(path) as moment:
                     sha256 = hashlib.sha256(moment.read_bytes()).hexdigest()
                     self._put(sha256, moment)
             except FileNotFoundError:
                 if path == state:
                     return
-                continue  # it was being made, and has its name by now
+                continue  # a temporary name; it has been renamed
             files[path.relative_to(self._aside).as_posix()] = sha256
-        kept = Kept(run=last.run, last=last.name, files=files)
-        self._store.compare_and_swap(index, kept.model_dump_json(indent=2).encode(), before.tag if before else None)
+        new = CheckpointIndex(run=last.run, last=last.name, files=files)
+        self._store.compare_and_swap(index, new.model_dump_json(indent=2).encode(), before.tag if before else None)
 
     def _put(self, sha256: str, path: Path) -> None:
-        """Put a file, in the place of a damaged one too; once this has looked at one, it is not looked at again."""
+        """Upload a file unless the store has it whole; a damaged object is overwritten. Each is checked once."""
         key = f"{self._key}/{sha256}"
         if sha256 in self._whole:
             return
@@ -116,10 +116,10 @@ class CheckpointMirror:
 
 @store_task("find unfinished")
 def fetch_unfinished(settings: Settings, subject: str) -> None:
-    """Put an unfinished training of another machine where the stage finds it, unless it is here already.
+    """Download the unfinished training of another machine to where the stage looks for it, unless it is here already.
 
-    One that is damaged or not complete in the store, or of another version, is left there: the stage goes on with what
-    is here, or begins anew.
+    One that is damaged or incomplete in the store, or of another version, stays there: the stage resumes from what is
+    here, or starts from the beginning.
 
     Raises:
         InputError: it names files outside the stage's folder.
@@ -130,39 +130,39 @@ def fetch_unfinished(settings: Settings, subject: str) -> None:
     if found is None:
         return
     try:
-        kept = Kept.model_validate_json(found.content)
+        index = CheckpointIndex.model_validate_json(found.content)
     except ValidationError:
-        get_run_logger().warning("An unfinished training in the store is of another version, and is not gone on with.")
+        get_run_logger().warning("The unfinished training in the store is of another version; it is not resumed.")
         return
     waiting = fetched_beside(aside)
-    if any(_has(folder, kept) for folder in (aside, waiting)):
+    if any(_has(folder, index) for folder in (aside, waiting)):
         return
-    if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in kept.files):
-        raise InputError(f"{key_of(subject)}/index.json names files outside its folder; it is none of ours: delete it.")
+    if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in index.files):
+        raise InputError(f"{key_of(subject)}/index.json names files outside its folder; it is not ours: delete it.")
     aside.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=aside.parent, prefix=".fetched.") as temporary:
         objects, whole = Path(temporary) / "objects", Path(temporary) / "whole"
         objects.mkdir()
-        for sha256 in set(kept.files.values()):
+        for sha256 in set(index.files.values()):
             if not _is_whole(store, f"{key_of(subject)}/{sha256}", objects / sha256):
-                get_run_logger().warning("An unfinished training was damaged in the store, and is not gone on with.")
+                get_run_logger().warning("The unfinished training in the store is damaged and is not resumed.")
                 return
-        for name, sha256 in kept.files.items():
+        for name, sha256 in index.files.items():
             (whole / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(objects / sha256, whole / name)
         shutil.rmtree(waiting, ignore_errors=True)
         whole.rename(waiting)
-    get_run_logger().info("An unfinished training was fetched: %s", kept.last)
+    get_run_logger().info("An unfinished training was fetched: %s", index.last)
 
 
 def forget_unfinished(settings: Settings, subject: str) -> None:
-    """Remove the copy, its index first; the training has ended, and a store that fails takes nothing from it."""
+    """Delete the copy, its index first. The training has ended, so a store that fails is only reported."""
     store = open_store(settings.store)
     try:
         store.delete(_index_of(key_of(subject)))
         store.delete(key_of(subject))
     except _failures() as error:
-        get_run_logger().warning("What was kept of the training in the store is still there: %s", error)
+        get_run_logger().warning("The unfinished training could not be deleted from the store: %s", error)
 
 
 def last_state(aside: Path) -> LastState | None:
@@ -173,15 +173,15 @@ def last_state(aside: Path) -> LastState | None:
     return None
 
 
-def _has(folder: Path, kept: Kept) -> bool:
+def _has(folder: Path, index: CheckpointIndex) -> bool:
     """Return whether a folder has this state or a later one of the same run."""
     last = last_state(folder)
-    return last is not None and last.run == kept.run and last.name >= kept.last
+    return last is not None and last.run == index.run and last.name >= index.last
 
 
 @contextmanager
-def _as_it_is(path: Path) -> Iterator[Path]:
-    """Yield a file with the content of one moment: weights have their name when they are whole, all else may grow."""
+def _unchanging(path: Path) -> Iterator[Path]:
+    """Yield a file whose content does not change: weights, which are whole, or a copy of another file."""
     if path.suffix == ".safetensors":
         yield path
         return
@@ -194,7 +194,7 @@ def _index_of(key: str) -> str:
 
 
 def _is_whole(store: Store, key: str, target: Path) -> bool:
-    """Return whether the object is there and is what its name says, fetched to `target`."""
+    """Download an object to `target` and return whether its SHA-256 is the one in its key."""
     try:
         store.get(key, target)
     except MissingError:
@@ -203,5 +203,5 @@ def _is_whole(store: Store, key: str, target: Path) -> bool:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Return what a store raises that is away, unwell, changed by others, or closed to these keys."""
+    """Return the errors of a store that is unreachable, failing, changed by others, or forbidden to these keys."""
     return ConflictError, InputError, *store_errors()

@@ -88,7 +88,7 @@ def pushing(settings: Settings, subject: str, push: Callable[[], None], *, wants
 def mend_noted(settings: Settings, subject: str, *, remake: bool = False) -> None:
     """Send anew what others found lost, as far as this machine has it.
 
-    With `remake`, a stage whose results nobody has is taken out of this workspace's `dvc.lock`: it is run again.
+    With `remake`, a stage with lost results is removed from this workspace's `dvc.lock`, so that it runs again.
     """
     with _objects(settings, subject) as objects:
         objects.mend_noted(remake=remake)
@@ -112,7 +112,7 @@ class Objects:
 
     Args:
         store: Where they should be.
-        subject: Whose they are.
+        subject: The subject.
         folder: This machine's workspace.
         scratch: A file for what is looked at.
     """
@@ -330,10 +330,10 @@ def _unlock(folder: Path, names: set[str]) -> None:
     """Take the stages that have made such objects out of `dvc.lock`, so that they are run again."""
     lock = _yaml(folder / "dvc.lock")
     stages: Mapping[str, Any] = lock.get("stages", {})
-    kept = {name: each for name, each in stages.items() if not names & {out["md5"] for out in each.get("outs", [])}}
-    if len(kept) < len(stages):
-        log_line(f"To be run again, as nobody has what they made: {', '.join(sorted(set(stages) - set(kept)))}")
-        write_changed(folder / "dvc.lock", dump({**lock, "stages": kept}))
+    left = {name: each for name, each in stages.items() if not names & {out["md5"] for out in each.get("outs", [])}}
+    if len(left) < len(stages):
+        log_line(f"These stages run again, as their results are lost: {', '.join(sorted(set(stages) - set(left)))}")
+        write_changed(folder / "dvc.lock", dump({**lock, "stages": left}))
 
 
 def _yaml(path: Path) -> dict[str, Any]:

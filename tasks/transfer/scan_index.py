@@ -64,19 +64,19 @@ class Known(Section):
 
 @dataclass
 class ScanIndex:
-    """The lines that the store had, and those that it shall have.
+    """The index of states as it was read from the store, and as it will be written.
 
     Args:
         project: Identifies settings, code and stages.
         tag: Of the version that was read; None where there was none.
         lines: What was read, by subject, not parsed.
-        kept: What is to be written, by subject.
+        new_lines: What is to be written, by subject.
     """
 
     project: str
     tag: str | None = None
     lines: dict[str, bytes] = field(default_factory=dict)
-    kept: dict[str, bytes] = field(default_factory=dict)
+    new_lines: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def read(cls, store: Store, project: str) -> "ScanIndex":
@@ -98,19 +98,19 @@ class ScanIndex:
             return None
         if line is None or known is None or known.stamp != stamp:
             return None
-        self.kept[subject] = line
+        self.new_lines[subject] = line
         return known
 
     def put(self, known: Known) -> None:
-        """Keep what was read of a state, if that is surely the state with this stamp."""
+        """Record what was read of a state, unless its stamp is unknown."""
         if known.stamp:
-            self.kept[known.subject] = known.model_dump_json().encode()
+            self.new_lines[known.subject] = known.model_dump_json().encode()
 
     def write(self, store: Store) -> bool:
-        """Return whether the index had to be written; somebody else's, written meanwhile, is as good."""
-        if self.kept == self.lines and (self.kept or self.tag is None):
+        """Write the index if it changed, unless another process did meanwhile; return whether it was written."""
+        if self.new_lines == self.lines and (self.new_lines or self.tag is None):
             return False
-        content = b"\n".join([_head(self.project), *(self.kept[subject] for subject in sorted(self.kept))])
+        content = b"\n".join([_head(self.project), *(self.new_lines[subject] for subject in sorted(self.new_lines))])
         try:
             store.compare_and_swap(INDEX, content, self.tag)
         except ConflictError:
@@ -128,5 +128,5 @@ def _head(project: str) -> bytes:
 
 
 def _subject(line: bytes) -> str:
-    """Return whose a line is: its first field."""
+    """Return the subject of a line: its first field."""
     return line[len(b'{"subject":"') :].partition(b'"')[0].decode()

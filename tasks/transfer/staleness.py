@@ -39,7 +39,7 @@ class Finding:
     """What was found of a subject.
 
     Args:
-        subject: Whose it is.
+        subject: The subject.
         verdict: Whether it has to be run again; `stopped` where it must not be.
         reason: Why, in words, and what could not be looked at; empty where it is unchanged and all was looked at.
         consent_until: The last day of the consent, where it is known.
@@ -95,7 +95,7 @@ def scan_all(settings: Settings, store: Store, project: Project, today: datetime
     known = {key.removeprefix(f"{STATES}/").removesuffix(".json"): stamp for key, stamp in stamps.items()}
     older = set(store.list_children("subjects")) - set(
         known
-    )  # who has no state, or one from before they lay beside each other
+    )  # without a state, or with one of a version that stored it elsewhere
 
     def look(subject: str) -> Finding | None:
         return scan(settings, store, project, subject, today, index=index, stamp=known.get(subject, ""))
@@ -109,7 +109,7 @@ def scan_all(settings: Settings, store: Store, project: Project, today: datetime
 def _write(index: ScanIndex, store: Store) -> None:
     """Write the index, unless it tells of somebody who was forgotten meanwhile; without one, a scan is only slower."""
     try:
-        if index.write(store) and not {state_key(subject) for subject in index.kept} <= set(store.stamps(STATES)):
+        if index.write(store) and not {state_key(subject) for subject in index.new_lines} <= set(store.stamps(STATES)):
             store.delete(INDEX)
     except (InputError, StoreError) as error:
         logger.warning("The index of states could not be written: %s", error)
@@ -131,7 +131,7 @@ def scan(
         settings: Where things are.
         store: Where the states are.
         project: See `read_project`.
-        subject: Whose it is.
+        subject: The subject.
         today: For the consent.
         index: What is known of states, and gets what is read now; None for nothing.
         stamp: Of the state, as it was listed; "" where it was not.
@@ -284,7 +284,7 @@ def _hash(entry: Mapping[str, Any]) -> str | None:
     return found
 
 
-PRIVATE = "subject."  # the values of these keys are told nowhere: the trigger stands for the person
+PRIVATE = "subject."  # values of these keys are never shown: the trigger identifies the person
 
 
 def _differing(was: Any, now: Any, key: str) -> Iterator[str]:

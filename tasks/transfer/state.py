@@ -69,7 +69,7 @@ class Taken:
 
 
 def state_key(subject: str) -> str:
-    """Return where in the store the state of `subject` is: beside those of others, so that one listing tells of all."""
+    """Return the key of the state of `subject`; all states share a prefix, so that one request lists them."""
     return f"{STATES}/{subject}.json"
 
 
@@ -142,7 +142,7 @@ def commit(
 
     Args:
         settings: Where things are.
-        subject: Whose it is.
+        subject: The subject.
         taken: What the phase began with.
         stages: What it made.
         sources: Where its inputs came from; empty where it took none over.

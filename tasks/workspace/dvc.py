@@ -95,11 +95,11 @@ def run(
 
 def _environment() -> dict[str, str]:
     """Return the environment of DVC: this interpreter as `python`, this project's code, and no telemetry."""
-    given, beside = inherited(), str(Path(sys.executable).parent)
+    given, programs = inherited(), str(Path(sys.executable).parent)
     return {
         **given,
         **QUIET,
-        "PATH": os.pathsep.join([beside, given.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([programs, given.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), given.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "SHELL": "/bin/sh",  # the same everywhere; it may stand between DVC and the stage, see `forkserver.bind`
@@ -107,7 +107,7 @@ def _environment() -> dict[str, str]:
 
 
 class _Server:
-    """A fork server, and what it says.
+    """A fork server and its output.
 
     Args:
         code: The exit code of the command that ended last.
@@ -132,7 +132,7 @@ class _Server:
     def lines(self, command: Command, look: Callable[[], None]) -> Iterator[str]:
         """Yield what a command prints, line by line as it comes, and look after its progress in between."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died; what it said is told below
+        with contextlib.suppress(BrokenPipeError):  # it died; its output follows below
             self._process.stdin.write(command.line())
             self._process.stdin.flush()
         due = time.monotonic() + LOOK_EVERY_S
@@ -160,10 +160,10 @@ class _Server:
     def close(self) -> None:
         """End it while it runs nothing."""
         self._process.kill()
-        self._let_go()
+        self._close_pipes()
 
     def end(self) -> None:
-        """End it, DVC and all that runs below: first asked, so that they tidy up, then killed."""
+        """End it, DVC and all processes below: SIGTERM first, so that they clean up, then SIGKILL."""
         with contextlib.suppress(psutil.NoSuchProcess):
             top = psutil.Process(self._process.pid)
             processes = [*top.children(recursive=True), top]
@@ -174,9 +174,9 @@ class _Server:
             for process in alive:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-        self._let_go()
+        self._close_pipes()
 
-    def _let_go(self) -> None:
+    def _close_pipes(self) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -184,21 +184,21 @@ class _Server:
 
 
 class _Servers:
-    """Fork servers that wait for their next command, as long as somebody wants them to."""
+    """Pool of idle fork servers; it is emptied when the last `preloaded` block ends."""
 
     def __init__(self) -> None:
         self._lock, self._wanted = threading.Lock(), 0
         self._idle: list[_Server] = []
 
     def enter(self) -> None:
-        """Have one wait from now on."""
+        """Start one, unless one is idle, and keep idle ones from now on."""
         with self._lock:
             self._wanted += 1
             if not self._idle:
                 self._idle.append(_Server())
 
     def leave(self) -> None:
-        """Let those that wait end, unless somebody else wants them."""
+        """End the idle ones, unless another `preloaded` block is open."""
         with self._lock:
             self._wanted -= 1
             unwanted = [] if self._wanted else self._idle
@@ -208,7 +208,7 @@ class _Servers:
 
     @contextmanager
     def one(self) -> Iterator[_Server]:
-        """Hand out one for a command; after an exception all of it ends."""
+        """Yield one for a command; after an exception it ends with all that it started."""
         with self._lock:
             server = self._idle.pop() if self._idle else None
         if server is not None and not server.is_alive:
@@ -221,10 +221,10 @@ class _Servers:
             server.end()
             raise
         with self._lock:
-            kept = self._wanted > 0 and server.is_alive
-            if kept:
+            is_wanted = self._wanted > 0 and server.is_alive
+            if is_wanted:
                 self._idle.append(server)
-        if not kept:
+        if not is_wanted:
             server.close()
 
 
@@ -240,7 +240,7 @@ def _pump(source: IO[str], said: "queue.Queue[str | None]") -> None:
 
 
 def _failure(refusal: InputError | None, errors: list[str], folder: Path, blocking: re.Match[str] | None) -> Exception:
-    said = NAMES.sub(r"\1…", errors[-1]) if errors else "DVC ended without a word"
+    said = NAMES.sub(r"\1…", errors[-1]) if errors else "DVC printed no error"
     if refusal is not None:
         return refusal
     if FULL in said:

@@ -36,7 +36,7 @@ NAMED = 5  # files in a sentence
 
 @contextmanager
 def brought(source: str, target: Path) -> Iterator[Path | None]:
-    """Yield what `source` holds, beside `target`, which it replaces at the end of the block; None if they are equal.
+    """Yield a copy of `source`, which replaces `target` at the end of the block; None if they are equal.
 
     On failure, the block's too, `target` is as it was.
 

@@ -87,7 +87,7 @@ def _files(path: Path) -> list[str]:
         return []
     if path.is_file():
         return [f". {_size_and_time(path.stat())}"]
-    return ["folder", *(f"{'/'.join(parts)} {told}" for parts, told in sorted(_below(str(path), ())))]
+    return ["folder", *(f"{'/'.join(parts)} {stamp}" for parts, stamp in sorted(_below(str(path), ())))]
 
 
 def _below(folder: str, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:

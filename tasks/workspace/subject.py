@@ -129,7 +129,7 @@ def set_up(
 
     Args:
         settings: Where the project and the workspaces are.
-        subject: Whose it is; `demo` is the project itself, which is left as it is.
+        subject: The subject; `demo` is the project itself, which is left as it is.
         photos: A folder, an archive or `s3://bucket/prefix`.
         consent: A consent file, or `s3://bucket/key` of one.
         overrides: A folder with a person's decisions on photos and captions.
@@ -305,7 +305,7 @@ def choices(folder: Path) -> Choices:
 
 
 def write_choices(folder: Path, chosen: Choices) -> None:
-    """Write a workspace's subject.yaml; keys of 0.1 in the one that is there are told."""
+    """Write a workspace's subject.yaml; keys of 0.1 in an existing one are reported."""
     path = folder / "subject.yaml"
     before = read_params(path).get("values") if path.is_file() else None
     if isinstance(before, Mapping) and (new := sorted(set(MOVED.values()) & renamed(before).keys() - before.keys())):
@@ -315,12 +315,12 @@ def write_choices(folder: Path, chosen: Choices) -> None:
 
 def _chosen(before: Choices, base: Base | None, preset: str, values: Mapping[str, Any]) -> Choices:
     """Return earlier choices with new ones; a new value replaces all earlier ones of the same key and below it."""
-    kept = {
+    own = {
         key: value
         for key, value in before.values.items()
         if not any(key == new or key.startswith(f"{new}.") for new in values)
     }
-    return Choices(preset=preset or before.preset, base=base or before.base, values={**kept, **values})
+    return Choices(preset=preset or before.preset, base=base or before.base, values={**own, **values})
 
 
 def _pins(params: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,7 +347,7 @@ def _pins(params: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any
 def _identity_here(engine: Mapping[str, Any]) -> str | None:
     try:
         return identity_here(EngineParams.model_validate(engine))
-    except ValidationError:  # told by the check of all sections, which comes after
+    except ValidationError:  # the check of all sections, which follows, reports it
         return None
 
 
@@ -361,7 +361,7 @@ def _check(params: str, chosen: Choices, values: Mapping[str, Any], file: Path) 
     """Pass if every stage takes its sections of a params.yaml.
 
     Raises:
-        InputError: one does not; the values of one's own there are named, with the file they are kept in if they are.
+        InputError: one does not; the values of one's own there are named, with the file that holds them, if one does.
     """
     found = load_plain(params)
     for stage in map(signature, STAGES):
@@ -384,8 +384,8 @@ def _check_trigger(params: Mapping[str, Any]) -> None:
 def _where(section: str, chosen: Choices, values: Mapping[str, Any], file: Path) -> str:
     own = [key for key in chosen.values if key.split(".")[0] == section]
     given = [key for key in own if key in values]
-    told = ", ".join(f"{key}={chosen.values[key]}" for key in given or own)
-    return f"{section} with {told}{'' if given else f' of {file}'}" if own else f"preset {chosen.preset}: {section}"
+    listed = ", ".join(f"{key}={chosen.values[key]}" for key in given or own)
+    return f"{section} with {listed}{'' if given else f' of {file}'}" if own else f"preset {chosen.preset}: {section}"
 
 
 def _holds(path: Path, content: bytes) -> bool:

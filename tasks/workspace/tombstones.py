@@ -52,7 +52,7 @@ class Forgotten(Document):
 
 
 class Tombstone(Document):
-    """All forgettings of one pseudonym, which is kept as its SHA-256 only."""
+    """All forgettings of one pseudonym, which is stored as its SHA-256 only."""
 
     subject_sha256: str
     forgotten: list[Forgotten]

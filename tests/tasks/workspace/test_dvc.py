@@ -80,7 +80,7 @@ def test_a_killed_process_is_a_failure_and_the_next_command_works(workspace: Pat
             os.kill(server if who == "server" else dvc.pid, signal.SIGKILL)
 
     with preloaded():
-        with pytest.raises(StageFailedError, match="DVC ended without a word"):
+        with pytest.raises(StageFailedError, match="DVC printed no error"):
             run(workspace, ["repro", "wait"], on_line=kill)
         _, left = psutil.wait_procs(stage, timeout=30)
         assert stage and not left, "a stage runs on that nobody waits for"
