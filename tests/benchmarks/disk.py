@@ -1,8 +1,9 @@
 """How much room an album takes on a disk with all that ingest and detect make of it, and how much memory detect takes.
 
-Run with: python -m tests.benchmarks.disk [number of photos] [megapixels of each]
-Each photo is one of a face, enlarged, with the noise of a sensor, as JPEG of quality 90. DVC tracks the album, as
-it does where machines share the work. Blocks are counted once for all names of a file, as `du` does.
+Run with: python -m tests.benchmarks.disk [number of photos] [megapixels of each] [jpg, heic or avif]
+Each photo is one of a face, enlarged, with the noise of a sensor, as JPEG of quality 90, HEIC of quality 60 in tiles of
+512 px, or AVIF of quality 70. DVC tracks the album, as it does where machines share the work. Blocks are counted once
+for all names of a file, as `du` does.
 
 What was measured, and under which conditions, stands in infra/benchmarks.md.
 """
@@ -17,8 +18,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
 import psutil
 import yaml
+from PIL import Image
 from skimage import data
 
 from tasks.settings import PROJECT, Settings
@@ -29,11 +32,19 @@ from zimage.demo import planned_views, taken
 
 BLOCK_BYTES = 512  # of st_blocks
 NOISE = 4.0  # standard deviation, of 255
+# Pillow's name of each form, and how it is coded.
+FORMS: dict[str, tuple[str, dict[str, int]]] = {
+    "jpg": ("JPEG", {"quality": 90}),
+    "heic": ("HEIF", {"quality": 60, "tile_size": 512}),
+    "avif": ("AVIF", {"quality": 70, "speed": 9}),
+}
 
 
-def write_album(folder: Path, count: int, megapixels: float) -> None:
+def write_album(folder: Path, count: int, megapixels: float, suffix: str) -> None:
     """Write `count` different photos of one face."""
     folder.mkdir()
+    pillow_heif.register_heif_opener()
+    form, options = FORMS[suffix]
     portrait = np.asarray(data.astronaut(), np.uint8)
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -44,7 +55,7 @@ def write_album(folder: Path, count: int, megapixels: float) -> None:
         large = cv2.resize(small, size, interpolation=cv2.INTER_CUBIC).astype(np.float32)
         noise = rng.standard_normal(large.shape[:2], np.float32)[..., None] * NOISE
         pixels = np.clip(large + noise, 0, 255).astype(np.uint8)
-        cv2.imwrite(str(folder / f"{number:05}.jpg"), pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+        Image.fromarray(pixels).save(folder / f"{number:05}.{suffix}", form, **options)
 
 
 def blocks(*folders: Path) -> int:
@@ -85,10 +96,10 @@ class Peak(threading.Thread):
 
 def main() -> None:
     """Print the figures."""
-    count, megapixels = int(sys.argv[1]), float(sys.argv[2])
+    count, megapixels, suffix = int(sys.argv[1]), float(sys.argv[2]), (sys.argv[3:] or ["jpg"])[0]
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        write_album(place / "album", count, megapixels)
+        write_album(place / "album", count, megapixels, suffix)
         album = blocks(place / "album")
         settings = Settings(PROJECT, place / "workspaces", str(place / "store"))
         values = {"subject.class_noun": "woman", "ingest.min_photos": 1, "detect.split.min_train": 2}
@@ -96,7 +107,7 @@ def main() -> None:
         consent = str(agreed(place, "ada"))
         workspace = set_up(settings, "ada", photos=str(place / "album"), consent=consent, values=values)
         track(workspace, ["data/photos", "data/consent.yaml"])
-        print(f"{count} photos of {megapixels} MP, {album / 1e6:.1f} MB")
+        print(f"{count} {suffix} photos of {megapixels} MP, {album / 1e6:.1f} MB")
         for stage in ("ingest", "detect"):
             peak = Peak(stage)
             peak.start()

@@ -3,11 +3,11 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image
 from skimage import data
 
 from tests.photos.test_decode import encoded, wide_gamut_profile
-from zimage.photos.strip import bare_profile, stripped
+from zimage.photos.strip import stripped
 
 SECRET = b"SECRET"  # stands in every field that a camera, a phone or an editor fills
 SCAN = b"\xff\xda"
@@ -137,33 +137,3 @@ def test_an_animation_and_formats_without_a_rule_are_coded_anew() -> None:
     moving = encoded(photo(), "WEBP", save_all=True, append_images=[photo().rotate(90)])
     assert stripped(moving, "WEBP", 1, b"") is None
     assert stripped(encoded(photo(), "PNG"), "PNG", 1, b"") is None
-
-
-@pytest.mark.parametrize(
-    "profile", [telling_profile(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()]
-)
-def test_a_bare_profile_converts_colours_as_the_whole_one_does(profile: bytes) -> None:
-    bare = bare_profile(profile)
-    assert 0 < len(bare) < len(profile) and SECRET[:4] not in bare
-    read = ImageCms.ImageCmsProfile(io.BytesIO(bare)).profile
-    assert (read.profile_description, read.copyright, read.manufacturer) == (None, None, None)
-    assert bare[24:36] == bytes(12) and bare[84:128] == bytes(44)  # its date, and what identifies it
-    wanted = ImageCms.createProfile("sRGB")
-    colours = Image.fromarray(np.random.default_rng(1).integers(0, 256, (256, 256, 3), np.uint8))
-    both = [ImageCms.ImageCmsProfile(io.BytesIO(each)) for each in (profile, bare)]
-    ours, theirs = (ImageCms.profileToProfile(colours, each, wanted) for each in both)
-    assert ours is not None and theirs is not None and np.array_equal(np.asarray(ours), np.asarray(theirs))
-    assert bare_profile(bare) == bare
-
-
-@pytest.mark.parametrize(
-    "profile",
-    [
-        b"",
-        b"no profile at all" * 20,
-        bytes(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()),
-        wide_gamut_profile()[:200],
-    ],
-)
-def test_of_a_profile_that_is_broken_or_a_table_nothing_is_written(profile: bytes) -> None:
-    assert bare_profile(profile) == b""

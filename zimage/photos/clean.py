@@ -15,7 +15,7 @@ from zimage.photos.decode import Decoded, Limits, RefusedError, decoded
 from zimage.photos.pictures import Picture, png, read_rgb
 from zimage.photos.strip import stripped
 
-Suffix = Literal[".png", ".jpg", ".webp"]
+Suffix = Literal[".png", ".jpg", ".webp", ".heic", ".avif"]
 
 
 def clean_file(content: bytes, picture: Decoded, limits: Limits) -> tuple[Suffix, bytes]:

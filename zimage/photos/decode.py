@@ -102,7 +102,7 @@ class Decoded:
 
 
 def decoded(content: bytes, limits: Limits) -> Decoded:
-    """Return the first picture in a file, upright, in sRGB, without any of its metadata.
+    """Return the first or primary picture in a file, upright, in sRGB, without any of its metadata.
 
     Raises:
         RefusedError: it is empty, no photo, damaged, truncated, absurdly large or absurdly small.
@@ -201,11 +201,13 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
 
 
 def _frames(image: Image.Image) -> list[str]:
-    """Return a note where the file holds more than one picture."""
+    """Return a note where the file holds more than one picture, and choose its first, of HEIF its primary one."""
     if image.format == "MPO":
         return []
     with contextlib.suppress(*DECODER_FAULTS):
         if getattr(image, "is_animated", False):
+            if image.format == "HEIF":  # opened at the primary picture, which need not be the first
+                return ["several pictures: only the primary one is used"]
             image.seek(0)
             return ["several frames: only the first is used"]
     return []
@@ -213,7 +215,8 @@ def _frames(image: Image.Image) -> list[str]:
 
 def _loaded(image: Image.Image, limits: Limits) -> Image.Image:
     try:
-        image.draft(None, (limits.max_side_px, limits.max_side_px))  # JPEG decodes at 1/2, 1/4 or 1/8 for the asking
+        if image.format in ("JPEG", "MPO"):  # decoded at 1/2, 1/4 or 1/8; of HEIF a draft would be a thumbnail
+            image.draft(None, (limits.max_side_px, limits.max_side_px))
         image.load()
     except MemoryError:
         raise

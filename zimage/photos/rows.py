@@ -29,7 +29,7 @@ class PhotoRow(Row):
     notes: list[str]
     """What was done to the picture, such as 'rotated as its EXIF says'."""
     file: str | None
-    """The clean picture inside the ingest folder: photos/<photo>.jpg, .webp or .png; see zimage.photos.clean."""
+    """The clean picture inside the ingest folder: photos/<photo>.jpg, .png and so on; see zimage.photos.clean."""
     format: str | None
     """Format by content, such as JPEG, whatever the name says."""
     width: int | None

@@ -10,7 +10,10 @@ import struct
 from collections.abc import Iterator
 from typing import Literal
 
-Suffix = Literal[".jpg", ".webp"]
+from zimage.photos.heif import bare_heif
+from zimage.photos.profile import bare_profile
+
+Suffix = Literal[".jpg", ".webp", ".heic", ".avif"]
 
 SOI, EOI, APP0, APP1, APP2, APP14, SOS = 0xD8, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE, 0xDA
 # ITU-T T.81, table B.1: frame headers, Huffman and arithmetic tables, scans, quantization, number of lines, restarts.
@@ -19,15 +22,6 @@ BARE_MARKERS = frozenset([0x00, 0x01, *range(0xD0, 0xD9)])  # a stuffed byte, TE
 SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 SEGMENT_BYTES = 65_519  # of a profile that fit in one segment (ICC.1:2022, B.4)
 JFIF = struct.pack(">5sHBHHBB", b"JFIF\0", 0x0101, 0, 1, 1, 0, 0)
-# ICC.1:2022, 8.3 and 8.4: the tags of a profile that is three curves and a matrix, or one curve for grey.
-PROFILE_TAGS = {
-    b"RGB ": (b"rXYZ", b"gXYZ", b"bXYZ", b"rTRC", b"gTRC", b"bTRC", b"wtpt"),
-    b"GRAY": (b"kTRC", b"wtpt"),
-}
-# Of its header: version, class, colour space and space of connection; signature; intent and illuminant (table 17).
-PROFILE_HEADER = ((8, 24), (36, 40), (64, 80))
-MAX_PROFILE_TAGS = 100
-PARAMETERS = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}  # numbers of a parametric curve by its type (table 68)
 
 
 def stripped(content: bytes, form: str, orientation: int, profile: bytes) -> tuple[Suffix, bytes] | None:
@@ -45,55 +39,10 @@ def stripped(content: bytes, form: str, orientation: int, profile: bytes) -> tup
         case "WEBP":
             made = _webp(content, orientation, bare_profile(profile))
             return (".webp", made) if made else None
+        case "HEIF" | "AVIF":
+            made = bare_heif(content)
+            return (".heic" if form == "HEIF" else ".avif", made) if made else None
     return None
-
-
-def bare_profile(profile: bytes) -> bytes:
-    """Return an ICC profile with the numbers of its colour space only; nothing where it is a table of colours."""
-    wanted = PROFILE_TAGS.get(profile[16:20], ())
-    found = _profile_tags(profile)
-    tags = {name: _numbers(found[name]) for name in wanted if name in found}
-    if not wanted or not all(tags.get(name) for name in wanted) or any(name[:3] == b"A2B" for name in found):
-        return b""
-    table, body, places = b"", b"", dict[bytes, int]()
-    start = 132 + 12 * len(tags)
-    for name, tag in tags.items():
-        if tag not in places:
-            places[tag] = start + len(body)
-            body += tag + bytes(-len(tag) % 4)
-        table += struct.pack(">4sII", name, places[tag], len(tag))
-    header = bytearray(128)
-    for first, last in PROFILE_HEADER:
-        header[first:last] = profile[first:last]
-    header[:4] = struct.pack(">I", start + len(body))
-    return bytes(header) + struct.pack(">I", len(tags)) + table + body
-
-
-def _profile_tags(profile: bytes) -> dict[bytes, bytes]:
-    """Return the tags of a profile; what is no profile has none."""
-    if len(profile) < 132:
-        return {}
-    (count,) = struct.unpack_from(">I", profile, 128)
-    count = min(count, MAX_PROFILE_TAGS, (len(profile) - 132) // 12)
-    entries = [struct.unpack_from(">4sII", profile, 132 + 12 * number) for number in range(count)]
-    return {name: profile[offset : offset + size] for name, offset, size in entries}
-
-
-def _numbers(tag: bytes) -> bytes:
-    """Return the numbers of a colour or a curve, without what may lie behind them; nothing of other types of tags."""
-    if len(tag) < 12:
-        return b""
-    kind, _, number = struct.unpack_from(">4sII", tag)
-    match kind:
-        case b"XYZ ":
-            size = 20
-        case b"curv":
-            size = 12 + 2 * number
-        case b"para":
-            size = 12 + 4 * PARAMETERS.get(number >> 16, 0)
-        case _:
-            return b""
-    return kind + bytes(4) + tag[8:size] if len(tag) >= size else b""
 
 
 def _orientation(orientation: int) -> bytes:
