@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from zimage.core.errors import InputError
 from zimage.core.folder import aside_of, made_aside
 from zimage.photos.decode import KNOWN, begins_like_a_picture
 from zimage.photos.given_file import Given, TooManyFilesError
+from zimage.photos.kinds import HEAD_BYTES, is_sidecar, kind_refusal
 from zimage.photos.sources import given
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,6 @@ logger = logging.getLogger(__name__)
 # What a prefix may hold; more is no album, but a bucket that was named by mistake.
 MOST_FILES, MOST_BYTES = 100_000, 50_000_000_000
 MOST_BYTES_AN_ENTRY = 200_000_000  # of an archive, which is read at once; no photo is larger
-HEAD_BYTES = 16
 SPARE_BYTES = 2_000_000_000  # that a disk keeps when photos have been fetched
 AT_ONCE = 8
 NAME_BYTES = 200  # of one part of a path; file systems take 255, and files made aside are called a little longer
@@ -83,12 +84,13 @@ def refuse_without_pictures(folder: Path, source: str, *, least: int = 1) -> Non
         InputError: there are none or fewer, or an archive cannot be read.
     """
     files = given(folder, max_files=MOST_FILES, max_bytes=MOST_BYTES_AN_ENTRY)
+    causes: list[str] = []
     try:
-        found = sum(1 for _ in islice(filter(_begins_like_a_picture, files), least))
+        found = sum(1 for _ in islice(filter(partial(_begins_like_a_picture, causes), files), least))
     except TooManyFilesError:
         raise TooManyFilesError(source) from None
-    except InputError:  # it is no archive; the sentence would name a file that the user does not know
-        found = 0
+    except InputError as error:  # it names the workspace's file, which the user does not know
+        found, causes = 0, [" " + str(error).replace(str(folder), source)]
     if 0 < found < least:
         raise InputError(
             f"There are only {found} photos at {source}, and ingest.min_photos asks for {least}; add photos of the "
@@ -97,19 +99,22 @@ def refuse_without_pictures(folder: Path, source: str, *, least: int = 1) -> Non
     if not found:
         raise InputError(
             f"There are no photos at {source} ({KNOWN}); name a folder, a zip or tar archive, or s3://bucket/prefix "
-            "that holds some."
+            f"that holds some.{causes[0] if causes else ''}"
         )
 
 
-def _begins_like_a_picture(one: Given) -> bool:
-    if one.refusal is not None:
-        return False
-    if one.path is None:
-        head = (one.content or b"")[:HEAD_BYTES]
-    else:
+def _begins_like_a_picture(causes: list[str], one: Given) -> bool:
+    """Return whether a file may be a photo; the first cause why one is not is added to `causes`."""
+    refusal, head = one.refusal, b""
+    if one.path is not None:
         with one.path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-    return begins_like_a_picture(head)
+    elif one.content is not None:
+        head = one.content[:HEAD_BYTES]
+    refusal = refusal or kind_refusal(head)
+    if refusal is not None and not causes and not is_sidecar(one.name):
+        causes.append(f" One file was refused: {refusal[1]}")
+    return refusal is None and begins_like_a_picture(head)
 
 
 def places(keys: Sequence[str]) -> dict[str, str]:

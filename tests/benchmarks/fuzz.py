@@ -28,7 +28,7 @@ CONSENT = Path(__file__).parents[2] / "data" / "consent.yaml"
 PARAMS = IngestParams(min_photos=1, max_files=1_000_000, max_file_mb=20, max_megapixels=30, max_side_px=2048)
 REASONS = {
     "empty", "not_an_image", "damaged", "truncated", "too_many_pixels", "absurd_size", "archive", "same_file",
-    "too_large", "crashed",
+    "too_large", "crashed", "raw", "video", "sound",
 }  # fmt: skip
 
 Mutation = Callable[[bytes, np.random.Generator], bytes]

@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +200,7 @@ def png_claiming(width: int, height: int) -> bytes:
     [
         (b"", "empty", "no bytes"),
         (b"GPS coordinates of a holiday", "not_an_image", "none of JPEG, PNG"),
-        (b"PK\x03\x04" + bytes(100), "archive", "unpack it"),
+        (b"PK\x03\x04" + bytes(100), "archive", "unpack all of them into one folder"),
         (png_claiming(60000, 60000), "too_many_pixels", "60000x60000 px .3600 MP; ingest.max_megapixels is 10"),
         (png_claiming(9000, 40), "absurd_size", "9000x40 px is no photo"),
         (png_claiming(8, 8), "absurd_size", "8x8 px"),
@@ -261,13 +262,120 @@ def test_a_large_picture_is_decoded_in_six_bytes_for_each_pixel(kind: str, form:
 
 @pytest.mark.parametrize(
     ("form", "options", "most"),
-    [("JPEG", {"progressive": True}, 6), ("WEBP", {}, 3), ("AVIF", {"speed": 10}, 5), ("HEIF", {}, 6)],
+    [
+        ("JPEG", {"progressive": True, "subsampling": 0}, 5),
+        ("WEBP", {}, 4),
+        ("AVIF", {"speed": 10}, 5),
+        ("HEIF", {}, 6),
+    ],
 )
 def test_a_kind_of_picture_that_takes_more_memory_has_to_be_smaller(
     form: str, options: dict[str, object], most: int
 ) -> None:
     pillow_heif.register_heif_opener()
-    error = refusal(encoded(photo(3200, 2200), form, **options), Limits(max_megapixels=10, max_side_px=256))
+    error = refusal(encoded(photo(3200, 2200), form, **options), Limits(max_megapixels=10, max_side_px=2200))
     assert error.reason == "too_many_pixels"
     assert f"bytes of memory for each; export at most {most} MP, or a JPEG" in error.detail
-    decoded(encoded(photo(1600, 1200), form, **options), Limits(max_megapixels=10, max_side_px=256))
+    decoded(encoded(photo(1600, 1200), form, **options), Limits(max_megapixels=10, max_side_px=2200))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+def test_a_jpeg_of_many_pixels_is_decoded_smaller(options: dict[str, object]) -> None:
+    content = encoded(photo(4000, 3000), "JPEG", **options)
+    picture = decoded(content, Limits(max_megapixels=7, max_side_px=800))
+    assert picture.pixels_rgb.shape == (600, 800, 3)
+    assert difference(picture.pixels_rgb, photo(800, 600)) < 3
+    assert picture.notes == ["brought down to 800x600 px"]
+    error = refusal(encoded(photo(4000, 3000), "JPEG"), Limits(max_megapixels=7, max_side_px=2500))
+    assert "4000x3000 px (12 MP; ingest.max_megapixels is 7)" in error.detail
+
+
+JPEG_KINDS: dict[str, dict[str, object]] = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 3},
+    "grey": {},
+}
+
+
+@pytest.mark.parametrize("kind", list(JPEG_KINDS))
+def test_a_jpeg_that_lacks_only_its_end_marker_is_whole_and_one_that_lacks_data_is_not(kind: str) -> None:
+    image = photo(200, 136).convert("L") if kind == "grey" else photo(200, 136)
+    whole = encoded(image, "JPEG", quality=90, **JPEG_KINDS[kind])
+    for lost in (1, 2):
+        picture = decoded(whole[:-lost], LIMITS)
+        assert picture.notes == ["its end marker is missing"]
+        assert np.array_equal(picture.pixels_rgb, decoded(whole, LIMITS).pixels_rgb)
+    for lost in (12, 100, len(whole) // 4):
+        assert refusal(whole[:-lost]).reason == "truncated"
+
+
+def hdr(signal_of: Callable[[NDArray[np.float64]], NDArray[np.float64]], transfer: int) -> bytes:
+    """Return a HEIC of the photo whose white is the diffuse white of HDR, 203 cd/m2, in BT.2020."""
+    v = np.asarray(photo(200, 136), np.float64) / 255
+    linear = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+    # ITU-R BT.2087, the matrix from BT.709 to BT.2020.
+    wide = linear @ np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]]).T
+    pixels = Image.fromarray((signal_of(np.clip(wide, 0, 1) * 203) * 255 + 0.5).astype(np.uint8))
+    codes = {"color_primaries": 9, "transfer_characteristics": transfer, "matrix_coefficients": 9, "full_range_flag": 1}
+    return encoded(pixels, "HEIF", quality=100, chroma=444, **codes)
+
+
+def pq(nits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """ITU-R BT.2100, table 4."""
+    power = (nits / 10_000) ** 0.1593017578125
+    return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+
+
+def hlg(nits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """ITU-R BT.2100, table 5, on a display of 1000 cd/m2."""
+    scene = (nits / 1000) ** (1 / 1.2)
+    return np.where(
+        scene <= 1 / 12, np.sqrt(3 * scene), 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
+    )
+
+
+@pytest.mark.parametrize(("signal_of", "transfer", "name"), [(pq, 16, "PQ"), (hlg, 18, "HLG")])
+def test_hdr_is_brought_to_sdr(
+    signal_of: Callable[[NDArray[np.float64]], NDArray[np.float64]], transfer: int, name: str
+) -> None:
+    picture = decoded(hdr(signal_of, transfer), LIMITS)
+    assert picture.notes == [f"converted from the colour profile 'BT.2020 {name}, brought from HDR to SDR'"]
+    original = np.asarray(photo(200, 136), int)
+    darker = original.max(2) < 220  # of what is near white, room for brighter light is taken
+    assert np.abs(picture.pixels_rgb[darker].astype(int) - original[darker]).mean() < 4
+    assert picture.pixels_rgb.max() > 220
+
+
+def display_p3(image: Image.Image) -> Image.Image:
+    """Return the picture's colours as numbers of Display P3, by the matrix between the two (W3C CSS Color 4)."""
+    v = np.asarray(image, np.float64) / 255
+    linear = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+    wide = linear @ np.array([[0.8225, 0.1774, 0], [0.0332, 0.9669, 0], [0.0171, 0.0724, 0.9108]]).T
+    signal = np.where(wide <= 0.0031308, wide * 12.92, 1.055 * np.clip(wide, 0, 1) ** (1 / 2.4) - 0.055)
+    return Image.fromarray((np.clip(signal, 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def png_with_codes(image: Image.Image, primaries: int, transfer: int) -> bytes:
+    content = encoded(image, "PNG")
+    chunk = b"cICP" + bytes([primaries, transfer, 0, 1])
+    return content[:33] + struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+
+
+@pytest.mark.parametrize("form", ["HEIF", "AVIF", "PNG"])
+def test_colours_that_a_file_names_by_codes_are_converted(form: str) -> None:
+    lossless: dict[str, object] = {"quality": 100, "subsampling": "4:4:4"}
+    wide = display_p3(photo(200, 136))
+    if form == "PNG":
+        content = png_with_codes(wide, 12, 13)
+    elif form == "HEIF":
+        content = encoded(wide, form, color_primaries=12, transfer_characteristics=13, full_range_flag=1, **lossless)
+    else:
+        content = encoded(wide, form, **lossless).replace(b"colrnclx\0\1", b"colrnclx\0\x0c")
+    picture = decoded(content, LIMITS)
+    assert picture.notes == ["converted from the colour profile 'Display P3'"]
+    assert difference(picture.pixels_rgb, photo(200, 136)) < 3
+    red = np.asarray(photo(200, 136), int)
+    red_suit = red[:, :, 0] - red[:, :, 1] > 100
+    assert np.abs(picture.pixels_rgb[red_suit].astype(int) - red[red_suit]).mean() < 4
+    assert np.abs(np.asarray(wide)[red_suit].astype(int) - red[red_suit]).mean() > 8

@@ -136,15 +136,24 @@ def test_files_beyond_the_limit_are_named_but_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../evil.jpg", "/etc/evil.jpg", "..\\evil.jpg", "C:\\evil.jpg", "a/../../evil.jpg"]
+    "name",
+    [
+        "../../a.jpg",
+        "/sdcard/DCIM/a.jpg",
+        "..\\a.jpg",
+        "C:\\a.jpg",
+        "C:/Users/me/a.jpg",
+        "8:30 pm a.jpg",
+        "a/../../a.jpg",
+    ],
 )
-def test_a_path_that_leads_out_of_an_archive_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_name_in_an_archive_is_shown_and_never_becomes_a_path(tmp_path: Path, name: str) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
-    (one,) = all_of(tarred(inside / "x.tar", {name: b"x"})).values()
-    assert reason(one) == "escaping_path"
-    (one,) = all_of(zipped(inside / "x.zip", {name: b"x"})).values()
-    assert reason(one) == "escaping_path"
+    for archive in (tarred(inside / "x.tar", {name: b"x"}), zipped(inside / "x.zip", {name: b"x"})):
+        ((shown, one),) = all_of(archive).items()
+        assert one.read(MAX_BYTES) == b"x"
+        assert shown.endswith("a.jpg")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["inside", "x.tar", "x.zip"]
 
 
@@ -182,6 +191,64 @@ def test_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
     content[content.index(b"PK\x01\x02") + 8] |= 1
     archive.write_bytes(content)
     assert reason(all_of(archive)["a.jpg"]) == "encrypted"
+
+
+def with_method(path: Path, method: int) -> Path:
+    """Return a zip whose entries say that they are packed by another method."""
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        at = 0
+        while (at := content.find(signature, at)) >= 0:
+            content[at + offset : at + offset + 2] = struct.pack("<H", method)
+            at += 4
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("method", "name"), [(9, "deflate64"), (93, "zstd"), (98, "ppmd"), (77, "method 77")])
+def test_an_entry_packed_by_another_method_is_refused_with_its_name_and_the_remedy(
+    tmp_path: Path, method: int, name: str
+) -> None:
+    one = all_of(with_method(zipped(tmp_path / "x.zip", {"a.jpg": b"x"}), method))["a.jpg"]
+    assert reason(one) == "unknown_compression"
+    assert one.refusal is not None
+    assert one.refusal[1] == f"It is packed with {name}, which is not read; unpack the archive and name the folder."
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PK\7\x08PK\3\4" + bytes(500), "one part of a split zip archive"),
+        (b"PK\3\4" + bytes(500), "one part of a split zip archive, or was not copied to its end"),
+        (bytes(500) + b"PK\5\6\2\0\2\0" + bytes(14), "one part of a split zip archive"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(500), "a 7-Zip archive, which is not read; unpack it and name the folder"),
+        (b"Rar!\x1a\7\1\0" + bytes(500), "a RAR archive, which is not read"),
+        (b"(\xb5/\xfd" + bytes(500), "packed with zstd"),
+    ],
+)
+def test_an_archive_of_another_kind_or_a_part_of_one_is_one_sentence(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "photos").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        all_of(tmp_path / "photos")
+
+
+def test_a_file_that_is_too_large_is_called_by_its_kind(tmp_path: Path) -> None:
+    files = {"takeout-001.zip": b"PK\3\4", "film.mov": b"\0\0\0\x14ftypqt  ", "a.jpg": b"\xff\xd8\xff"}
+    large = {name: head + bytes(100_000) for name, head in files.items()}
+    (tmp_path / "photos").mkdir()
+    for name, content in large.items():
+        (tmp_path / "photos" / name).write_bytes(content)
+    packed = [zipped(tmp_path / "x.zip", large), tarred(tmp_path / "x.tar", large)]
+    for source in (tmp_path / "photos", *packed):
+        reasons = {name: reason(one) for name, one in all_of(source).items()}
+        assert reasons == {"takeout-001.zip": "archive", "film.mov": "video", "a.jpg": "too_large"}
+
+
+def test_sidecars_do_not_count_as_files_to_look_at(tmp_path: Path) -> None:
+    files = {name: b"x" for n in range(3) for name in (f"{n}.jpg", f"{n}.jpg.json", f"__MACOSX/._{n}.jpg")}
+    for source in (zipped(tmp_path / "x.zip", files), tarred(tmp_path / "x.tar", files)):
+        refused = [name for name, one in all_of(source, max_files=2).items() if one.refusal]
+        assert [name for name in refused if name.endswith("jpg") and "MACOSX" not in name] == ["2.jpg"]
 
 
 def test_a_damaged_entry_is_refused_and_the_next_one_read(tmp_path: Path) -> None:

@@ -196,6 +196,30 @@ def test_bad_files_become_rows_with_reasons_beside_the_good_ones(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "photos"]
 
 
+def test_sidecars_are_counted_and_get_no_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = {
+        "a.jpg": jpeg(1), "a.jpg.supplemental-metadata.json": b"{}", "IMG_2.AAE": b"<plist/>", ".DS_Store": b"Bud1",
+        "__MACOSX/._a.jpg": b"\0\5\x16\7" + bytes(50), "b.json": jpeg(2), "IMG_3.NEF": whole_files()["lzw.tif"],
+        "IMG_1.MOV": b"\0\0\0\x14ftypqt  " + bytes(50), ".IMG_4.HEIC.icloud": b"bplist00" + bytes(50),
+    }  # fmt: skip
+    caplog.set_level("INFO")
+    ingest(folder_of(tmp_path / "photos", files), CONSENT, tmp_path / "data" / "ingest", params=PARAMS)
+    assert {name: row.reason for name, row in rows_of(tmp_path / "data" / "ingest").items()} == {
+        "a.jpg": None, "b.json": None, "IMG_3.NEF": "raw", "IMG_1.MOV": "video",
+        ".IMG_4.HEIC.icloud": "icloud_placeholder",
+    }  # fmt: skip
+    metrics = json.loads((tmp_path / "data" / "ingest" / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["files"], metrics["kept"], metrics["sidecars"]) == (5, 2, 4)
+    lines = [record.getMessage() for record in caplog.records if "go with photos" in record.getMessage()]
+    assert lines == ["left out 4 files that go with photos, such as .json, .AAE and __MACOSX"]
+
+
+def test_a_folder_of_archives_is_one_sentence_with_the_remedy(tmp_path: Path) -> None:
+    files = {f"takeout-20260101T120000Z-{n:03}.zip": b"PK\3\4" + bytes(50 + n) for n in range(3)}
+    with pytest.raises(InputError, match=r"\(3 archive\).*archives inside a folder are not opened; unpack all of them"):
+        ingest(folder_of(tmp_path / "photos", files), CONSENT, tmp_path / "data" / "ingest", params=PARAMS)
+
+
 def test_thousands_of_files_each_get_a_row(tmp_path: Path) -> None:
     photos = folder_of(tmp_path / "photos", {"0.jpg": jpeg()})
     for number in range(2000):
@@ -243,7 +267,7 @@ def test_too_few_photos_are_one_sentence_that_names_what_was_refused(tmp_path: P
     with pytest.raises(
         InputError,
         match=r"Only 1 of the 4 files in .* can be used, and ingest\.min_photos asks for 12 "
-        r"\(2 empty, 1 truncated\); add photos",
+        r"\(2 empty, 1 truncated\); add photos of the person. The commonest refusal: The file has no bytes.",
     ) as caught:
         ingest(photos, CONSENT, out, params=PARAMS.model_copy(update={"min_photos": 12}))
     assert caught.value.names == "Refused: empty b.jpg, d.jpg; truncated c.jpg"

@@ -16,6 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
+from zimage.photos.heif import colour_codes
+from zimage.photos.kinds import kind_refusal
+from zimage.photos.profile import profile_of_codes
+
 logger = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
@@ -26,13 +30,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 KNOWN = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC and AVIF"
 # First bytes by which a damaged photo is told from a file that never was one.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"BM", b"GIF8")
-ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
-RAWS = ("cr2", "cr3", "nef", "arw", "dng", "raf", "orf", "rw2")
 # Memory that decoding takes at most, in bytes for each pixel that is allowed. Some decoders need more for a pixel
 # (measured at 54 MP, see infra/benchmarks.md), and get pictures that are as much smaller.
 BYTES_A_PIXEL = 6
 BYTES_A_PIXEL_OF = {"HEIF": 10, "AVIF": 12, "WEBP": 16}
-PROGRESSIVE_BYTES_A_PIXEL = 10  # of a JPEG: its coefficients are in memory until the last scan was read
+COEFFICIENT_BYTES = 2  # of a progressive JPEG, whose coefficients are in memory until its last scan was read
 MIN_SIDE_PX, MAX_ASPECT = 32, 10.0
 # What the clocks of cameras begin at until somebody sets them.
 UNSET_CLOCKS = frozenset(datetime.date(year, 1, 1) for year in (1970, 1980, 2000))
@@ -52,6 +54,8 @@ TURNS: dict[int, Callable[[Picture], Picture]] = {
     8: np.rot90,
 }
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+EOI = b"\xff\xd9"  # ends a JPEG
+PADS = (b"\x55" * 64, b"\xaa" * 64)  # bits of two kinds, without the byte that begins a marker
 BAND_PIXELS = 1_000_000  # that are converted at once; each takes some 30 bytes meanwhile
 LANCZOS_RADIUS = 3  # px of the result
 TRANSPARENT = "transparent parts laid over white"
@@ -105,7 +109,7 @@ def decoded(content: bytes, limits: Limits) -> Decoded:
     """Return the first or primary picture in a file, upright, in sRGB, without any of its metadata.
 
     Raises:
-        RefusedError: it is empty, no photo, damaged, truncated, absurdly large or absurdly small.
+        RefusedError: it is empty, no photo, a raw file, damaged, truncated, absurdly large or absurdly small.
     """
     with _quiet():
         try:
@@ -115,12 +119,14 @@ def decoded(content: bytes, limits: Limits) -> Decoded:
 
 
 def _decoded(content: bytes, limits: Limits) -> Decoded:
-    image = _opened(content)
+    image = _opened(content, limits)
     form = str(image.format)
-    _check_size(image, limits)
     notes = _frames(image)
-    image = _loaded(image, limits)
+    image = _loaded(image, content, limits, notes)
     taken_s, orientation, profile = _capture_time(image), _orientation(image), image.info.get("icc_profile")
+    codes = _colour_codes(image, content)
+    if codes is not None and (form == "PNG" or not profile):
+        image.info["icc_profile"] = profile_of_codes(*codes)
     turn = TURNS.get(orientation)
     size = _size(image, limits)
     pixels = _in_srgb(image, size, notes)
@@ -155,16 +161,26 @@ def _know_formats() -> None:
     assert set(FORMATS) <= set(Image.OPEN), f"Pillow lacks {set(FORMATS) - set(Image.OPEN)}"
 
 
-def _opened(content: bytes) -> Image.Image:
+def _opened(content: bytes, limits: Limits) -> Image.Image:
+    """Return a picture whose size was checked; of a JPEG it may be 1/2, 1/4 or 1/8 of what the file holds."""
     if not content:
         raise RefusedError("empty", "The file has no bytes.")
+    refusal = kind_refusal(content)
+    if refusal is not None:
+        raise RefusedError(*refusal)
     _know_formats()
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        whole = image.size
+        if image.format in ("JPEG", "MPO"):  # a draft of HEIF would be a thumbnail
+            scale = min(1.0, limits.max_side_px / max(whole))
+            image.draft(None, (math.floor(image.width * scale), math.floor(image.height * scale)))
     except UnidentifiedImageError:
         raise _unidentified(content) from None
     except DECODER_FAULTS as error:
         raise RefusedError("damaged", f"The file's header is damaged ({_said(error)}).") from None
+    _check_size(image, whole, limits)
+    return image
 
 
 def begins_like_a_picture(content: bytes) -> bool:
@@ -175,29 +191,45 @@ def begins_like_a_picture(content: bytes) -> bool:
 def _unidentified(content: bytes) -> RefusedError:
     if begins_like_a_picture(content):
         return RefusedError("damaged", "The file begins like a photo, but its header is damaged or of an unknown kind.")
-    if content.startswith(ARCHIVES):
-        return RefusedError("archive", "Archives inside the photos are not opened; unpack it, or give it alone.")
     return RefusedError("not_an_image", f"The content is none of {KNOWN}, whatever the name says.")
 
 
-def _check_size(image: Image.Image, limits: Limits) -> None:
-    width, height = image.size
-    if width * height > limits.max_megapixels * 1_000_000:
+def _check_size(image: Image.Image, whole: tuple[int, int], limits: Limits) -> None:
+    """Pass a picture that can be decoded within the limits.
+
+    Args:
+        image: At the size at which it will be decoded.
+        whole: Width and height in px that the file claims.
+        limits: What a picture may take.
+
+    Raises:
+        RefusedError: it is too large, or no photo of a person by its shape.
+    """
+    width, height = whole
+    if min(width, height) < MIN_SIDE_PX or max(width, height) > MAX_ASPECT * min(width, height):
+        raise RefusedError("absurd_size", f"A picture of {width}x{height} px is no photo of a person.")
+    if image.width * image.height > limits.max_megapixels * 1_000_000:
         megapixels = width * height / 1_000_000
         raise RefusedError(
             "too_many_pixels", f"The picture claims {width}x{height} px ({megapixels:.0f} MP; ingest.max_megapixels is "
             f"{limits.max_megapixels}); export a smaller one."
         )  # fmt: skip
-    cost = BYTES_A_PIXEL_OF.get(str(image.format), BYTES_A_PIXEL)
+    cost = BYTES_A_PIXEL_OF.get(str(image.format), BYTES_A_PIXEL) * image.width * image.height / (width * height)
     if image.info.get("progressive"):
-        cost = PROGRESSIVE_BYTES_A_PIXEL
+        cost += _coefficients_a_pixel(image) * COEFFICIENT_BYTES
     if width * height * cost > limits.max_megapixels * 1_000_000 * BYTES_A_PIXEL:
         raise RefusedError(
-            "too_many_pixels", f"The picture claims {width}x{height} px, and its kind of {image.format} takes {cost} "
-            f"bytes of memory for each; export at most {limits.max_megapixels * BYTES_A_PIXEL // cost} MP, or a JPEG."
+            "too_many_pixels", f"The picture claims {width}x{height} px, and its kind of {image.format} takes "
+            f"{cost:.0f} bytes of memory for each; export at most "
+            f"{limits.max_megapixels * BYTES_A_PIXEL / cost:.0f} MP, or a JPEG that is not progressive."
         )  # fmt: skip
-    if min(width, height) < MIN_SIDE_PX or max(width, height) > MAX_ASPECT * min(width, height):
-        raise RefusedError("absurd_size", f"A picture of {width}x{height} px is no photo of a person.")
+
+
+def _coefficients_a_pixel(image: Image.Image) -> float:
+    """Return how many numbers a JPEG holds for each pixel: 3 without subsampling of its colours, 1.5 with the usual."""
+    layers: list[tuple[int, int, int, int]] = getattr(image, "layer", [])
+    samples = [across * down for _, across, down, _ in layers]
+    return sum(samples) / max(samples) if samples else 3.0
 
 
 def _frames(image: Image.Image) -> list[str]:
@@ -213,18 +245,52 @@ def _frames(image: Image.Image) -> list[str]:
     return []
 
 
-def _loaded(image: Image.Image, limits: Limits) -> Image.Image:
+def _loaded(image: Image.Image, content: bytes, limits: Limits, notes: list[str]) -> Image.Image:
     try:
-        if image.format in ("JPEG", "MPO"):  # decoded at 1/2, 1/4 or 1/8; of HEIF a draft would be a thumbnail
-            image.draft(None, (limits.max_side_px, limits.max_side_px))
         image.load()
     except MemoryError:
         raise
     except DECODER_FAULTS as error:
+        if image.format in ("JPEG", "MPO") and (whole := _without_end_marker(content, limits)) is not None:
+            notes.append("its end marker is missing")
+            return whole
         if "truncated" in str(error).lower() or isinstance(error, EOFError):
             raise RefusedError("truncated", "The file ends early; copy it again from the camera.") from None
         raise RefusedError("damaged", f"The file is damaged ({_said(error)}); copy it again from the camera.") from None
     return image
+
+
+def _without_end_marker(content: bytes, limits: Limits) -> Image.Image | None:
+    """Return the picture of a JPEG that lacks nothing but its end marker; None where data is missing too.
+
+    A decoder fills what is missing with grey, without an error. So other bits are put in its place, of two kinds: where
+    they are decoded into the picture, it was not whole.
+    """
+    images = []
+    for pad in PADS:
+        image = _opened(content.rstrip(b"\xff") + pad + EOI, limits)
+        try:
+            image.load()
+        except MemoryError:
+            raise
+        except DECODER_FAULTS:
+            return None
+        images.append(image)
+    one, other = images
+    rows = max(1, BAND_PIXELS // one.width)
+    bands = ((0, top, one.width, min(top + rows, one.height)) for top in range(0, one.height, rows))
+    return one if all(one.crop(band).tobytes() == other.crop(band).tobytes() for band in bands) else None
+
+
+def _colour_codes(image: Image.Image, content: bytes) -> tuple[int, int] | None:
+    """Return the codes of primaries and transfer function (ITU-T H.273) of a picture; None where it has none."""
+    match image.format:
+        case "HEIF" | "AVIF":
+            return colour_codes(content)
+        case "PNG":  # PNG, third edition, 11.3.2.6: cICP comes before the picture's data
+            at = content.find(b"\0\0\0\4cICP", 0, max(content.find(b"IDAT"), 0))
+            return (content[at + 8], content[at + 9]) if at > 0 else None
+    return None
 
 
 def _orientation(image: Image.Image) -> int:

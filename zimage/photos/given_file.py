@@ -7,6 +7,7 @@ from typing import IO
 
 from zimage.core.errors import InputError, printable
 from zimage.photos.decode import RefusedError
+from zimage.photos.kinds import HEAD_BYTES, kind_refusal
 
 MAX_ENTRIES = 20_000  # of a folder or archive: no set of photos has more, and each gets a row
 
@@ -46,35 +47,35 @@ class Given:
             raise RefusedError(*self.refusal)
         if self.content is not None:
             return self.content
-        refusal = size_refusal(self.size_bytes, max_bytes)
-        if refusal is not None:
-            raise RefusedError(*refusal)
         assert self.path is not None
         try:
             with self.path.open("rb") as file:
-                return bounded(file, max_bytes)
+                return bounded(file, self.size_bytes, max_bytes)
         except OSError as error:
             raise RefusedError("unreadable", f"The file cannot be read ({error.strerror}).") from None
 
 
-def size_refusal(size_bytes: int, max_bytes: int) -> tuple[str, str] | None:
-    """Return why a file of this size is not read; None where it is."""
-    if size_bytes > max_bytes:
-        return "too_large", f"The file has {size_bytes} bytes; ingest.max_file_mb allows {max_bytes // 1_000_000} MB."
-    return None
-
-
-def bounded(file: IO[bytes], max_bytes: int) -> bytes:
+def bounded(file: IO[bytes], size_bytes: int, max_bytes: int) -> bytes:
     """Return all of a file.
 
+    Args:
+        file: Open for reading.
+        size_bytes: As the folder or archive claims.
+        max_bytes: Larger files are not read.
+
     Raises:
-        RefusedError: it has more than `max_bytes`, whatever its header says.
+        RefusedError: it has more than `max_bytes`, whatever its header says; a video, an archive and so on is called by
+            its kind.
     """
-    content = file.read(max_bytes + 1)
-    refusal = size_refusal(len(content), max_bytes)
-    if refusal is not None:
-        raise RefusedError(*refusal)
+    content = file.read(max_bytes + 1 if size_bytes <= max_bytes else HEAD_BYTES)
+    size_bytes = max(size_bytes, len(content))
+    if size_bytes > max_bytes:
+        raise RefusedError(*kind_refusal(content[:HEAD_BYTES]) or _too_large(size_bytes, max_bytes))
     return content
+
+
+def _too_large(size_bytes: int, max_bytes: int) -> tuple[str, str]:
+    return "too_large", f"The file has {size_bytes} bytes; ingest.max_file_mb allows {max_bytes // 1_000_000} MB."
 
 
 def shown(name: bytes) -> str:

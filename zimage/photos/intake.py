@@ -9,6 +9,7 @@ from zimage.photos.cache import Cache, filled
 from zimage.photos.clean import Suffix, clean_file
 from zimage.photos.decode import BYTES_A_PIXEL, Limits, RefusedError, decoded
 from zimage.photos.given_file import Given
+from zimage.photos.kinds import SIDECAR, TIFF_HEADS, is_sidecar, name_refusal
 
 PICTURE, FACTS = "photo", "facts.json"
 COPIES = 3  # of a file's bytes: as it came over the line, unpickled, and a decoder's own
@@ -60,11 +61,21 @@ class Intake:
         try:
             content = one.read(self.max_bytes)
             digest = hashlib.sha256(content).hexdigest()
+            if content[:4] in TIFF_HEADS and (refusal := name_refusal(one.name, content)) is not None:
+                raise RefusedError(*refusal)  # a raw file by its name alone: what a decoder finds may be a thumbnail
             entry = filled(Cache(self.cache, self.salt).entry(digest), lambda folder: self._keep(content, folder))
         except RefusedError as error:
-            return Taken(digest, one.size_bytes, reason=error.reason, detail=error.detail)
+            return Taken(digest, one.size_bytes, **self._reason(one.name, error))
         facts = Facts(**json.loads((entry / FACTS).read_bytes()))
         return Taken(digest, len(content), entry, facts)
+
+    def _reason(self, name: str, error: RefusedError) -> dict[str, str]:
+        reason, detail = error.reason, error.detail
+        if is_sidecar(name):
+            reason, detail = SIDECAR
+        elif reason in ("not_an_image", "damaged"):
+            reason, detail = name_refusal(name, b"") or (reason, detail)
+        return {"reason": reason, "detail": detail}
 
     def _keep(self, content: bytes, folder: Path) -> None:
         picture = decoded(content, self.limits)

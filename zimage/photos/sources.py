@@ -12,18 +12,21 @@ from pathlib import Path
 from zimage.core.errors import InputError
 from zimage.photos.archives import DAMAGED, in_archive, num_entries
 from zimage.photos.given_file import MAX_ENTRIES, Given, TooManyFilesError, shown
+from zimage.photos.kinds import is_sidecar
 
 
 def given(source: Path, *, max_files: int, max_bytes: int) -> Iterator[Given]:
-    """Yield every file of a folder or archive; after `max_files` the rest are named but refused.
+    """Yield every file of a folder or archive; after `max_files`, sidecars not counted, the rest are only named.
 
     Raises:
         InputError: there is nothing at `source`, it is neither a folder, a zip nor a tar, or it holds too many files.
     """
+    photos = 0
     for number, one in enumerate(_entries(source, max_files, max_bytes)):
         if number >= MAX_ENTRIES:
             raise TooManyFilesError(source)
-        if number < max_files:
+        photos += not is_sidecar(one.name)
+        if photos <= max_files:
             yield one
         else:
             detail = f"Only the first {max_files} files are looked at (ingest.max_files)."
@@ -44,7 +47,7 @@ def _entries(source: Path, max_files: int, max_bytes: int) -> Iterator[Given]:
         raise InputError(f"There are no photos at {source}; name a folder, or a zip or tar archive of photos.")
     try:
         return in_archive(source, max_files, max_bytes)
-    except TooManyFilesError:
+    except InputError:
         raise
     except DAMAGED as error:
         raise InputError(

@@ -26,6 +26,7 @@ from zimage.photos.clean import read_clean
 from zimage.photos.decode import Limits
 from zimage.photos.given_file import Given
 from zimage.photos.intake import PICTURE, Intake, Taken, memory_needed
+from zimage.photos.kinds import SIDECAR
 from zimage.photos.pictures import fitted, jpeg
 from zimage.photos.rows import PhotoRow
 from zimage.photos.sources import expected, given
@@ -52,7 +53,7 @@ class IngestParams(Section):
 
 
 def ingest(photos: Path, consent: Path, out: Path, *, params: IngestParams) -> None:
-    """Write the photos of a folder or archive as pictures without metadata, and a row for each file.
+    """Write the photos of a folder or archive as pictures without metadata, and a row for each file but sidecars.
 
     The day is read from the clock, only to refuse a consent that has expired; nothing written depends on it.
 
@@ -73,14 +74,18 @@ def ingest(photos: Path, consent: Path, out: Path, *, params: IngestParams) -> N
     cache = Cache(cache_of(out), salt("zimage.photos.intake", f"{params.max_side_px} {params.max_megapixels}"))
     with made_aside(out) as aside:
         (aside / "photos").mkdir()
-        rows = _with_times_from_zero(list(_taken_in(photos, aside, cache, params)))
+        found = list(_taken_in(photos, aside, cache, params))
+        rows = _with_times_from_zero([row for row in found if row.reason != SIDECAR[0]])
+        sidecars = len(found) - len(rows)
         try:
             _check(rows, photos, params)
         except InputError as refusal:
             raise _with_evidence(refusal, rows, aside, out) from None
         write_rows(aside / "photos.jsonl", rows)
-        write_metrics(aside / "metrics.json", _metrics(rows))
+        write_metrics(aside / "metrics.json", _metrics(rows, sidecars))
     cache.prune()
+    if sidecars:
+        logger.info("left out %d files that go with photos, such as .json, .AAE and __MACOSX", sidecars)
     logger.info("took in %d of %d files from %s", sum(row.status == "kept" for row in rows), len(rows), photos)
 
 
@@ -146,7 +151,7 @@ def _check(rows: list[PhotoRow], photos: Path, params: IngestParams) -> None:
     if kept < params.min_photos:
         raise InputError(
             f"Only {kept} of the {len(rows)} files in {photos} can be used, and ingest.min_photos asks for "
-            f"{params.min_photos}{_refusals(rows)}; add photos of the person.",
+            f"{params.min_photos}{_refusals(rows)}; add photos of the person.{_commonest(rows)}",
             names=_refused(rows),
         )
 
@@ -176,6 +181,12 @@ def _refusals(rows: list[PhotoRow]) -> str:
     return f" ({', '.join(counts)})" if counts else ""
 
 
+def _commonest(rows: list[PhotoRow]) -> str:
+    """Return the cause and remedy of the commonest refusal as a sentence; those of copies would name a photo."""
+    details = Counter(row.detail for row in rows if row.detail and row.reason not in (None, "same_file"))
+    return f" The commonest refusal: {details.most_common(1)[0][0]}" if details else ""
+
+
 def _refused(rows: list[PhotoRow]) -> str:
     """Return which files were refused, as a sentence such as `Refused: truncated a.jpg, b.jpg; empty c.jpg`."""
     clauses = []
@@ -193,13 +204,14 @@ def _names_by_reason(rows: list[PhotoRow]) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-def _metrics(rows: list[PhotoRow]) -> dict[str, object]:
+def _metrics(rows: list[PhotoRow], sidecars: int) -> dict[str, object]:
     reasons = Counter(row.reason for row in rows if row.reason is not None)
     kept = [row for row in rows if row.status == "kept"]
     return {
         "files": len(rows),
         "kept": len(kept),
         "rejected": len(rows) - len(kept),
+        "sidecars": sidecars,
         "rejected_by_reason": dict(sorted(reasons.items())),
         "kept_by_format": dict(sorted(Counter(str(row.format) for row in kept).items())),
         "kept_without_capture_time": sum(row.taken_at is None for row in kept),
