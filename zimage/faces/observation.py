@@ -143,16 +143,17 @@ class Observer:
         looks = [look(image_rgb, face.points_xy, self.engine.info.points_kind) for face in faces]
         measured = [_measured(face, each) for face, each in zip(faces, looks, strict=True)]
         height, width = image_rgb.shape[:2]
+        small = fitted(image_rgb, THUMBNAIL_PX)
         facts = _Facts(
             width=width,
             height=height,
-            dhash=dhash(image_rgb),
-            chroma=chroma(image_rgb),
+            dhash=dhash(small),
+            chroma=chroma(small),
             turns=turns,
             frame=frame(image_rgb),
             faces=measured,
         )
-        (folder / THUMBNAIL).write_bytes(jpeg(fitted(image_rgb, THUMBNAIL_PX), THUMBNAIL_QUALITY))
+        (folder / THUMBNAIL).write_bytes(jpeg(small, THUMBNAIL_QUALITY))
         (folder / FACTS).write_text(facts.model_dump_json(), encoding="utf-8")
         if faces:
             np.savez(

@@ -65,17 +65,10 @@ class Intake:
                 raise RefusedError(*refusal)  # a raw file by its name alone: what a decoder finds may be a thumbnail
             entry = filled(Cache(self.cache, self.salt).entry(digest), lambda folder: self._keep(content, folder))
         except RefusedError as error:
-            return Taken(digest, one.size_bytes, **self._reason(one.name, error))
+            reason, detail = _refusal(one.name, error)
+            return Taken(digest, one.size_bytes, reason=reason, detail=detail)
         facts = Facts(**json.loads((entry / FACTS).read_bytes()))
         return Taken(digest, len(content), entry, facts)
-
-    def _reason(self, name: str, error: RefusedError) -> dict[str, str]:
-        reason, detail = error.reason, error.detail
-        if is_sidecar(name):
-            reason, detail = SIDECAR
-        elif reason in ("not_an_image", "damaged"):
-            reason, detail = name_refusal(name, b"") or (reason, detail)
-        return {"reason": reason, "detail": detail}
 
     def _keep(self, content: bytes, folder: Path) -> None:
         picture = decoded(content, self.limits)
@@ -84,6 +77,14 @@ class Intake:
         (folder / f"{PICTURE}{suffix}").write_bytes(clean)
         facts = Facts(suffix, picture.format, width, height, picture.notes, picture.taken_s)
         (folder / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
+
+
+def _refusal(name: str, error: RefusedError) -> tuple[str, str]:
+    """Return code and sentence of a refusal, after the file's name where its content says too little."""
+    if is_sidecar(name):
+        return SIDECAR
+    by_name = name_refusal(name, b"") if error.reason in ("not_an_image", "damaged") else None
+    return by_name or (error.reason, error.detail)
 
 
 def memory_needed(limits: Limits, max_bytes: int) -> int:

@@ -45,6 +45,21 @@ def fitted(pixels_rgb: Picture, long_px: int) -> Picture:
     size = fitted_size(width, height, long_px)
     if size == (width, height):
         return pixels_rgb
+    return brought_down(pixels_rgb, size)
+
+
+def brought_down(pixels_rgb: Picture, size: tuple[int, int]) -> Picture:
+    """Return the picture brought down to (width, height) px by averaging areas.
+
+    OpenCV averages two by two px ten times as fast as any other area, so the picture is halved while that is exact
+    and leaves at least two px for each of the result.
+    """
+    width, height = pixels_rgb.shape[1], pixels_rgb.shape[0]
+    while width >= 4 * size[0] and height >= 4 * size[1] and width % 2 == height % 2 == 0:
+        width, height = width // 2, height // 2
+        pixels_rgb = np.asarray(cv2.resize(pixels_rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    if (width, height) == size:
+        return pixels_rgb
     return np.asarray(cv2.resize(pixels_rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
