@@ -127,3 +127,7 @@ def test_of_the_kinds_of_leak_prompts_the_one_that_rose_most_counts() -> None:
     base = [one.model_copy(update={"matching_faces": int(one.kind == "leak_class")}) for one in leaks]
 
     assert figures_of(leaks=leaks, base_leaks=base).leak_rise.value == 0.5
+
+
+def test_the_share_of_held_out_photos_from_a_session_that_was_trained_on_counts_all_of_them() -> None:
+    assert figures_of().shared_session == Estimate(0.25, None, None, 4)
