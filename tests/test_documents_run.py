@@ -59,8 +59,8 @@ NOT_RUN = {
 SMALL = {
     "train.steps": 2,
     "train.checkpoint_every": 2,
-    "train.batch": 2,  # which two processes can share
-    "train.at_once": 1,
+    "train.batch_size": 2,  # which two processes can share
+    "train.micro_batch_size": 1,
     "train.rank": 2,
     "train.samples": "null",
     "train.memory.compile": "false",  # takes minutes of a compiler
@@ -75,8 +75,8 @@ SMALL = {
     "evaluate.sampling.guidance_scale": "0.0",
     "evaluate.sampling.steps": 1,
     "evaluate.seeds.base": 1,
-    "evaluate.seeds.choosing": 1,
-    "evaluate.seeds.reporting": 1,
+    "evaluate.seeds.selection": 1,
+    "evaluate.seeds.test": 1,
     "evaluate.seeds.leaks": 1,
     "evaluate.sweep.checkpoints": 0,
     "evaluate.sweep.strengths": "[1.0]",

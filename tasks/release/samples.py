@@ -74,7 +74,7 @@ def _counts(row: Mapping[str, str], chosen: Mapping[str, Any], copy_correlation:
         row["weights"] == "lora"
         and row["checkpoint"] == chosen["file"]
         and float(row["strength"]) == chosen["strength"]
-        and row["half"] == "reporting"
+        and row["half"] == "test"
         and row["faces"] != "0"
         and float(row["likeness_to_copy"]) < copy_correlation
     )

@@ -20,6 +20,7 @@ from zimage.core.errors import InputError
 from zimage.core.folder import write_whole
 from zimage.core.params import with_values
 from zimage.core.plain_yaml import dump, load_plain, load_trusted
+from zimage.core.renamed_keys import old_keys, renamed
 from zimage.core.section import Section, checked, read_params
 from zimage.core.signatures import STAGES, imported, signature
 from zimage.faces.engine import EngineParams, identity_here
@@ -41,9 +42,6 @@ MODELS = {  # of params.yaml, besides the base: where one is named, and by which
 }
 CLASS_NOUN = "subject.class_noun"
 ENGINES = ("detect.engine", "evaluate.engine")  # what `engine` sets: who finds the person, and who judges
-MOVED = {  # keys of 0.1, in a person's own values and in states, to what they are called now
-    f"train.memory.{key}": f"machine.{key}" for key in ("checkpointing", "offloaded_blocks", "graphs")
-}
 HEADER = "# The project's params.yaml with the choices of subject.yaml; each run writes it anew: change values there.\n"
 
 
@@ -72,19 +70,6 @@ class Choices(Section):
     @classmethod
     def _under_their_names_of_today(cls, values: dict[str, Any]) -> dict[str, Any]:
         return renamed(values)
-
-
-def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by `section.key` with the keys of 0.1 under their names of today."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        below = {old.removeprefix(f"{key}."): new for old, new in MOVED.items() if old.startswith(f"{key}.")}
-        if isinstance(value, Mapping) and below.keys() & value.keys():  # a section that was given as a whole
-            found |= {new: value[old] for old, new in below.items() if old in value}
-            found |= {f"{key}.{rest}": each for rest, each in value.items() if rest not in below}
-        else:
-            found[MOVED.get(key, key)] = value
-    return found
 
 
 @dataclass(frozen=True)
@@ -305,11 +290,12 @@ def choices(folder: Path) -> Choices:
 
 
 def write_choices(folder: Path, chosen: Choices) -> None:
-    """Write a workspace's subject.yaml; keys of 0.1 in an existing one are reported."""
+    """Write a workspace's subject.yaml; names of 0.1 in the one that is there are replaced, which is logged."""
     path = folder / "subject.yaml"
     before = read_params(path).get("values") if path.is_file() else None
-    if isinstance(before, Mapping) and (new := sorted(set(MOVED.values()) & renamed(before).keys() - before.keys())):
-        logger.warning("%s: values of 0.1 are called %s now; no result depends on them", path, ", ".join(new))
+    if isinstance(before, Mapping) and (old := old_keys(before)):
+        names = ", ".join(f"{key} is {new}" for key, new in old.items())
+        logger.warning("%s has names of 0.1 and is rewritten: %s now", path, names)
     write_changed(path, dump(chosen.model_dump()))
 
 

@@ -44,8 +44,8 @@ def main(model: str) -> None:
         states = embed(tokenizer, encoder, texts, torch.device("cpu"))
     with timed("open the pipeline", 1):
         pipeline = open_pipeline(folder, device="cpu", dtype=torch.float32)
-    at_once = usual_batch(sampling.side_px, guided=False, device="cpu")
-    studio = Generator(pipeline, dict(zip(texts, states, strict=True)), sampling, at_once)
+    batch_size = usual_batch(sampling.side_px, guided=False, device="cpu")
+    studio = Generator(pipeline, dict(zip(texts, states, strict=True)), sampling, batch_size)
     requests = [Request(str(number), texts[number % 20], number, None, 0.0) for number in range(PICTURES)]
     with timed(f"sample a picture, {sampling.steps} steps, and decode it", PICTURES):
         list(studio.pictures(requests))

@@ -20,7 +20,7 @@ from zimage.core.params import with_values
 
 HERE = Path(__file__).parents[2]
 INPUTS = {"encode": ("detect", "caption"), "train": ("encode",), "evaluate": ("detect", "train")}
-SHORT = {"evaluate.seeds.reporting": 1, "evaluate.sweep.strengths": [1.0]}
+SHORT = {"evaluate.seeds.test": 1, "evaluate.sweep.strengths": [1.0]}
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from zimage.training.optimiser import Optimiser
 from zimage.training.params import OptimiserParams, Target
 
 OPTIMISER = OptimiserParams(
-    learning_rate=1e-4, up_rate=1.0, betas=[0.9, 0.99], weight_decay=0.01, clip_norm=1.0, ema_decay=0.99
+    learning_rate=1e-4, lora_plus_ratio=1.0, betas=[0.9, 0.99], weight_decay=0.01, clip_norm=1.0, ema_decay=0.99
 )
 LINEAR: list[Target] = ["attention", "feed_forward"]
 WARM_UP = 2  # turns that are not timed
@@ -154,10 +154,10 @@ def _gpu_rows(size: Size, turns: int) -> None:
 def _gpu_variants(size: Size) -> Iterator[tuple[str, Callable[[], Step]]]:
     yield "plain loop over diffusers, bfloat16", lambda: plain_step(size, torch.bfloat16)
     choices: list[tuple[Kind, Checkpointing, dict[str, Any]]] = [
-        ("plain", "none", {}),
-        ("plain", "none", {"compiled": True}),
-        ("plain", "selective", {"compiled": True}),
-        ("plain", "full", {}),
+        ("none", "none", {}),
+        ("none", "none", {"compiled": True}),
+        ("none", "selective", {"compiled": True}),
+        ("none", "full", {}),
         ("fp8", "none", {"compiled": True, "both_ways": True}),
         ("fp8", "none", {"compiled": True}),
         ("int8", "none", {"compiled": True, "both_ways": True}),
@@ -214,7 +214,7 @@ def our_step(
     size: Size,
     *,
     dtype: torch.dtype,
-    kind: Kind = "plain",
+    kind: Kind = "none",
     checkpointing: Checkpointing = "none",
     compiled: bool = False,
     away: int = 0,
@@ -231,7 +231,7 @@ def our_step(
         compiled: Fuse each block.
         away: Blocks that wait in the machine's memory.
         both_ways: Keep 8-bit weights the other way round as well.
-        captured: Forward and back are one CUDA graph (`machine.graphs`).
+        captured: Forward and back are one CUDA graph (`machine.cuda_graphs`).
     """
     device = _device()
     transformer = _random(size, torch.float32 if device.type == "cpu" else dtype)

@@ -14,7 +14,7 @@ def row(prompt: int, distance: float | None) -> PictureRow:
         faces=int(distance is not None), distance=distance, median_distance=distance, same=False, closeness=0.0,
         matching_faces=0, nearest_photo=None, nearest_distance=None, copy_of=None, likeness_to_copy=0.0, yaw_deg=None,
         second_distance=None, second_same=None, following=None, clip=None, file="", prompt=str(prompt),
-        kind="likeness", aspect="frontal", language="en", half="reporting", seed=0, weights="lora", checkpoint=None,
+        kind="likeness", aspect="frontal", language="en", half="test", seed=0, weights="lora", checkpoint=None,
         strength=1.0, text="", engine="", threshold=0.6, second_engine=None,
     )  # fmt: skip
 
@@ -67,10 +67,10 @@ def figures_of(**evidence: object) -> Figures:
 
 
 def test_clip_drop_compares_the_same_prompts_and_seeds_and_ignores_what_only_the_base_model_drew() -> None:
-    agreements = {f"reporting-{number}": 0.2 + number / 100 for number in range(6)}
+    agreements = {f"test-{number}": 0.2 + number / 100 for number in range(6)}
     lora = [picture(prompt, seed, clip=agreement) for prompt, agreement in agreements.items() for seed in range(4)]
     base = [picture(prompt, 0, clip=agreement) for prompt, agreement in agreements.items()]
-    harder = [picture(f"choosing-{number}", 0, clip=0.05) for number in range(6)]
+    harder = [picture(f"selection-{number}", 0, clip=0.05) for number in range(6)]
 
     assert figures_of(lora=lora, base=[*base, *harder]).clip_drop == Estimate(0.0, 0.0, 0.0, 6)
 
@@ -95,7 +95,7 @@ def test_variety_ratio_compares_the_same_pairs_of_pictures_and_has_an_interval()
     prompts = [f"p-{number}" for number in range(6)]
     lora = {prompt: {(0, 1): 0.2 + n / 50, (0, 2): 0.9, (1, 2): 0.9} for n, prompt in enumerate(prompts)}
     base = {prompt: {(0, 1): 0.2 + n / 50} for n, prompt in enumerate(prompts)}
-    base |= {f"choosing-{n}": {(0, 1): 1.5} for n in range(6)}
+    base |= {f"selection-{n}": {(0, 1): 1.5} for n in range(6)}
 
     assert figures_of(variety=lora, base_variety=base).variety_ratio == Estimate(1.0, 1.0, 1.0, 6)
     half = {prompt: {(0, 1): 0.5 * pairs[0, 1] + n % 2 / 50} for n, (prompt, pairs) in enumerate(base.items())}

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from zimage.evaluation.intervals import Estimate, mean, rate, rate_difference, wilson
 
-PROMPTS, SEEDS = 12, 4  # the reporting half of both suites
+PROMPTS, SEEDS = 12, 4  # the test half of both suites
 EVALUATIONS = 1200
 
 

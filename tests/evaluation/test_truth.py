@@ -37,7 +37,7 @@ def rows(
             kind="likeness",
             aspect="frontal",
             language="en",
-            half="reporting",
+            half="test",
             seed=number % 2,
             weights=weights,  # type: ignore[arg-type]
             checkpoint=None,

@@ -38,7 +38,7 @@ from zimage.model.sequence import SequenceBucket, sequence_length
 from zimage.training.adapters import Adapters, module_names
 from zimage.training.block_runner import Checkpointing, make_block_runner
 
-KINDS: list[Kind] = ["plain", "fp8", "int8", "nf4"]
+KINDS: list[Kind] = ["none", "fp8", "int8", "nf4"]
 FORMS: list[Checkpointing] = ["none", "selective", "full"]
 RANK = 16
 KERNEL = re.compile(r"^(triton_\w+) = async_compile\.triton\('\w+', '''(.*?)'''", re.DOTALL | re.MULTILINE)

@@ -19,15 +19,15 @@ from zimage.training.params import MachineParams, TrainParams
 from zimage.training.setup import build_run
 
 STEPS = 3
-PRESERVATION = {"weight": 1.0, "every": 2, "batch": 2, "pictures": "crops", "target": "base"}
+PRESERVATION = {"weight": 1.0, "every": 2, "batch_size": 2, "pictures": "crops", "target": "base"}
 # How weights are kept, what is computed again, blocks that travel, and what else differs from tests/training/recipe.py.
 FORMS: list[tuple[str, str, int, dict[str, Any]]] = [
-    ("plain", "none", 0, {}),
-    ("plain", "full", 2, {"preservation": PRESERVATION}),
-    ("int8", "full", 0, {"dropout": 0.1, "at_once": 1}),
+    ("none", "none", 0, {}),
+    ("none", "full", 2, {"prior_preservation": PRESERVATION}),
+    ("int8", "full", 0, {"dropout": 0.1, "micro_batch_size": 1}),
     ("fp8", "none", 0, {"targets": ["attention", "context_refiner", "time_embedder", "final_layer"]}),
     ("fp8", "full", 2, {"latents": "mean", "face_weight": 1.0}),
-    ("nf4", "full", 2, {"preservation": PRESERVATION, "dropout": 0.1}),
+    ("nf4", "full", 2, {"prior_preservation": PRESERVATION, "dropout": 0.1}),
 ]
 
 
@@ -52,7 +52,7 @@ def main(base: Path, encoded: Path) -> None:
     """Take steps in each form."""
     for kind, checkpointing, away, changes in FORMS:
         machine = MACHINE.model_copy(update={"checkpointing": checkpointing, "offloaded_blocks": away})
-        taken(base, encoded, recipe(precision="bfloat16", memory={"frozen": kind}, **changes), machine)
+        taken(base, encoded, recipe(precision="bfloat16", memory={"base_quantization": kind}, **changes), machine)
         print(kind, checkpointing, away, *changes)
 
 

@@ -57,7 +57,7 @@ class Setting:
     def tokens(self) -> int:
         """Return how many are computed together."""
         side = self.side_px // 8
-        return self.preset.at_once * sequence_length(SequenceBucket(side, side, CAPTION))
+        return self.preset.micro_batch_size * sequence_length(SequenceBucket(side, side, CAPTION))
 
     @property
     def computed_gb(self) -> float:
@@ -84,7 +84,7 @@ def released(layers: int, rank: int) -> ZImageTransformer2DModel:
 
 def counted_gb(setting: Setting) -> float:
     """Return the most that was there at once in a step."""
-    count = setting.preset.at_once
+    count = setting.preset.micro_batch_size
     transformer = released(setting.layers, setting.rank)
     with fake_gpu(), LiveBytes(GPU, []) as live:
         denoiser = Denoiser(
@@ -92,7 +92,7 @@ def counted_gb(setting: Setting) -> float:
             dtype=torch.bfloat16,
             stream=torch.bfloat16,
             device=GPU,
-            kind=setting.preset.memory.frozen,
+            kind=setting.preset.memory.base_quantization,
             offloaded_blocks=setting.preset.machine.offloaded_blocks,
         )
         adapters = Adapters(denoiser, module_names(transformer))
@@ -135,7 +135,7 @@ def main() -> None:
     for name in asked.presets:
         for side_px in asked.px:
             setting = setting_of(name, side_px)
-            start = f"| `{name}` | {side_px} | {setting.preset.at_once} | {setting.checkpointing} "
+            start = f"| `{name}` | {side_px} | {setting.preset.micro_batch_size} | {setting.checkpointing} "
             print(f"{start}| {counted_gb(setting):.2f} | {setting.computed_gb:.2f} |", flush=True)
 
 

@@ -47,11 +47,11 @@ def given(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Migratio
     params["detect"]["split"] |= {"min_train": 3, "min_holdout": 1}
     params["detect"]["crops"]["side_px"] = 64
     params["caption"]["trigger"] |= {"min_tokens": 1, "max_tokens": 100}
-    params["train"] |= {"steps": 2, "batch": 1, "at_once": 1, "rank": 2, "checkpoint_every": 2}
+    params["train"] |= {"steps": 2, "batch_size": 1, "micro_batch_size": 1, "rank": 2, "checkpoint_every": 2}
     params["train"]["targets"], params["train"]["schedule"]["warmup_steps"] = ["attention"], 1
     params["evaluate"] |= {"suite": str(folder / "suite.yaml")}
     params["evaluate"]["sampling"] = {"side_px": 64, "steps": 1, "guidance_scale": 0.0}
-    params["evaluate"]["seeds"] = {"base": 1, "choosing": 1, "reporting": 1, "leaks": 1}
+    params["evaluate"]["seeds"] = {"base": 1, "selection": 1, "test": 1, "leaks": 1}
     params["evaluate"]["sweep"] = {"checkpoints": 1, "strengths": [1.0], "reference_strength": 1.0}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     render = yaml.safe_load(PACKAGED_RENDER.read_text(encoding="utf-8"))

@@ -151,7 +151,7 @@ def test_blocks_travel_only_where_they_must_and_batches_grow_with_the_memory(rel
         for gb in (3.0, 4.0, 7.3, 15.3, 23.0, 79.0)
     }
     assert [chosen.travelling for chosen in at.values()] == [True, True, True, True, False, False]
-    assert [chosen.at_once for chosen in at.values()] == [3, 5, 8, 8, 8, 8]
+    assert [chosen.batch_size for chosen in at.values()] == [3, 5, 8, 8, 8, 8]
 
 
 def _forward(transformer: ZImageTransformer2DModel, px: int, lengths: list[int]) -> Any:

@@ -87,7 +87,7 @@ def cheap_params(workspace: Path) -> EvaluateParams:
     section |= {"suite": str(workspace / "suite.yaml"), "second_engine": None, "impostors": None, "clip": None}
     section["engine"], section["gate"]["second_engine_rate_min"] = DLIB.model_dump(), None
     section["sampling"] = {"side_px": 64, "steps": 2, "guidance_scale": 0.0}
-    section["seeds"] = {"base": 1, "choosing": 1, "reporting": 2, "leaks": 1}
+    section["seeds"] = {"base": 1, "selection": 1, "test": 2, "leaks": 1}
     section["sweep"] = {"checkpoints": 1, "strengths": [0.5, 1.0], "reference_strength": 1.0}
     return EvaluateParams.model_validate(section)
 
@@ -112,7 +112,7 @@ def all_asked(workspace: Path, params: EvaluateParams) -> list[Asked]:
         asked
         for lora in loras
         for strength in params.sweep.strengths
-        for asked in asked_of_lora(prompts, "reporting", 2, subject=ADA, lora=lora, strength=strength)
+        for asked in asked_of_lora(prompts, "test", 2, subject=ADA, lora=lora, strength=strength)
     ]
 
 
@@ -137,7 +137,7 @@ def test_the_report_is_one_page_without_anything_from_elsewhere_and_shows_every_
     page = (finished / "evaluate" / "report.html").read_text(encoding="utf-8")
     assert "provisional" in page and "At a glance" in page and "Which strength" in page
     assert not re.search(r"(?:src|href)=\"(?!data:)|url\(|@import|<script", page)
-    reported = [row for row in scores(finished) if row["half"] == "reporting" and row["weights"] == "lora"]
+    reported = [row for row in scores(finished) if row["half"] == "test" and row["weights"] == "lora"]
     assert all(f"<figcaption>{float(row['distance']):.2f}</figcaption>" in page for row in reported)
 
 
@@ -196,10 +196,10 @@ def test_few_pictures_are_counted_and_not_written_in_percent(finished: Path) -> 
     assert "the subject appears uncalled in 1 of 1" in page
 
 
-def test_choosing_and_reporting_share_no_picture(finished: Path) -> None:
+def test_selection_and_test_share_no_picture(finished: Path) -> None:
     lora = [row for row in scores(finished) if row["weights"] == "lora"]
-    prompts = {half: {row["prompt"] for row in lora if row["half"] == half} for half in ("choosing", "reporting")}
-    assert prompts["choosing"] and prompts["reporting"] and not prompts["choosing"] & prompts["reporting"]
+    prompts = {half: {row["prompt"] for row in lora if row["half"] == half} for half in ("selection", "test")}
+    assert prompts["selection"] and prompts["test"] and not prompts["selection"] & prompts["test"]
 
 
 def test_an_untrained_lora_fails_and_is_a_result_nonetheless(
@@ -222,7 +222,7 @@ def test_an_untrained_lora_fails_and_is_a_result_nonetheless(
         ("base", "", "0.0"), ("lora", "step-000010.safetensors", "1.0"), ("lora", "lora.safetensors", "1.0"),
         ("lora", "step-000010.safetensors", "0.5"),
     }  # fmt: skip
-    assert len(rows) == 4 + 2 + 3 * 2 + 2 * 2 + 2  # base, its leaks; three cells to choose by; reporting; leaks
+    assert len(rows) == 4 + 2 + 3 * 2 + 2 * 2 + 2  # base, its leaks; three cells to choose by; test; leaks
     assert all((workspace / "evaluate" / row["file"]).is_file() for row in rows)
     assert all(row["engine"].startswith("dlib") and row["threshold"] == "0.6" for row in rows)
 
@@ -302,7 +302,7 @@ def test_two_independent_engines_judge_side_by_side_and_are_never_mixed(
     rows = scores(workspace)
     assert all(row["second_distance"] and row["second_distance"] != row["distance"] for row in rows)
     assert {(row["engine"], row["second_engine"]) for row in rows} == {(first["engine_id"], second["engine_id"])}
-    lora = [row for row in rows if row["half"] == "reporting" and row["weights"] == "lora"]
+    lora = [row for row in rows if row["half"] == "test" and row["weights"] == "lora"]
     assert {(row["same"], row["second_same"]) for row in lora} == {("1", "1")}
     assert (found["absent"], found["clip"], found["variety_by"]) == ([], "present", "clip")
     assert found["impostors"]["faces"] == 8 and found["impostors"]["same_person"] == 0

@@ -75,7 +75,13 @@ def test_the_same_seed_gives_the_same_lora_and_another_seed_another(
 @pytest.mark.parametrize(("adapter", "falls_to"), [("lora", 0.9), ("lokr", 0.95)])
 def test_it_learns(adapter: str, falls_to: float, tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
     """The loss on fixed noise of one checkpoint after another falls: the LoRA fits its two pictures."""
-    changes: dict[str, Any] = {"steps": 60, "batch": 4, "at_once": 4, "checkpoint_every": 30, "caption_dropout": 0.0}
+    changes: dict[str, Any] = {
+        "steps": 60,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "checkpoint_every": 30,
+        "caption_dropout": 0.0,
+    }
     changes["adapter"] = adapter
     _trained(tiny_encoded, tmp_path / "train", tiny_base, **changes)
     losses = _losses(tmp_path / "train")
@@ -89,7 +95,9 @@ def test_a_run_in_little_memory_takes_the_course_of_one_in_much(  # noqa: PLR091
     frozen: str, near: float, adapter: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     _trained(tiny_encoded, tmp_path / "much", tiny_base, adapter=adapter)
-    _trained(tiny_encoded, tmp_path / "little", tiny_base, LITTLE, adapter=adapter, memory={"frozen": frozen})
+    _trained(
+        tiny_encoded, tmp_path / "little", tiny_base, LITTLE, adapter=adapter, memory={"base_quantization": frozen}
+    )
     much, little = (_losses(tmp_path / name) for name in ("much", "little"))
     assert np.abs(little / much - 1).max() < near
     assert not np.array_equal(little, much)
@@ -102,8 +110,8 @@ def test_a_run_in_little_memory_takes_the_course_of_one_in_much(  # noqa: PLR091
         {"precision": "bfloat16"},
         {"adapter": "lokr"},
         {"dropout": 0.1},
-        {"dropout": 0.1, "memory": {"frozen": "int8"}},
-        {"memory": {"frozen": "nf4"}},
+        {"dropout": 0.1, "memory": {"base_quantization": "int8"}},
+        {"memory": {"base_quantization": "nf4"}},
     ],
 )
 def test_the_memory_of_a_machine_changes_no_bit_of_a_lora(
@@ -135,8 +143,12 @@ def test_a_run_goes_on_in_less_memory_and_ends_with_the_same_lora(
 def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(
     preserving: bool, adapter: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
-    preservation = {"weight": 1.0, "every": 2, "batch": 2, "pictures": "crops", "target": "base"}
-    changes: dict[str, Any] = {"steps": 16, "checkpoint_every": 1, "preservation": preservation if preserving else None}
+    preservation = {"weight": 1.0, "every": 2, "batch_size": 2, "pictures": "crops", "target": "base"}
+    changes: dict[str, Any] = {
+        "steps": 16,
+        "checkpoint_every": 1,
+        "prior_preservation": preservation if preserving else None,
+    }
     changes["adapter"] = adapter
     whole = _trained(tiny_encoded, tmp_path / "whole", tiny_base, **changes)
     _kill_after_first_state(tiny_encoded, tmp_path / "killed", tiny_base, recipe(**changes), tmp_path)
@@ -249,7 +261,7 @@ def test_a_loss_that_is_no_number_stops_with_step_photos_sigma_and_norm(
 
 
 def test_a_gpu_that_is_too_small_is_told_with_the_presets_that_fit(tiny_base: Base, tiny_encoded: Path) -> None:
-    params = recipe(memory={"frozen": "plain"}, at_once=10_000_000, batch=10_000_000)
+    params = recipe(memory={"base_quantization": "none"}, micro_batch_size=10_000_000, batch_size=10_000_000)
     with (
         pytest.raises(InputError, match=r"10000000 picture\(s\) of 64 x 64 px.*or choose a preset that fits \(80gb"),
         _out_of_memory_explained(tiny_encoded, Path(tiny_base.model), params, MACHINE),

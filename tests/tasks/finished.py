@@ -148,7 +148,7 @@ def row(number: int, file: str) -> PictureRow:
         matching_faces=1, nearest_photo=None, nearest_distance=None, copy_of=None,
         likeness_to_copy=0.99 if number == 0 else 0.1, yaw_deg=0.0, second_distance=None, second_same=None,
         following=None, clip=None, file=file, prompt=f"p-{number}", kind="likeness", aspect="frontal", language="en",
-        half="choosing" if number == 1 else "reporting", seed=0, weights="base" if number == 2 else "lora",
+        half="selection" if number == 1 else "test", seed=0, weights="base" if number == 2 else "lora",
         checkpoint=None if number == 2 else CHECKPOINT, strength=STRENGTH, text="a photo", engine="dlib", threshold=0.6,
         second_engine=None,
     )  # fmt: skip

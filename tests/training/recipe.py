@@ -4,12 +4,12 @@ from typing import Any
 
 from zimage.training.params import MachineParams, TrainParams
 
-MACHINE = MachineParams(checkpointing="none", offloaded_blocks=0, graphs=False)
+MACHINE = MachineParams(checkpointing="none", offloaded_blocks=0, cuda_graphs=False)
 
 PARAMS: dict[str, Any] = {
     "steps": 6,
-    "batch": 2,
-    "at_once": 2,
+    "batch_size": 2,
+    "micro_batch_size": 2,
     "targets": ["attention", "feed_forward"],
     "adapter": "lora",
     "rank": 4,
@@ -18,26 +18,26 @@ PARAMS: dict[str, Any] = {
     "precision": "float32",
     "optimiser": {
         "learning_rate": 1e-2,
-        "up_rate": 1.0,
+        "lora_plus_ratio": 1.0,
         "betas": [0.9, 0.99],
         "weight_decay": 0.0,
         "clip_norm": 1.0,
         "ema_decay": 0.9,
     },
-    "schedule": {"law": "cosine", "warmup_steps": 2, "final_fraction": 0.1},
-    "sigma": {"law": "logit_normal", "mean": 0.0, "std": 1.0, "shift": 1.0, "stratified": True},
+    "schedule": {"type": "cosine", "warmup_steps": 2, "final_fraction": 0.1},
+    "timestep_sampling": {"distribution": "logit_normal", "mean": 0.0, "std": 1.0, "shift": 1.0, "stratified": True},
     "loss_weight": "constant",
     "face_weight": 3.0,
     "caption_dropout": 0.2,
     "latents": "sample",
-    "preservation": None,
+    "prior_preservation": None,
     "training_adapter": None,
-    "memory": {"frozen": "plain", "compile": False},
+    "memory": {"base_quantization": "none", "compile": False},
     "checkpoint_every": 2,
     "resume": "exact",
     "samples": None,
-    "stored": "float32",
-    "explosion": 100.0,
+    "save_dtype": "float32",
+    "divergence_factor": 100.0,
     "seed": 0,
 }
 

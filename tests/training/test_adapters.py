@@ -80,7 +80,7 @@ def test_adapters_are_float32_also_beside_weights_in_bfloat16() -> None:
 
 def test_the_optimiser_is_adamw_with_clipping_and_two_rates() -> None:
     params = OptimiserParams(
-        learning_rate=0.01, up_rate=4.0, betas=[0.9, 0.99], weight_decay=0.1, clip_norm=0.5, ema_decay=0.0
+        learning_rate=0.01, lora_plus_ratio=4.0, betas=[0.9, 0.99], weight_decay=0.1, clip_norm=0.5, ema_decay=0.0
     )
     _, _, adapters = _adapted(["attention"])
     optimiser = Optimiser(adapters, params)
@@ -281,7 +281,7 @@ def test_a_factor_that_diffusers_could_not_find_again_is_refused() -> None:
 def test_a_lokr_in_another_form_than_is_trained_here_is_refused() -> None:
     from peft import LoKrConfig, inject_adapter_in_model
 
-    keep = keeper_of("plain", dtype=torch.float32, device=torch.device("cpu"))
+    keep = keeper_of("none", dtype=torch.float32, device=torch.device("cpu"))
     for config in (
         LoKrConfig(r=1, alpha=1, decompose_both=True, decompose_factor=8, target_modules=["to_q"]),
         LoKrConfig(r=1, alpha=1, rank_dropout=0.5, target_modules=["to_q"]),

@@ -28,7 +28,7 @@ pytestmark = OWN_WARNINGS
 
 def _model(
     dropout: float = 0.0,
-    kind: Kind = "plain",
+    kind: Kind = "none",
     layers: int = 2,
     dtype: torch.dtype = torch.float32,
     adapter: Adapter = "lora",
@@ -87,7 +87,7 @@ def test_compiled_blocks_give_the_same_step(checkpointing: Checkpointing, adapte
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "selective"])
-@pytest.mark.parametrize("kind", ["plain", "int8", "fp8", "nf4"])
+@pytest.mark.parametrize("kind", ["none", "int8", "fp8", "nf4"])
 def test_compiled_blocks_keep_what_is_counted_and_no_weight_in_another_form(
     kind: Kind, checkpointing: Checkpointing
 ) -> None:
@@ -135,7 +135,7 @@ def test_weights_in_few_bits_can_be_compiled(kind: Kind, adapter: Adapter) -> No
     assert float((found[1] - gradient).norm() / gradient.norm()) < 0.01
 
 
-@pytest.mark.parametrize(("kind", "adapter"), [("plain", "lora"), ("int8", "lora"), ("plain", "lokr")])
+@pytest.mark.parametrize(("kind", "adapter"), [("none", "lora"), ("int8", "lora"), ("none", "lokr")])
 def test_adapters_that_are_cast_at_once_get_the_same_gradients_to_the_last_bit(kind: Kind, adapter: Adapter) -> None:
     denoiser, adapters = _model(kind=kind, dtype=torch.bfloat16, adapter=adapter)
     counter = CompileCounterWithBackend("aot_eager")

@@ -24,7 +24,7 @@ from zimage.training.params import TrainParams
 ROOT = Path(__file__).parents[2]
 
 
-PARAMS = recipe(batch=4, at_once=4, steps=5, dropout=0.1)  # a state is kept after every second step
+PARAMS = recipe(batch_size=4, micro_batch_size=4, steps=5, dropout=0.1)  # a state is kept after every second step
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def two(tiny_base: Base, tiny_encoded: Path, tmp_path_factory: pytest.TempPathFa
 def test_two_processes_give_the_lora_of_one_for_the_same_global_batch(
     two: Path, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
-    alike = PARAMS.model_copy(update={"at_once": 2})  # dropout's chance belongs to samples computed together
+    alike = PARAMS.model_copy(update={"micro_batch_size": 2})  # dropout's chance belongs to samples computed together
     train(tiny_encoded, tmp_path / "one", params=alike, base=tiny_base, subject=SUBJECT, machine=MACHINE)
     one, both = (load_file(folder / "lora.safetensors") for folder in (tmp_path / "one", two))
     assert one.keys() == both.keys()

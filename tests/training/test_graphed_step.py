@@ -42,7 +42,7 @@ def losses(loop: Loop) -> tuple[list[float], Tensor]:
 
 @pytest.fixture
 def loop_of(tiny_base: Base, tiny_encoded: Path) -> Callable[[], Loop]:
-    params = recipe(batch=3, at_once=2)  # pieces of two and of one: two shapes a bucket
+    params = recipe(batch_size=3, micro_batch_size=2)  # pieces of two and of one: two shapes a bucket
     return lambda: build_run(tiny_encoded, Path(tiny_base.model), params, MACHINE, World()).loop
 
 
@@ -98,5 +98,7 @@ def test_what_could_not_be_recorded_once_is_not_tried_again_for_other_shapes(loo
     ],
 )
 def test_what_cannot_be_recorded_is_refused_with_the_remedy(changes: dict[str, object], hindrance: str) -> None:
-    with pytest.raises(InputError, match=f"cannot record {hindrance}; set that otherwise, or machine.graphs to"):
-        check(recipe(**changes), MACHINE.model_copy(update={"graphs": True}), Sizes(3840, 30, 2), torch.device("cpu"))
+    with pytest.raises(InputError, match=f"cannot record {hindrance}; set that otherwise, or machine.cuda_graphs to"):
+        check(
+            recipe(**changes), MACHINE.model_copy(update={"cuda_graphs": True}), Sizes(3840, 30, 2), torch.device("cpu")
+        )

@@ -12,7 +12,7 @@ from zimage.training.setup import Run, build_run
 
 
 def _prepared(base: Base, encoded: Path, dropout: float) -> Run:
-    return build_run(encoded, Path(base.model), recipe(dropout=dropout, at_once=1), MACHINE, World())
+    return build_run(encoded, Path(base.model), recipe(dropout=dropout, micro_batch_size=1), MACHINE, World())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

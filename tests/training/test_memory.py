@@ -54,7 +54,11 @@ def _machine(**changes: Any) -> MachineParams:
             r"needs the compiler; set it to `full`, or train\.memory\.",
         ),
         (True, {"offloaded_blocks": 2}, r"come and go; set it to 0, or train\.memory\.compile to false"),
-        (False, {"offloaded_blocks": 2, "graphs": True}, r"record the coming and going of machine\.offloaded_blocks"),
+        (
+            False,
+            {"offloaded_blocks": 2, "cuda_graphs": True},
+            r"record the coming and going of machine\.offloaded_blocks",
+        ),
         (False, {"offloaded_blocks": 31}, r"machine\.offloaded_blocks is 31, but the base has 30 main blocks"),
     ],
 )
@@ -80,7 +84,7 @@ def test_presets_are_those_that_a_person_can_choose(name: str) -> None:
     )
     assert memory == PRESETS[name].memory.model_dump()
     assert machine == PRESETS[name].machine.model_dump()
-    assert found.values["train.at_once"] == PRESETS[name].at_once
+    assert found.values["train.micro_batch_size"] == PRESETS[name].micro_batch_size
     assert f"{found.gpu_gb}gb" == name
     check(recipe(memory={**memory, "compile": False}, precision="bfloat16"), PRESETS[name].machine, RELEASED, CPU)
 
@@ -157,10 +161,14 @@ def test_chance_and_adapters_far_ahead_are_counted_before_something_is_chosen() 
     ("capability", "changes", "said"),
     [
         ((7, 5), {"precision": "bfloat16"}, "bfloat16, but T4 has no units for it; use a GPU of the Ampere generation"),
-        ((8, 6), {"precision": "bfloat16", "memory": {"frozen": "fp8"}}, "`fp8`, but T4 has no units for it; set it"),
+        (
+            (8, 6),
+            {"precision": "bfloat16", "memory": {"base_quantization": "fp8"}},
+            "`fp8`, but T4 has no units for it; set it",
+        ),
         ((7, 5), {"precision": "float32"}, None),
         ((8, 0), {"precision": "bfloat16"}, None),
-        ((8, 9), {"precision": "bfloat16", "memory": {"frozen": "fp8"}}, None),
+        ((8, 9), {"precision": "bfloat16", "memory": {"base_quantization": "fp8"}}, None),
     ],
 )
 def test_what_a_gpu_has_no_units_for_is_refused(
@@ -185,14 +193,18 @@ def test_what_is_small_is_learnt_in_float32_where_there_are_no_units(monkeypatch
 def test_8_bit_weights_are_kept_both_ways_where_all_activations_fit_beside_them() -> None:
     def fits(free_gb: float, frozen: str, **changes: Any) -> bool:
         return room_for_both_ways(
-            recipe(rank=16, memory={"frozen": frozen}), _machine(**changes), RELEASED, TOKENS_1024_PX, free_gb
+            recipe(rank=16, memory={"base_quantization": frozen}),
+            _machine(**changes),
+            RELEASED,
+            TOKENS_1024_PX,
+            free_gb,
         )
 
     assert fits(80, frozen="fp8") and fits(80, frozen="int8")
     assert not fits(24, frozen="int8")
     assert fits(60, frozen="fp8") and not fits(60, frozen="fp8", graphs=True)  # whose memory is their own
-    assert not fits(80, frozen="plain") and not fits(80, frozen="int8", offloaded_blocks=2)
-    assert not keeps_both_ways(recipe(memory={"frozen": "int8"}), MACHINE, RELEASED, [], CPU)
+    assert not fits(80, frozen="none") and not fits(80, frozen="int8", offloaded_blocks=2)
+    assert not keeps_both_ways(recipe(memory={"base_quantization": "int8"}), MACHINE, RELEASED, [], CPU)
 
 
 def test_without_a_gpu_auto_recomputes_nothing_and_a_choice_stays() -> None:
@@ -201,10 +213,10 @@ def test_without_a_gpu_auto_recomputes_nothing_and_a_choice_stays() -> None:
 
 
 def test_out_of_memory_names_the_presets_that_fit_with_what_they_need() -> None:
-    params = recipe(batch=4, at_once=4, precision="bfloat16", rank=16)
+    params = recipe(batch_size=4, micro_batch_size=4, precision="bfloat16", rank=16)
     message = str(too_small(params, MACHINE, RELEASED, (1024, 1024), 60, at_hand_gb=16.0))
-    assert "16 GB of memory are too small for 4 picture(s) of 1024 x 1024 px at once with plain weights" in message
-    assert "choose a preset that fits (16gb (9 GB), 8gb (6 GB)), a smaller train.at_once" in message
+    assert "16 GB of memory are too small for 4 picture(s) of 1024 x 1024 px at once with bfloat16 weights" in message
+    assert "choose a preset that fits (16gb (9 GB), 8gb (6 GB)), a smaller train.micro_batch_size" in message
     assert "24gb" not in message
     here = 'set ZIMAGE_MACHINE="checkpointing=full offloaded_blocks=15" on this machine, which trains on as before, or'
     assert here in message
@@ -218,6 +230,6 @@ def test_where_no_preset_fits_none_is_named() -> None:
 def test_a_preset_that_needs_more_than_what_failed_is_not_named() -> None:
     smallest = PRESETS["8gb"]
     assert isinstance(smallest, MemoryPreset)
-    params = recipe(memory=smallest.memory.model_dump(), at_once=1, rank=16)
+    params = recipe(memory=smallest.memory.model_dump(), micro_batch_size=1, rank=16)
     message = str(too_small(params, smallest.machine, RELEASED, (1024, 1024), 60, at_hand_gb=24.0))
     assert "preset" not in message and "ZIMAGE_MACHINE" not in message

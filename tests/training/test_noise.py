@@ -5,9 +5,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from zimage.training.noise import shifted, sigmas, uniforms
-from zimage.training.params import SigmaParams
+from zimage.training.params import TimestepSamplingParams
 
-NORMAL = SigmaParams(law="logit_normal", mean=0.3, std=0.8, shift=1.0, stratified=True)
+NORMAL = TimestepSamplingParams(distribution="logit_normal", mean=0.3, std=0.8, shift=1.0, stratified=True)
 
 
 def _all(steps: int, batch: int, *, stratified: bool) -> torch.Tensor:
@@ -38,7 +38,7 @@ def test_the_logit_normal_law_has_the_asked_mean_and_spread_of_logits() -> None:
 def test_the_samplers_shift_moves_only_the_law_that_asks_for_it() -> None:
     draws = _all(10, 4, stratified=False)
     for law, moves in (("logit_normal", False), ("uniform", False), ("scheduler", True)):
-        params = NORMAL.model_copy(update={"law": law})
+        params = NORMAL.model_copy(update={"distribution": law})
         same = torch.equal(*(sigmas(draws, params, sampler_shift=shift) for shift in (3.0, 6.0)))
         assert same is not moves, law
 

@@ -12,7 +12,7 @@ from zimage.model.base import Base
 from zimage.training.distributed import World
 from zimage.training.setup import Run, build_run
 
-PRESERVE: dict[str, Any] = {"weight": 2.0, "every": 2, "batch": 3, "pictures": "crops", "target": "base"}
+PRESERVE: dict[str, Any] = {"weight": 2.0, "every": 2, "batch_size": 3, "pictures": "crops", "target": "base"}
 
 
 def _prepared(base: Base, encoded: Path, **changes: object) -> Run:
@@ -20,7 +20,7 @@ def _prepared(base: Base, encoded: Path, **changes: object) -> Run:
 
 
 def test_preservation_costs_nothing_while_the_adapters_change_nothing(tiny_base: Base, tiny_encoded: Path) -> None:
-    loop = _prepared(tiny_base, tiny_encoded, preservation=PRESERVE).loop
+    loop = _prepared(tiny_base, tiny_encoded, prior_preservation=PRESERVE).loop
     step = loop.preserving[0]
     chance = loop.objective.sample_noise(0, step, name="preservation")
     assert loop.preservation is not None
@@ -29,7 +29,7 @@ def test_preservation_costs_nothing_while_the_adapters_change_nothing(tiny_base:
 
 
 def test_preservation_pulls_a_changed_model_back_to_the_base(tiny_base: Base, tiny_encoded: Path) -> None:
-    prepared = _prepared(tiny_base, tiny_encoded, preservation=PRESERVE)
+    prepared = _prepared(tiny_base, tiny_encoded, prior_preservation=PRESERVE)
     loop = prepared.loop
     prepared.adapters.values.add_(0.1 * torch.randn(len(prepared.adapters.values)))
     step = loop.preserving[0]
@@ -46,14 +46,14 @@ def test_preservation_pulls_a_changed_model_back_to_the_base(tiny_base: Base, ti
 
 
 def test_preservation_reads_captions_without_the_trigger(tiny_base: Base, tiny_encoded: Path) -> None:
-    prepared = _prepared(tiny_base, tiny_encoded, preservation=PRESERVE)
+    prepared = _prepared(tiny_base, tiny_encoded, prior_preservation=PRESERVE)
     texts = {text for step in prepared.loop.preserving for text in step.texts}
     assert texts and not any("ohzw" in prepared.dataset.texts[text].prompt for text in texts)
 
 
 def test_it_takes_its_turn_every_so_many_steps(tiny_base: Base, tiny_encoded: Path) -> None:
     without = _prepared(tiny_base, tiny_encoded)
-    beside = _prepared(tiny_base, tiny_encoded, preservation=PRESERVE)
+    beside = _prepared(tiny_base, tiny_encoded, prior_preservation=PRESERVE)
     gradients = []
     for prepared in (without, beside):
         prepared.adapters.values.copy_(
@@ -75,7 +75,7 @@ def test_preservation_that_cannot_work_is_refused(
     changes: dict[str, str], complaint: str, tiny_base: Base, tiny_encoded: Path
 ) -> None:
     with pytest.raises(InputError, match=complaint):
-        _prepared(tiny_base, tiny_encoded, preservation={**PRESERVE, **changes})
+        _prepared(tiny_base, tiny_encoded, prior_preservation={**PRESERVE, **changes})
 
 
 def test_the_refined_captions_are_kept_unless_an_adapter_sits_before_them(tiny_base: Base, tiny_encoded: Path) -> None:

@@ -32,8 +32,8 @@ def test_all_of_a_step_is_on_the_gpu_and_nothing_in_it_waits(tiny_base: Base, ti
     said = on_a_gpu("tests.fake_gpu.loop", tiny_base.model, str(tiny_encoded))
 
     assert [line.split()[:3] for line in said] == [
-        ["plain", "none", "0"],
-        ["plain", "full", "2"],
+        ["none", "none", "0"],
+        ["none", "full", "2"],
         ["int8", "full", "0"],
         ["fp8", "none", "0"],
         ["fp8", "full", "2"],

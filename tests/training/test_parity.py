@@ -91,10 +91,12 @@ def test_the_data_has_padding_mixed_captions_and_mixed_sizes(tiny_base: Base, ti
     assert any(count % 32 for count in tokens)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_a_batch_in_pieces_gives_the_gradient_of_the_whole(at_once: int, tiny_base: Base, tiny_encoded: Path) -> None:
-    whole = _ours(_prepared(tiny_base, tiny_encoded, recipe(batch=4, at_once=4)), 0)
-    pieces = _ours(_prepared(tiny_base, tiny_encoded, recipe(batch=4, at_once=at_once)), 0)
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
+def test_a_batch_in_pieces_gives_the_gradient_of_the_whole(
+    micro_batch_size: int, tiny_base: Base, tiny_encoded: Path
+) -> None:
+    whole = _ours(_prepared(tiny_base, tiny_encoded, recipe(batch_size=4, micro_batch_size=4)), 0)
+    pieces = _ours(_prepared(tiny_base, tiny_encoded, recipe(batch_size=4, micro_batch_size=micro_batch_size)), 0)
     torch.testing.assert_close(pieces[0], whole[0], rtol=1e-5, atol=1e-6)
     for name, gradient in whole[1].items():
         torch.testing.assert_close(pieces[1][name], gradient, rtol=1e-4, atol=1e-6)
@@ -116,7 +118,7 @@ def test_eight_bit_weights_change_the_loss_of_the_same_seed_by_less_than_one_per
     kind: str, tiny_base: Base, tiny_encoded: Path
 ) -> None:
     plain = _prepared(tiny_base, tiny_encoded, recipe())
-    rounded = _prepared(tiny_base, tiny_encoded, recipe(memory={"frozen": kind}))
+    rounded = _prepared(tiny_base, tiny_encoded, recipe(memory={"base_quantization": kind}))
     losses = [[float(_ours(prepared, number)[0]) for number in range(6)] for prepared in (plain, rounded)]
     assert abs(sum(losses[1]) / sum(losses[0]) - 1) < 0.01
 

@@ -26,8 +26,10 @@ from zimage.stages.train import train
 from zimage.training.loop import Loop
 
 ROOT = Path(__file__).parents[2]
-PRESERVATION = {"weight": 1.0, "every": 2, "batch": 3, "pictures": "crops", "target": "base"}
-PARAMS = recipe(batch=4, at_once=1, steps=5, dropout=0.1, preservation=PRESERVATION)  # 4 or 7 pieces a step
+PRESERVATION = {"weight": 1.0, "every": 2, "batch_size": 3, "pictures": "crops", "target": "base"}
+PARAMS = recipe(
+    batch_size=4, micro_batch_size=1, steps=5, dropout=0.1, prior_preservation=PRESERVATION
+)  # 4 or 7 pieces a step
 MADE = ("lora.safetensors", "loss.csv", "checkpoints/step-000004.safetensors")
 KILL_AT = 3  # steps done; a state is kept after every second one
 
@@ -119,7 +121,7 @@ def test_an_error_in_another_process_is_raised_in_the_leading_one(
 def test_no_process_outlives_a_training_that_is_stopped_or_killed(
     how: signal.Signals, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
-    params = recipe(batch=4, at_once=1, steps=100_000, checkpoint_every=1)
+    params = recipe(batch_size=4, micro_batch_size=1, steps=100_000, checkpoint_every=1)
     sections = {"train": params, "base": tiny_base, "subject": SUBJECT, "machine": MACHINE}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({name: each.model_dump() for name, each in sections.items()}))
     out = tmp_path / "train"

@@ -189,7 +189,7 @@ def _needs_gb(params_file: Path, machine: "MachineParams", planned_gb: float) ->
     return {
         "encode": encoding_gb(weights, [(crop_px, crop_px)]),
         "train": needed_gb(
-            sizes, MemoryPreset(params.memory, machine, params.at_once), values_gb(sizes, params), tokens
+            sizes, MemoryPreset(params.memory, machine, params.micro_batch_size), values_gb(sizes, params), tokens
         ),
         "evaluate": fit(
             weights, side_px, guided=guided, adapters_gb=values_gb(sizes, params), planned_gb=planned_gb

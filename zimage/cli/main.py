@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +143,19 @@ def _section(params_file: Path, name: str, kind: type[Any]) -> Any:
     return checked({**section.model_dump(), **values}, kind, "ZIMAGE_MACHINE")
 
 
+def _refuse_old_keys(params: Mapping[str, Any], params_file: Path) -> None:
+    """Pass if a params.yaml has no key under the name that it had in 0.1.
+
+    Raises:
+        InputError: it has; every such key is named with its new name.
+    """
+    from zimage.core.renamed_keys import old_keys
+
+    if old := old_keys(params):
+        names = ", ".join(f"`{key}` is `{new}`" for key, new in old.items())
+        raise InputError(f"{params_file} has names of version 0.1: {names} now; rename them there.")
+
+
 def _processes() -> int:
     """Return how many processes may share a CPU; a container that is given a part of one can say so."""
     from zimage.photos.worker_pool import cores
@@ -157,6 +170,7 @@ def _check_later(stage: Signature, params_file: Path) -> None:
     from zimage.core.section import read_params, refuse_unknown
 
     present = read_params(params_file)
+    _refuse_old_keys(present, params_file)
     known = {name for each in STAGES for name in signature(each).sections.values()}
     refuse_unknown(present, known, str(params_file))
     for later in map(signature, STAGES[STAGES.index(stage.stage) :]):

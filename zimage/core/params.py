@@ -12,6 +12,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from zimage.core.errors import InputError
 from zimage.core.plain_yaml import load_plain
+from zimage.core.renamed_keys import renamed
 
 WIDTH = 1_000_000  # no line is ever folded
 
@@ -54,6 +55,8 @@ def set_values(content: Any, values: Mapping[str, Any], where: str) -> None:
 def parsed(assignments: list[str]) -> dict[str, Any]:
     """Return `["train.steps=800"]` as `{"train.steps": 800}`; the right-hand sides are YAML.
 
+    Keys may have the names of 0.1.
+
     Raises:
         InputError: an entry is no assignment, or its right-hand side is not YAML.
     """
@@ -66,7 +69,7 @@ def parsed(assignments: list[str]) -> dict[str, Any]:
             values[key.strip()] = load_plain(value)
         except yaml.YAMLError:
             raise InputError(f"`{value}` in `{assignment}` is not a YAML value; put text in quotes.") from None
-    return values
+    return renamed(values)
 
 
 def _place(content: Any, dotted: str, where: str) -> tuple[Any, str]:

@@ -77,7 +77,7 @@ class Evidence:
     """What figures are computed from.
 
     Args:
-        lora: Pictures of the chosen LoRA on the reporting half.
+        lora: Pictures of the chosen LoRA on the test half.
         base: Pictures of the base model on all likeness prompts.
         leaks: Pictures of the chosen LoRA on the leak prompts.
         base_leaks: Pictures of the base model on the leak prompts.

@@ -62,7 +62,7 @@ class Denoiser:
         dtype: torch.dtype,
         stream: torch.dtype,
         device: torch.device | None = None,
-        kind: Kind = "plain",
+        kind: Kind = "none",
         offloaded_blocks: int = 0,
         both_ways: bool = False,
     ) -> None:
@@ -71,7 +71,7 @@ class Denoiser:
         self.ready: Callable[[], None] = _as_it_is  # called before blocks are run
         self.t_scale = float(transformer.t_scale)
         self.device = device or transformer.x_pad_token.device
-        plain = keeper_of("plain", dtype=dtype, device=self.device)
+        plain = keeper_of("none", dtype=dtype, device=self.device)
         keep = keeper_of(kind, dtype=dtype, device=self.device, both_ways=both_ways)
         self._rope = transformer.rope_embedder
         self._tables: dict[SequenceBucket, tuple[Tensor, Tensor, Tensor]] = {}

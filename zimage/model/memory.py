@@ -50,12 +50,12 @@ class Fit:
 
     Args:
         travelling: Whether the transformer's blocks wait in the machine's memory.
-        at_once: Pictures in a batch.
+        batch_size: Pictures in a batch.
         need_gb: About what it takes of the device; 0 where nothing is planned.
     """
 
     travelling: bool
-    at_once: int
+    batch_size: int
     need_gb: float
 
 
@@ -86,20 +86,20 @@ def encoding_gb(footprint: Footprint, sizes_px: Iterable[tuple[int, int]]) -> fl
 
 
 def sampling_gb(
-    footprint: Footprint, side_px: int, at_once: int, *, guided: bool, travelling: bool, adapters_gb: float
+    footprint: Footprint, side_px: int, batch_size: int, *, guided: bool, travelling: bool, adapters_gb: float
 ) -> float:
     """Return about what making pictures takes: weights, and either the stream's way or a picture that is decoded.
 
     Args:
         footprint: Of the base.
         side_px: Of the pictures.
-        at_once: Pictures in a batch; they are decoded one by one.
+        batch_size: Pictures in a batch; they are decoded one by one.
         guided: Whether each is drawn with and without its prompt.
         travelling: Whether the transformer's blocks wait in the machine's memory.
         adapters_gb: What a LoRA takes; its matrices stay and travel with their blocks.
     """
     latent = side_px // LATENT_PX
-    tokens = at_once * (2 if guided else 1) * sequence_length(SequenceBucket(latent, latent, CAPTION_TOKENS))
+    tokens = batch_size * (2 if guided else 1) * sequence_length(SequenceBucket(latent, latent, CAPTION_TOKENS))
     stream = tokens * SAMPLING_STREAMS * footprint.width * 2 / 1e9
     picture = side_px**2 * DECODING_BYTES / 1e9
     outside = footprint.transformer_gb - footprint.blocks_gb
@@ -116,13 +116,15 @@ def fit(footprint: Footprint, side_px: int, *, guided: bool, adapters_gb: float,
     """
     most = usual_batch(side_px, guided=guided, device="cuda")
 
-    def needed(at_once: int, *, travelling: bool) -> float:
-        return sampling_gb(footprint, side_px, at_once, guided=guided, travelling=travelling, adapters_gb=adapters_gb)
+    def needed(batch_size: int, *, travelling: bool) -> float:
+        return sampling_gb(
+            footprint, side_px, batch_size, guided=guided, travelling=travelling, adapters_gb=adapters_gb
+        )
 
     travelling = needed(1, travelling=False) > planned_gb
     fitting = [count for count in range(1, most + 1) if needed(count, travelling=travelling) <= planned_gb]
-    at_once = max(fitting, default=1)
-    return Fit(travelling, at_once, needed(at_once, travelling=travelling))
+    batch_size = max(fitting, default=1)
+    return Fit(travelling, batch_size, needed(batch_size, travelling=travelling))
 
 
 def usual_batch(side_px: int, *, guided: bool, device: str) -> int:

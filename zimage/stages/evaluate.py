@@ -225,11 +225,11 @@ def _findings(
     reals: Reals,
 ) -> Findings:
     evidence = Evidence(
-        lora=outcome.reporting,
+        lora=outcome.test,
         base=outcome.base,
         leaks=outcome.leaks,
         base_leaks=outcome.base_leaks,
-        variety=_varieties(scorer, outcome.reporting),
+        variety=_varieties(scorer, outcome.test),
         base_variety=_varieties(scorer, outcome.base),
         ceiling=scorer.judge.targets.ceiling(),
         sessions=reals.sessions,

@@ -55,7 +55,7 @@ def train(
 
     check_out(out, (encode,), holds="lora.safetensors")
     use_one_thread_on_a_cpu()
-    world = begin_world(params.batch, params.at_once)
+    world = begin_world(params.batch_size, params.micro_batch_size)
     folder = resolve(base)
     dataset = identify_files(encode.glob("*.*"), encode)
     code = fingerprint(__name__)

@@ -1,7 +1,7 @@
 """The processes of a run: one, several on a CPU's cores, or those that `torchrun` started.
 
-A step is cut into pieces of `train.at_once` samples. On a CPU the gradients of all pieces are added one after the
-other in their order, whichever process has computed them: the same to the last bit for any number of processes.
+A step is cut into pieces of `train.micro_batch_size` samples. On a CPU the gradients of all pieces are added one
+after the other in their order, whichever process has computed them, so any number of processes gives the same bits.
 """
 
 import mmap
@@ -36,9 +36,9 @@ class World:
         """Return whether this process writes the files."""
         return self.rank == 0
 
-    def cut(self, batch: int, at_once: int) -> list[slice]:
-        """Return the pieces of a step's samples, of at most `at_once` each."""
-        return [slice(start, min(start + at_once, batch)) for start in range(0, batch, at_once)]
+    def cut(self, batch: int, micro_batch_size: int) -> list[slice]:
+        """Return the pieces of a step's samples, of at most `micro_batch_size` each."""
+        return [slice(start, min(start + micro_batch_size, batch)) for start in range(0, batch, micro_batch_size)]
 
     def all_reduce(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
         """Leave the sum of all pieces' gradients in `gradient`, to which they add theirs, and return that of losses."""
@@ -83,7 +83,7 @@ class Launched(World):
         dist.init_process_group("nccl" if on_gpus else "gloo", timeout=WAITS)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
-    def cut(self, batch: int, at_once: int) -> list[slice]:
+    def cut(self, batch: int, micro_batch_size: int) -> list[slice]:
         """Return the pieces of a step's samples, in turn one for each process.
 
         Raises:
@@ -92,10 +92,10 @@ class Launched(World):
         if batch % self.size:
             raise InputError(
                 f"A batch of {batch} cannot be split over {self.size} processes; "
-                f"set train.batch to a multiple of {self.size}."
+                f"set train.batch_size to a multiple of {self.size}."
             )
         own = batch // self.size
-        parts = super().cut(own, at_once)
+        parts = super().cut(own, micro_batch_size)
         return [slice(first + part.start, first + part.stop) for part in parts for first in range(0, batch, own)]
 
     def all_reduce(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
@@ -176,9 +176,9 @@ class Team(World):
             yield
 
 
-def begin_world(batch: int, at_once: int) -> World:
+def begin_world(batch: int, micro_batch_size: int) -> World:
     """Return the world that torchrun, the device and the machine's setting call for (see zimage.core.process_group)."""
     if dist.is_torchelastic_launched():
         return Launched()
-    size = min(processes_on(device_and_dtype()[0]), len(World().cut(batch, at_once)))
+    size = min(processes_on(device_and_dtype()[0]), len(World().cut(batch, micro_batch_size)))
     return Team(size) if size > 1 else World()

@@ -28,7 +28,7 @@ class GraphedStep:
     """Passes that are recorded when a shape is met first, and repeated from then on; plain where that fails.
 
     One failure is enough: what could not be recorded once keeps what memory it took, and would take it for each shape.
-    Too little memory is no such failure: it is raised, and who is told of it sets machine.graphs to false.
+    Too little memory is no such failure: it is raised, and who is told of it sets machine.cuda_graphs to false.
 
     Args:
         passes: Forward and back, which read nothing but their arguments and the adapters, and draw no chance.

@@ -14,7 +14,7 @@ from zimage.training.graphed_step import Passes
 from zimage.training.noise import StepNoise, seed_of
 from zimage.training.objective import Objective
 from zimage.training.optimiser import Optimiser, rate_factor
-from zimage.training.params import PreservationParams, ScheduleParams
+from zimage.training.params import PriorPreservationParams, ScheduleParams
 from zimage.training.plan import Step
 from zimage.training.stop_signal import deferred_stop
 
@@ -34,7 +34,7 @@ class Loop:
         planned: The samples of every step.
         preserving: The samples of every step that also preserves the class, in turn; empty where none does.
         preservation: How those do; None where none does.
-        at_once: Samples computed together; a larger step is computed in pieces.
+        micro_batch_size: Samples computed together; a larger step is computed in pieces.
         world: The processes that share the run.
     """
 
@@ -45,8 +45,8 @@ class Loop:
     schedule: ScheduleParams
     planned: list[Step]
     preserving: list[Step]
-    preservation: PreservationParams | None
-    at_once: int
+    preservation: PriorPreservationParams | None
+    micro_batch_size: int
     world: World
 
     def run(
@@ -90,7 +90,7 @@ class Loop:
     def most_pieces(self) -> int:
         """Return how many pieces a step has at most."""
         batches = [len(steps[0].items) for steps in (self.planned, self.preserving) if steps]
-        return sum(len(self.world.cut(batch, self.at_once)) for batch in batches)
+        return sum(len(self.world.cut(batch, self.micro_batch_size)) for batch in batches)
 
     def step(self, number: int) -> Tensor:
         """Make one step and return its loss and the gradients' norm (2,), on the device."""
@@ -105,7 +105,8 @@ class Loop:
         step = self.planned[number]
         chance = self.objective.sample_noise(number, step)
         pieces: list[Piece] = [
-            partial(self._learn, number, step, chance, rows) for rows in self.world.cut(len(step.items), self.at_once)
+            partial(self._learn, number, step, chance, rows)
+            for rows in self.world.cut(len(step.items), self.micro_batch_size)
         ]
         if self.preservation is not None and number % self.preservation.every == 0:
             pieces += self._preserving_pieces(number // self.preservation.every, self.preservation)
@@ -115,7 +116,7 @@ class Loop:
         self._seed_dropout("dropout", number, rows)
         return self.passes(*self.objective.inputs(step, chance, rows))
 
-    def _preserving_pieces(self, turn: int, params: PreservationParams) -> list[Piece]:
+    def _preserving_pieces(self, turn: int, params: PriorPreservationParams) -> list[Piece]:
         step = self.preserving[turn]
         chance = self.objective.sample_noise(turn, step, name="preservation")
 
@@ -124,7 +125,7 @@ class Loop:
             self.objective.preservation(step, chance, rows, params).backward()
             return torch.zeros((), device=self.objective.denoiser.device)  # it is not what the person is learnt by
 
-        return [partial(preserve, rows) for rows in self.world.cut(len(step.items), self.at_once)]
+        return [partial(preserve, rows) for rows in self.world.cut(len(step.items), self.micro_batch_size)]
 
     def _seed_dropout(self, name: str, number: int, rows: slice) -> None:
         """Seed torch, which draws dropout where it is needed, alike in whichever process."""

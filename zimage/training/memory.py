@@ -25,7 +25,7 @@ USED_SHARE = 0.85
 SPARE = 0.9
 # Of the largest weight written out, or of one product in integers: computed for NF4, in GB at the released width.
 WORKSPACE_GB = 1.1
-WEIGHT_BYTES = {"plain": 2.0, "fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
+WEIGHT_BYTES = {"none": 2.0, "fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
 COMPILERS = ("cc", "gcc", "clang")
 # Adapters here send the way back through the blocks that only the picture takes.
 BEFORE_THE_LAYERS = {"noise_refiner", "image_embedder", "time_embedder"}
@@ -40,21 +40,23 @@ class MemoryPreset:
 
     memory: MemoryParams
     machine: MachineParams
-    at_once: int
+    micro_batch_size: int
 
 
-def _preset(frozen: str, checkpointing: str, *, away: int = 0, compiled: bool, at_once: int = 1) -> MemoryPreset:
-    machine = {"checkpointing": checkpointing, "offloaded_blocks": away, "graphs": False}
-    memory = MemoryParams.model_validate({"frozen": frozen, "compile": compiled})
-    return MemoryPreset(memory, MachineParams.model_validate(machine), at_once)
+def _preset(
+    quantization: str, checkpointing: str, *, away: int = 0, compiled: bool, micro_batch_size: int = 1
+) -> MemoryPreset:
+    machine = {"checkpointing": checkpointing, "offloaded_blocks": away, "cuda_graphs": False}
+    memory = MemoryParams.model_validate({"base_quantization": quantization, "compile": compiled})
+    return MemoryPreset(memory, MachineParams.model_validate(machine), micro_batch_size)
 
 
 # By the memory they are made for, least first.
 PRESETS = {
     "8gb": _preset("nf4", "full", away=15, compiled=False),
     "16gb": _preset("int8", "auto", compiled=True),
-    "24gb": _preset("plain", "auto", compiled=True),
-    "80gb": _preset("plain", "auto", compiled=True, at_once=2),
+    "24gb": _preset("none", "auto", compiled=True),
+    "80gb": _preset("none", "auto", compiled=True, micro_batch_size=2),
 }
 
 
@@ -102,8 +104,10 @@ def check(params: TrainParams, machine: MachineParams, sizes: Sizes, device: tor
             "machine.offloaded_blocks needs blocks that are not compiled, for their weights come and go; "
             "set it to 0, or train.memory.compile to false, which trains anew."
         )
-    if machine.graphs and (hindrance := _hindrance_of_graphs(params, machine)):
-        raise InputError(f"machine.graphs cannot record {hindrance}; set that otherwise, or machine.graphs to false.")
+    if machine.cuda_graphs and (hindrance := _hindrance_of_graphs(params, machine)):
+        raise InputError(
+            f"machine.cuda_graphs cannot record {hindrance}; set that otherwise, or machine.cuda_graphs to false."
+        )
     if machine.offloaded_blocks > sizes.layers:
         raise InputError(
             f"machine.offloaded_blocks is {machine.offloaded_blocks}, but the base has {sizes.layers} main blocks; "
@@ -122,17 +126,17 @@ def _check_units(params: TrainParams, machine: MachineParams, sizes: Sizes, devi
             f"train.precision is bfloat16, but {torch.cuda.get_device_name(device)} has no units for it; "
             "use a GPU of the Ampere generation or a later one, or set train.precision to float32, which is slow."
         )
-    if params.precision == "float32" and memory.frozen == "fp8":
+    if params.precision == "float32" and memory.base_quantization == "fp8":
         raise InputError(
-            "train.memory.frozen is `fp8`, whose products come out in bfloat16, but train.precision is float32; "
-            "set train.precision to bfloat16, or frozen to `int8`."
+            "train.memory.base_quantization is `fp8`, whose products come out in bfloat16, but train.precision is "
+            "float32; set train.precision to bfloat16, or base_quantization to `int8`."
         )
-    if memory.frozen == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+    if memory.base_quantization == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         raise InputError(
-            f"train.memory.frozen is `fp8`, but {torch.cuda.get_device_name(device)} has no units for it; "
+            f"train.memory.base_quantization is `fp8`, but {torch.cuda.get_device_name(device)} has no units for it; "
             "set it to `int8`."
         )
-    if memory.frozen in {"fp8", "int8"} and not memory.compile:
+    if memory.base_quantization in {"fp8", "int8"} and not memory.compile:
         logger.warning("8-bit weights are no faster than bfloat16 without train.memory.compile, only smaller")
 
 
@@ -163,8 +167,8 @@ def checkpointing_of(
     if device.type != "cuda":
         return "none"
     # What a graph keeps lies in memory of its own, beside that of what is not recorded: other shapes, preservation.
-    usable_gb = free_gb(device) / (2 if machine.graphs else 1)
-    tokens = params.at_once * _most_tokens(buckets)
+    usable_gb = free_gb(device) / (2 if machine.cuda_graphs else 1)
+    tokens = params.micro_batch_size * _most_tokens(buckets)
     return least_checkpointing(
         params.memory.compile,
         learning(sizes, params),
@@ -191,7 +195,7 @@ def keeps_both_ways(
     """
     if device.type != "cuda":
         return False
-    both = room_for_both_ways(params, machine, sizes, params.at_once * _most_tokens(buckets), free_gb(device))
+    both = room_for_both_ways(params, machine, sizes, params.micro_batch_size * _most_tokens(buckets), free_gb(device))
     if both:
         logger.info("8-bit weights are kept in both orders, which the memory has room for")
     return both
@@ -202,11 +206,11 @@ def room_for_both_ways(
 ) -> bool:
     """Return whether 8-bit weights can be kept twice, and nothing is computed twice all the same."""
     memory = params.memory
-    if memory.frozen not in {"fp8", "int8"} or machine.offloaded_blocks:
+    if memory.base_quantization not in {"fp8", "int8"} or machine.offloaded_blocks:
         return False
     asked, inner = dropped(sizes, params), inner_of_lokr(sizes, params)
     kept = activations_gb(learning(sizes, params), tokens, "none", dropped=asked, inner=inner)
-    kept *= 2 if machine.graphs else 1
+    kept *= 2 if machine.cuda_graphs else 1
     need = 2 * weights_gb(sizes, memory, machine) + adapters_gb(values_gb(sizes, params)) + kept + WORKSPACE_GB
     return need < available_gb * USED_SHARE
 
@@ -288,7 +292,7 @@ def weights_gb(sizes: Sizes, memory: MemoryParams, machine: MachineParams) -> fl
     D, F = sizes.width, sizes.feed_forward
     here = sizes.layers - machine.offloaded_blocks + min(machine.offloaded_blocks, PLACES) + sizes.refiners
     modulations = (sizes.layers + sizes.refiners) * 256 * 4 * D * 2
-    return (here * (4 * D * D + 3 * D * F) * WEIGHT_BYTES[memory.frozen] + modulations) / 1e9
+    return (here * (4 * D * D + 3 * D * F) * WEIGHT_BYTES[memory.base_quantization] + modulations) / 1e9
 
 
 def adapters_gb(values_gb: float) -> float:
@@ -324,7 +328,7 @@ def needed_gb(sizes: Sizes, preset: MemoryPreset, values_gb: float, tokens: int)
         tokens: Of the longest sequence.
     """
     checkpointing = "full" if preset.machine.checkpointing == "auto" else preset.machine.checkpointing
-    activations = activations_gb(sizes, preset.at_once * tokens, checkpointing)
+    activations = activations_gb(sizes, preset.micro_batch_size * tokens, checkpointing)
     return weights_gb(sizes, preset.memory, preset.machine) + adapters_gb(values_gb) + activations + WORKSPACE_GB
 
 
@@ -343,14 +347,16 @@ def too_small(  # noqa: PLR0917
     """
     tokens = sequence_length(SequenceBucket(px[1] // 8, px[0] // 8, padded(caption)))
     values = values_gb(sizes, params)
-    now = needed_gb(sizes, MemoryPreset(params.memory, machine, params.at_once), values, tokens)
+    now = needed_gb(sizes, MemoryPreset(params.memory, machine, params.micro_batch_size), values, tokens)
     needs = {name: needed_gb(sizes, preset, values, tokens) for name, preset in PRESETS.items()}
     fitting = [f"{name} ({need:.0f} GB)" for name, need in needs.items() if need < min(now, SPARE * at_hand_gb)]
     remedy = f"a preset that fits ({', '.join(reversed(fitting))}), " if fitting else ""
+    quantization = params.memory.base_quantization
+    weights = params.precision if quantization == "none" else quantization
     return InputError(
-        f"{at_hand_gb:.0f} GB of memory are too small for {params.at_once} picture(s) of {px[0]} x {px[1]} px at once "
-        f"with {params.memory.frozen} weights; {_cheaper(params, machine)}choose {remedy}a smaller train.at_once, "
-        "smaller crops, or end what else runs on it."
+        f"{at_hand_gb:.0f} GB of memory are too small for {params.micro_batch_size} picture(s) of {px[0]} x {px[1]} px "
+        f"at once with {weights} weights; {_cheaper(params, machine)}choose {remedy}a smaller "
+        "train.micro_batch_size, smaller crops, or end what else runs on it."
     )
 
 
@@ -359,8 +365,8 @@ def _cheaper(params: TrainParams, machine: MachineParams) -> str:
     values = [] if machine.checkpointing in {"auto", "full"} else ["checkpointing=full"]
     if not params.memory.compile and not machine.offloaded_blocks:
         values.append("offloaded_blocks=15")
-    if machine.graphs:
-        values.append("graphs=false")
+    if machine.cuda_graphs:
+        values.append("cuda_graphs=false")
     return f'set ZIMAGE_MACHINE="{" ".join(values)}" on this machine, which trains on as before, or ' if values else ""
 
 

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zimage.training.params import SigmaParams
+from zimage.training.params import TimestepSamplingParams
 
 # The fractional parts of its multiples fill the unit interval most evenly, however many are taken (Weyl, 1916;
 # Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences", 2018).
 GOLDEN = (5**0.5 - 1) / 2
 
 
-def sigmas(uniform: Tensor, params: SigmaParams, *, sampler_shift: float) -> Tensor:
+def sigmas(uniform: Tensor, params: TimestepSamplingParams, *, sampler_shift: float) -> Tensor:
     """Return sigma for draws of the uniform law on (0, 1), float32.
 
     Sources: logit-normal, arXiv 2403.03206 section 3.1; shift, idem section 5.3.2 (equation 23) and
     diffusers@0.42.1:src/diffusers/schedulers/scheduling_flow_match_euler_discrete.py, set_timesteps.
     """
-    match params.law:
+    match params.distribution:
         case "logit_normal":
             return shifted(torch.sigmoid(params.mean + params.std * torch.special.ndtri(uniform)), params.shift).float()
         case "uniform":
@@ -79,7 +79,7 @@ def draw(
     seed: int,
     step: int,
     shape: tuple[int, int, int, int],
-    params: SigmaParams,
+    params: TimestepSamplingParams,
     *,
     sampler_shift: float,
     name: str = "step",

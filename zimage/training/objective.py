@@ -14,7 +14,7 @@ from zimage.model.device import sent
 from zimage.training.dataset import Dataset
 from zimage.training.loss_weights import sigma_weights, squared_error
 from zimage.training.noise import StepNoise, draw
-from zimage.training.params import LossWeight, PreservationParams, SigmaParams
+from zimage.training.params import LossWeight, PriorPreservationParams, TimestepSamplingParams
 from zimage.training.plan import Step
 
 
@@ -34,7 +34,7 @@ class Objective:
 
     denoiser: Denoiser
     dataset: Dataset
-    sigma: SigmaParams
+    sigma: TimestepSamplingParams
     sampler_shift: float
     loss_weight: LossWeight
     latents: Literal["mean", "sample"]
@@ -65,7 +65,7 @@ class Objective:
         loss.backward()
         return loss.detach()
 
-    def preservation(self, step: Step, chance: StepNoise, rows: slice, params: PreservationParams) -> Tensor:
+    def preservation(self, step: Step, chance: StepNoise, rows: slice, params: PriorPreservationParams) -> Tensor:
         """Return these rows' share in the loss that keeps the class as it was, weight included."""
         part = step.part(rows)
         clean, noise, sigma = self._parts(part, chance, rows)

@@ -14,7 +14,7 @@ def rate_factor(step: int, steps: int, params: ScheduleParams) -> float:
     """Return what the learning rate is multiplied with at a step, counted from 0, of `steps`."""
     if step < params.warmup_steps:
         return (step + 1) / params.warmup_steps
-    if params.law == "constant":
+    if params.type == "constant":
         return 1.0
     done = (step - params.warmup_steps) / max(1, steps - params.warmup_steps)
     return params.final_fraction + (1 - params.final_fraction) * (1 + math.cos(math.pi * done)) / 2
@@ -44,7 +44,7 @@ class Optimiser:
         norm: Tensor = torch.linalg.vector_norm(gradient)
         if self._params.clip_norm > 0:
             gradient.mul_((self._params.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        for group, multiple in zip(self._adamw.param_groups, (1.0, self._params.up_rate), strict=True):
+        for group, multiple in zip(self._adamw.param_groups, (1.0, self._params.lora_plus_ratio), strict=True):
             group["lr"] = self._params.learning_rate * rate_factor * multiple
         self._adamw.step()
         if self._params.ema_decay > 0:

@@ -1,9 +1,8 @@
 """The params sections of training; importing them imports nothing heavy."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from zimage.core.section import Section
 
@@ -23,10 +22,10 @@ LossWeight = Literal["constant", "bell", "cosmap"]
 Resume = Literal["exact", "any", "restart"]
 
 
-class SigmaParams(Section):
-    """The law of sigma, the share of noise, in (0, 1)."""
+class TimestepSamplingParams(Section):
+    """Distribution of sigma, the share of noise, in (0, 1)."""
 
-    law: Literal["logit_normal", "uniform", "scheduler"]
+    distribution: Literal["logit_normal", "uniform", "scheduler"]
     """logit_normal: sigmoid of a normal; uniform; scheduler: uniform on the grid the base's sampler walks."""
     mean: float
     """Of the normal; logit_normal only."""
@@ -35,7 +34,7 @@ class SigmaParams(Section):
     shift: float = Field(gt=0)
     """Moves towards noise above 1, towards detail below; not used by `scheduler`, which has the base's own."""
     stratified: bool
-    """Spread the draws evenly over all steps instead of drawing each alone: less noise in the gradient, same law."""
+    """Spread the samples evenly over all steps instead of drawing each alone: less noise in the gradient."""
 
 
 class OptimiserParams(Section):
@@ -43,8 +42,8 @@ class OptimiserParams(Section):
 
     learning_rate: float = Field(gt=0)
     """Of the down-matrices; moved by the schedule."""
-    up_rate: float = Field(gt=0)
-    """Learning rate of the up-matrices, in multiples; 1 is plain LoRA, 4 to 16 is LoRA+ (arXiv 2402.12354)."""
+    lora_plus_ratio: float = Field(gt=0)
+    """Learning rate of up-matrices over that of down-matrices; 1 is plain LoRA, 4 to 16 is LoRA+ (arXiv 2402.12354)."""
     betas: list[float] = Field(min_length=2, max_length=2)
     """Decay of AdamW's two averages."""
     weight_decay: float = Field(ge=0)
@@ -58,7 +57,7 @@ class OptimiserParams(Section):
 class ScheduleParams(Section):
     """How the learning rate moves."""
 
-    law: Literal["constant", "cosine"]
+    type: Literal["constant", "cosine"]
     """After the warm-up: stay, or fall along half a cosine."""
     warmup_steps: int = Field(ge=0)
     """Steps over which it rises from nothing."""
@@ -66,14 +65,14 @@ class ScheduleParams(Section):
     """Of the learning rate, at the end of `cosine`."""
 
 
-class PreservationParams(Section):
+class PriorPreservationParams(Section):
     """What keeps the base's idea of the class: without it, every woman turns into the one that is learnt."""
 
     weight: float = Field(gt=0)
     """Of this loss beside the subject's."""
     every: int = Field(ge=1)
     """Steps from one that preserves to the next."""
-    batch: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
     """Samples in it, on all devices together."""
     pictures: Literal["crops", "class"]
     """crops: the subject's own, captioned without the trigger; class: the class pictures of encode."""
@@ -122,20 +121,12 @@ class SampleParams(Section):
 
 
 class MemoryParams(Section):
-    """What is traded for memory and time at the cost of other rounding; what costs none is in `MachineParams`."""
+    """What saves memory and time at the cost of other rounding; what costs none is in `MachineParams`."""
 
-    frozen: Literal["plain", "fp8", "int8", "nf4"]
-    """How the blocks' frozen weights are kept: in the products' precision, or in 8 or 4 bits."""
+    base_quantization: Literal["none", "fp8", "int8", "nf4"]
+    """Format of the blocks' frozen weights: none, in the precision of the products; or 8 or 4 bits."""
     compile: bool
     """Let torch.compile fuse each block; a minute or more at the start, worth it from a thousand steps on a GPU."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _names_the_section_of_old_keys(cls, values: Any) -> Any:
-        old = [key for key in MachineParams.model_fields if isinstance(values, Mapping) and key in values]
-        if old:
-            raise ValueError(f"{', '.join(old)} change no result and belong in the section `machine:` now; move them")
-        return values
 
 
 class MachineParams(Section):
@@ -148,7 +139,7 @@ class MachineParams(Section):
     """What is computed again on the way back: auto decides by free memory; selective needs `train.memory.compile`."""
     offloaded_blocks: int = Field(ge=0)
     """Main blocks whose weights wait in the machine's memory and visit the GPU when their turn comes."""
-    graphs: bool
+    cuda_graphs: bool
     """Record a CUDA graph for each shape: less waiting for launches at 512 px, more memory; a CPU knows none."""
 
 
@@ -157,9 +148,9 @@ class TrainParams(Section):
 
     steps: int = Field(ge=1)
     """Optimiser steps."""
-    batch: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
     """Samples in a step, on all devices together."""
-    at_once: int = Field(ge=1)
+    micro_batch_size: int = Field(ge=1)
     """Samples computed together; a batch is cut into such pieces, which processes on a CPU share."""
     targets: list[Target] = Field(min_length=1)
     """Kinds of layers that get an adapter."""
@@ -174,7 +165,7 @@ class TrainParams(Section):
     """Of the matrix products; adapters and optimiser are float32 in any case."""
     optimiser: OptimiserParams
     schedule: ScheduleParams
-    sigma: SigmaParams
+    timestep_sampling: TimestepSamplingParams
     loss_weight: LossWeight
     """What noise levels count: constant, bell (middle ones more) or cosmap (middle ones a little more)."""
     face_weight: float = Field(gt=0)
@@ -183,7 +174,7 @@ class TrainParams(Section):
     """Share of captions that the empty text takes the place of."""
     latents: Literal["mean", "sample"]
     """What a picture is: the mean of the autoencoder's posterior, or a new sample of it each time."""
-    preservation: PreservationParams | None
+    prior_preservation: PriorPreservationParams | None
     """What keeps the class as it was; null for nothing."""
     training_adapter: AdapterParams | None
     """For Turbo: the de-distillation LoRA its frozen weights wear; null for Base and De-Turbo."""
@@ -194,9 +185,9 @@ class TrainParams(Section):
     """On another kind of device, which rounds otherwise: exact refuses to go on, any goes on, restart begins anew."""
     samples: SampleParams | None
     """Pictures at each checkpoint; null for none."""
-    stored: Literal["float32", "bfloat16"]
+    save_dtype: Literal["float32", "bfloat16"]
     """Of the LoRA files."""
-    explosion: float = Field(gt=1)
+    divergence_factor: float = Field(gt=1)
     """The run stops when its mean loss has grown this many times."""
     seed: int
     """Of adapters, order, captions, sigma and noise."""

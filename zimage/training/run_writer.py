@@ -62,7 +62,7 @@ class RunWriter:
         self._folder, self._prepared, self._params = folder, prepared, params
         self._base, self._metadata, self._run, self._progress = base, metadata, run, progress
         self._devices, self._last_state = devices, begin
-        self._watch = DivergenceMonitor(params.explosion, self.record.losses)
+        self._watch = DivergenceMonitor(params.divergence_factor, self.record.losses)
         self._since = time.monotonic()
         self._training_s = 0.0
         self._steps_here = 0
@@ -125,7 +125,7 @@ class RunWriter:
     def save(self, path: Path) -> None:
         """Write the LoRA as it is now."""
         weights = self._prepared.adapters.weights(self._prepared.loop.optimiser.result)
-        save_portable(path, weights, metadata=self._metadata, dtype=DTYPES[self._params.stored])
+        save_portable(path, weights, metadata=self._metadata, dtype=DTYPES[self._params.save_dtype])
 
     def _write_samples(self, done: int, params: SampleParams, stop: Callable[[], None]) -> None:
         """Write a picture of each sample prompt, of exactly the values that were saved."""
@@ -174,7 +174,7 @@ class RunWriter:
         """Let the model be what is saved, on the base as it is; plainly, for blocks would be compiled anew for it."""
         values, denoiser = self._prepared.adapters.values, self._prepared.denoiser
         trained, run = values.clone(), denoiser.run
-        values.copy_(self._prepared.loop.optimiser.result.to(DTYPES[self._params.stored]))
+        values.copy_(self._prepared.loop.optimiser.result.to(DTYPES[self._params.save_dtype]))
         denoiser.run = run_block
         try:
             with adding(denoiser, self._prepared.unworn):

@@ -25,7 +25,7 @@ from zimage.training.memory import check, checkpointing_of, keeps_both_ways, siz
 from zimage.training.noise import generator_of
 from zimage.training.objective import Objective
 from zimage.training.optimiser import Optimiser
-from zimage.training.params import MachineParams, PreservationParams, TrainParams
+from zimage.training.params import MachineParams, PriorPreservationParams, TrainParams
 from zimage.training.plan import Step, plan
 from zimage.training.training_adapter import addends_of, merge
 
@@ -84,7 +84,7 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
     dataset = Dataset(encode, device=device, face_weight=params.face_weight)
     scheduler = open_scheduler(base)
     planned = _planned(dataset, params)
-    preserving = _preserving(dataset, params.preservation, params) if params.preservation else []
+    preserving = _preserving(dataset, params.prior_preservation, params) if params.prior_preservation else []
     buckets = {step.bucket for step in (*planned, *preserving)}
     both_ways = keeps_both_ways(params, machine, sizes, buckets, device)
     denoiser, names, factors = _denoiser(base, params, machine, device, both_ways=both_ways)
@@ -106,14 +106,14 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
     objective = Objective(
         denoiser,
         dataset,
-        sigma=params.sigma,
+        sigma=params.timestep_sampling,
         sampler_shift=float(scheduler.config.shift),
         loss_weight=params.loss_weight,
         latents=params.latents,
         seed=params.seed,
     )
     passes: Passes = objective.forward_backward
-    if machine.graphs and device.type == "cuda":
+    if machine.cuda_graphs and device.type == "cuda":
         passes = GraphedStep(passes, adapters.gradient, Recorder(device))
     loop = Loop(
         objective,
@@ -123,8 +123,8 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
         params.schedule,
         planned=planned,
         preserving=preserving,
-        preservation=params.preservation,
-        at_once=params.at_once,
+        preservation=params.prior_preservation,
+        micro_batch_size=params.micro_batch_size,
         world=world,
     )
     return Run(loop, dataset, scheduler, unworn)
@@ -158,7 +158,7 @@ def _denoiser(
         dtype=dtype,
         stream=torch.float32 if on_cpu else dtype,
         device=device,
-        kind=params.memory.frozen,
+        kind=params.memory.base_quantization,
         offloaded_blocks=machine.offloaded_blocks,
         both_ways=both_ways,
     )
@@ -191,30 +191,30 @@ def _planned(dataset: Dataset, params: TrainParams) -> list[Step]:
         dataset.sources("subject"),
         dataset.lengths,
         steps=params.steps,
-        batch=params.batch,
+        batch=params.batch_size,
         generator=generator_of(params.seed, "plan"),
         dropout=params.caption_dropout,
         empty=dataset.empty,
     )
 
 
-def _preserving(dataset: Dataset, preservation: PreservationParams, params: TrainParams) -> list[Step]:
+def _preserving(dataset: Dataset, preservation: PriorPreservationParams, params: TrainParams) -> list[Step]:
     role = "subject" if preservation.pictures == "crops" else "class"
     sources = dataset.sources("subject" if role == "subject" else "class", of_the_class=True)
     if not sources:
         raise InputError(
-            "train.preservation.pictures is `class`, but there are no class pictures; "
+            "train.prior_preservation.pictures is `class`, but there are no class pictures; "
             "name some in encode.class_pictures, or set it to `crops`."
         )
     if preservation.target == "picture" and preservation.pictures == "crops":
         raise InputError(
-            "train.preservation.target is `picture`, but the pictures are the subject's own crops, which would teach "
-            "the class to look like the subject; set it to `base`, or pictures to `class`."
+            "train.prior_preservation.target is `picture`, but the pictures are the subject's own crops, which would "
+            "teach the class to look like the subject; set it to `base`, or pictures to `class`."
         )
     return plan(
         sources,
         dataset.lengths,
         steps=-(-params.steps // preservation.every),
-        batch=preservation.batch,
+        batch=preservation.batch_size,
         generator=generator_of(params.seed, "preservation"),
     )

@@ -30,7 +30,7 @@ def pipeline(tiny_base: Base) -> Any:
 def generator(pipeline: Any, sampling: Sampling = SAMPLING) -> Generator:
     prompts = [NEAR, FAR, ""]
     states = embed(pipeline.tokenizer, pipeline.text_encoder, prompts, torch.device("cpu"))
-    return Generator(pipeline, dict(zip(prompts, states, strict=True)), sampling, at_once=4)
+    return Generator(pipeline, dict(zip(prompts, states, strict=True)), sampling, batch_size=4)
 
 
 def asked(text: str = NEAR, seed: int = 0, lora: Path | None = None, strength: float = 0.0) -> Request:
@@ -99,7 +99,7 @@ def test_processes_that_share_the_pictures_change_no_bit_of_any(pipeline: Any, t
     use_one_thread_on_a_cpu()
     states = embed(pipeline.tokenizer, pipeline.text_encoder, [NEAR], torch.device("cpu"))
     alone, shared = (
-        list(Generator(pipeline, {NEAR: states[0]}, SAMPLING, at_once=2, processes=count).pictures(requests))
+        list(Generator(pipeline, {NEAR: states[0]}, SAMPLING, batch_size=2, processes=count).pictures(requests))
         for count in (1, 3)
     )
     assert [request for request, _ in shared] == [request for request, _ in alone]
@@ -109,7 +109,7 @@ def test_processes_that_share_the_pictures_change_no_bit_of_any(pipeline: Any, t
 
 def test_a_lora_that_does_not_fit_is_refused_also_where_another_process_wears_it(pipeline: Any, tmp_path: Path) -> None:
     lora = write_tiny_lora(tmp_path / "wide.safetensors", seed=1, width=96)
-    shared = Generator(pipeline, {NEAR: torch.ones(7, TEXT_WIDTH)}, SAMPLING, at_once=1, processes=2)
+    shared = Generator(pipeline, {NEAR: torch.ones(7, TEXT_WIDTH)}, SAMPLING, batch_size=1, processes=2)
     with pytest.raises(InputError, match="train it again"):
         list(shared.pictures([asked(seed=seed, lora=lora, strength=1.0) for seed in range(2)]))
 
@@ -138,7 +138,7 @@ def test_of_travelling_blocks_one_is_there_at_a_time(
     travelling = open_pipeline(Path(tiny_base.model), device="cpu", dtype=torch.bfloat16, travelling=True)
     crossings = Crossings(monkeypatch)
     states = torch.ones(7, TEXT_WIDTH, dtype=torch.bfloat16)
-    list(Generator(travelling, {NEAR: states}, SAMPLING, at_once=1).pictures([asked()]))
+    list(Generator(travelling, {NEAR: states}, SAMPLING, batch_size=1).pictures([asked()]))
     weights = footprint_of(Path(tiny_base.model))
     outside_gb = weights.transformer_gb - weights.blocks_gb
     assert weights.block_gb < crossings.most / 1e9 <= outside_gb + weights.block_gb + 1e-9

@@ -50,13 +50,13 @@ def test_leak_prompts_ask_for_somebody_else() -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "full"])
-def test_choosing_and_reporting_share_no_prompt_and_every_aspect_with_two_is_in_both(name: str) -> None:
+def test_selection_and_test_share_no_prompt_and_every_aspect_with_two_is_in_both(name: str) -> None:
     prompts = read_suite(name)
     sides = halves(prompts)
-    chosen = {prompt.aspect for prompt in prompts if sides[prompt.id] == "choosing"}
-    told = {prompt.aspect for prompt in prompts if sides[prompt.id] == "reporting"}
+    chosen = {prompt.aspect for prompt in prompts if sides[prompt.id] == "selection"}
+    told = {prompt.aspect for prompt in prompts if sides[prompt.id] == "test"}
     assert chosen == told == {prompt.aspect for prompt in prompts if prompt.kind == "likeness"}
-    counts = [list(sides.values()).count(side) for side in ("choosing", "reporting")]
+    counts = [list(sides.values()).count(side) for side in ("selection", "test")]
     assert abs(counts[0] - counts[1]) <= 2
 
 

@@ -27,7 +27,7 @@ TRAINED = Trained(steps=2400, photos=24, spread=0.6, last_is_best=False)
         ({"copy_rate_max"}, replace(TRAINED, photos=20, spread=0.2), "The 20 training photos are nearly one"),
         ({"copy_rate_max"}, TRAINED, "train fewer `--steps` than 2400, or a lower `--rank`"),
         ({"variety_ratio_min"}, TRAINED, "train fewer `--steps` than 2400"),
-        ({"leak_rise_max"}, TRAINED, "train with prior preservation (train.preservation)"),
+        ({"leak_rise_max"}, TRAINED, "train with prior preservation (train.prior_preservation)"),
         ({"face_found_rate_min"}, TRAINED, "The LoRA spoils faces that the base model draws; train with"),
         ({"second_engine_rate_min"}, TRAINED, "The two face engines disagree"),
         ({"same_person_rate_min"}, TRAINED, "No usual cause was found; look at the worst pictures in the report"),

@@ -58,7 +58,7 @@ def test_compiled_it_is_pefts_product_and_has_its_gradients(names: str, adapted:
     dx, *gradients = torch.autograd.grad(y, [x, *trained], dy)
     expected = [y.detach(), dx, torch.cat(gradients[: len(adapted)]), torch.cat(gradients[len(adapted) :])]
 
-    projection = projection_of(list(layers.values()), keeper_of("plain", dtype=torch.float32, device=CPU))
+    projection = projection_of(list(layers.values()), keeper_of("none", dtype=torch.float32, device=CPU))
     for found, wanted in zip(outcome(projection, x, dy, compiled=True), expected, strict=True):
         assert _error(found, wanted) < 1e-6
 
@@ -78,7 +78,7 @@ def test_in_few_bits_it_is_compiled_to_what_it_is_without(kind: Kind, both_ways:
 def test_what_dropout_lets_through_is_the_same_for_a_seed_compiled_or_not() -> None:
     layers = layers_of("abc", "ac", 4.0, dropout=0.5)
     x, dy = _given(layers)
-    projection = projection_of(list(layers.values()), keeper_of("plain", dtype=torch.float32, device=CPU))
+    projection = projection_of(list(layers.values()), keeper_of("none", dtype=torch.float32, device=CPU))
     torch.manual_seed(7)
     expected = outcome(projection, x, dy, compiled=False)
     torch.manual_seed(7)

@@ -8,8 +8,8 @@ from zimage.model.fast.weight_formats import Frozen, Kind, keeper_of
 
 CPU = torch.device("cpu")
 # Measured on normal weights; a tenth of it would be as good as exact, twice as much a defect.
-ERRORS: dict[Kind, float] = {"plain": 1e-6, "int8": 0.015, "fp8": 0.05, "nf4": 0.12}
-BYTES: dict[Kind, float] = {"plain": 4.0, "int8": 1.05, "fp8": 1.05, "nf4": 0.57}
+ERRORS: dict[Kind, float] = {"none": 1e-6, "int8": 0.015, "fp8": 0.05, "nf4": 0.12}
+BYTES: dict[Kind, float] = {"none": 4.0, "int8": 1.05, "fp8": 1.05, "nf4": 0.57}
 
 
 def _weight() -> Tensor:

@@ -86,7 +86,7 @@ def test_what_was_chosen_stays_chosen(settings: Settings, given: dict[str, str])
     assert params(workspace)["subject"]["class_noun"] == "man"
 
 
-def test_values_of_0_1_are_read_under_their_names_of_today_and_told_once(
+def test_values_of_0_1_are_rewritten_under_their_names_of_today_and_logged_once(
     settings: Settings, given: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     workspace = set_up(settings, "ada", **given, values=WOMAN)
@@ -100,11 +100,13 @@ def test_values_of_0_1_are_read_under_their_names_of_today_and_told_once(
     set_up(settings, "ada")
     set_up(settings, "ada")
 
-    assert params(workspace)["machine"] == {"checkpointing": "full", "offloaded_blocks": 1, "graphs": False}
-    assert params(workspace)["train"]["memory"] == {"frozen": "int8", "compile": False}
-    told = [line for line in caplog.messages if "values of 0.1" in line]
-    assert [line.partition(": ")[2] for line in told] == [
-        "values of 0.1 are called machine.checkpointing, machine.offloaded_blocks now; no result depends on them"
+    assert params(workspace)["machine"] == {"checkpointing": "full", "offloaded_blocks": 1, "cuda_graphs": False}
+    assert params(workspace)["train"]["memory"] == {"base_quantization": "int8", "compile": False}
+    logged = [line.partition(" has ")[2] for line in caplog.messages if "names of 0.1" in line]
+    assert logged == [
+        "names of 0.1 and is rewritten: train.memory.checkpointing is machine.checkpointing, "
+        "train.memory.frozen is train.memory.base_quantization, "
+        "train.memory.offloaded_blocks is machine.offloaded_blocks now"
     ]
 
 

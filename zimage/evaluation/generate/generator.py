@@ -33,7 +33,7 @@ class Generator:
         pipeline: diffusers' ZImagePipeline, which needs no text encoder.
         texts: What it reads of each prompt, on its device; of the empty one too where guidance is wanted.
         sampling: Size, steps and guidance of every picture.
-        at_once: Pictures in a batch.
+        batch_size: Pictures in a batch.
         processes: That share the batches; each picture is the same however many these are.
     """
 
@@ -42,11 +42,11 @@ class Generator:
         pipeline: Any,
         texts: Mapping[str, torch.Tensor],
         sampling: Sampling,
-        at_once: int,
+        batch_size: int,
         *,
         processes: int = 1,
     ) -> None:
-        self._pipeline, self._embeddings, self._sampling, self._at_once = pipeline, texts, sampling, at_once
+        self._pipeline, self._embeddings, self._sampling, self._at_once = pipeline, texts, sampling, batch_size
         self._processes = processes
         self._worn: Path | None = None
         pipeline.set_progress_bar_config(disable=True)
@@ -64,7 +64,7 @@ class Generator:
         self._wear(None, 0.0)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
-        """Yield requests for the same weights whose captions pad to the same length, at most `at_once` together."""
+        """Yield requests for the same weights whose captions pad to the same length, at most `batch_size` together."""
         alike: dict[tuple[str, float, int], list[Request]] = defaultdict(list)
         for request in requests:
             length = -(-len(self._embeddings[request.text]) // CAPTION_MULTIPLE)
@@ -133,11 +133,13 @@ def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapter
         planned_gb = at_first_gb * USED_SHARE
         chosen = fit(found, sampling.side_px, guided=guided, adapters_gb=adapters_gb, planned_gb=planned_gb)
         blocks = "travel" if chosen.travelling else "stay"
-        logger.info("%.1f GB free: blocks %s, %d at once, %.1f GB", at_first_gb, blocks, chosen.at_once, chosen.need_gb)
+        logger.info(
+            "%.1f GB free: blocks %s, %d at once, %.1f GB", at_first_gb, blocks, chosen.batch_size, chosen.need_gb
+        )
     else:
         chosen = Fit(False, usual_batch(sampling.side_px, guided=guided, device=device.type), 0.0)
     pipeline = open_pipeline(folder, device=device, dtype=dtype, travelling=chosen.travelling)
-    return Generator(pipeline, embeddings, sampling, chosen.at_once, processes=processes_on(device))
+    return Generator(pipeline, embeddings, sampling, chosen.batch_size, processes=processes_on(device))
 
 
 def wear(pipeline: Any, lora: Path) -> None:

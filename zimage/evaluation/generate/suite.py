@@ -14,7 +14,7 @@ from zimage.core.plain_yaml import load_plain
 from zimage.core.section import Section, checked
 
 Kind = Literal["likeness", "leak_class", "leak_other", "leak_two"]
-Half = Literal["choosing", "reporting", "leak"]
+Half = Literal["selection", "test", "leak"]
 
 FOLDER = asset("suites")
 OTHER: dict[ClassNoun, ClassNoun] = {"woman": "man", "man": "woman", "person": "woman"}
@@ -82,7 +82,7 @@ def halves(prompts: Sequence[Prompt]) -> dict[str, Half]:
     for prompt in prompts:
         turn = seen[prompt.aspect] + aspects.index(prompt.aspect)
         seen[prompt.aspect] += 1
-        sides[prompt.id] = "leak" if prompt.kind != "likeness" else ("reporting", "choosing")[turn % 2]
+        sides[prompt.id] = "leak" if prompt.kind != "likeness" else ("test", "selection")[turn % 2]
     return sides
 
 

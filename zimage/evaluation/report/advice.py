@@ -97,8 +97,8 @@ def _of_pictures(broken: Collection[str], figures: Figures) -> Iterator[str]:
             )
     if "leak_rise_max" in broken:
         yield (
-            "The LoRA has taken over the class noun; train with prior preservation (train.preservation), or fewer "
-            "`--steps`."
+            "The LoRA has taken over the class noun; train with prior preservation (train.prior_preservation), or "
+            "fewer `--steps`."
         )
     if broken == {"second_engine_rate_min"}:
         yield "The two face engines disagree; look at the pictures before you trust either."

@@ -184,7 +184,7 @@ class _Page:
     def contents(self) -> dict[str, object]:
         """Return the names that the template knows."""
         findings, outcome, targets = self.findings, self.findings.outcome, self.findings.judge.targets
-        ranked = sorted(outcome.reporting, key=lambda row: (-row.closeness, row.file))
+        ranked = sorted(outcome.test, key=lambda row: (-row.closeness, row.file))
         return {
             "judgement": findings.judgement,
             "cards": self._cards(),
@@ -194,7 +194,7 @@ class _Page:
             "second_distances": self._distances(findings.judge.second, "second_distance"),
             "strangers": self._strangers(),
             "where_from": self._where_from(),
-            "sheets": [self._sheet(rows) for rows in by_prompt(outcome.reporting)],
+            "sheets": [self._sheet(rows) for rows in by_prompt(outcome.test)],
             "holdout": self._reals(self.reals.holdout),
             "training": self._reals(self.reals.training),
             "checkpoints": _sweep_chart(outcome.checkpoints, "checkpoint"),
@@ -204,7 +204,7 @@ class _Page:
             "worst": [self._picture(row) for row in ranked[::-1][:EXTREMES]],
             "pairs": self._pairs(),
             "leaks": self._leaks(),
-            "aspects": _aspects(outcome.reporting),
+            "aspects": _aspects(outcome.test),
             "figures": findings.figures,
             "outcome": outcome,
             "findings": findings,
@@ -242,7 +242,7 @@ class _Page:
     def _glance(self, ranked: Sequence[PictureRow]) -> list[Sheet]:
         """Return what a reader wants first: real, without, with; of the LoRA the middle pictures, not the best."""
         middle = len(ranked) // 2
-        base = [row for row in self.findings.outcome.base if row.half == "reporting"]
+        base = [row for row in self.findings.outcome.base if row.half == "test"]
         typical = ranked[max(0, middle - 2) : middle + 2]
         return [
             *self._glance_at_reals(),
@@ -263,7 +263,7 @@ class _Page:
         groups = [
             Group("holdout", "held-out photos", targets.genuine().tolist()),
             Group("training", "training photos", targets.ceiling().tolist()),
-            Group("lora", "with the LoRA", _present(outcome.reporting, by)),
+            Group("lora", "with the LoRA", _present(outcome.test, by)),
             Group("base", "base model, without the LoRA", _present(outcome.base, by)),
             Group("impostor", "impostors: other people", _present(found.faces if found else [], by)),
         ]
@@ -291,7 +291,7 @@ class _Page:
         return Sheet(rows[0].aspect, _asked(rows[0]), pictures, _tag(rows[0]))
 
     def _strength_sheets(self) -> list[Sheet]:
-        """Return a sheet for each prompt of the choosing half: the base model, then each strength, one seed."""
+        """Return a sheet for each prompt of the selection half: the base model, then each strength, one seed."""
         outcome = self.findings.outcome
         cells = sorted((strength, rows) for (lora, strength), rows in outcome.swept.items() if lora == outcome.lora)
         if len(cells) < 2:
@@ -308,7 +308,7 @@ class _Page:
 
     def _pairs(self) -> list[Sheet]:
         """Return the pictures that are nearest to a training photo as a whole, each beside that photo."""
-        rows = sorted(self.findings.outcome.reporting, key=lambda row: -row.likeness_to_copy)[:EXTREMES]
+        rows = sorted(self.findings.outcome.test, key=lambda row: -row.likeness_to_copy)[:EXTREMES]
         return [
             Sheet(
                 f"{row.likeness_to_copy:.2f}",

@@ -175,7 +175,7 @@ def distance_rows(findings: Findings) -> list[DistanceRow]:
     """Return all distances to the held-out centroid, by where they come from."""
     outcome, targets = findings.outcome, findings.judge.targets
     groups: dict[str, Iterable[float]] = {
-        "lora": [row.distance for row in outcome.reporting if row.distance is not None],
+        "lora": [row.distance for row in outcome.test if row.distance is not None],
         "base": [row.distance for row in outcome.base if row.distance is not None],
         "impostor": [one.distance for one in findings.impostors.faces if one.distance is not None]
         if findings.impostors

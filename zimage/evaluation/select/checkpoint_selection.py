@@ -21,8 +21,8 @@ class SeedParams(Section):
     """How many pictures of each prompt are made."""
 
     base: int = Field(ge=1, description="of the base model, for every prompt; 2 or more give its variety")
-    choosing: int = Field(ge=1, description="of each checkpoint and strength, for the choosing half of the prompts")
-    reporting: int = Field(ge=1, description="of the chosen LoRA, for the reporting half")
+    selection: int = Field(ge=1, description="of each checkpoint and strength, for the selection half of the prompts")
+    test: int = Field(ge=1, description="of the chosen LoRA, for the test half")
     leaks: int = Field(ge=1, description="of the chosen LoRA and of the base model, for the leak prompts")
 
 
@@ -52,8 +52,8 @@ class Selection:
     Args:
         base: Of the base model, on all likeness prompts.
         base_leaks: Of the base model, for the leak prompts: the same prompts and noise as `leaks`.
-        swept: Of every checkpoint and strength that was tried, on the choosing half.
-        reporting: Of the chosen LoRA, on the other half (on all prompts where nothing was to be chosen).
+        swept: Of every checkpoint and strength that was tried, on the selection half.
+        test: Of the chosen LoRA, on the other half (on all prompts where nothing was to be chosen).
         leaks: Of the chosen LoRA, for the leak prompts.
         checkpoints: How the checkpoint was chosen; None where there was but one.
         strengths: How the strength was chosen; None where there was but one.
@@ -64,7 +64,7 @@ class Selection:
     base: list[PictureRow]
     base_leaks: list[PictureRow]
     swept: dict[tuple[Path, float], list[PictureRow]]
-    reporting: list[PictureRow]
+    test: list[PictureRow]
     leaks: list[PictureRow]
     checkpoints: Sweep | None
     strengths: Sweep | None
@@ -75,7 +75,7 @@ class Selection:
     def rows(self) -> list[PictureRow]:
         """Every picture, base model first."""
         swept = [row for rows in self.swept.values() for row in rows]
-        return [*self.base, *self.base_leaks, *swept, *self.reporting, *self.leaks]
+        return [*self.base, *self.base_leaks, *swept, *self.test, *self.leaks]
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ class CheckpointSelection:
     def run(self, candidates: Sequence[Path]) -> Selection:
         """Return the outcome of checkpoints in the order of training; the last is the final LoRA."""
         strengths = sorted(self.sweep.strengths)
-        choosing = len(candidates) > 1 or len(strengths) > 1
+        selecting = len(candidates) > 1 or len(strengths) > 1
         sides = halves(self.prompts)
-        if not choosing:
-            sides = {name: "leak" if side == "leak" else "reporting" for name, side in sides.items()}
+        if not selecting:
+            sides = {name: "leak" if side == "leak" else "test" for name, side in sides.items()}
         wanted = [prompt for prompt in self.prompts if sides[prompt.id] != "leak"]
         leaks = [prompt for prompt in self.prompts if sides[prompt.id] == "leak"]
         asked = [
@@ -114,18 +114,18 @@ class CheckpointSelection:
         of_base = self.scorer.rows([*asked[0], *asked[1]], "base model")
         base, base_leaks = of_base[: len(asked[0])], of_base[len(asked[0]) :]
         swept: dict[tuple[Path, float], list[PictureRow]] = {}
-        chooser = [prompt for prompt in wanted if sides[prompt.id] == "choosing"]
+        chooser = [prompt for prompt in wanted if sides[prompt.id] == "selection"]
         at = self.sweep.reference_strength
         checkpoints = self._sweep([(one, at) for one in candidates], chooser, swept)
         lora = candidates[checkpoints.chosen] if checkpoints else candidates[-1]
         strength_sweep = self._sweep([(lora, strength) for strength in strengths], chooser, swept)
         strength = strengths[strength_sweep.chosen] if strength_sweep else strengths[0]
-        reporting = [prompt for prompt in wanted if sides[prompt.id] == "reporting"]
+        tested = [prompt for prompt in wanted if sides[prompt.id] == "test"]
         return Selection(
             base=base,
             base_leaks=base_leaks,
             swept=swept,
-            reporting=self._rows(reporting, "reporting", self.seeds.reporting, lora, strength),
+            test=self._rows(tested, "test", self.seeds.test, lora, strength),
             leaks=self._rows(leaks, "leak", self.seeds.leaks, lora, strength),
             checkpoints=checkpoints,
             strengths=strength_sweep,
@@ -144,7 +144,7 @@ class CheckpointSelection:
             return None
         for lora, strength in cells:
             if (lora, strength) not in swept:
-                swept[lora, strength] = self._rows(prompts, "choosing", self.seeds.choosing, lora, strength)
+                swept[lora, strength] = self._rows(prompts, "selection", self.seeds.selection, lora, strength)
         labels = [f"{lora.stem} × {strength:g}" for lora, strength in cells]
         closeness = [closeness_by_prompt(swept[cell]) for cell in cells]
         resampling = self.resampling

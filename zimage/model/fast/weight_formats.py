@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from zimage.model.fast.quantized import fp8_of, int8_of, nf4_of
 
-Kind = Literal["plain", "fp8", "int8", "nf4"]
+Kind = Literal["none", "fp8", "int8", "nf4"]
 
 
 class Frozen(Protocol):
@@ -86,7 +86,7 @@ def keeper_of(kind: Kind, *, dtype: torch.dtype, device: torch.device, both_ways
     def keep(weight: Tensor) -> Frozen:
         there = weight.detach().to(device)
         match kind:
-            case "plain":
+            case "none":
                 return Dense(there, there.to(dtype))
             case "int8":
                 return int8_of(there, both_ways=both_ways)
