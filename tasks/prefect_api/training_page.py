@@ -25,7 +25,7 @@ from zimage.core.jsonl import read_rows
 from zimage.core.plain_yaml import load_trusted
 from zimage.evaluation.wording import quantity
 from zimage.model.rows import TextRow
-from zimage.training.page import PageContent, course, seen
+from zimage.training.page import PageContent, render, seen
 
 NAME = "training.html"
 
@@ -81,7 +81,7 @@ class TrainingPage:
         params = load_trusted((self._workspace / "params.yaml").read_text(encoding="utf-8"))["train"]
         texts = self._workspace / "data" / "encode" / "texts.jsonl"
         prompts = [row.prompt for row in read_rows(texts, TextRow) if row.sample] if texts.is_file() else []
-        page = course(
+        page = render(
             found,
             prompts,
             title=f"Training of {self._subject}",

@@ -28,7 +28,7 @@ from torch import Tensor
 from zimage.model.base import TINY, Base, identify, open_vae, resolve
 from zimage.model.denoiser import Denoiser
 from zimage.model.device import keep_freed_memory, release, sent
-from zimage.model.fast.weight_formats import Kind
+from zimage.model.fast.weight_formats import WeightFormat
 from zimage.model.sequence import SequenceBucket, padded, sequence_length
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.block_runner import Checkpointing, make_block_runner
@@ -153,7 +153,7 @@ def _gpu_rows(size: Size, turns: int) -> None:
 
 def _gpu_variants(size: Size) -> Iterator[tuple[str, Callable[[], Step]]]:
     yield "plain loop over diffusers, bfloat16", lambda: plain_step(size, torch.bfloat16)
-    choices: list[tuple[Kind, Checkpointing, dict[str, Any]]] = [
+    choices: list[tuple[WeightFormat, Checkpointing, dict[str, Any]]] = [
         ("none", "none", {}),
         ("none", "none", {"compiled": True}),
         ("none", "selective", {"compiled": True}),
@@ -214,7 +214,7 @@ def our_step(
     size: Size,
     *,
     dtype: torch.dtype,
-    kind: Kind = "none",
+    kind: WeightFormat = "none",
     checkpointing: Checkpointing = "none",
     compiled: bool = False,
     away: int = 0,
@@ -242,7 +242,7 @@ def our_step(
         dtype=dtype,
         stream=stream,
         device=device,
-        kind=kind,
+        weight_format=kind,
         offloaded_blocks=away,
         both_ways=both_ways,
     )

@@ -33,12 +33,12 @@ from torch._inductor.runtime import triton_helpers, triton_heuristics
 
 from tests.fake_gpu.memory import CAPTION, WIDTH, released
 from zimage.model.denoiser import Denoiser
-from zimage.model.fast.weight_formats import Kind
+from zimage.model.fast.weight_formats import WeightFormat
 from zimage.model.sequence import SequenceBucket, sequence_length
 from zimage.training.adapters import Adapters, module_names
 from zimage.training.block_runner import Checkpointing, make_block_runner
 
-KINDS: list[Kind] = ["none", "fp8", "int8", "nf4"]
+KINDS: list[WeightFormat] = ["none", "fp8", "int8", "nf4"]
 FORMS: list[Checkpointing] = ["none", "selective", "full"]
 RANK = 16
 KERNEL = re.compile(r"^(triton_\w+) = async_compile\.triton\('\w+', '''(.*?)'''", re.DOTALL | re.MULTILINE)
@@ -190,14 +190,14 @@ def _captured(*_: Any) -> None:
     raise Captured
 
 
-def written(kind: Kind, checkpointing: Checkpointing, side_px: int) -> tuple[Code, Code]:
+def written(kind: WeightFormat, checkpointing: Checkpointing, side_px: int) -> tuple[Code, Code]:
     """Return inductor's code for a main block, forward and back."""
     torch.compiler.reset()
     transformer, codes = released(2, RANK), []
     bucket = SequenceBucket(side_px // 8, side_px // 8, CAPTION)
     with fake_gpu(), compiling_for_a_gpu(codes):
         half = torch.bfloat16
-        denoiser = Denoiser(transformer, dtype=half, stream=half, device=GPU, kind=kind)
+        denoiser = Denoiser(transformer, dtype=half, stream=half, device=GPU, weight_format=kind)
         Adapters(denoiser, module_names(transformer)).cast_for_compile(half)
         run = make_block_runner(checkpointing, compiled=True)
         x = torch.empty(1, sequence_length(bucket), WIDTH, device=GPU, dtype=half, requires_grad=True)

@@ -92,7 +92,7 @@ def counted_gb(setting: Setting) -> float:
             dtype=torch.bfloat16,
             stream=torch.bfloat16,
             device=GPU,
-            kind=setting.preset.memory.base_quantization,
+            weight_format=setting.preset.memory.base_quantization,
             offloaded_blocks=setting.preset.machine.offloaded_blocks,
         )
         adapters = Adapters(denoiser, module_names(transformer))

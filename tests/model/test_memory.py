@@ -162,12 +162,14 @@ def _forward(transformer: ZImageTransformer2DModel, px: int, lengths: list[int])
 
 def test_out_of_memory_names_the_side_that_fits_and_what_it_takes(released: Footprint) -> None:
     def sampling(at_hand_gb: float) -> str:
-        return str(too_small_to_sample(released, 1024, guided=True, adapters_gb=0.3, at_hand_gb=at_hand_gb))
+        return str(too_small_to_sample(released, 1024, guided=True, adapters_gb=0.3, available_gb=at_hand_gb))
 
     assert sampling(4.0) == (
         "4.0 GB of memory are too small to make pictures of 1024 x 1024 px, which take about 3.6 GB; "
         "set evaluate.sampling.side_px to 992 (about 3.4 GB), or end what else runs on it."
     )
     assert "which take about 3.6 GB; end what else runs on it." in sampling(0.5)
-    assert "set detect.crops.side_px to 720, or end" in str(too_small_to_encode(released, (1024, 1024), at_hand_gb=2.0))
-    assert "side_px" not in str(too_small_to_encode(released, (256, 256), at_hand_gb=4.0))
+    assert "set detect.crops.side_px to 720, or end" in str(
+        too_small_to_encode(released, (1024, 1024), available_gb=2.0)
+    )
+    assert "side_px" not in str(too_small_to_encode(released, (256, 256), available_gb=4.0))

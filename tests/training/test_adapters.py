@@ -20,7 +20,7 @@ from zimage.lora.files.portable import Kronecker
 from zimage.model.denoiser import Denoiser
 from zimage.model.fast import lokr as lokr_module
 from zimage.model.fast.linear import projection_of
-from zimage.model.fast.weight_formats import keeper_of
+from zimage.model.fast.weight_formats import quantizer_of
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import LokrParams, OptimiserParams, Target
@@ -281,7 +281,7 @@ def test_a_factor_that_diffusers_could_not_find_again_is_refused() -> None:
 def test_a_lokr_in_another_form_than_is_trained_here_is_refused() -> None:
     from peft import LoKrConfig, inject_adapter_in_model
 
-    keep = keeper_of("none", dtype=torch.float32, device=torch.device("cpu"))
+    keep = quantizer_of("none", dtype=torch.float32, device=torch.device("cpu"))
     for config in (
         LoKrConfig(r=1, alpha=1, decompose_both=True, decompose_factor=8, target_modules=["to_q"]),
         LoKrConfig(r=1, alpha=1, rank_dropout=0.5, target_modules=["to_q"]),

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from tests.dynamo import OWN_WARNINGS
 from tests.tiny_base import TEXT_WIDTH, tiny_transformer
 from zimage.model.denoiser import Denoiser
-from zimage.model.fast.weight_formats import Kind
+from zimage.model.fast.weight_formats import WeightFormat
 from zimage.model.sequence import SequenceBucket
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.block_runner import Checkpointing, make_block_runner
@@ -28,7 +28,7 @@ pytestmark = OWN_WARNINGS
 
 def _model(
     dropout: float = 0.0,
-    kind: Kind = "none",
+    kind: WeightFormat = "none",
     layers: int = 2,
     dtype: torch.dtype = torch.float32,
     adapter: Adapter = "lora",
@@ -44,7 +44,7 @@ def _model(
         adapter=adapter,
         lokr=LokrParams(factor=4, full_matrix=False, alpha=4.0),
     )
-    denoiser = Denoiser(transformer, dtype=dtype, stream=dtype, kind=kind)
+    denoiser = Denoiser(transformer, dtype=dtype, stream=dtype, weight_format=kind)
     adapters = Adapters(denoiser, module_names(transformer))
     adapters.values.add_(0.1)
     return denoiser, adapters
@@ -65,7 +65,7 @@ def _step(
 def test_checkpointing_changes_nothing(dropout: float, adapter: Adapter) -> None:
     denoiser, adapters = _model(dropout, adapter=adapter)
     expected = _step(denoiser, adapters)
-    denoiser.run = make_block_runner("full", compiled=False, chance=dropout > 0)
+    denoiser.run = make_block_runner("full", compiled=False, random=dropout > 0)
     found = _step(denoiser, adapters)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
@@ -89,7 +89,7 @@ def test_compiled_blocks_give_the_same_step(checkpointing: Checkpointing, adapte
 @pytest.mark.parametrize("checkpointing", ["none", "selective"])
 @pytest.mark.parametrize("kind", ["none", "int8", "fp8", "nf4"])
 def test_compiled_blocks_keep_what_is_counted_and_no_weight_in_another_form(
-    kind: Kind, checkpointing: Checkpointing
+    kind: WeightFormat, checkpointing: Checkpointing
 ) -> None:
     """By the partition that inductor makes: what comes out of the way forward beside the stream."""
     denoiser, _ = _model(kind=kind, dtype=torch.bfloat16)
@@ -125,7 +125,7 @@ def test_compiled_blocks_keep_what_is_counted_and_no_weight_in_another_form(
 
 
 @pytest.mark.parametrize(("kind", "adapter"), [("int8", "lora"), ("fp8", "lora"), ("int8", "lokr"), ("fp8", "lokr")])
-def test_weights_in_few_bits_can_be_compiled(kind: Kind, adapter: Adapter) -> None:
+def test_weights_in_few_bits_can_be_compiled(kind: WeightFormat, adapter: Adapter) -> None:
     denoiser, adapters = _model(kind=kind, adapter=adapter)
     velocity, gradient = _step(denoiser, adapters)
     denoiser.run = make_block_runner("selective", compiled=True, backend="aot_eager")
@@ -136,7 +136,9 @@ def test_weights_in_few_bits_can_be_compiled(kind: Kind, adapter: Adapter) -> No
 
 
 @pytest.mark.parametrize(("kind", "adapter"), [("none", "lora"), ("int8", "lora"), ("none", "lokr")])
-def test_adapters_that_are_cast_at_once_get_the_same_gradients_to_the_last_bit(kind: Kind, adapter: Adapter) -> None:
+def test_adapters_that_are_cast_at_once_get_the_same_gradients_to_the_last_bit(
+    kind: WeightFormat, adapter: Adapter
+) -> None:
     denoiser, adapters = _model(kind=kind, dtype=torch.bfloat16, adapter=adapter)
     counter = CompileCounterWithBackend("aot_eager")
     denoiser.run = make_block_runner("selective", compiled=True, backend=counter)

@@ -37,7 +37,7 @@ def unrecordable(_: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 def losses(loop: Loop) -> tuple[list[float], Tensor]:
     """The losses of all steps, and the adapters at their end."""
-    return [float(loop.step(number)[0]) for number in range(len(loop.planned))], loop.adapters.values
+    return [float(loop.step(number)[0]) for number in range(len(loop.steps))], loop.adapters.values
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_repeated_passes_give_the_run_of_plain_ones(loop_of: Callable[[], Loop])
     expected, found = losses(plain), losses(replace(recorded, passes=passes))
     assert found[0] == expected[0]
     assert torch.equal(found[1], expected[1])
-    assert len(passes._made) == len({step.bucket for step in plain.planned}) * 2
+    assert len(passes._made) == len({step.bucket for step in plain.steps}) * 2
 
 
 @pytest.mark.parametrize(

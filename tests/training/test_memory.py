@@ -214,7 +214,7 @@ def test_without_a_gpu_auto_recomputes_nothing_and_a_choice_stays() -> None:
 
 def test_out_of_memory_names_the_presets_that_fit_with_what_they_need() -> None:
     params = recipe(batch_size=4, micro_batch_size=4, precision="bfloat16", rank=16)
-    message = str(too_small(params, MACHINE, RELEASED, (1024, 1024), 60, at_hand_gb=16.0))
+    message = str(too_small(params, MACHINE, RELEASED, (1024, 1024), 60, available_gb=16.0))
     assert "16 GB of memory are too small for 4 picture(s) of 1024 x 1024 px at once with bfloat16 weights" in message
     assert "choose a preset that fits (16gb (9 GB), 8gb (6 GB)), a smaller train.micro_batch_size" in message
     assert "24gb" not in message
@@ -223,7 +223,7 @@ def test_out_of_memory_names_the_presets_that_fit_with_what_they_need() -> None:
 
 
 def test_where_no_preset_fits_none_is_named() -> None:
-    message = str(too_small(recipe(), MACHINE, RELEASED, (1024, 1024), 60, at_hand_gb=3.0))
+    message = str(too_small(recipe(), MACHINE, RELEASED, (1024, 1024), 60, available_gb=3.0))
     assert "preset" not in message and "smaller crops" in message
 
 
@@ -231,5 +231,5 @@ def test_a_preset_that_needs_more_than_what_failed_is_not_named() -> None:
     smallest = PRESETS["8gb"]
     assert isinstance(smallest, MemoryPreset)
     params = recipe(memory=smallest.memory.model_dump(), micro_batch_size=1, rank=16)
-    message = str(too_small(params, smallest.machine, RELEASED, (1024, 1024), 60, at_hand_gb=24.0))
+    message = str(too_small(params, smallest.machine, RELEASED, (1024, 1024), 60, available_gb=24.0))
     assert "preset" not in message and "ZIMAGE_MACHINE" not in message

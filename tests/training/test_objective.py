@@ -21,10 +21,10 @@ def _prepared(base: Base, encoded: Path, **changes: object) -> Run:
 
 def test_preservation_costs_nothing_while_the_adapters_change_nothing(tiny_base: Base, tiny_encoded: Path) -> None:
     loop = _prepared(tiny_base, tiny_encoded, prior_preservation=PRESERVE).loop
-    step = loop.preserving[0]
+    step = loop.preservation_steps[0]
     chance = loop.objective.sample_noise(0, step, name="preservation")
     assert loop.preservation is not None
-    loss = loop.objective.preservation(step, chance, slice(0, 3), loop.preservation)
+    loss = loop.objective.preservation_loss(step, chance, slice(0, 3), loop.preservation)
     assert float(loss.detach()) < 1e-9
 
 
@@ -32,12 +32,12 @@ def test_preservation_pulls_a_changed_model_back_to_the_base(tiny_base: Base, ti
     prepared = _prepared(tiny_base, tiny_encoded, prior_preservation=PRESERVE)
     loop = prepared.loop
     prepared.adapters.values.add_(0.1 * torch.randn(len(prepared.adapters.values)))
-    step = loop.preserving[0]
+    step = loop.preservation_steps[0]
     chance = loop.objective.sample_noise(0, step, name="preservation")
 
     def loss() -> torch.Tensor:
         assert loop.preservation is not None
-        return loop.objective.preservation(step, chance, slice(0, 3), loop.preservation)
+        return loop.objective.preservation_loss(step, chance, slice(0, 3), loop.preservation)
 
     before = loss()
     before.backward()
@@ -47,7 +47,7 @@ def test_preservation_pulls_a_changed_model_back_to_the_base(tiny_base: Base, ti
 
 def test_preservation_reads_captions_without_the_trigger(tiny_base: Base, tiny_encoded: Path) -> None:
     prepared = _prepared(tiny_base, tiny_encoded, prior_preservation=PRESERVE)
-    texts = {text for step in prepared.loop.preserving for text in step.texts}
+    texts = {text for step in prepared.loop.preservation_steps for text in step.texts}
     assert texts and not any("ohzw" in prepared.dataset.texts[text].prompt for text in texts)
 
 
@@ -81,7 +81,7 @@ def test_preservation_that_cannot_work_is_refused(
 def test_the_refined_captions_are_kept_unless_an_adapter_sits_before_them(tiny_base: Base, tiny_encoded: Path) -> None:
     for targets, same in ((["attention"], True), (["context_refiner"], False)):
         prepared = _prepared(tiny_base, tiny_encoded, targets=targets)
-        step = prepared.loop.planned[0]
+        step = prepared.loop.steps[0]
         before = prepared.dataset.context(step, prepared.denoiser).clone()
         prepared.adapters.values.add_(0.1)
         assert torch.equal(prepared.dataset.context(step, prepared.denoiser), before) is same
@@ -89,7 +89,7 @@ def test_the_refined_captions_are_kept_unless_an_adapter_sits_before_them(tiny_b
 
 def test_a_class_of_its_own_chance_is_drawn_for_preservation(tiny_base: Base, tiny_encoded: Path) -> None:
     objective = _prepared(tiny_base, tiny_encoded).loop.objective
-    step = _prepared(tiny_base, tiny_encoded).loop.planned[0]
+    step = _prepared(tiny_base, tiny_encoded).loop.steps[0]
     one, again, other, later = (
         objective.sample_noise(number, step, name=name)
         for number, name in ((0, "step"), (0, "step"), (0, "preservation"), (1, "step"))

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from zimage.training.page import course, seen
+from zimage.training.page import render, seen
 
 HEAD = "step,loss,smooth,gradient_norm,learning_rate\n"
 PROMPTS = ["a photo of ohzw woman", "ohzw & <others>"]
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def page(folder: Path, *, working: bool = True, pictured: bool = True) -> str:
-    return course(seen(folder), PROMPTS, title="Training of ada", total=8, pictured=pictured, working=working)
+    return render(seen(folder), PROMPTS, title="Training of ada", total=8, pictured=pictured, working=working)
 
 
 def test_a_page_tells_how_far_a_training_is_and_shows_its_loss(folder: Path) -> None:

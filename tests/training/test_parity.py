@@ -84,7 +84,7 @@ def _pefts_gradients(prepared: Run) -> Iterator[tuple[str, Tensor]]:
 
 def test_the_data_has_padding_mixed_captions_and_mixed_sizes(tiny_base: Base, tiny_encoded: Path) -> None:
     prepared = _prepared(tiny_base, tiny_encoded, recipe(caption_dropout=0.0))
-    steps = [prepared.loop.planned[number] for number in _one_step_of_each_bucket(prepared)]
+    steps = [prepared.loop.steps[number] for number in _one_step_of_each_bucket(prepared)]
     assert len({step.bucket[:2] for step in steps}) == 2
     assert len({step.bucket.caption for step in steps}) == 2
     tokens = {row.tokens for row in prepared.dataset.texts}
@@ -136,7 +136,7 @@ def _fill(prepared: Run, seed: int) -> None:
 
 
 def _one_step_of_each_bucket(prepared: Run) -> list[int]:
-    numbers = {step.bucket: number for number, step in enumerate(prepared.loop.planned)}
+    numbers = {step.bucket: number for number, step in enumerate(prepared.loop.steps)}
     return sorted(numbers.values())
 
 
@@ -194,7 +194,7 @@ def _reference_of(
     trained = {name: parameter for name, parameter in transformer.named_parameters() if parameter.requires_grad}
     for name, value in _values(prepared).items():
         trained[name].data = value.double().clone()
-    step = prepared.loop.planned[number]
+    step = prepared.loop.steps[number]
     chance = prepared.loop.objective.sample_noise(number, step)
     clean, captions, places = _raw(encoded, prepared, step, chance, params.face_weight)
     sigma, noise = chance.sigma.double(), chance.noise.double()

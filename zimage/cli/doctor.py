@@ -148,11 +148,11 @@ def _gpu_memory(params_file: Path, machine: "Callable[[], MachineParams]") -> Fi
     """Say about how much each stage needs of a GPU, and whether this machine's has it; all of it is computed."""
     import torch
 
-    from zimage.model.device import at_hand_gb
+    from zimage.model.device import available_gb
     from zimage.model.memory import USED_SHARE
 
     try:
-        gpu_gb = at_hand_gb(torch.device("cuda")) if torch.cuda.is_available() else 0.0
+        gpu_gb = available_gb(torch.device("cuda")) if torch.cuda.is_available() else 0.0
         needs = _needs_gb(params_file, machine(), gpu_gb * USED_SHARE)
     except InputError as error:
         return Finding("GPU memory", "without", "not computed", str(error))

@@ -19,7 +19,7 @@ from zimage.model.fast.block import Block
 from zimage.model.fast.block_swap import BlockSwapper
 from zimage.model.fast.linear import LoraFactors, Projection, projection_of
 from zimage.model.fast.lokr import Lokr
-from zimage.model.fast.weight_formats import Kind, keeper_of
+from zimage.model.fast.weight_formats import WeightFormat, quantizer_of
 from zimage.model.sequence import SequenceBucket
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Denoiser:
         dtype: torch.dtype,
         stream: torch.dtype,
         device: torch.device | None = None,
-        kind: Kind = "none",
+        weight_format: WeightFormat = "none",
         offloaded_blocks: int = 0,
         both_ways: bool = False,
     ) -> None:
@@ -71,19 +71,19 @@ class Denoiser:
         self.ready: Callable[[], None] = _as_it_is  # called before blocks are run
         self.t_scale = float(transformer.t_scale)
         self.device = device or transformer.x_pad_token.device
-        plain = keeper_of("none", dtype=dtype, device=self.device)
-        keep = keeper_of(kind, dtype=dtype, device=self.device, both_ways=both_ways)
+        unquantized = quantizer_of("none", dtype=dtype, device=self.device)
+        quantize = quantizer_of(weight_format, dtype=dtype, device=self.device, both_ways=both_ways)
         self._rope = transformer.rope_embedder
         self._tables: dict[SequenceBucket, tuple[Tensor, Tensor, Tensor]] = {}
         self.time = transformer.t_embedder
-        self.time_in = projection_of([transformer.t_embedder.mlp[0]], plain)
-        self.time_out = projection_of([transformer.t_embedder.mlp[2]], plain)
-        self.image_in = projection_of([transformer.all_x_embedder[SIZE]], plain)
+        self.time_in = projection_of([transformer.t_embedder.mlp[0]], unquantized)
+        self.time_out = projection_of([transformer.t_embedder.mlp[2]], unquantized)
+        self.image_in = projection_of([transformer.all_x_embedder[SIZE]], unquantized)
         self.image_pad = transformer.x_pad_token.detach().to(self.device, stream)
         self.caption_norm = transformer.cap_embedder[0].to(self.device)
-        self.caption_in = projection_of([transformer.cap_embedder[1]], plain)
+        self.caption_in = projection_of([transformer.cap_embedder[1]], unquantized)
         self.caption_pad = transformer.cap_pad_token.detach().to(self.device, stream)
-        block_of = partial(Block, dtype=dtype, keep=keep, plain=plain)
+        block_of = partial(Block, dtype=dtype, keep=quantize, plain=unquantized)
         self.noise_refiner = [block_of(block) for block in transformer.noise_refiner]
         self.context_refiner = [block_of(block) for block in transformer.context_refiner]
         self.swapper = BlockSwapper(self.device)
@@ -94,8 +94,8 @@ class Denoiser:
             if number in away:
                 self.swapper.take(self.layers[-1])
         final = transformer.all_final_layer[SIZE]
-        self.final_modulation = projection_of([final.adaLN_modulation[1]], plain)
-        self.final_out = projection_of([final.linear], plain)
+        self.final_modulation = projection_of([final.adaLN_modulation[1]], unquantized)
+        self.final_out = projection_of([final.linear], unquantized)
 
     def velocity(self, latents: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         """Return the velocity `noise - latent` as the model sees it: (B, C, H, W), float32.

@@ -94,7 +94,7 @@ def free_gb(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] / 1e9
 
 
-def at_hand_gb(device: torch.device) -> float:
+def available_gb(device: torch.device) -> float:
     """Return what this process could have of a GPU's memory, in GB: what is free, and what it holds already.
 
     Without a GPU it is all of the machine's.

@@ -134,37 +134,37 @@ def usual_batch(side_px: int, *, guided: bool, device: str) -> int:
 
 
 def too_small_to_sample(
-    footprint: Footprint, side_px: int, *, guided: bool, adapters_gb: float, at_hand_gb: float
+    footprint: Footprint, side_px: int, *, guided: bool, adapters_gb: float, available_gb: float
 ) -> InputError:
-    """Return what to tell the user whose GPU ran out of memory while pictures were made."""
+    """Return the error for pictures that do not fit into the GPU."""
 
     def needed(side: int) -> float:
         return sampling_gb(footprint, side, 1, guided=guided, travelling=True, adapters_gb=adapters_gb)
 
     smaller = range(side_px - STEP_PX, 0, -STEP_PX)
-    side = next((side for side in smaller if needed(side) < at_hand_gb * USED_SHARE), None)
+    side = next((side for side in smaller if needed(side) < available_gb * USED_SHARE), None)
     return _too_small(
         f"make pictures of {side_px} x {side_px} px, which take about {needed(side_px):.1f} GB",
         None if side is None else f"set evaluate.sampling.side_px to {side} (about {needed(side):.1f} GB)",
-        at_hand_gb,
+        available_gb,
     )
 
 
-def too_small_to_encode(footprint: Footprint, size_px: tuple[int, int], at_hand_gb: float) -> InputError:
-    """Return what to tell the user whose GPU ran out of memory over a picture of this size."""
-    room = at_hand_gb * USED_SHARE - footprint.vae_gb
+def too_small_to_encode(footprint: Footprint, size_px: tuple[int, int], available_gb: float) -> InputError:
+    """Return the error for a picture of this size that does not fit into the GPU."""
+    room = available_gb * USED_SHARE - footprint.vae_gb
     side = int((max(room, 0) * 1e9 / ENCODING_BYTES) ** 0.5) // STEP_PX * STEP_PX
     smaller = side > 0 and side * side < size_px[0] * size_px[1]
     return _too_small(
         f"encode {size_px[0]} x {size_px[1]} px, which take about {encoding_gb(footprint, [size_px]):.1f} GB",
         f"set detect.crops.side_px to {side}" if smaller else None,
-        at_hand_gb,
+        available_gb,
     )
 
 
-def _too_small(what: str, remedy: str | None, at_hand_gb: float) -> InputError:
+def _too_small(what: str, remedy: str | None, available_gb: float) -> InputError:
     choice = f"{remedy}, or " if remedy else ""
-    return InputError(f"{at_hand_gb:.1f} GB of memory are too small to {what}; {choice}end what else runs on it.")
+    return InputError(f"{available_gb:.1f} GB of memory are too small to {what}; {choice}end what else runs on it.")
 
 
 def _gb(module: torch.nn.Module, dtype: torch.dtype) -> float:

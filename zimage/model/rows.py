@@ -23,7 +23,7 @@ class ItemRow(Row):
     height: int
     """In px."""
     texts: list[str]
-    """Its captions in texts.jsonl; each is used in its turn."""
+    """Its captions in texts.jsonl; used in rotation."""
     class_texts: list[str]
     """The same captions without the trigger."""
     mask: bool

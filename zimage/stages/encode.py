@@ -164,14 +164,14 @@ def _out_of_memory_explained(base: Path, crops: Iterable[CropRow]) -> Iterator[N
     """Say, where the GPU's memory is too small, which crops it could encode."""
     import torch
 
-    from zimage.model.device import at_hand_gb, device_and_dtype
+    from zimage.model.device import available_gb, device_and_dtype
     from zimage.model.memory import footprint_of, too_small_to_encode
 
     try:
         yield
     except torch.OutOfMemoryError:
         largest = max(_sizes(crops), key=lambda size: size[0] * size[1])
-        raise too_small_to_encode(footprint_of(base), largest, at_hand_gb(device_and_dtype()[0])) from None
+        raise too_small_to_encode(footprint_of(base), largest, available_gb(device_and_dtype()[0])) from None
 
 
 def _check(crops: Sequence[CropRow], captions: dict[str, list[str]], detect: Path, caption: Path) -> None:

@@ -173,7 +173,7 @@ def _absent(params: EvaluateParams, judge: PictureScorer) -> list[str]:
 def _impostors(scorer: Scorer, params: EvaluateParams) -> Impostors | None:
     if params.impostors is None:
         return None
-    targets = [one for one in (scorer.judge.targets, scorer.judge.second) if one is not None]
+    targets = [one for one in (scorer.picture_scorer.targets, scorer.picture_scorer.second) if one is not None]
     return impostors(scorer.search, targets, params.sampling.side_px)
 
 
@@ -199,7 +199,7 @@ def _out_of_memory_explained(base: Base, sampling: Sampling, loras_gb: float) ->
     """Say, where the GPU's memory is too small, which pictures it could make."""
     import torch
 
-    from zimage.model.device import at_hand_gb, device_and_dtype
+    from zimage.model.device import available_gb, device_and_dtype
     from zimage.model.memory import footprint_of, too_small_to_sample
 
     try:
@@ -210,7 +210,7 @@ def _out_of_memory_explained(base: Base, sampling: Sampling, loras_gb: float) ->
             sampling.side_px,
             guided=sampling.guidance_scale > 0,
             adapters_gb=loras_gb,
-            at_hand_gb=at_hand_gb(device_and_dtype()[0]),
+            available_gb=available_gb(device_and_dtype()[0]),
         ) from None
 
 
@@ -231,7 +231,7 @@ def _findings(
         base_leaks=outcome.base_leaks,
         variety=_varieties(scorer, outcome.test),
         base_variety=_varieties(scorer, outcome.base),
-        ceiling=scorer.judge.targets.ceiling(),
+        ceiling=scorer.picture_scorer.targets.ceiling(),
         sessions=reals.sessions,
     )
     found = figures(
@@ -240,14 +240,14 @@ def _findings(
         resamples=params.resampling.resamples,
         generator=params.resampling.generator(),
     )
-    verdict = judge(found, params.gate, embedded=scorer.judge.targets.info.embedded)
+    verdict = judge(found, params.gate, embedded=scorer.picture_scorer.targets.info.embedded)
     return Findings(
         outcome=outcome,
         figures=found,
         judgement=verdict,
-        judge=scorer.judge,
+        picture_scorer=scorer.picture_scorer,
         impostors=strangers,
-        absent=_absent(params, scorer.judge),
+        absent=_absent(params, scorer.picture_scorer),
         suite=params.suite,
         base=base.identity,
         copy_correlation=params.copy_correlation,
@@ -260,7 +260,7 @@ def _findings(
         advice=advice(
             {rule.name for rule in verdict.rules if rule.verdict == "fail"},
             found,
-            _trained(train, outcome, scorer.judge.targets),
+            _trained(train, outcome, scorer.picture_scorer.targets),
         ),
     )
 
@@ -280,7 +280,7 @@ def _varieties(scorer: Scorer, rows: Sequence[PictureRow]) -> dict[str, PairValu
 
     A face engine could not tell: it is made not to see expression, light and framing, which are what should vary.
     """
-    clip = scorer.judge.clip
+    clip = scorer.picture_scorer.clip
     unlike = variety if clip is None else clip.variety
     return {
         group[0].prompt: dict(

@@ -106,9 +106,9 @@ def _lead(out: Path, prepared: "Run", params: TrainParams, *, base: Path, run: s
                 prepared.loop.run(
                     begin,
                     params.checkpoint_every,
-                    told=writer.log_steps,
-                    kept=writer.save_checkpoint,
-                    stopped=writer.stopped,
+                    on_metrics=writer.log_steps,
+                    on_checkpoint=writer.save_checkpoint,
+                    on_stop=writer.stopped,
                 )
         writer.save(aside / "lora.safetensors")
         writer.write_prompts()
@@ -127,7 +127,7 @@ def _follow(out: Path, prepared: "Run", params: TrainParams, *, run: str) -> Non
         if state is None:
             raise InputError(f"{aside_of(out)} is not the same folder for all processes; give them one they share.")
         _restore(prepared, state)
-    prepared.loop.run(begin, params.checkpoint_every, told=_ignored, kept=_ignored, stopped=_ignored)
+    prepared.loop.run(begin, params.checkpoint_every, on_metrics=_ignored, on_checkpoint=_ignored, on_stop=_ignored)
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams, mach
     """Say, where the GPU's memory is too small, which presets would fit."""
     import torch
 
-    from zimage.model.device import at_hand_gb, device_and_dtype
+    from zimage.model.device import available_gb, device_and_dtype
     from zimage.model.rows import ItemRow, TextRow
     from zimage.training.memory import sizes_of, too_small
 
@@ -145,7 +145,9 @@ def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams, mach
         items, texts = read_rows(encode / "items.jsonl", ItemRow), read_rows(encode / "texts.jsonl", TextRow)
         largest = max(((row.width, row.height) for row in items), key=lambda size: size[0] * size[1])
         caption = max(row.tokens for row in texts)
-        raise too_small(params, machine, sizes_of(base), largest, caption, at_hand_gb(device_and_dtype()[0])) from None
+        raise too_small(
+            params, machine, sizes_of(base), largest, caption, available_gb(device_and_dtype()[0])
+        ) from None
 
 
 def _restore(prepared: "Run", state: "TrainingState") -> None:
@@ -203,7 +205,7 @@ def _metrics(
         "loss_first": round(writer.record.mean(first=LOSS_STEPS), 6),
         "loss_last": round(writer.record.mean(last=LOSS_STEPS), 6),
         "trained_values": len(prepared.adapters.values),
-        "buckets": len({step.bucket for step in prepared.loop.planned}),
+        "buckets": len({step.bucket for step in prepared.loop.steps}),
         "sampler_shift": prepared.loop.objective.sampler_shift,
         "steps_per_s": round(writer.steps_per_s, 3),
         "peak_memory_gb": round(writer.peak_gb, 3),

@@ -153,7 +153,7 @@ class Adapters:
 
     @property
     def drop_inputs(self) -> bool:
-        """Return whether chance decides which inputs the adapters see."""
+        """Return whether the adapters have dropout."""
         return any(lora.dropout > 0 for lora in self._loras)
 
     def halves(self) -> tuple[Tensor, Tensor]:

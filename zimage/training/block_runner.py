@@ -88,21 +88,21 @@ def make_block_runner(
     checkpointing: Checkpointing,
     *,
     compiled: bool,
-    chance: bool = False,
+    random: bool = False,
     shapes: int = 1,
     backend: str | Callable[..., Any] = "inductor",
 ) -> RunBlock:
     """Return how the denoiser is to run a block while it learns.
 
     Args:
-        checkpointing: none keeps all that the way back needs; selective computes the cheap parts again, which only
-            compiled blocks do without keeping more than they save; full keeps only the stream between blocks.
+        checkpointing: none keeps all activations; selective recomputes the cheap ones, which saves memory only in
+            compiled blocks; full keeps only the residual stream between blocks.
         compiled: Fuse each block; one graph serves all blocks of a shape.
-        chance: Blocks draw chance (dropout), which has to be the same when they are computed again.
+        random: Blocks use random numbers (dropout), which must be the same when they are recomputed.
         shapes: How many lengths of sequences there will be.
         backend: Of torch.compile.
     """
-    again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": chance}
+    again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": random}
     if checkpointing == "selective":
         again["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
 

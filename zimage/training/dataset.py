@@ -93,13 +93,13 @@ class Dataset:
         return Counter(sizes).most_common()[0][0]
 
     def latents(self, step: Step, spread: Tensor | None) -> Tensor:
-        """Return (B, C, H, W): the posteriors' means, or what lies `spread` standard deviations beside them."""
+        """Return (B, C, H, W): the posteriors' means, or samples `spread` standard deviations from them."""
         pictures, rows = self._pictures_of(step)
         mean = _picked(pictures.mean, rows)
         return mean if spread is None else torch.addcmul(mean, _picked(pictures.std, rows), spread)
 
-    def places(self, step: Step) -> Tensor | None:
-        """Return (B, 1, H, W), what counts how much in the loss, or None where all counts alike."""
+    def loss_weights(self, step: Step) -> Tensor | None:
+        """Return the loss weights (B, 1, H, W), or None if every latent pixel counts alike."""
         pictures, rows = self._pictures_of(step)
         return None if pictures.loss_weights is None else _picked(pictures.loss_weights, rows)
 
@@ -143,11 +143,11 @@ def _pictures(
     """Return the pictures by size, and for each item its size and its row there."""
     latents, masks = load_file(folder / "latents.safetensors"), load_file(folder / "masks.safetensors")
     rows: dict[Size, list[ItemRow]] = defaultdict(list)
-    places: list[tuple[Size, int]] = []
+    positions: list[tuple[Size, int]] = []
     for item in items:
         _, height, width = latents[f"{item.item}.mean"].shape
         rows[height, width].append(item)
-        places.append(((height, width), len(rows[height, width]) - 1))
+        positions.append(((height, width), len(rows[height, width]) - 1))
     pictures = {}
     for size, alike in rows.items():
         faces = [masks.get(item.item, torch.zeros(size)) for item in alike]
@@ -157,7 +157,7 @@ def _pictures(
             torch.stack([latents[f"{item.item}.std"] for item in alike]).float().to(device),
             None if face_weight == 1 else weights.to(device),
         )
-    return pictures, places
+    return pictures, positions
 
 
 def _texts(
@@ -167,14 +167,14 @@ def _texts(
     states = load_file(folder / "texts.safetensors")
     rows: dict[int, list[Tensor]] = defaultdict(list)
     counts: dict[int, list[int]] = defaultdict(list)
-    places = []
+    positions = []
     for row, length in zip(texts, lengths, strict=True):
         own = states[row.text]
-        places.append(len(rows[length]))
+        positions.append(len(rows[length]))
         rows[length].append(torch.cat([own, own.new_zeros(length - len(own), own.shape[1])]))
         counts[length].append(len(own))
     found = {
         length: Texts(torch.stack(alike).to(device), torch.tensor(counts[length], device=device))
         for length, alike in rows.items()
     }
-    return found, places
+    return found, positions

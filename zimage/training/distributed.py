@@ -84,7 +84,7 @@ class Launched(World):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def cut(self, batch: int, micro_batch_size: int) -> list[slice]:
-        """Return the pieces of a step's samples, in turn one for each process.
+        """Return the pieces of a step's samples, dealt round-robin to the processes.
 
         Raises:
             InputError: the step cannot be split evenly.
@@ -117,10 +117,10 @@ class Launched(World):
 
 
 class Team(World):
-    """One of the processes of one thread that share a CPU; the leading one has forked the others.
+    """One of several single-threaded processes that share a CPU; the main process has forked the others.
 
-    They meet once a step. Each piece's gradient and loss lie in memory that all see, in one of two sets of places by
-    turns: while a process still reads one set, another one may already write the next step's into the other.
+    They synchronise once a step. Each piece's gradient and loss are written to a slot in shared memory. There are two
+    sets of slots, used alternately: a process may write the next step's set while another still reads the last one.
 
     Args:
         size: How many processes.
@@ -131,19 +131,19 @@ class Team(World):
         self._turn = 0
         self._to_leader: Connection | None = None
         self._forked: Forked | None = None
-        self._places = torch.empty(0)  # (2, pieces, values + 1): gradients, and the loss beside each
+        self._slots = torch.empty(0)  # (2, pieces, values + 1): the gradient of each piece, then its loss
 
     def all_reduce(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
         """Leave the sum of all pieces' gradients in `gradient`, in their order, and return that of losses."""
         self._turn = 1 - self._turn
-        places = self._places[self._turn, : len(pieces)]
+        slots = self._slots[self._turn, : len(pieces)]
         for number in range(self.rank, len(pieces), self.size):
             gradient.zero_()
-            places[number, -1] = pieces[number]()
-            places[number, :-1] = gradient
+            slots[number, -1] = pieces[number]()
+            slots[number, :-1] = gradient
         self.broadcast_int(0)
         loss = gradient.zero_().new_zeros(())
-        for place in places:
+        for place in slots:
             gradient += place[:-1]
             loss += place[-1]
         return loss
@@ -166,7 +166,7 @@ class Team(World):
         """Fork the others, which end when the context does."""
         shape = (2, pieces, values + 1)
         shared = mmap.mmap(-1, torch.Size(shape).numel() * torch.float32.itemsize)
-        self._places = torch.frombuffer(shared, dtype=torch.float32).view(shape)
+        self._slots = torch.frombuffer(shared, dtype=torch.float32).view(shape)
 
         def work(number: int, line: Connection) -> None:
             self.rank, self._to_leader = number + 1, line

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zimage.core.errors import InputError
 
-WINDOW = 20  # steps whose mean loss is watched; one step's loss mostly tells its sigma
+WINDOW = 20  # steps over which the loss is averaged; a single step's loss depends mostly on its sigma
 
 
 class DivergedError(InputError):

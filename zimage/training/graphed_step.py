@@ -1,6 +1,6 @@
 """Forward and backward pass as one CUDA graph per shape, for steps that are limited by kernel launches.
 
-A graph repeats kernels with the addresses they had. So inputs are copied to fixed places, and whatever was a number
+A graph replays kernels with the addresses they had. So inputs are copied to fixed buffers, and whatever was a number
 when it was recorded stays that number for ever, without a word. Therefore nothing is trained with a graph that has not
 first given the loss and the gradients of the plain way, for other inputs than those it was recorded with.
 """
@@ -25,13 +25,13 @@ TOLERANCE = 0.02
 
 
 class GraphedStep:
-    """Passes that are recorded when a shape is met first, and repeated from then on; plain where that fails.
+    """Forward and backward, recorded as a CUDA graph for each new shape and replayed after; eager where that fails.
 
     One failure is enough: what could not be recorded once keeps what memory it took, and would take it for each shape.
-    Too little memory is no such failure: it is raised, and who is told of it sets machine.cuda_graphs to false.
+    Too little memory is no such failure: it is raised, and the remedy in its message is machine.cuda_graphs=false.
 
     Args:
-        passes: Forward and back, which read nothing but their arguments and the adapters, and draw no chance.
+        passes: Forward and back, which read nothing but their arguments and the adapters, and use no random numbers.
         gradient: The adapters', to which passes add.
         record: How something is recorded.
     """
@@ -74,12 +74,12 @@ class GraphedStep:
         return self._passes
 
     def _repeating(self, inputs: Sequence[Any]) -> Passes:
-        """Return the passes recorded with halved inputs, which are then given in the same places."""
-        places = [each.detach() / 2 if isinstance(each, Tensor) else each for each in inputs]
-        repeat = self._record(lambda: self._passes(*places))
+        """Return the passes recorded with halved inputs, replayed with the real ones in the same buffers."""
+        buffers = [each.detach() / 2 if isinstance(each, Tensor) else each for each in inputs]
+        repeat = self._record(lambda: self._passes(*buffers))
 
         def repeated(*inputs: Any) -> Tensor:
-            for place, given in zip(places, inputs, strict=True):
+            for place, given in zip(buffers, inputs, strict=True):
                 if isinstance(place, Tensor):
                     place.copy_(given, non_blocking=True)
             return repeat().clone()

@@ -38,13 +38,13 @@ def face_weights(face: Tensor, face_weight: float) -> Tensor:
     return weights / weights.mean().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
-def squared_error(velocity: Tensor, target: Tensor, places: Tensor | None) -> Tensor:
+def squared_error(velocity: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
     """Return the mean squared error of each sample (B,), float32.
 
     Args:
         velocity: The model's (B, C, H, W).
         target: `noise - latent`, or another model's velocity.
-        places: (B, 1, H, W) of mean 1, or None for 1 everywhere.
+        weights: (B, 1, H, W) of mean 1, or None for 1 everywhere.
     """
     errors = (velocity - target).square()
-    return (errors if places is None else errors * places).mean(dim=(1, 2, 3))
+    return (errors if weights is None else errors * weights).mean(dim=(1, 2, 3))

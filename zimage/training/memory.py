@@ -143,7 +143,7 @@ def _check_units(params: TrainParams, machine: MachineParams, sizes: Sizes, devi
 def _hindrance_of_graphs(params: TrainParams, machine: MachineParams) -> str | None:
     """Return what would be frozen as it was when a CUDA graph was recorded, or cannot be recorded at all."""
     if params.dropout > 0:
-        return "the chance of train.dropout"
+        return "the random numbers of train.dropout"
     if machine.offloaded_blocks:
         return "the coming and going of machine.offloaded_blocks"
     before_context = {"context_refiner", "caption_embedder"} & set(params.targets)
@@ -222,7 +222,7 @@ def learning(sizes: Sizes, params: TrainParams) -> Sizes:
 
 
 def dropped(sizes: Sizes, params: TrainParams) -> int:
-    """Return how many values a token a block's adapters read, each its own, where chance decides which; or 0."""
+    """Return how many values a token a block's adapters read, each its own, where there is dropout; or 0."""
     if params.dropout == 0:
         return 0
     D, F = sizes.width, sizes.feed_forward
@@ -273,7 +273,7 @@ def activations_gb(
     branches' ends (2 D), the feed-forward's two halves, the opened one and their product (4 F);
     selective: the stream (D), qkv (3 D), attended (D), both ends (2 D), the two halves (2 F);
     full: the stream (D), and all of one block while it is computed again.
-    What adapters read is kept by `none` once more for each, if chance drops some of it, with a byte that tells which;
+    What adapters read is kept by `none` once more for each, with a byte of mask a value, if there is dropout;
     and what a LoKr has between its two matrices (`inner` values).
     """
     D, F = sizes.width, sizes.feed_forward
@@ -333,9 +333,9 @@ def needed_gb(sizes: Sizes, preset: MemoryPreset, values_gb: float, tokens: int)
 
 
 def too_small(  # noqa: PLR0917
-    params: TrainParams, machine: MachineParams, sizes: Sizes, px: tuple[int, int], caption: int, at_hand_gb: float
+    params: TrainParams, machine: MachineParams, sizes: Sizes, px: tuple[int, int], caption: int, available_gb: float
 ) -> InputError:
-    """Return what to tell the user whose GPU ran out of memory.
+    """Return the error for a run that does not fit into the GPU.
 
     Args:
         params: Of the run.
@@ -343,19 +343,19 @@ def too_small(  # noqa: PLR0917
         sizes: Of the transformer.
         px: Width and height of the largest picture.
         caption: Tokens of the longest caption.
-        at_hand_gb: What this process could have of the GPU.
+        available_gb: GPU memory that this process can use.
     """
     tokens = sequence_length(SequenceBucket(px[1] // 8, px[0] // 8, padded(caption)))
     values = values_gb(sizes, params)
     now = needed_gb(sizes, MemoryPreset(params.memory, machine, params.micro_batch_size), values, tokens)
     needs = {name: needed_gb(sizes, preset, values, tokens) for name, preset in PRESETS.items()}
-    fitting = [f"{name} ({need:.0f} GB)" for name, need in needs.items() if need < min(now, SPARE * at_hand_gb)]
+    fitting = [f"{name} ({need:.0f} GB)" for name, need in needs.items() if need < min(now, SPARE * available_gb)]
     remedy = f"a preset that fits ({', '.join(reversed(fitting))}), " if fitting else ""
     quantization = params.memory.base_quantization
     weights = params.precision if quantization == "none" else quantization
     return InputError(
-        f"{at_hand_gb:.0f} GB of memory are too small for {params.micro_batch_size} picture(s) of {px[0]} x {px[1]} px "
-        f"at once with {weights} weights; {_cheaper(params, machine)}choose {remedy}a smaller "
+        f"{available_gb:.0f} GB of memory are too small for {params.micro_batch_size} picture(s) of {px[0]} x {px[1]} "
+        f"px at once with {weights} weights; {_cheaper(params, machine)}choose {remedy}a smaller "
         "train.micro_batch_size, smaller crops, or end what else runs on it."
     )
 

@@ -68,14 +68,14 @@ def seed_of(seed: int, *names: str | int) -> int:
 
 @dataclass(frozen=True)
 class StepNoise:
-    """The chance in one step, on the CPU."""
+    """Sigmas and noise of one step, on the CPU."""
 
     sigma: Tensor  # (B,) float32
     noise: Tensor  # (B, C, H, W) float32
     spread: Tensor  # (B, C, H, W) float32: where in the posterior the latents lie, in standard deviations
 
 
-def draw(
+def sample_step_noise(
     seed: int,
     step: int,
     shape: tuple[int, int, int, int],
@@ -84,15 +84,15 @@ def draw(
     sampler_shift: float,
     name: str = "step",
 ) -> StepNoise:
-    """Return the chance of one step.
+    """Sample sigmas and noise of one step.
 
     Args:
         seed: Of the run.
         step: Counted from 0.
         shape: (B, C, H, W) of the whole step's latents, on all devices together.
-        params: The law of sigma.
+        params: The distribution of sigma.
         sampler_shift: Of the base's scheduler.
-        name: What the step is for, so that preservation has chance of its own.
+        name: What the step is for, so that prior preservation has a random stream of its own.
     """
     generator = generator_of(seed, name, step)
     offset = float(torch.rand(1, generator=generator_of(seed, name, "offset")))

@@ -13,7 +13,7 @@ from zimage.model.denoiser import Denoiser
 from zimage.model.device import sent
 from zimage.training.dataset import Dataset
 from zimage.training.loss_weights import sigma_weights, squared_error
-from zimage.training.noise import StepNoise, draw
+from zimage.training.noise import StepNoise, sample_step_noise
 from zimage.training.params import LossWeight, PriorPreservationParams, TimestepSamplingParams
 from zimage.training.plan import Step
 
@@ -34,41 +34,48 @@ class Objective:
 
     denoiser: Denoiser
     dataset: Dataset
-    sigma: TimestepSamplingParams
+    timestep_sampling: TimestepSamplingParams
     sampler_shift: float
     loss_weight: LossWeight
     latents: Literal["mean", "sample"]
     seed: int
 
     def sample_noise(self, number: int, step: Step, *, name: str = "step") -> StepNoise:
-        """Return the chance of a step: the same on every machine and in every resumed run."""
+        """Sample a step's sigmas and noise.
+
+        Deterministic in (seed, step, name), so a resumed run and another device draw the same.
+        """
         channels = self.dataset.channels
         shape = (len(step.items), channels, step.bucket.height, step.bucket.width)
-        return draw(self.seed, number, shape, self.sigma, sampler_shift=self.sampler_shift, name=name)
+        return sample_step_noise(
+            self.seed, number, shape, self.timestep_sampling, sampler_shift=self.sampler_shift, name=name
+        )
 
-    def inputs(self, step: Step, chance: StepNoise, rows: slice) -> tuple[Any, ...]:
+    def inputs(self, step: Step, step_noise: StepNoise, rows: slice) -> tuple[Any, ...]:
         """Return what `forward_backward` reads of these rows of a step."""
         part = step.part(rows)
-        clean, noise, sigma = self._parts(part, chance, rows)
+        clean, noise, sigma = self._parts(part, step_noise, rows)
         context = self.dataset.context(part, self.denoiser)
-        return clean, noise, sigma, context, self.dataset.places(part), len(step.items)
+        return clean, noise, sigma, context, self.dataset.loss_weights(part), len(step.items)
 
     def forward_backward(  # noqa: PLR0917
-        self, clean: Tensor, noise: Tensor, sigma: Tensor, context: Tensor, places: Tensor | None, samples: int
+        self, clean: Tensor, noise: Tensor, sigma: Tensor, context: Tensor, loss_weights: Tensor | None, samples: int
     ) -> Tensor:
-        """Return some rows' share in a step's loss, and add its gradients to the adapters'.
+        """Return the loss of some of a step's samples, and add its gradients to the adapters'.
 
-        The shares of all rows add up to the mean over the step's samples.
+        The losses of all parts of a step add up to the mean over its samples.
         """
-        errors = squared_error(self._velocity(clean, noise, sigma, context), noise - clean, places)
+        errors = squared_error(self._velocity(clean, noise, sigma, context), noise - clean, loss_weights)
         loss = (errors * sigma_weights(self.loss_weight, sigma)).sum() / samples
         loss.backward()
         return loss.detach()
 
-    def preservation(self, step: Step, chance: StepNoise, rows: slice, params: PriorPreservationParams) -> Tensor:
-        """Return these rows' share in the loss that keeps the class as it was, weight included."""
+    def preservation_loss(
+        self, step: Step, step_noise: StepNoise, rows: slice, params: PriorPreservationParams
+    ) -> Tensor:
+        """Return the weighted prior-preservation loss of these samples; all parts of a step add up to its mean."""
         part = step.part(rows)
-        clean, noise, sigma = self._parts(part, chance, rows)
+        clean, noise, sigma = self._parts(part, step_noise, rows)
         context = self.dataset.context(part, self.denoiser)
         if params.target == "picture":
             target = noise - clean
@@ -78,12 +85,12 @@ class Objective:
         errors = squared_error(self._velocity(clean, noise, sigma, context), target, None)
         return params.weight * (errors * sigma_weights(self.loss_weight, sigma)).sum() / len(step.items)
 
-    def _parts(self, part: Step, chance: StepNoise, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    def _parts(self, part: Step, step_noise: StepNoise, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rows' latents, noise and sigma on the device."""
         device = self.denoiser.device
-        spread = sent(chance.spread[rows], device) if self.latents == "sample" else None
+        spread = sent(step_noise.spread[rows], device) if self.latents == "sample" else None
         clean = self.dataset.latents(part, spread)
-        return clean, sent(chance.noise[rows], device), sent(chance.sigma[rows], device)
+        return clean, sent(step_noise.noise[rows], device), sent(step_noise.sigma[rows], device)
 
     def _velocity(self, clean: Tensor, noise: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])

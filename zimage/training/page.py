@@ -44,15 +44,15 @@ def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> P
     """
     rows, known = _rows(folder / "loss.csv"), before or {}
     matches = [(SAMPLE.fullmatch(path.name), path) for path in (folder / "samples").glob("*.png")]
-    places = {(int(match[1]), int(match[2])): path for match, path in matches if match}
-    found = {place: known.get(place) or _data_uri(path) for place, path in places.items()}
+    paths = {(int(match[1]), int(match[2])): path for match, path in matches if match}
+    found = {place: known.get(place) or _data_uri(path) for place, path in paths.items()}
     pictures = {place: picture for place, picture in found.items() if picture}
     steps, losses = ([float(row[name]) for row in rows] for name in ("step", "loss"))
     loss = float(rows[-1][SMOOTH]) if rows else None
     return PageContent(int(steps[-1]) if steps else 0, loss, pictures, steps, losses)
 
 
-def course(seen: PageContent, prompts: list[str], *, title: str, total: int, pictured: bool, working: bool) -> str:
+def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pictured: bool, working: bool) -> str:
     """Return the page as HTML; nothing in it is loaded from elsewhere.
 
     Args:

@@ -20,7 +20,7 @@ class StepSource:
         item: Its number in the dataset.
         height: Of its latents.
         width: Of its latents.
-        texts: Numbers of its captions, each used in its turn.
+        texts: Numbers of its captions, used in rotation.
     """
 
     item: int

@@ -131,7 +131,7 @@ class RunWriter:
         """Write a picture of each sample prompt, of exactly the values that were saved."""
         (self._folder / "samples").mkdir(exist_ok=True)
         vae = open_vae(self._base, device=self._prepared.denoiser.device)
-        with self._wearing_what_is_saved():
+        with self._saved_weights():
             for number, latents in enumerate(self._latents(params, stop)):
                 pixels = decode(vae, latents)
                 image = image_of(pixels[0])
@@ -170,14 +170,14 @@ class RunWriter:
             )
 
     @contextmanager
-    def _wearing_what_is_saved(self) -> Iterator[None]:
-        """Let the model be what is saved, on the base as it is; plainly, for blocks would be compiled anew for it."""
+    def _saved_weights(self) -> Iterator[None]:
+        """Give the model the values that are saved, on the base without the training adapter, and eager blocks."""
         values, denoiser = self._prepared.adapters.values, self._prepared.denoiser
         trained, run = values.clone(), denoiser.run
         values.copy_(self._prepared.loop.optimiser.result.to(DTYPES[self._params.save_dtype]))
         denoiser.run = run_block
         try:
-            with adding(denoiser, self._prepared.unworn):
+            with adding(denoiser, self._prepared.adapter_removal):
                 yield
         finally:
             values.copy_(trained)
@@ -194,7 +194,7 @@ class RunWriter:
 
     def _sentence(self, reading: StepMetrics, fault: str) -> str:
         loop = self._prepared.loop
-        step = loop.planned[reading.step]
+        step = loop.steps[reading.step]
         sigmas = ", ".join(f"{sigma:.3f}" for sigma in loop.objective.sample_noise(reading.step, step).sigma.tolist())
         photos = ", ".join(self._prepared.dataset.photos(step))
         return (

@@ -45,13 +45,13 @@ class Run:
         loop: Its steps.
         dataset: Pictures and texts.
         scheduler: Of the base.
-        unworn: What takes the training adapter off the projections that wear it.
+        adapter_removal: Addends that cancel the training adapter, by projection; empty where there is none.
     """
 
     loop: Loop
     dataset: Dataset
     scheduler: "FlowMatchEulerDiscreteScheduler"
-    unworn: Sequence[tuple[Projection, tuple[Addend, ...]]]
+    adapter_removal: Sequence[tuple[Projection, tuple[Addend, ...]]]
 
     @property
     def denoiser(self) -> Denoiser:
@@ -83,21 +83,23 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
     keep_freed_memory(device)
     dataset = Dataset(encode, device=device, face_weight=params.face_weight)
     scheduler = open_scheduler(base)
-    planned = _planned(dataset, params)
-    preserving = _preserving(dataset, params.prior_preservation, params) if params.prior_preservation else []
-    buckets = {step.bucket for step in (*planned, *preserving)}
+    steps = _plan_steps(dataset, params)
+    preservation_steps = (
+        _plan_preservation(dataset, params.prior_preservation, params) if params.prior_preservation else []
+    )
+    buckets = {step.bucket for step in (*steps, *preservation_steps)}
     both_ways = keeps_both_ways(params, machine, sizes, buckets, device)
     denoiser, names, factors = _denoiser(base, params, machine, device, both_ways=both_ways)
     adapters = Adapters(denoiser, names)
     if denoiser.context_is_fixed:
         dataset.refine(denoiser)
         denoiser.forget_context()
-    unworn = addends_of(denoiser, names, factors)
+    adapter_removal = addends_of(denoiser, names, factors)
     release(device)
     denoiser.run = make_block_runner(
         checkpointing_of(params, machine, sizes, buckets, device),
         compiled=params.memory.compile,
-        chance=params.dropout > 0,
+        random=params.dropout > 0,
         shapes=len(buckets),
     )
     if params.memory.compile and denoiser.dtype is not torch.float32:
@@ -106,7 +108,7 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
     objective = Objective(
         denoiser,
         dataset,
-        sigma=params.timestep_sampling,
+        timestep_sampling=params.timestep_sampling,
         sampler_shift=float(scheduler.config.shift),
         loss_weight=params.loss_weight,
         latents=params.latents,
@@ -121,13 +123,13 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
         adapters,
         Optimiser(adapters, params.optimiser),
         params.schedule,
-        planned=planned,
-        preserving=preserving,
+        steps=steps,
+        preservation_steps=preservation_steps,
         preservation=params.prior_preservation,
         micro_batch_size=params.micro_batch_size,
         world=world,
     )
-    return Run(loop, dataset, scheduler, unworn)
+    return Run(loop, dataset, scheduler, adapter_removal)
 
 
 def _denoiser(
@@ -158,7 +160,7 @@ def _denoiser(
         dtype=dtype,
         stream=torch.float32 if on_cpu else dtype,
         device=device,
-        kind=params.memory.base_quantization,
+        weight_format=params.memory.base_quantization,
         offloaded_blocks=machine.offloaded_blocks,
         both_ways=both_ways,
     )
@@ -186,7 +188,7 @@ def _let_go(transformer: "ZImageTransformer2DModel") -> None:
             module.weight.data = torch.empty(0)
 
 
-def _planned(dataset: Dataset, params: TrainParams) -> list[Step]:
+def _plan_steps(dataset: Dataset, params: TrainParams) -> list[Step]:
     return plan(
         dataset.sources("subject"),
         dataset.lengths,
@@ -198,7 +200,7 @@ def _planned(dataset: Dataset, params: TrainParams) -> list[Step]:
     )
 
 
-def _preserving(dataset: Dataset, preservation: PriorPreservationParams, params: TrainParams) -> list[Step]:
+def _plan_preservation(dataset: Dataset, preservation: PriorPreservationParams, params: TrainParams) -> list[Step]:
     role = "subject" if preservation.pictures == "crops" else "class"
     sources = dataset.sources("subject" if role == "subject" else "class", of_the_class=True)
     if not sources:

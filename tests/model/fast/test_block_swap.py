@@ -6,15 +6,17 @@ from torch import Tensor
 
 from tests.tiny_base import TEXT_WIDTH, tiny_transformer
 from zimage.model.denoiser import Denoiser, _spread
-from zimage.model.fast.weight_formats import Kind
+from zimage.model.fast.weight_formats import WeightFormat
 from zimage.training.adapters import Adapters, inject, module_names
 
 
-def _step(kind: Kind, offloaded: int, *, layers: int = 6) -> tuple[Tensor, Tensor, Denoiser]:
+def _step(kind: WeightFormat, offloaded: int, *, layers: int = 6) -> tuple[Tensor, Tensor, Denoiser]:
     torch.manual_seed(0)
     transformer = tiny_transformer(layers=layers)
     inject(transformer, ["attention", "feed_forward"], rank=4, dropout=0.0, generator=torch.Generator().manual_seed(1))
-    denoiser = Denoiser(transformer, dtype=torch.float32, stream=torch.float32, kind=kind, offloaded_blocks=offloaded)
+    denoiser = Denoiser(
+        transformer, dtype=torch.float32, stream=torch.float32, weight_format=kind, offloaded_blocks=offloaded
+    )
     adapters = Adapters(denoiser, module_names(transformer))
     adapters.values.add_(0.1)
     for _ in range(2):
@@ -30,7 +32,7 @@ def _context(denoiser: Denoiser) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["none", "int8", "nf4"])
 @pytest.mark.parametrize("offloaded", [1, 3, 6])
-def test_travelling_weights_give_the_same_velocity_and_gradients(kind: Kind, offloaded: int) -> None:
+def test_travelling_weights_give_the_same_velocity_and_gradients(kind: WeightFormat, offloaded: int) -> None:
     velocity, gradient, _ = _step(kind, 0)
     found, found_gradient, _ = _step(kind, offloaded)
     assert torch.equal(found, velocity)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.dynamo import OWN_WARNINGS
 from zimage.model.fast.kernels import sum_of_products
 from zimage.model.fast.linear import Projection, projection_of
-from zimage.model.fast.weight_formats import Kind, keeper_of
+from zimage.model.fast.weight_formats import WeightFormat, quantizer_of
 
 CPU = torch.device("cpu")
 WIDTH, ROWS = 64, 40
@@ -58,17 +58,17 @@ def test_compiled_it_is_pefts_product_and_has_its_gradients(names: str, adapted:
     dx, *gradients = torch.autograd.grad(y, [x, *trained], dy)
     expected = [y.detach(), dx, torch.cat(gradients[: len(adapted)]), torch.cat(gradients[len(adapted) :])]
 
-    projection = projection_of(list(layers.values()), keeper_of("none", dtype=torch.float32, device=CPU))
+    projection = projection_of(list(layers.values()), quantizer_of("none", dtype=torch.float32, device=CPU))
     for found, wanted in zip(outcome(projection, x, dy, compiled=True), expected, strict=True):
         assert _error(found, wanted) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
 @pytest.mark.parametrize("both_ways", [False, True])
-def test_in_few_bits_it_is_compiled_to_what_it_is_without(kind: Kind, both_ways: bool) -> None:
+def test_in_few_bits_it_is_compiled_to_what_it_is_without(kind: WeightFormat, both_ways: bool) -> None:
     layers = layers_of("abc", "ac", 4.0)
     x, dy = _given(layers)
-    keep = keeper_of(kind, dtype=torch.float32, device=CPU, both_ways=both_ways)
+    keep = quantizer_of(kind, dtype=torch.float32, device=CPU, both_ways=both_ways)
     projection = projection_of(list(layers.values()), keep)
     expected = outcome(projection, x, dy, compiled=False)
     for found, wanted in zip(outcome(projection, x, dy, compiled=True), expected, strict=True):
@@ -78,7 +78,7 @@ def test_in_few_bits_it_is_compiled_to_what_it_is_without(kind: Kind, both_ways:
 def test_what_dropout_lets_through_is_the_same_for_a_seed_compiled_or_not() -> None:
     layers = layers_of("abc", "ac", 4.0, dropout=0.5)
     x, dy = _given(layers)
-    projection = projection_of(list(layers.values()), keeper_of("none", dtype=torch.float32, device=CPU))
+    projection = projection_of(list(layers.values()), quantizer_of("none", dtype=torch.float32, device=CPU))
     torch.manual_seed(7)
     expected = outcome(projection, x, dy, compiled=False)
     torch.manual_seed(7)

@@ -21,7 +21,7 @@ OTHER: dict[ClassNoun, ClassNoun] = {"woman": "man", "man": "woman", "person": "
 
 
 class Prompt(Section):
-    """One prompt with places for the subject."""
+    """One prompt, with placeholders for the subject."""
 
     id: str
     """Unique in the suite; names the pictures."""

@@ -183,7 +183,7 @@ class _Page:
 
     def contents(self) -> dict[str, object]:
         """Return the names that the template knows."""
-        findings, outcome, targets = self.findings, self.findings.outcome, self.findings.judge.targets
+        findings, outcome, targets = self.findings, self.findings.outcome, self.findings.picture_scorer.targets
         ranked = sorted(outcome.test, key=lambda row: (-row.closeness, row.file))
         return {
             "judgement": findings.judgement,
@@ -191,7 +191,7 @@ class _Page:
             "rules": [_line(rule) for rule in findings.judgement.rules],
             "glance": self._glance(ranked),
             "distances": self._distances(targets, "distance"),
-            "second_distances": self._distances(findings.judge.second, "second_distance"),
+            "second_distances": self._distances(findings.picture_scorer.second, "second_distance"),
             "strangers": self._strangers(),
             "where_from": self._where_from(),
             "sheets": [self._sheet(rows) for rows in by_prompt(outcome.test)],
@@ -211,11 +211,11 @@ class _Page:
             "info": targets.info,
             "info_holdout": len(targets.holdout),
             "sessions": _sessions(self.reals.sessions),
-            "engines": [one.info for one in (targets, findings.judge.second) if one],
+            "engines": [one.info for one in (targets, findings.picture_scorer.second) if one],
             "lora_sha256": sha256_of(outcome.lora),
             "copy_correlation": findings.copy_correlation,
-            "second": findings.judge.second,
-            "variety_by": "1 − cosine in CLIP" if findings.judge.clip else "1 − correlation of their pixels",
+            "second": findings.picture_scorer.second,
+            "variety_by": "1 − cosine in CLIP" if findings.picture_scorer.clip else "1 − correlation of their pixels",
             "percent": _percent,
             "quantity": quantity,
             "shown": _shown,
@@ -347,7 +347,7 @@ class _Page:
         return [self._real(real) for real in reals] if self.photos else []
 
     def _real(self, real: RealPhoto) -> Shown:
-        targets = self.findings.judge.targets
+        targets = self.findings.picture_scorer.targets
         known = dict(zip(targets.holdout_photos, targets.genuine().tolist(), strict=False))
         known |= dict(zip(targets.training_photos, targets.ceiling().tolist(), strict=True))
         score = f"{known[real.photo]:.2f}" if real.photo in known else "–"

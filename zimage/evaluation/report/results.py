@@ -49,7 +49,7 @@ class Findings:
         outcome: The pictures and the choice.
         figures: What they amount to.
         judgement: The verdict.
-        judge: What they were held against.
+        picture_scorer: It scored the pictures; holds the real photos and the engines.
         impostors: Real photos of other people; None where none were asked for.
         absent: What was asked for and is not on this machine.
         suite: Name of the prompt suite.
@@ -62,7 +62,7 @@ class Findings:
     outcome: Selection
     figures: Figures
     judgement: Judgement
-    judge: PictureScorer
+    picture_scorer: PictureScorer
     impostors: Impostors | None
     absent: list[str]
     suite: str
@@ -114,7 +114,7 @@ def write_results(folder: Path, findings: Findings) -> None:
 
 def metrics_of(findings: Findings) -> dict[str, Any]:
     """Return the numbers; the main ones stand on top by themselves, all with interval and n below `estimates`."""
-    outcome, figures, judge = findings.outcome, findings.figures, findings.judge
+    outcome, figures, scorer = findings.outcome, findings.figures, findings.picture_scorer
     return {
         "verdict": findings.judgement.verdict,
         "why": findings.judgement.why,
@@ -139,11 +139,11 @@ def metrics_of(findings: Findings) -> dict[str, Any]:
             "sha256": sha256_of(outcome.lora),
             "strength": outcome.strength,
         },
-        "engine": _engine(judge.targets),
-        "second_engine": _engine(judge.second) if judge.second else None,
-        "clip": "present" if judge.clip else "absent",
+        "engine": _engine(scorer.targets),
+        "second_engine": _engine(scorer.second) if scorer.second else None,
+        "clip": "present" if scorer.clip else "absent",
         "absent": findings.absent,
-        "variety_by": "clip" if judge.clip else "pixels",
+        "variety_by": "clip" if scorer.clip else "pixels",
         "impostors": _strangers(findings.impostors),
         "suite": findings.suite,
         "base": findings.base,
@@ -173,7 +173,7 @@ def sweep_rows(name: str, sweep: Sweep | None) -> list[SweepRow]:
 
 def distance_rows(findings: Findings) -> list[DistanceRow]:
     """Return all distances to the held-out centroid, by where they come from."""
-    outcome, targets = findings.outcome, findings.judge.targets
+    outcome, targets = findings.outcome, findings.picture_scorer.targets
     groups: dict[str, Iterable[float]] = {
         "lora": [row.distance for row in outcome.test if row.distance is not None],
         "base": [row.distance for row in outcome.base if row.distance is not None],

@@ -58,7 +58,7 @@ class Finder:
 
 
 class Search:
-    """Looks for faces on all cores, in processes that are hired once for a whole evaluation. Use as a context manager.
+    """Detects faces on all cores, in processes that are started once for a whole evaluation. Use as a context manager.
 
     Args:
         params: The engines that look, in the order in which they answer.

@@ -19,7 +19,7 @@ class Asked:
     """A picture that is wanted, and why.
 
     Args:
-        prompt: The prompt with its places for the subject.
+        prompt: The prompt, with placeholders for the subject.
         half: Whether it helps to choose or to report.
         request: The picture itself.
         judged_text: What it should show, in the words that the base model is asked: the trigger, which CLIP does not
@@ -67,13 +67,13 @@ class Scorer:
 
     Args:
         gallery: Makes them, or has them from before.
-        judge: Scores them.
+        picture_scorer: Scores them.
         search: Finds the faces that are scored.
         folder: The evaluate folder in the making; gets pictures/.
     """
 
     gallery: Gallery
-    judge: PictureScorer
+    picture_scorer: PictureScorer
     search: Search
     folder: Path
 
@@ -81,10 +81,10 @@ class Scorer:
         """Return the scored row of each picture that was asked for; `what` names them in the progress."""
         self._place(asked, what)
         files = [self.folder / one.file for one in asked]
-        info = self.judge.targets.info
+        info = self.picture_scorer.targets.info
         return [
             PictureRow(
-                **self.judge.scored(read_rgb(file), found, one.judged_text, one.prompt.language).model_dump(),
+                **self.picture_scorer.scored(read_rgb(file), found, one.judged_text, one.prompt.language).model_dump(),
                 file=one.file,
                 prompt=one.prompt.id,
                 kind=one.prompt.kind,
@@ -98,7 +98,7 @@ class Scorer:
                 text=one.request.text,
                 engine=info.engine_id,
                 threshold=info.threshold,
-                second_engine=self.judge.second.info.engine_id if self.judge.second else None,
+                second_engine=self.picture_scorer.second.info.engine_id if self.picture_scorer.second else None,
             )
             for one, file, found in zip(
                 asked, files, self.search.faces_in([SearchedPicture(file) for file in files]), strict=True

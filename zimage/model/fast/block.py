@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zimage.model.fast import kernels
 from zimage.model.fast.linear import Projection, projection_of
-from zimage.model.fast.weight_formats import Keep
+from zimage.model.fast.weight_formats import Quantizer
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
@@ -38,7 +38,9 @@ class Block:
         plain: How the modulation is kept, which is small and sensitive.
     """
 
-    def __init__(self, module: "ZImageTransformerBlock", *, dtype: torch.dtype, keep: Keep, plain: Keep) -> None:
+    def __init__(
+        self, module: "ZImageTransformerBlock", *, dtype: torch.dtype, keep: Quantizer, plain: Quantizer
+    ) -> None:
         attention, feed_forward = module.attention, module.feed_forward
         self.dtype = dtype
         self.qkv = projection_of([attention.to_q, attention.to_k, attention.to_v], keep)

@@ -1,6 +1,6 @@
 """Block swapping: weights of blocks wait in main memory and are copied to the device shortly before use.
 
-Two places on the device are enough: one block computes while the next one crosses, on the way forward and on the way
+Two slots on the device are enough: one block computes while the next one is copied, on the way forward and on the way
 back. Adapters, norms and modulations stay; only the large frozen weights travel.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from zimage.model.fast.block import Block
-from zimage.model.fast.weight_formats import Frozen
+from zimage.model.fast.weight_formats import FrozenWeight
 
 PLACES = 2
 
@@ -25,8 +25,8 @@ class BlockSwapper:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._waiting: list[list[Frozen]] = []
-        self._places: list[list[Frozen]] = []
+        self._waiting: list[list[FrozenWeight]] = []
+        self._places: list[list[FrozenWeight]] = []
         self._holds: list[int | None] = [None] * PLACES
         self._free: list[Any] = [None] * PLACES  # events: what last read a place is done
         self._arrived: list[Any] = [None] * PLACES  # events: what was sent to a place is there
@@ -44,7 +44,7 @@ class BlockSwapper:
             projection.frozen = OffloadedWeight(self, len(self._waiting), part, projection.frozen.shape)
         self._waiting.append([each.with_tensors(_at_home(each)) for each in frozen])
 
-    def here(self, number: int, part: int) -> Frozen:
+    def here(self, number: int, part: int) -> FrozenWeight:
         """Return one weight of a block on the device, and send for the block that is wanted next."""
         if number != self._current:
             self._go_to(number)
@@ -80,7 +80,7 @@ class BlockSwapper:
             return
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._crossing):
-            if self._free[place] is None:  # its memory was another's before, whose work may not be done
+            if self._free[place] is None:  # its memory belonged to another slot, whose kernels may still run
                 self._crossing.wait_stream(computing)
             else:
                 self._crossing.wait_event(self._free[place])
@@ -120,7 +120,7 @@ class OffloadedWeight:
         """Return the weight as the model has it, valid until another block is visited; None where it is rounded."""
         return self.here().exact()
 
-    def here(self) -> Frozen:
+    def here(self) -> FrozenWeight:
         """Return the weight on the device; valid until another block is visited."""
         return self._swapper.here(self._number, self._part)
 
@@ -128,7 +128,7 @@ class OffloadedWeight:
         """Return what it is kept in on the device just now."""
         return self.here().tensors()
 
-    def with_tensors(self, tensors: list[Tensor]) -> Frozen:
+    def with_tensors(self, tensors: list[Tensor]) -> FrozenWeight:
         """Return the same weight, kept in one place."""
         return self.here().with_tensors(tensors)
 
@@ -146,11 +146,11 @@ class _Visit(Function):
         return ctx.visitor.matmul_grad_input(dy), None
 
 
-def _like(frozen: Frozen) -> list[Tensor]:
+def _like(frozen: FrozenWeight) -> list[Tensor]:
     return [torch.empty_like(tensor) for tensor in frozen.tensors()]
 
 
-def _at_home(frozen: Frozen) -> list[Tensor]:
+def _at_home(frozen: FrozenWeight) -> list[Tensor]:
     """Return copies in the machine's memory, pinned where they will cross to a GPU."""
     return [
         tensor.to("cpu", copy=True).pin_memory() if tensor.is_cuda else tensor.clone() for tensor in frozen.tensors()

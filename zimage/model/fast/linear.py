@@ -21,7 +21,7 @@ from torch.nn import functional
 from zimage.model.fast.kernels import sum_of_products
 from zimage.model.fast.lokr import Lokr, lokr_of
 from zimage.model.fast.quantized import Fp8, Int8
-from zimage.model.fast.weight_formats import Dense, Frozen, Keep
+from zimage.model.fast.weight_formats import Dense, FrozenWeight, Quantizer
 
 ADAPTER = "default"  # the name peft gives the only adapter
 # Above this a merged copy of the weight costs more memory than it saves time; the tiny model's weights are all below.
@@ -87,7 +87,7 @@ class Projection:
     """
 
     def __init__(
-        self, layers: Sequence[Any], frozen: Frozen, bias: Tensor | None, lora: LoraFactors | Lokr | None
+        self, layers: Sequence[Any], frozen: FrozenWeight, bias: Tensor | None, lora: LoraFactors | Lokr | None
     ) -> None:
         self.layers, self.frozen, self.bias, self.lora = layers, frozen, bias, lora
         self.adapted = True
@@ -111,10 +111,10 @@ class Projection:
         exact = self.frozen.exact()
         if exact is not None and _merges(exact, x.shape[0]):
             return _Merged.apply(x, lora.down, lora.up, exact, lora)  # type: ignore[no-any-return,no-untyped-call]
-        return _Beside.apply(x, lora.down, lora.up, self.frozen, lora)  # type: ignore[no-any-return,no-untyped-call]
+        return _MatmulPlusLora.apply(x, lora.down, lora.up, self.frozen, lora)  # type: ignore[no-any-return,no-untyped-call]
 
     def _for_the_compiler(self, x: Tensor, lora: LoraFactors) -> Tensor:
-        """Return the product with all adapters as one, whose gradients autograd finds: also what dropout takes."""
+        """Return the product with all adapters at once, differentiated by autograd; for torch.compile and dropout."""
         up = _spread(lora, self.frozen.shape[0], x.dtype)
         if isinstance(self.frozen, Dense) and lora.dropout == 0:
             return _Summed.apply(x, self.frozen.product, lora.cast(x.dtype)[0], up)  # type: ignore[no-any-return,no-untyped-call]
@@ -131,7 +131,7 @@ class Projection:
         return torch.cat([functional.linear(drop(x), A) for A, _, _ in lora.parts(x.dtype)], dim=-1)
 
 
-def projection_of(layers: Sequence[nn.Module], keep: Keep) -> Projection:
+def projection_of(layers: Sequence[nn.Module], keep: Quantizer) -> Projection:
     """Return one projection for linear layers that share an input, each with or without a peft adapter.
 
     Where the weights stay as they are, the layers' become views of the joined one: nothing is kept twice, and the
@@ -253,11 +253,11 @@ class _Merged(Function):
         return dx, *_factor_gradients(ctx.lora, x, inner, dy)[:2], None, None
 
 
-class _Beside(Function):
+class _MatmulPlusLora(Function):
     """The LoRA applied beside the weight: one down-product for all layers, one up-product for each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, frozen: Frozen, lora: LoraFactors) -> Tensor:  # noqa: PLR0917
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, frozen: FrozenWeight, lora: LoraFactors) -> Tensor:  # noqa: PLR0917
         y = frozen.matmul(x)
         inner = functional.linear(x, down.to(x.dtype))  # (M, R)
         for (_, B, rows), part in zip(lora.parts(), inner.split(lora.rank, dim=1), strict=True):

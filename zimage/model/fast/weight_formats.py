@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from zimage.model.fast.quantized import fp8_of, int8_of, nf4_of
 
-Kind = Literal["none", "fp8", "int8", "nf4"]
+WeightFormat = Literal["none", "fp8", "int8", "nf4"]
 
 
-class Frozen(Protocol):
-    """A weight (N, K) in whatever form it is kept."""
+class FrozenWeight(Protocol):
+    """A weight (N, K) without a gradient, in one of the formats."""
 
     shape: tuple[int, int]
 
@@ -34,16 +34,16 @@ class Frozen(Protocol):
         ...
 
     def tensors(self) -> list[Tensor]:
-        """Return what it is kept in, to be counted, sent elsewhere and given to `with_tensors`."""
+        """Return its storage, to be counted, moved and passed to `with_tensors`."""
         ...
 
-    def with_tensors(self, tensors: list[Tensor]) -> "Frozen":
-        """Return the same weight kept in other tensors of the same shapes, on whatever device."""
+    def with_tensors(self, tensors: list[Tensor]) -> "FrozenWeight":
+        """Return the same weight with this storage, of the same shapes, on any device."""
         ...
 
 
 class Dense:
-    """A weight kept as it is, with a copy in the product's precision where that is another one."""
+    """An unquantised weight, with a copy in the precision of the product where that differs."""
 
     def __init__(self, weight: Tensor, product: Tensor) -> None:
         self.shape = (weight.shape[0], weight.shape[1])
@@ -70,22 +70,24 @@ class Dense:
         return Dense(tensors[-1], tensors[0])
 
 
-Keep = Callable[[Tensor], Frozen]
+Quantizer = Callable[[Tensor], FrozenWeight]
 
 
-def keeper_of(kind: Kind, *, dtype: torch.dtype, device: torch.device, both_ways: bool = False) -> Keep:
-    """Return what turns a weight (N, K), wherever it lies, into a frozen one of this kind on the device.
+def quantizer_of(
+    weight_format: WeightFormat, *, dtype: torch.dtype, device: torch.device, both_ways: bool = False
+) -> Quantizer:
+    """Return a function that turns a weight (N, K) on any device into a frozen weight on `device`.
 
     Args:
-        kind: How it is kept.
-        dtype: Of products that are not in 8 bits.
-        device: Where it stays.
-        both_ways: Keep 8 bits the other way round as well, for the way back: as much memory again.
+        weight_format: none, fp8, int8 or nf4.
+        dtype: Of the products where they are not in 8 bits.
+        device: Where the frozen weight is stored.
+        both_ways: Also store the 8-bit transpose, which the backward pass reads: twice the memory.
     """
 
-    def keep(weight: Tensor) -> Frozen:
+    def quantize(weight: Tensor) -> FrozenWeight:
         there = weight.detach().to(device)
-        match kind:
+        match weight_format:
             case "none":
                 return Dense(there, there.to(dtype))
             case "int8":
@@ -95,4 +97,4 @@ def keeper_of(kind: Kind, *, dtype: torch.dtype, device: torch.device, both_ways
             case "nf4":
                 return nf4_of(there)
 
-    return keep
+    return quantize
