@@ -50,9 +50,9 @@ class Denoiser:
         dtype: Of the matrix products.
         stream: Of the residual stream. On a GPU that of the products saves memory; on a CPU float32 is faster.
         device: Where all of it computes; the transformer's own unless given.
-        kind: How the blocks' large weights are kept.
+        weight_format: Of the blocks' large weights.
         offloaded_blocks: Main blocks whose large weights wait in the machine's memory, spread evenly over all.
-        both_ways: Keep 8-bit weights the other way round as well, for the way back.
+        both_ways: Keep 8-bit weights transposed as well, for the backward pass.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Denoiser:
         self.caption_norm = transformer.cap_embedder[0].to(self.device)
         self.caption_in = projection_of([transformer.cap_embedder[1]], unquantized)
         self.caption_pad = transformer.cap_pad_token.detach().to(self.device, stream)
-        block_of = partial(Block, dtype=dtype, keep=quantize, plain=unquantized)
+        block_of = partial(Block, dtype=dtype, quantize=quantize, unquantized=unquantized)
         self.noise_refiner = [block_of(block) for block in transformer.noise_refiner]
         self.context_refiner = [block_of(block) for block in transformer.context_refiner]
         self.swapper = BlockSwapper(self.device)

@@ -140,11 +140,11 @@ class Adapters:
         self._all.grad = self.gradient
 
     def cast_for_compile(self, dtype: torch.dtype) -> None:
-        """Give compiled code all values in fewer bits, as they are now, until its next way back.
+        """Give compiled code all values in fewer bits, as they are now, until the next backward pass.
 
         One kernel instead of one for every matrix; their gradients become one vector again before they are added.
         """
-        # Or autograd would go on adding where the last way back did, in that one's stream, which no graph can record.
+        # Or autograd would go on adding where the last backward pass did, in its stream, which no graph can record.
         for lora in self._loras:
             lora.low = None
         parts, count = self._all.to(dtype).split(self._sizes), len(self._loras)

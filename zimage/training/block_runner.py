@@ -45,7 +45,7 @@ def _policy(_: SelectiveCheckpointContext, operation: Any, *operands: Any, **opt
     """Return what becomes of an operation's result.
 
     Of a projection its end is kept, and nothing on the way there as large: the compiler keeps all that is to be kept,
-    also what only leads to something else that is. What nobody needs on the way back is not computed again either.
+    also what only leads to something else that is. What nobody needs in the backward pass is not computed again either.
     """
     kept = _ends(operation, operands, options)
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
@@ -108,7 +108,7 @@ def make_block_runner(
 
     def checkpointed(block: Block, x: Tensor, condition: Tensor | None, table: Tensor, keep: int | None) -> Tensor:
         if not (torch.is_grad_enabled() and (x.requires_grad or block.is_adapted)):
-            return block(x, condition, table, keep)  # there is no way back through it
+            return block(x, condition, table, keep)  # there is no backward pass through it
         after: Tensor = checkpoint(block, x, condition, table, keep, **again)
         return after
 

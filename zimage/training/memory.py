@@ -27,7 +27,7 @@ SPARE = 0.9
 WORKSPACE_GB = 1.1
 WEIGHT_BYTES = {"none": 2.0, "fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
 COMPILERS = ("cc", "gcc", "clang")
-# Adapters here send the way back through the blocks that only the picture takes.
+# Adapters here send the backward pass through the blocks that only the picture takes.
 BEFORE_THE_LAYERS = {"noise_refiner", "image_embedder", "time_embedder"}
 # Weights that are small enough to be learnt with in float32 where there are no bfloat16 units.
 SMALL_GB = 1.0
@@ -153,7 +153,7 @@ def _hindrance_of_graphs(params: TrainParams, machine: MachineParams) -> str | N
 def checkpointing_of(
     params: TrainParams, machine: MachineParams, sizes: Sizes, buckets: Iterable[SequenceBucket], device: torch.device
 ) -> Checkpointing:
-    """Return what is computed again on the way back: as asked, or for `auto` the least that lets a step fit.
+    """Return what is computed again in the backward pass: as asked, or for `auto` the least that lets a step fit.
 
     Args:
         params: Of the run.
@@ -182,7 +182,7 @@ def checkpointing_of(
 def keeps_both_ways(
     params: TrainParams, machine: MachineParams, sizes: Sizes, buckets: Iterable[SequenceBucket], device: torch.device
 ) -> bool:
-    """Return whether 8-bit weights are kept the other way round as well, as the way back reads them.
+    """Return whether 8-bit weights are kept transposed as well, as the backward pass reads them.
 
     Without, each is turned in every step. What comes out is the same.
 
@@ -216,7 +216,7 @@ def room_for_both_ways(
 
 
 def learning(sizes: Sizes, params: TrainParams) -> Sizes:
-    """Return the sizes with all blocks as layers that the way back takes: the picture's too, if it goes so far."""
+    """Return the sizes with all blocks as layers that the backward pass takes: the picture's too, if it goes so far."""
     so_far = BEFORE_THE_LAYERS & set(params.targets)
     return replace(sizes, layers=sizes.layers + sizes.refiners) if so_far else sizes
 
@@ -266,7 +266,7 @@ def least_checkpointing(
 def activations_gb(
     sizes: Sizes, tokens: int, checkpointing: Checkpointing, *, dropped: int = 0, inner: int = 0
 ) -> float:
-    """Return about how much the main blocks keep from the way forward for the way back, in bfloat16.
+    """Return about how much the main blocks keep from the forward pass for the backward pass, in bfloat16.
 
     Counted in values a token, D the width and F the feed-forward's:
     none: the stream before both branches (2 D), both normed (2 D), qkv (3 D), turned (3 D), attended twice (2 D), both

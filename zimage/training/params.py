@@ -136,7 +136,7 @@ class MachineParams(Section):
     """
 
     checkpointing: Literal["auto", "none", "selective", "full"]
-    """What is computed again on the way back: auto decides by free memory; selective needs `train.memory.compile`."""
+    """What the backward pass recomputes: auto decides by free memory; selective needs `train.memory.compile`."""
     offloaded_blocks: int = Field(ge=0)
     """Main blocks whose weights wait in the machine's memory and visit the GPU when their turn comes."""
     cuda_graphs: bool

@@ -165,9 +165,9 @@ class _Strength:
     def of(self, layer: Layer, alpha: float | None, rank: int | None) -> float:
         if isinstance(self.choices.alpha, float) and rank is not None:
             return self.choices.alpha / rank
-        told = self.config.of(layer.path, rank)
-        if told is not None and (alpha is None or self.choices.alpha == "metadata"):
-            return told
+        configured = self.config.of(layer.path, rank)
+        if configured is not None and (alpha is None or self.choices.alpha == "metadata"):
+            return configured
         return alpha / rank if alpha is not None and rank is not None else 1.0
 
 

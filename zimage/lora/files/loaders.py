@@ -220,10 +220,10 @@ def _way(layer: Layer, names: str, strengths: Strengths, *, balanced: bool) -> s
 
 def _where_strength_is(layer: Layer, strengths: Strengths) -> str:
     has_alpha = "alpha" in layer.keys
-    if strengths.source != "metadata":  # what lies beside the file no loader sees
+    if strengths.source != "metadata":  # no loader reads a configuration beside the file
         return "alpha" if has_alpha else "none"
-    told = strengths.of(layer.path, layer.rank)
-    if told is None or (told == 1.0 and not has_alpha):
+    strength = strengths.of(layer.path, layer.rank)
+    if strength is None or (strength == 1.0 and not has_alpha):
         return "alpha" if has_alpha else "none"
     return "both" if has_alpha else "metadata"
 

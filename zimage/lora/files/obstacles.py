@@ -1,6 +1,6 @@
 """What prevents the conversion of a LoRA file: a reason to refuse, or a choice for the user.
 
-`inspect` says these sentences and `convert` stops at them, so the two cannot disagree. All of it is told from the
+`inspect` says these sentences and `convert` stops at them, so the two cannot disagree. All of it is decided from the
 header; only whether values are NaN shows when they are read.
 """
 
@@ -203,9 +203,9 @@ def _of_other_sizes(layers: Sequence[Layer]) -> Obstacle | None:
 
 def _strange_alpha(path: Path, header: Header, layers: Sequence[Layer]) -> Obstacle | None:
     # Of a LoKr of two whole matrices alpha means nothing, and ai-toolkit writes infinity.
-    told = [each for each in layers if "alpha" in each.keys and not (each.kind == "LoKr" and each.rank is None)]
-    alphas = read_scalars(path, header, [layer.keys["alpha"] for layer in told])
-    for layer in told:
+    with_alpha = [each for each in layers if "alpha" in each.keys and not (each.kind == "LoKr" and each.rank is None)]
+    alphas = read_scalars(path, header, [layer.keys["alpha"] for layer in with_alpha])
+    for layer in with_alpha:
         alpha = alphas[layer.keys["alpha"]]
         if alpha is None or not 0 < alpha < float("inf"):
             said = "is not one number" if alpha is None else f"is {alpha:g}"
@@ -276,15 +276,15 @@ def _two_strengths(
     both = [layer for layer in pairs if strengths.source != "none" and "alpha" in layer.keys]
     alphas = read_scalars(path, header, [layer.keys["alpha"] for layer in both])
     for layer in both:
-        told = strengths.of(layer.path, layer.rank)
-        if told is None or layer.rank is None:
+        configured = strengths.of(layer.path, layer.rank)
+        if configured is None or layer.rank is None:
             continue
         alpha = alphas[layer.keys["alpha"]]
-        if alpha is not None and abs(alpha / layer.rank - told) > 1e-6 * told:
+        if alpha is not None and abs(alpha / layer.rank - configured) > 1e-6 * configured:
             return Obstacle(
                 "alpha",
-                f"Its tensors tell a strength of {alpha / layer.rank:g} and its {strengths.source} one of {told:g} for "
-                f"{shown(layer.path)!r}, and loaders differ in which they follow",
+                f"Its tensors tell a strength of {alpha / layer.rank:g} and its {strengths.source} one of {configured:g} "
+                f"for {shown(layer.path)!r}, and loaders differ in which they follow",
                 "Say which holds with `--alpha tensors` or `--alpha metadata`.",
             )
     peft = [layer for layer in pairs if layer.prefix.startswith("base_model.model.") and "alpha" not in layer.keys]

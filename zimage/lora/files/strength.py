@@ -69,8 +69,8 @@ class Strengths:
         alpha = self._pattern("alpha_pattern", path, self.config.get("lora_alpha", self.config.get("alpha")))
         if alpha is None:
             return None
-        told = self._pattern("rank_pattern", path, self.config.get("r"))
-        divisor = told if told is not None else rank
+        configured = self._pattern("rank_pattern", path, self.config.get("r"))
+        divisor = configured if configured is not None else rank
         try:
             number, divisor = float(alpha), float(divisor)  # type: ignore[arg-type]
             strength = number / (math.sqrt(divisor) if self.config.get("use_rslora") is True else divisor)

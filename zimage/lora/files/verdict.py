@@ -66,13 +66,13 @@ def judge(path: Path, header: Header, layers: Sequence[Layer], family: Family, d
         if found and found[0].is_damage:
             return Verdict("unusable", found[0].reason, found[0].remedy)
         by = readings(layers, strengths)
-        told = sorted({s for layer in layers if (s := strengths.of(layer.path, layer.rank)) is not None})
+        values = sorted({s for layer in layers if (s := strengths.of(layer.path, layer.rank)) is not None})
     except InputError as error:
         return Verdict("unusable", str(error), "Without its strength it can be neither used nor converted.")
     about = f"This is a Z-Image LoRA with names as written by {writers_of(dialect)}{_size_remark(layers)}"
     any_full = any(layer.kind in {"full weights", "LoKr"} and is_matrix(layer) for layer in layers)
     answer = _answer(about, by, found, any_full=any_full, width=_width(layers))
-    return replace(answer, strengths=tuple(told))
+    return replace(answer, strengths=tuple(values))
 
 
 def not_numbers(names: Sequence[str], num_tensors: int) -> Verdict:

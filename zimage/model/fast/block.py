@@ -34,20 +34,20 @@ class Block:
     Args:
         module: Diffusers' block, on whatever device.
         dtype: Of the matrix products.
-        keep: How the large weights are kept.
-        plain: How the modulation is kept, which is small and sensitive.
+        quantize: Gives the large weights their format.
+        unquantized: Gives the modulation its format, which is small and sensitive.
     """
 
     def __init__(
-        self, module: "ZImageTransformerBlock", *, dtype: torch.dtype, keep: Quantizer, plain: Quantizer
+        self, module: "ZImageTransformerBlock", *, dtype: torch.dtype, quantize: Quantizer, unquantized: Quantizer
     ) -> None:
         attention, feed_forward = module.attention, module.feed_forward
         self.dtype = dtype
-        self.qkv = projection_of([attention.to_q, attention.to_k, attention.to_v], keep)
-        self.out = projection_of([attention.to_out[0]], keep)
-        self.w13 = projection_of([feed_forward.w1, feed_forward.w3], keep)
-        self.w2 = projection_of([feed_forward.w2], keep)
-        self.modulation = projection_of([module.adaLN_modulation[0]], plain) if module.modulation else None
+        self.qkv = projection_of([attention.to_q, attention.to_k, attention.to_v], quantize)
+        self.out = projection_of([attention.to_out[0]], quantize)
+        self.w13 = projection_of([feed_forward.w1, feed_forward.w3], quantize)
+        self.w2 = projection_of([feed_forward.w2], quantize)
+        self.modulation = projection_of([module.adaLN_modulation[0]], unquantized) if module.modulation else None
         norms = (module.attention_norm1, module.attention_norm2, module.ffn_norm1, module.ffn_norm2)
         self.eps = module.attention_norm1.eps
         device = self.qkv.frozen.tensors()[0].device

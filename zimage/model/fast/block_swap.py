@@ -1,7 +1,7 @@
 """Block swapping: weights of blocks wait in main memory and are copied to the device shortly before use.
 
-Two slots on the device are enough: one block computes while the next one is copied, on the way forward and on the way
-back. Adapters, norms and modulations stay; only the large frozen weights travel.
+Two slots on the device are enough: one block computes while the next one is copied, in the forward and in the
+backward pass. Adapters, norms and modulations stay; only the large frozen weights travel.
 """
 
 from typing import Any
@@ -134,7 +134,7 @@ class OffloadedWeight:
 
 
 class _Visit(Function):
-    """Autograd must not hold on to a place that other blocks will use: the weight comes again on the way back."""
+    """Autograd must not keep a slot that other blocks will use: the weight is copied again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, visitor: OffloadedWeight) -> Tensor:

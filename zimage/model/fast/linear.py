@@ -131,7 +131,7 @@ class Projection:
         return torch.cat([functional.linear(drop(x), A) for A, _, _ in lora.parts(x.dtype)], dim=-1)
 
 
-def projection_of(layers: Sequence[nn.Module], keep: Quantizer) -> Projection:
+def projection_of(layers: Sequence[nn.Module], quantize: Quantizer) -> Projection:
     """Return one projection for linear layers that share an input, each with or without a peft adapter.
 
     Where the weights stay as they are, the layers' become views of the joined one: nothing is kept twice, and the
@@ -139,13 +139,13 @@ def projection_of(layers: Sequence[nn.Module], keep: Quantizer) -> Projection:
 
     Args:
         layers: nn.Linear, or peft's lora.Linear or lokr.Linear around it.
-        keep: Turns the joined weight into what is multiplied.
+        quantize: Gives the joined weight its format.
 
     Raises:
         ValueError: an adapter is not a plain LoRA or LoKr, or the adapters' ranks, scales or dropouts differ.
     """
     plain = [plain_layer(layer) for layer in layers]
-    frozen = keep(_joined(plain))
+    frozen = quantize(_joined(plain))
     device = frozen.tensors()[0].device
     bias = None if plain[0].bias is None else torch.cat([layer.bias.detach() for layer in plain]).to(device)
     return Projection(tuple(layers), frozen, bias, _lora_of(layers, device))

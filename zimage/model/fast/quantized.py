@@ -43,7 +43,7 @@ class Int8:
     def __init__(self, q: Tensor, scale: Tensor, turned: Tensor | None = None) -> None:
         self.shape = (q.shape[0], q.shape[1])
         self.q, self.scale = q, scale  # (N, K) int8, (N, 1) float32
-        self.turned = turned  # (K, N), or None where it is made anew each way back
+        self.turned = turned  # (K, N), or None where it is made anew in each backward pass
 
     def matmul(self, x: Tensor) -> Tensor:
         """Return x @ weight^T, multiplied in integers."""
@@ -63,7 +63,7 @@ class Int8:
         """Return None: the weight as it was is not kept."""
 
     def tensors(self) -> list[Tensor]:
-        """Return integers and scales, and the integers the other way round where they are kept."""
+        """Return integers and scales, and the integers transposed too where that is stored."""
         return [self.q, self.scale, *_kept(self.turned)]
 
     def with_tensors(self, tensors: list[Tensor]) -> "Int8":
@@ -77,7 +77,7 @@ class Fp8:
     def __init__(self, q: Tensor, scale: Tensor, turned: Tensor | None = None) -> None:
         self.shape = (q.shape[0], q.shape[1])
         self.q, self.scale = q, scale  # (N, K) float8, (N, 1) float32
-        self.turned = turned  # (K, N), or None where it is made anew each way back
+        self.turned = turned  # (K, N), or None where it is made anew in each backward pass
 
     def matmul(self, x: Tensor) -> Tensor:
         """Return x @ weight^T, multiplied in 8-bit floats."""
@@ -95,7 +95,7 @@ class Fp8:
         """Return None: the weight as it was is not kept."""
 
     def tensors(self) -> list[Tensor]:
-        """Return 8-bit floats and scales, and the floats the other way round where they are kept."""
+        """Return 8-bit floats and scales, and the floats transposed too where that is stored."""
         return [self.q, self.scale, *_kept(self.turned)]
 
     def with_tensors(self, tensors: list[Tensor]) -> "Fp8":
@@ -111,7 +111,7 @@ class Nf4:
         self.pairs, self.scale, self.levels = pairs, scale, levels  # (N K / 2,) uint8, (N K / 64, 1), (16,)
 
     def matmul(self, x: Tensor) -> Tensor:
-        """Return x @ weight^T; the written-out weight is not kept for the way back."""
+        """Return x @ weight^T; the written-out weight is not kept for the backward pass."""
         return _Nf4Product.apply(x, self.pairs, self.scale, self.levels, self.shape)  # type: ignore[no-any-return,no-untyped-call]
 
     def matmul_grad_input(self, dy: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def int8_of(weight: Tensor, *, both_ways: bool = False) -> Int8:
 
     Args:
         weight: (N, K).
-        both_ways: Keep it the other way round as well, as 8-bit units want it on the way back.
+        both_ways: Keep it transposed as well, as 8-bit units need it in the backward pass.
     """
     q, scale = _int8_scaled(weight)
     return Int8(q, scale, q.t().contiguous() if both_ways else None)
@@ -148,7 +148,7 @@ def fp8_of(weight: Tensor, *, both_ways: bool = False) -> Fp8:
 
     Args:
         weight: (N, K).
-        both_ways: Keep it the other way round as well, as 8-bit units want it on the way back.
+        both_ways: Keep it transposed as well, as 8-bit units need it in the backward pass.
     """
     q, scale = _fp8_scaled(weight)
     return Fp8(q, scale, q.t().contiguous() if both_ways else None)
@@ -194,8 +194,8 @@ def _int8_back(dy: Tensor, q: Tensor, scale: Tensor, turned: Tensor | None) -> T
 def int8_turning(a: Tensor, q: Tensor) -> Tensor:
     """Return a (M, N) @ q (N, K) of integers, int32.
 
-    A GPU reads a second factor that lies column by column in half the time, so it is laid so here, and forgotten. In
-    sight of the compiler, which would turn all weights on the way forward and keep them for the way back, it is not.
+    A GPU reads a second factor that lies column by column in half the time, so it is transposed here for one
+    product. Not under the compiler, which would transpose all weights in the forward pass and store them.
     """
     product: Tensor = torch._int_mm(a, _by_columns(q) if q.is_cuda else q)
     return product
@@ -215,8 +215,8 @@ def _fp8_scaled(x: Tensor) -> tuple[Tensor, Tensor]:
 def _fp8_product(a: Tensor, scale: Tensor, q: Tensor, column_scale: Tensor, *, forward: bool) -> Tensor:
     """Return (a * scale) (M, J) @ (q * column_scale) (J, P) in bfloat16; q must lie column by column.
 
-    On the way forward sums are kept as the units have them; on the way back they are carried over into float32 now and
-    then, which takes longer: as pytorch/ao trains by default (torchao/float8/config.py).
+    In the forward pass sums stay in the units' precision; in the backward pass they are added to float32 now and then,
+    which takes longer: as pytorch/ao trains by default (torchao/float8/config.py).
     """
     return torch._scaled_mm(a, q, scale_a=scale, scale_b=column_scale, out_dtype=torch.bfloat16, use_fast_accum=forward)
 
@@ -275,7 +275,7 @@ def _nf4_written_out(
 def nf4_back(dy: Tensor, pairs: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
     """Return dy (M, N) @ weight (N, K).
 
-    An operation, or the compiler would see that the weight was written out before, and keep that for the way back.
+    An operation, or the compiler would see that the weight was written out before, and keep that for the backward pass.
     """
     shape = (dy.shape[1], 2 * pairs.numel() // dy.shape[1])
     return dy @ _nf4_written_out(pairs, scale, levels, shape, dy.dtype)
