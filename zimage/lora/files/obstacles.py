@@ -283,7 +283,7 @@ def _two_strengths(
         if alpha is not None and abs(alpha / layer.rank - configured) > 1e-6 * configured:
             return Obstacle(
                 "alpha",
-                f"Its tensors tell a strength of {alpha / layer.rank:g} and its {strengths.source} one of {configured:g} "
+                f"Its tensors say a strength of {alpha / layer.rank:g} and its {strengths.source} {configured:g} "
                 f"for {shown(layer.path)!r}, and loaders differ in which they follow",
                 "Say which holds with `--alpha tensors` or `--alpha metadata`.",
             )
