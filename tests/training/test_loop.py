@@ -1,6 +1,8 @@
 """The loop: steps are the same whenever and wherever they are made."""
 
+import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -49,3 +51,22 @@ def test_dropout_is_drawn_anew_in_every_step_and_piece(tiny_base: Base, tiny_enc
         prepared.loop.backward(number)
         states.append(torch.get_rng_state())
     assert not torch.equal(*states)
+
+
+def test_a_step_runs_code_of_at_most_16_modules_so_that_it_can_be_read(tiny_base: Base, tiny_encoded: Path) -> None:
+    loop = _prepared(tiny_base, tiny_encoded, 0.0).loop
+    loop.step(0)  # what is made once is made now
+    modules: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            modules.add(str(frame.f_globals.get("__name__")))
+
+    sys.setprofile(note)
+    try:
+        loop.step(1)
+    finally:
+        sys.setprofile(None)
+    ours = {name for name in modules if name.startswith("zimage.")}
+    assert "zimage.training.objective" in ours
+    assert len(ours) <= 16, sorted(ours)
