@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import skimage.data
 
 from zimage.captions.measure import measure
+from zimage.captions.template import describe
 
 FACE = (177.0, 75.0, 280.0, 180.0)  # of skimage.data.astronaut(), by eye
 
@@ -19,6 +21,35 @@ def test_the_luma_is_that_of_the_face_and_not_of_its_surroundings() -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     image[40:60, 40:60] = 255
     assert abs(measure(image, (40, 40, 60, 60), yaw_deg=None, roll_deg=None).face_luma - 1) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "close"),
+    [
+        ((600, 1000), (100, 300, 500, 760), True),  # fills the width of a tall picture; 0.46 of its height
+        ((600, 1000), (180, 300, 420, 600), False),  # 0.30 of the height
+        ((1600, 900), (600, 230, 930, 650), False),  # 0.47 of the height of a wide picture, much of which is beside it
+        ((1000, 1000), (250, 250, 750, 800), True),
+        ((1000, 1000), (-200, 100, 400, 1100), True),  # cut by the border
+    ],
+)
+def test_a_close_up_is_told_by_the_faces_share_of_the_picture(
+    size: tuple[int, int], box: tuple[float, float, float, float], close: bool
+) -> None:
+    image = np.full((size[1], size[0], 3), 128, np.uint8)
+    measured = measure(image, box, yaw_deg=None, roll_deg=None)
+    caption = describe(measured, trigger="", class_noun="person", language="en")
+    assert ("close-up of the face" in caption) is close
+
+
+def test_a_wall_with_light_falling_off_is_plain_and_a_street_is_not() -> None:
+    wall = np.full((200, 200, 3), (120, 130, 140), np.float32) * np.linspace(0.8, 1.2, 200)[None, :, None]
+    measured = measure(wall.astype(np.uint8), (80, 80, 120, 130), yaw_deg=None, roll_deg=None)
+    assert measured.plain and measured.background_rgb == (119, 129, 139)
+    street = wall.astype(np.uint8)
+    street[:, :70], street[:, 150:] = (200, 40, 30), (30, 90, 40)
+    assert not measure(street, (80, 80, 120, 130), yaw_deg=None, roll_deg=None).plain
+    assert not measure(skimage.data.astronaut(), FACE, yaw_deg=None, roll_deg=None).plain  # a flag and a shuttle
 
 
 def test_shoulders_do_not_count_as_background() -> None:

@@ -7,10 +7,16 @@ from zimage.captions.subject import Subject
 @pytest.mark.parametrize(
     ("said", "caption"),
     [
-        ("A smiling woman wearing a red coat stands in a park.",
-         "a photo of ohzw woman, smiling, wearing a red coat stands in a park."),
+        ("A smiling woman wearing a red coat, standing in a park.",
+         "a photo of ohzw woman, smiling, wearing a red coat, standing in a park."),
         ("The image shows a young lady, seated at a desk.", "a photo of ohzw woman, young, seated at a desk."),
         ('"A portrait of a person in uniform"', "a photo of ohzw woman, in uniform"),
+        ("A man orders noodles at a stall.", "a photo of ohzw woman, ordering noodles at a stall."),
+        ("She has her arms crossed and is smiling.", "a photo of ohzw woman, with her arms crossed and smiling."),
+        ("In a red coat, she watches the sea.", "a photo of ohzw woman, in a red coat, watching the sea."),
+        ("Her eyes are closed, and she holds a cup.",
+         "a photo of ohzw woman. Her eyes are closed, and she holds a cup."),
+        ("a photo of ohzw woman, smiling", "a photo of ohzw woman, smiling"),
         ("Seated at a desk, warm light", "a photo of ohzw woman, seated at a desk, warm light"),
     ],
 )  # fmt: skip

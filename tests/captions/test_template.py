@@ -1,5 +1,6 @@
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,15 @@ from zimage.captions.sentence import LEAST_WORDS, MOST_WORDS, count_words
 from zimage.captions.template import COLOURS, Language, colour_of, describe
 
 PLAIN = Measured(
-    framing=0.3, yaw_deg=0, roll_deg=0, face_luma=0.5, chroma=0.2, warmth=0.2, background_rgb=(128, 128, 128)
+    framing=0.3,
+    below=0.5,
+    yaw_deg=0,
+    roll_deg=0,
+    face_luma=0.5,
+    chroma=0.2,
+    warmth=0.2,
+    background_rgb=(128, 128, 128),
+    plain=True,
 )
 
 
@@ -19,12 +28,14 @@ def every_caption(trigger: str, language: Language) -> set[str]:
         *itertools.product((0.01, 0.1, 0.3, 0.6), (None, 0, -20, 40, -80), (None, 0, 20), (0.1, 0.4, 0.8), (0, 0.2)),
     ]
     captions = {
-        describe(Measured(*five, warmth, None), trigger=trigger, class_noun="woman", language=language)
-        for five in measures
+        describe(
+            Measured(framing, 0.5, *four, warmth, None, False), trigger=trigger, class_noun="woman", language=language
+        )
+        for framing, *four in measures
         for warmth in (-0.3, 0, 0.3)
     }
     return captions | {
-        describe(Measured(0.3, 0, 0, 0.5, 0.2, 0.2, rgb), trigger=trigger, class_noun="woman", language=language)
+        describe(replace(PLAIN, background_rgb=rgb), trigger=trigger, class_noun="woman", language=language)
         for rgb in backgrounds
     }
 
@@ -65,9 +76,25 @@ def test_no_caption_of_the_template_tells_the_identity(language: Language, leaks
 
 
 def test_what_was_not_measured_is_not_said() -> None:
-    caption = describe(Measured(0.6, None, None, 0.5, 0.2, 0.2, None), trigger="", class_noun="woman", language="en")
+    measured = replace(PLAIN, framing=0.6, yaw_deg=None, roll_deg=None, background_rgb=None)
+    caption = describe(measured, trigger="", class_noun="woman", language="en")
     assert "head " not in caption and "facing" not in caption and "seen" not in caption
     assert caption.endswith("with no background visible")
+
+
+def test_a_background_of_many_colours_gets_no_colour_word() -> None:
+    caption = describe(replace(PLAIN, plain=False), trigger="", class_noun="woman", language="en")
+    assert caption.endswith(", in warm colours")
+
+
+@pytest.mark.parametrize(
+    ("framing", "below", "said"),
+    [(0.45, 0.5, "close-up of the face"), (0.45, 1.2, "head and shoulders"), (0.2, 1.2, "head and shoulders"),
+     (0.1, 3.0, "half body portrait")],
+)  # fmt: skip
+def test_a_close_up_is_a_large_face_without_a_chest_below_it(framing: float, below: float, said: str) -> None:
+    measured = replace(PLAIN, framing=framing, below=below)
+    assert f", {said}, " in describe(measured, trigger="", class_noun="woman", language="en")
 
 
 @pytest.mark.parametrize(
@@ -76,12 +103,12 @@ def test_what_was_not_measured_is_not_said() -> None:
      (-75, "profile facing the left")],
 )  # fmt: skip
 def test_the_view_follows_the_yaw_and_its_side(yaw_deg: float, said: str) -> None:
-    measured = Measured(0.3, yaw_deg, 0, 0.5, 0.2, 0.2, (128, 128, 128))
+    measured = replace(PLAIN, yaw_deg=yaw_deg)
     assert f", {said}, " in describe(measured, trigger="", class_noun="woman", language="en")
 
 
 def test_a_picture_without_colour_is_called_black_and_white_whatever_its_warmth() -> None:
-    measured = Measured(0.3, 0, 0, 0.5, 0.01, 0.3, (128, 128, 128))
+    measured = replace(PLAIN, chroma=0.01, warmth=0.3)
     assert "in black and white, with a grey" in describe(measured, trigger="", class_noun="woman", language="en")
 
 

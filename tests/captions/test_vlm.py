@@ -61,15 +61,13 @@ def test_the_picture_takes_as_many_tokens_as_the_model_has_features_of_it(folder
     assert columns == 2 * rows  # the picture is wide, and is seen wide
 
 
-def test_a_caption_begins_with_the_subject_and_is_asked_for_once(
-    folder: Path, tmp_path: Path, subject: Subject
-) -> None:
+def test_a_picture_is_asked_about_once(folder: Path, tmp_path: Path, subject: Subject) -> None:
     caption = asked(params(folder), tmp_path)(shot(astronaut()), subject, "en")
-    assert caption.startswith("a photo of ohzw woman")
+    assert caption
     (kept,) = tmp_path.iterdir()
     kept.write_text("A woman in a spacesuit", encoding="utf-8")
     again = asked(params(folder), tmp_path)
-    assert again(shot(astronaut()), subject, "en") == "a photo of ohzw woman, in a spacesuit"
+    assert again(shot(astronaut()), subject, "en") == "A woman in a spacesuit"
     again(shot(astronaut()[::-1]), subject, "en")
     again(shot(astronaut()), subject, "zh")
     assert len(list(tmp_path.iterdir())) == 3  # another picture and another question are asked anew

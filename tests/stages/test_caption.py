@@ -112,7 +112,7 @@ def test_a_local_model_is_asked_once_for_each_picture_and_language(
     answers[1].write_text("A woman with freckles, in a red coat", encoding="utf-8")
     (row, *_) = run(detect, asking, tiny_base)
     assert row.captions[0].startswith("a photo of ohzw woman, in a red coat, head and shoulders")
-    assert [rewrite.removed for rewrite in row.rewrites] == ["with freckles,"]
+    assert [rewrite.removed for rewrite in row.rewrites] == ["freckles"]
     assert row.captioner.startswith(f"vlm {model} ")
     assert all(text.startswith(("a photo of ohzw woman", "一张 ohzw 女人的照片")) for text in first[0].captions)
     weights = model / "model.safetensors"

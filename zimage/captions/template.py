@@ -32,12 +32,13 @@ CLASS_NOUNS: dict[str, Phrase] = {
 }
 
 # Each ladder holds (from this value on, phrase), highest first; the last rung takes all the rest.
-FRAMINGS = (  # by face height / picture height
-    (0.45, Phrase("close-up of the face", "面部特写")),
-    (0.20, Phrase("head and shoulders", "头部和肩膀")),
-    (0.08, Phrase("half body portrait", "半身像")),
+FRAMINGS = (  # by the root of the face's share of the picture; 0.42: 18 % of it
+    (0.42, Phrase("close-up of the face", "面部特写")),
+    (0.18, Phrase("head and shoulders", "头部和肩膀")),
+    (0.07, Phrase("half body portrait", "半身像")),
     (0.0, Phrase("full body from a distance", "远处的全身像")),
 )
+CHEST_BELOW = 1.0  # face heights below the chin from which a picture shows the chest, however large the face is
 TURNS = (  # by |yaw| in degrees, before the side is named
     (60.0, Phrase("profile facing {}", "侧面朝{}")),
     (28.0, Phrase("three-quarter view facing {}", "四分之三侧面朝{}")),
@@ -89,7 +90,7 @@ COLOURS: tuple[tuple[tuple[int, int, int], Phrase], ...] = (
 
 
 def describe(measured: Measured, *, trigger: str, class_noun: ClassNoun, language: Language) -> str:
-    """Return the caption of a picture: 20 to 36 words, or as many Chinese characters; trigger and class noun first.
+    """Return the caption of a picture: 16 to 36 words, or as many Chinese characters; trigger and class noun first.
 
     An empty trigger captions any member of the class: "a photo of a woman, head and shoulders, ...".
     """
@@ -130,7 +131,8 @@ def vocabulary(language: Language) -> frozenset[str]:
 
 
 def _phrases(measured: Measured) -> list[Phrase]:
-    phrases = [_rung(FRAMINGS, measured.framing)]
+    chest_shows = measured.below >= CHEST_BELOW
+    phrases = [_rung(FRAMINGS[1:] if chest_shows else FRAMINGS, measured.framing)]
     if measured.yaw_deg is not None:
         phrases.append(_sided(TURNS, measured.yaw_deg))
     if measured.roll_deg is not None:
@@ -139,6 +141,8 @@ def _phrases(measured: Measured) -> list[Phrase]:
     phrases += [_rung(LIGHTS, measured.face_luma), BLACK_AND_WHITE if grey else _rung(TINTS, measured.warmth)]
     if measured.background_rgb is None:
         return [*phrases, NO_BACKGROUND]
+    if not measured.plain:
+        return phrases
     return [*phrases, _filled(BACKGROUND, colour_of(measured.background_rgb))]
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zimage.captions.captioner import Captioner, Shot
-from zimage.captions.sentence import begun_with_subject
 from zimage.captions.subject import Subject
 from zimage.captions.template import Language
 from zimage.core.errors import InputError
@@ -148,7 +147,7 @@ def asked(params: VlmParams, cache: Path) -> Captioner:
             said = opened[0].answer(_shrunk(shot.image_rgb, params.max_side_px), question, params.max_new_tokens)
             cache.mkdir(parents=True, exist_ok=True)
             write_whole(kept, said.encode())
-        return begun_with_subject(kept.read_text(encoding="utf-8"), subject, language)
+        return kept.read_text(encoding="utf-8")
 
     return caption
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from zimage.captions.captioner import Captioner, Shot, template
 from zimage.captions.leaks import Leaks, without_leaks
-from zimage.captions.measure import Measured
+from zimage.captions.measure import Measured, background_of, framing_of
 from zimage.captions.overrides import Overrides, read_overrides
 from zimage.captions.rows import CaptionRow, Rewrite
-from zimage.captions.sentence import count_words, fitted
+from zimage.captions.sentence import begun_with_subject, count_words, fitted
 from zimage.captions.subject import Subject
 from zimage.captions.template import Language
 from zimage.captions.trigger import TriggerParams, checked_trigger, tokenizer_of
@@ -81,16 +81,20 @@ def caption(detect: Path, overrides: Path, out: Path, *, params: CaptionParams, 
     logger.info("%d crops captioned by %s, %d by a person", len(rows), name, sum(r.captioner == "person" for r in rows))
 
 
-def measured_of(crop: CropRow) -> Measured:
-    """Return what detection measured of a crop, as the template takes it."""
+def measured_of(crop: CropRow, image_rgb: NDArray[np.uint8]) -> Measured:
+    """Return what detection measured of a crop, and its background, as the template takes it."""
+    framing, below = framing_of(crop.face_box_xyxy, crop.width, crop.height)
+    background_rgb, plain = background_of(image_rgb, crop.face_box_xyxy)
     return Measured(
-        framing=(crop.face_box_xyxy[3] - crop.face_box_xyxy[1]) / crop.height,
+        framing=framing,
+        below=below,
         yaw_deg=crop.yaw_deg,
         roll_deg=crop.roll_deg,
         face_luma=crop.face_luma,
         chroma=crop.chroma,
         warmth=crop.warmth,
-        background_rgb=crop.background_rgb,
+        background_rgb=background_rgb,
+        plain=plain,
     )
 
 
@@ -109,13 +113,15 @@ def _captions(
     detect: Path, crop: CropRow, write: Captioner, params: CaptionParams, subject: Subject
 ) -> tuple[list[str], list[Rewrite]]:
     """Return a crop's caption in each language, with all that was taken out."""
-    shot = Shot(_pixels(detect / crop.file), measured_of(crop))
+    image_rgb = _pixels(detect / crop.file)
+    shot = Shot(image_rgb, measured_of(crop, image_rgb))
     captions: list[str] = []
     rewrites: list[Rewrite] = []
     for language in params.languages:
         written = write(shot, subject, language)
         cleaned = without_leaks(written, params.leaks, class_noun=subject.class_noun, language=language)
-        captions.append(fitted(cleaned.caption, template(shot, subject, language), language))
+        begun = begun_with_subject(cleaned.caption, subject, language)
+        captions.append(fitted(begun, template(shot, subject, language), language))
         rewrites += cleaned.rewrites
     return captions, rewrites
 
