@@ -14,7 +14,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test same-result audit lock format fingerprints install clean
+.PHONY: help demo serve test same-result audit lock format fingerprints pages install clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ format: $(VENV)/.installed  ## Format the code and correct what the linter can
 
 fingerprints: $(VENV)/.installed  ## Write code.yaml, which makes stages stale when their code means something else
 	@$(BIN)/python -m zimage fingerprints
+
+pages: $(VENV)/.installed  ## Write infra/settings.md and infra/errors.md from the code
+	@$(BIN)/python .ci/pages.py
 
 # In an environment of its own: what it asks for is none of ours.
 $(VENV)/.audit:
