@@ -13,11 +13,11 @@ from zimage.captions.template import Language, describe
 
 @dataclass(frozen=True)
 class Shot:
-    """One training picture as a captioner sees it.
+    """One training picture with its measurements: the input of a captioner.
 
     Args:
         image_rgb: (H, W, 3) uint8.
-        measured: What detection measured of it.
+        measured: Its measurements.
     """
 
     image_rgb: NDArray[np.uint8]
@@ -28,5 +28,5 @@ Captioner = Callable[[Shot, Subject, Language], str]
 
 
 def template(shot: Shot, subject: Subject, language: Language) -> str:
-    """Return a caption of what was measured, and of nothing else."""
+    """Return a caption built from the measurements alone."""
     return describe(shot.measured, trigger=subject.trigger, class_noun=subject.class_noun, language=language)

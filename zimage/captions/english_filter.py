@@ -16,7 +16,7 @@ from zimage.captions.english import (
     tokenize,
     words,
 )
-from zimage.captions.english_gaps import Draft, close_gaps
+from zimage.captions.english_gaps import Draft, close_gaps, match_length
 from zimage.captions.trigger import known
 from zimage.captions.words import LeakWords, pattern
 
@@ -202,54 +202,48 @@ def _others(work: Draft, left: int) -> bool:
         return False
     lead, owner = tokens[left - 1], tokens[left - 2]
     if lead.letter == "Q" or lead.low in ("with", "of", "has", "having"):
-        return owner.low in words("others") or (lead.low != "of" and owner.low == "s" and owner.low in words("others"))
+        return owner.low in words("others")
     return False
 
 
 def _right(work: Draft, end: int) -> int:
-    """Return where ends what belongs to a trait: "hair tied back in a bun", "scar on his cheek"."""
+    """Return the end of the words that belong to a trait: "hair tied back in a bun", "scar on his cheek"."""
+    end = _adjectives_after(work, end)
     letters, tokens = work.letters() + "X", work.tokens
-    if letters[end] == "K":  # "hair, long and blonde, is covered"
-        last = end + 1
-        while last < len(tokens) and (tokens[last].low in words("looks") or letters[last] in "KC"):
-            last += 1
-        if last > end + 1 and letters[last] in "VBHX" and tokens[end + 1].low in words("looks"):
-            end = last
-    while True:
-        start = end
-        token = tokens[end] if end < len(tokens) else None
-        if token is None:
-            return end
-        step = 1 if letters[end] == "K" else 0
-        if (
-            end + step < len(tokens)
-            and letters[end + step] in "EIAVN"
-            and tokens[end + step].low in words("hair_does")
-            and (letters[end + step] != "V")
-        ):
-            end += step + 1
-            end += len(re.match(r"A*(?:D?N+)?", letters[end:]).group())  # type: ignore[union-attr]
-        elif letters[end] == "A" and not step:
+    while end < len(tokens):
+        start, rest = end, letters[end:]
+        comma = 1 if rest[0] == "K" else 0
+        following = tokens[end + comma] if end + comma < len(tokens) else None
+        if following is not None and following.letter in "EIAN" and following.low in words("hair_does"):
+            end += comma + 1
+            end += match_length(r"A*(?:D?N+)?", letters[end:])
+        elif rest[0] == "P":
+            end += _place_length(work, end, match_length(r"P+[DNAQ]*", rest))
+        elif rest[0] == "R" and tokens[end].low in ("that", "which"):
+            end += match_length(r"R[VBH][EA]*(?:P?[DNA]+)*", rest)
+        elif rest[0] == "A":
             end += 1
-        elif letters[end] == "P":
-            phrase = re.match(r"P+[DNAQ]*(?:P(?=DN)DN+)?", letters[end:])
-            short = re.match(r"P+[DNAQ]*", letters[end:])
-            assert phrase and short
-            inside = tokens[end : end + short.end()]
-            if any(one.low in words("body") or (one.trait and one.low not in words("parts")) for one in inside) or (
-                token.low == "of" and len(inside) > 1
-            ):
-                end += short.end()
-        elif letters[end] == "R" and not step and token.low in ("that", "which"):
-            end += (
-                len(re.match(r"R[VBH][EA]*(?:P?[DNA]+)*", letters[end:] + "X").group())
-                if re.match(  # type: ignore[union-attr]
-                    r"R[VBH]", letters[end:]
-                )
-                else 0
-            )
         if end == start:
-            return end
+            break
+    return end
+
+
+def _adjectives_after(work: Draft, end: int) -> int:
+    """Return the end of adjectives between commas: "hair, long and blonde, is covered"."""
+    letters, last = work.letters() + "X", end + 1
+    if letters[end] != "K":
+        return end
+    while last < len(work.tokens) and (work.tokens[last].low in words("looks") or letters[last] in "KC"):
+        last += 1
+    found = last > end + 1 and letters[last] in "VBHX" and work.tokens[end + 1].low in words("looks")
+    return last if found else end
+
+
+def _place_length(work: Draft, end: int, length: int) -> int:
+    """Return the length of a phrase of place if it names a part of the body or another trait, else 0."""
+    inside = work.tokens[end : end + length]
+    of_trait = any(one.low in words("body") or (one.trait and one.low not in words("parts")) for one in inside)
+    return length if of_trait or (inside[0].low == "of" and length > 1) else 0
 
 
 def _parts(work: Draft) -> None:

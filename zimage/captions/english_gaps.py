@@ -149,6 +149,12 @@ def _drop_broken(work: Draft) -> None:
         work.cut(start, end)
 
 
+def match_length(rule: str, letters: str) -> int:
+    """Return how many letters a rule matches at the beginning of `letters`; 0 if it does not match."""
+    found = re.match(rule, letters)
+    return found.end() if found else 0
+
+
 def _apply(work: Draft, rule: str) -> bool:
     found = re.search(rule, work.letters())
     if found is None:
@@ -181,7 +187,7 @@ def _clause(work: Draft) -> bool:
         if rest[:2] in ("KV", "KB", "KH") and letters[start] == "K":
             end += 1
     elif before == "X":
-        end += len(re.match(r"X|[KCU]*", rest).group())  # type: ignore[union-attr]
+        end += match_length(r"X|[KCU]*", rest)
     work.cut(start, end)
     return True
 
@@ -218,7 +224,7 @@ def _cut_owned(work: Draft, at: int, end: int) -> None:
         start -= 1
     begins = start == 0 or letters[start - 1] == "X"
     if begins:
-        end += len(re.match(r"X|[KCU]*", rest).group())  # type: ignore[union-attr]
+        end += match_length(r"X|[KCU]*", rest)
     elif letters[start - 1] in "KC":
         start -= 1
     work.cut(start, end)

@@ -12,7 +12,7 @@ SAME_COLOUR = 15.0  # CIELAB distance (CIE76) within which two colours count as 
 BACKGROUND_PX = 256  # about this number squared of its pixels are compared
 HAIR_SIDE = 0.75  # hair, ears and hat reach this many face widths beyond either side of the face box
 HAIR_TOP = 0.75  # and this many face heights above it
-LEAST_BACKGROUND = 0.01  # share of the picture that must lie outside the head before its colour is believed
+LEAST_BACKGROUND = 0.01  # least share of the picture outside the head for a background colour
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Measured:
         face_luma: Mean Rec. 709 luma inside the face box, 0 to 1.
         chroma: Mean over the picture of the largest minus the smallest of R, G and B, 0 to 1.
         warmth: Mean red minus mean blue over the picture, -1 to 1.
-        background_rgb: Median colour beside and above the head, 0 to 255; None when the head fills the picture.
+        background_rgb: Median colour left, right and above the head, 0 to 255; None when the head fills the picture.
         plain: True if most of the background has that colour.
     """
 
@@ -57,7 +57,7 @@ def measure(
     yaw_deg: float | None,
     roll_deg: float | None,
 ) -> Measured:
-    """Return what the template can say of a picture (H, W, 3) whose face lies in `box_xyxy` (pixels)."""
+    """Return the measurements of a picture (H, W, 3) with a face in `box_xyxy` (pixels)."""
     unit = image_rgb.astype(np.float32) / 255.0
     left, top, right, bottom = _inside(box_xyxy, image_rgb.shape)
     face = unit[top:bottom, left:right]

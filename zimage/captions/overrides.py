@@ -23,12 +23,12 @@ class Overrides:
     unused: list[str]
 
     def of(self, file: str, photo: str) -> list[str]:
-        """Return the captions of a crop: its own, else those of its photo, else none."""
+        """Return the captions of a crop; if it has none, those of its photo; else an empty list."""
         return self.captions.get(Path(file).stem) or self.captions.get(photo) or []
 
 
 def read_overrides(folder: Path, photos: Mapping[str, str]) -> Overrides:
-    """Return the captions in `folder`, which need not exist.
+    """Return the captions in `folder`; a missing folder has none.
 
     Args:
         folder: Holds `<photo>.txt` or `<photo>-head.txt`, one caption a line.

@@ -4,12 +4,12 @@ from zimage.core.jsonl import Row
 
 
 class Rewrite(Row):
-    """A part of a caption that told the identity and was taken out before training."""
+    """A part of a caption that described the identity and was removed before training."""
 
     word: str
     """The word or phrase that was found, as written in the caption."""
     removed: str
-    """What was taken out, or the word that was put in its place after an arrow."""
+    """The text that was removed; with an arrow, the word that replaced it."""
     language: str
 
 
@@ -17,9 +17,9 @@ class CaptionRow(Row):
     """All captions of one training crop."""
 
     file: str
-    """The crop, as detect names it."""
+    """Name of the crop in the detect stage's output."""
     captions: list[str]
-    """All are used in training, each in its turn; one per language, or as many lines as a person wrote."""
+    """Training uses all of them in turn: one per language, or every line that a person wrote."""
     captioner: str
-    """Who wrote them: "template", "vlm <model> <identity>" or "person"."""
+    """What wrote them: "template", "vlm <model> <identity>" or "person"."""
     rewrites: list[Rewrite]

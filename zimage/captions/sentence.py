@@ -95,7 +95,7 @@ def _with_participles(text: str) -> str:
 
 
 def fitted(caption: str, fallback: str, language: Language) -> str:
-    """Return the caption with at most 60 words, and with the parts of `fallback` it lacks where it has fewer than 20.
+    """Return the caption, cut to at most 60 words; one of fewer than 20 words is extended by parts of `fallback`.
 
     Args:
         caption: Begins with the subject.
@@ -110,12 +110,12 @@ def fitted(caption: str, fallback: str, language: Language) -> str:
     if count_words(caption, language) <= MOST_WORDS:
         return caption
     pieces = re.split(r"(?<=[,.;，。；、])", caption)
-    kept = pieces[0]
+    shortened = pieces[0]
     for piece in pieces[1:]:
-        if count_words(kept + piece, language) > MOST_WORDS:
+        if count_words(shortened + piece, language) > MOST_WORDS:
             break
-        kept += piece
-    return kept.rstrip(" ,;，；、")
+        shortened += piece
+    return shortened.rstrip(" ,;，；、")
 
 
 def count_words(caption: str, language: Language) -> int:

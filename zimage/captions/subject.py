@@ -5,7 +5,7 @@ from zimage.core.section import Section
 
 
 class Subject(Section):
-    """The word that will stand for the person, and what kind of being the person is."""
+    """The trigger word for the person, and the class noun."""
 
     trigger: str
     """A rare string that stands for the person in captions and prompts; never the real name."""

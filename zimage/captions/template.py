@@ -1,7 +1,7 @@
 """Captions built from measurements with a closed vocabulary in English and Chinese.
 
-The same function captions the drawn faces that the tiny base model learns from, the photos that a LoRA learns from, and
-the prompt suites are written in its language, so that all three speak of the same things in the same words.
+The same function captions the drawn faces of the tiny base model's training and the photos of a LoRA's training, and
+the prompt suites use its vocabulary, so that all three describe the same things in the same words.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ BLACK_AND_WHITE_BELOW = 0.04  # chroma; JPEG leaves grey pictures below 0.02, an
 
 @dataclass(frozen=True)
 class Phrase:
-    """One thing said in both languages."""
+    """The same phrase in English and Chinese."""
 
     en: str
     zh: str

@@ -10,7 +10,7 @@ from zimage.core.section import Section
 
 
 class TriggerParams(Section):
-    """How many tokens of the base model's tokenizer a trigger may take."""
+    """Limits on the number of tokens of a trigger."""
 
     min_tokens: int
     """One token is usually a word that the model already knows; 2 or more is a new combination."""
@@ -19,7 +19,7 @@ class TriggerParams(Section):
 
 
 class Tokenizer(Protocol):
-    """What is needed of the base model's tokenizer."""
+    """The part of the base model's tokenizer that is used here."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Return token ids."""

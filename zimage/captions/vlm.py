@@ -1,7 +1,7 @@
 """Captions by a local vision-language model: Qwen3-VL, Qwen2.5-VL, Florence-2, or any folder transformers can open.
 
 torchvision is not needed: Qwen's processor class insists on it for videos (huggingface/transformers#48558), so its
-picture half and the tokenizer's chat template are used by themselves.
+image processor and the tokenizer's chat template are used directly.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 QWEN = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
-IMAGE_PAD = "<|image_pad|>"  # stands once in Qwen's chat template for all the tokens of a picture
+IMAGE_PAD = "<|image_pad|>"  # the single placeholder in Qwen's chat template for all tokens of a picture
 
 
 class Prompts(Section):
-    """What the model is asked, by the language of its answer."""
+    """The question for the model, by the language of its answer."""
 
     en: str
     """For example: describe clothing, expression, pose, framing, light, background; Florence-2 takes a task token."""
@@ -47,7 +47,7 @@ class VlmParams(Section):
     model: str
     """A folder, or a hub id whose files are in the local cache."""
     identity: str | None = None
-    """What pins its files: sha256:<hex> of a folder, hub:<commit> of a hub id."""
+    """The pinned identity of its files: sha256:<hex> of a folder, hub:<commit> of a hub id."""
     max_side_px: int
     """Pictures are shrunk to this longer side before they are read."""
     max_new_tokens: int
@@ -72,7 +72,7 @@ class Vlm:
     answers_alone: bool
 
     def answer(self, image_rgb: NDArray[np.uint8], question: str, max_new_tokens: int) -> str:
-        """Return what the model says, by greedy decoding."""
+        """Return the model's answer, by greedy decoding."""
         import torch
 
         inputs = {name: value.to(self.model.device) for name, value in self.prepared(image_rgb, question).items()}
@@ -83,10 +83,10 @@ class Vlm:
 
 
 def find_model(params: VlmParams) -> Path:
-    """Return the folder of the model, which is on this machine.
+    """Return the local folder of the model.
 
     Raises:
-        InputError: it is not; nothing is downloaded.
+        InputError: the model is not on this machine; nothing is downloaded.
     """
     folder = folder_of(params.model, params.identity)
     if folder is None:
@@ -140,14 +140,14 @@ def asked(params: VlmParams, cache: Path) -> Captioner:
     def caption(shot: Shot, subject: Subject, language: Language) -> str:
         question = getattr(params.prompts, language)
         key = f"{params.identity}\n{params.max_side_px}\n{params.max_new_tokens}\n{question}\n{shot.image_rgb.shape}\n"
-        kept = cache / f"{hashlib.sha256(key.encode() + shot.image_rgb.tobytes()).hexdigest()}.txt"
-        if not kept.is_file():
+        answer_file = cache / f"{hashlib.sha256(key.encode() + shot.image_rgb.tobytes()).hexdigest()}.txt"
+        if not answer_file.is_file():
             if not opened:
                 opened.append(open_vlm(params))
-            said = opened[0].answer(_shrunk(shot.image_rgb, params.max_side_px), question, params.max_new_tokens)
+            answer = opened[0].answer(_shrunk(shot.image_rgb, params.max_side_px), question, params.max_new_tokens)
             cache.mkdir(parents=True, exist_ok=True)
-            write_whole(kept, said.encode())
-        return kept.read_text(encoding="utf-8")
+            write_whole(answer_file, answer.encode())
+        return answer_file.read_text(encoding="utf-8")
 
     return caption
 

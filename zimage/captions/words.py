@@ -9,7 +9,7 @@ from zimage.core.section import Section
 
 
 class LeakWords(Section):
-    """The words of one language that tell who somebody is. `*` stands for the rest of a word."""
+    """The words of one language that identify a person. `*` stands for the rest of a word."""
 
     segment: list[str]
     """Names of permanent traits (hair, beard, freckles): the phrase or clause about one goes. A part of the body (eyes,

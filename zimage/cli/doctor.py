@@ -1,4 +1,4 @@
-"""Check what a machine has and lacks for this pipeline, with the remedy for each finding.
+"""Check whether a machine has what this pipeline needs, with the remedy for each finding.
 
 The only module of `zimage` that opens a connection: to the Prefect API that the user's environment names.
 """
@@ -36,7 +36,7 @@ CAPTION_TOKENS = 64  # of a caption, padded
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
         subject: What it is, for example "GPU".
@@ -52,7 +52,7 @@ class Finding:
 
 
 def examine(params_file: Path, *, prefect_api_url: str | None, machine: "Callable[[], MachineParams]") -> list[Finding]:
-    """Return what was found, in the order in which a pipeline would miss it.
+    """Return all findings, in the order in which a pipeline needs the things.
 
     Args:
         params_file: A params.yaml.
@@ -145,7 +145,7 @@ def _base_model(params_file: Path) -> Finding:
 
 
 def _gpu_memory(params_file: Path, machine: "Callable[[], MachineParams]") -> Finding:
-    """Say about how much each stage needs of a GPU, and whether this machine's has it; all of it is computed."""
+    """Estimate the GPU memory of each stage and compare it with this machine's; nothing is measured."""
     import torch
 
     from zimage.model.device import available_gb

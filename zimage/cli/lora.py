@@ -54,10 +54,10 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--force", action="store_true", help="replace that file if it is there")
     parser.add_argument("--to", choices=DIALECTS, default="portable", help="the dialect to write; else portable")
-    parser.add_argument("--rank", type=int, help="reduce to this rank by SVD; the error is told")
+    parser.add_argument("--rank", type=int, help="reduce to this rank by SVD; the error is printed")
     parser.add_argument("--adapter", metavar="NAME", help="which adapter to take of a file that holds several")
     parser.add_argument(
-        "--alpha", metavar="tensors|metadata|NUMBER", help="which alpha holds, where a file tells two or none"
+        "--alpha", metavar="tensors|metadata|NUMBER", help="which alpha to use if a file has two or none"
     )
     parser.add_argument("--verify", action="store_true", help="load the result in both loaders before it appears")
     parser.add_argument("--leave-out", action="store_true", help="convert without what a portable LoRA cannot hold")
@@ -113,27 +113,29 @@ def _alpha(found: "Inspection") -> str:
     """Return where the strength is, in words."""
     stored = str(found.alpha) if found.alpha is not None else "none among the tensors"
     if found.strength is not None:
-        return f"{stored}; its configuration tells a strength of {found.strength}"
+        return f"{stored}; its configuration has a strength of {found.strength}"
     return stored if found.alpha is not None else f"{stored} (strength 1)"
 
 
 def _convert(parsed: argparse.Namespace) -> int:
     from zimage.lora.convert.conversion import convert
 
-    return _tell(convert(parsed.file, parsed.out, _plan(parsed)))
+    return _print_outcome(convert(parsed.file, parsed.out, _plan(parsed)))
 
 
 def _merge(parsed: argparse.Namespace) -> int:
     from zimage.lora.convert.conversion import merge
 
     pairs = [_with_strength(file) for file in parsed.files]
-    return _tell(merge([path for path, _ in pairs], [strength for _, strength in pairs], parsed.out, _plan(parsed)))
+    return _print_outcome(
+        merge([path for path, _ in pairs], [strength for _, strength in pairs], parsed.out, _plan(parsed))
+    )
 
 
 def _resize(parsed: argparse.Namespace) -> int:
     from zimage.lora.convert.conversion import resize
 
-    return _tell(resize(parsed.file, parsed.out, _plan(parsed), parsed.energy))
+    return _print_outcome(resize(parsed.file, parsed.out, _plan(parsed), parsed.energy))
 
 
 def _plan(parsed: argparse.Namespace) -> "Plan":
@@ -173,7 +175,7 @@ def _with_strength(text: str) -> tuple[Path, float]:
         raise InputError(f"{text!r} does not end in a strength; write it as FILE:0.8.") from None
 
 
-def _tell(outcome: "Converted") -> int:
+def _print_outcome(outcome: "Converted") -> int:
     from zimage.lora.files.loaders import NAMES
 
     form = f"rank {', '.join(map(str, outcome.ranks))}" if outcome.ranks else "LoKr"

@@ -1,9 +1,8 @@
 """The command line. The stages' commands are derived from their signatures; nothing heavy is imported for `--help`.
 
 The only place where `zimage` reads the environment:
-    ZIMAGE_PROGRESS: a file to which the start of a stage that DVC runs, progress, and the sentence of a failure are
-        appended as JSON lines. Who sets it
-        follows this process, and ends DVC, which this process ends with, by itself.
+    ZIMAGE_PROGRESS: a file to which the start of a stage that DVC runs, progress, and the message of a failure are
+        appended as JSON lines. The process that sets it reads them, and ends DVC itself when this process ends.
     DVC_STAGE: set by DVC for what it starts.
     ZIMAGE_PROCESSES: how many processes of one thread share a stage's work on a CPU; as many as it has cores if unset.
     ZIMAGE_MACHINE: values of this machine for the section `machine` of params.yaml, as `KEY=VALUE KEY=VALUE`.
@@ -57,7 +56,7 @@ class Subcommand:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return its exit code: 0, or 2 where the user can help, told in one sentence on stderr."""
+    """Run one subcommand and return its exit code: 0, or 2 for an error of the user, which is printed on stderr."""
     return quiet_if_unread(lambda: _run(arguments))
 
 
@@ -67,7 +66,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     _begin(followed)
     try:
         code: int = parsed.run(parsed)
-        sys.stdout.flush()  # here, where a full disk is told as one
+        sys.stdout.flush()  # flush here, so that a full disk is reported as such
         return code
     except BaseException as error:
         sentence = _sentence(error)
@@ -85,9 +84,9 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _commands() -> list[Subcommand]:
     return [_stage_command(signature(stage)) for stage in STAGES] + [
         Subcommand("consent", "Write a subject's consent file from the document they signed.", _add_consent, _consent),
-        Subcommand("summary", "Show what the last run found, and where.", _add_workspace, _summary),
+        Subcommand("summary", "Show the results of the last run, and where they are.", _add_workspace, _summary),
         Subcommand("demo", "Make the demo subject's photos.", _add_photos, _demo),
-        Subcommand("doctor", "Show what is present, what is missing, and the remedy for each.", _add_params, _doctor),
+        Subcommand("doctor", "Show what is installed, what is missing, and the remedy for each.", _add_params, _doctor),
         Subcommand("pin", "Write a base model and what identifies it into params.yaml.", _add_model, _pin),
         Subcommand("fingerprints", "Write code.yaml, which makes stages stale.", _add_output, _fingerprints),
     ]
@@ -97,8 +96,8 @@ def _stage_command(stage: Signature) -> Subcommand:
     def configure(parser: argparse.ArgumentParser) -> None:
         *inputs, output = stage.folders
         for name in inputs:
-            parser.add_argument(name, type=Path, help="is read")
-        parser.add_argument(output, type=Path, help="the folder that appears, whole, or is replaced")
+            parser.add_argument(name, type=Path, help="an input folder or file")
+        parser.add_argument(output, type=Path, help="the output folder; it is created or replaced as a whole")
         _add_params(parser)
 
     def run(parsed: argparse.Namespace) -> int:
@@ -109,10 +108,10 @@ def _stage_command(stage: Signature) -> Subcommand:
 
 
 def run_stage(stage: Signature, folders: list[Path], params_file: Path) -> None:
-    """Check params.yaml from this stage on, so that no slip is found only hours later, then call the stage.
+    """Check params.yaml for this and all later stages, so that no mistake is found only hours later; call the stage.
 
-    The consent that lies beside its output, as in a workspace, is asked too: `dvc repro` leaves out an unchanged
-    `ingest`, and a consent that has ended since stops whatever still has to run.
+    The consent file in the output's parent folder, as in a workspace, is checked too: `dvc repro` skips an unchanged
+    `ingest`, but a consent that has expired since must stop every stage that still has to run.
     """
     from zimage.core.process_group import use_processes
 
@@ -157,7 +156,7 @@ def _refuse_old_keys(params: Mapping[str, Any], params_file: Path) -> None:
 
 
 def _processes() -> int:
-    """Return how many processes may share a CPU; a container that is given a part of one can say so."""
+    """Return how many processes may share the CPU; a container with a part of it can set ZIMAGE_PROCESSES."""
     from zimage.photos.worker_pool import cores
 
     given = os.environ.get("ZIMAGE_PROCESSES") or str(cores())
@@ -223,7 +222,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 
 def _store() -> "list[Finding]":
-    """Return what the pipeline finds of its store, where it is installed too: `zimage` itself opens none."""
+    """Return the findings about the store if the pipeline is installed too; `zimage` itself opens no store."""
     if importlib.util.find_spec("tasks") is None:
         return []
     found: list[Finding] = importlib.import_module("tasks.doctor").examine_environment()
@@ -314,7 +313,7 @@ def _add_workspace(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_photos(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photos", type=Path, help="the folder that appears, whole, or is replaced")
+    parser.add_argument("photos", type=Path, help="the output folder; it is created or replaced as a whole")
     parser.add_argument("--seed", type=int, required=True, help="of all that varies between the views")
 
 
@@ -342,7 +341,7 @@ def _parser(commands: Sequence[Subcommand]) -> argparse.ArgumentParser:
 
 
 def _begin(followed: str | None) -> None:
-    """Set up what a whole process has once: log lines, offline libraries, SIGTERM like Ctrl-C, its end, a follower."""
+    """Set up the process: logging, offline libraries, signal handlers, end with the parent, progress file."""
     from zimage.core.process import end_with_job
 
     collect_rarely()
@@ -362,14 +361,14 @@ def _begin(followed: str | None) -> None:
 
 
 def _stop(*_: object) -> None:
-    """Stop once: a second signal (a terminal's and a parent's come together) must not interrupt the tidying up."""
+    """Stop once: a second signal (the terminal and the parent both send one) must not interrupt the cleanup."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _sentence(error: BaseException) -> str | None:
-    """Return what to tell the user, or None where the error is ours and its traceback is wanted."""
+    """Return the message for the user, or None for an error of the program, which keeps its traceback."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
@@ -386,7 +385,7 @@ def _is_disk_full(error: BaseException) -> bool:
 
 
 def _report(followed: str, event: dict[str, str]) -> None:
-    """Append an event to the file of whoever follows this process."""
+    """Append an event to the progress file."""
     with contextlib.suppress(OSError), Path(followed).open("a", encoding="utf-8") as file:
         file.write(json.dumps(event) + "\n")
 

@@ -24,8 +24,8 @@ from zimage.core.signatures import STAGES
 PACKAGE = Path(__file__).parent.parent
 DEMO_PHOTOS = {"photos": "zimage.demo"}  # the stage of data/dvc.yaml: the demo subject's photos are made, not taken
 ENTRIES = {**{stage: f"zimage.stages.{stage}" for stage in STAGES}, **DEMO_PHOTOS}
-# What no result depends on: this module, those that only draw pages from results written beside them (a page is drawn
-# anew when its stage runs again), and what only judges a LoRA file, which decides what is refused and what is said.
+# No result depends on these: this module, modules that only draw pages from results in the same folder (a page is drawn
+# again when its stage runs again), and modules that only judge a LoRA file, which decide about refusals and messages.
 UNCOUNTED = frozenset(
     {
         "zimage.core.fingerprint",

@@ -12,14 +12,14 @@ from tempfile import TemporaryDirectory
 from zimage.core.errors import InputError
 from zimage.core.lock import locked
 
-PRIVATE, OTHERS = 0o700, 0o077  # modes: of what is this user's only; what others may do
+PRIVATE, OTHERS = 0o700, 0o077  # modes: access for this user only; the bits of all others
 READ_ONLY = 0o444
 CLONE = 0x40049409  # FICLONE of Linux (linux/fs.h): a copy that shares its blocks until one of both is written
 METRICS = "metrics.json"  # in the output of every stage
 
 
 def aside_of(out: Path) -> Path:
-    """Return the folder beside `out` in which it is made before it is renamed: `data/.train.part` for `data/train`."""
+    """Return the temporary folder next to `out`, later renamed to it: `data/.train.part` for `data/train`."""
     return out.with_name(f".{out.name}.part")
 
 
@@ -32,17 +32,17 @@ def refused_of(out: Path) -> Path:
 
 
 def fetched_beside(aside: Path) -> Path:
-    """Return where an unfinished training that was fetched from another machine waits to be taken over."""
+    """Return the folder for an unfinished training fetched from another machine, before it is resumed."""
     return aside.with_name(f"{aside.name}.fetched")
 
 
 def check_out(out: Path, inputs: Iterable[Path], *, holds: str) -> None:
-    """Refuse an output folder whose replacement would delete what no earlier run of the same work has made.
+    """Refuse an output folder if replacing it would delete files that no earlier run of the same stage made.
 
     Args:
         out: The folder that is going to be replaced.
         inputs: What is read; `out` may be none of these, hold none and lie in none, by whatever name it is called.
-        holds: A file that every output of this stage holds, beside its metrics.
+        holds: A file that every output of this stage contains, besides its metrics.
 
     Raises:
         InputError: it would, or the folder cannot be made.
@@ -57,7 +57,7 @@ def check_out(out: Path, inputs: Iterable[Path], *, holds: str) -> None:
 
 
 def check_earlier(out: Path, holds: Iterable[str]) -> None:
-    """Refuse to replace what is no earlier output: a file, or a folder with something in it that lacks one of `holds`.
+    """Refuse to replace anything but an earlier output: a file, or a non-empty folder that lacks one of `holds`.
 
     Raises:
         InputError: it is none.
@@ -73,7 +73,7 @@ def check_earlier(out: Path, holds: Iterable[str]) -> None:
 
 
 def make_writable(folder: Path, remedy: str = "name another place") -> None:
-    """Make a folder, unless it is there, and see that files can be made in it.
+    """Make a folder if it is missing, and check that files can be created in it.
 
     Raises:
         InputError: it cannot be made, or is closed to writing; what to do is `remedy`, or to change the permissions.
@@ -104,9 +104,9 @@ def make_private(folder: Path) -> None:
 
 @contextmanager
 def made_aside(out: Path, *, keep_on_failure: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `out`; on success it replaces `out`, on failure nothing of `out` has changed.
+    """Yield an empty folder next to `out`; on success it replaces `out`, on failure `out` is unchanged.
 
-    One process at a time makes an output: a lock lies beside it meanwhile.
+    One process at a time makes an output: a lock file next to it ensures that.
 
     Args:
         out: The folder that shall appear, whole.
@@ -132,7 +132,7 @@ def made_aside(out: Path, *, keep_on_failure: bool = False) -> Iterator[Path]:
 
 
 def share(source: Path, target: Path) -> None:
-    """Make `target` a file with the content of `source` that takes no room of its own where the file system has that.
+    """Make `target` a copy of `source`, which takes no extra space if the file system can clone or link.
 
     A clone, else a second name of the same file, else a copy. `source` becomes read-only: whoever wrote into one of two
     names would write into the other; a file is replaced by a new one instead, as everything here does.
@@ -146,7 +146,7 @@ def share(source: Path, target: Path) -> None:
 
 
 def cloned(source: Path, target: Path) -> bool:
-    """Return whether the new file `target` could be made a clone of `source`; else it is not there."""
+    """Clone `source` as the new file `target`; return whether that worked. If not, `target` does not exist."""
     with source.open("rb") as read, target.open("xb") as written:
         try:
             fcntl.ioctl(written.fileno(), CLONE, read.fileno())
@@ -157,7 +157,7 @@ def cloned(source: Path, target: Path) -> bool:
 
 
 def clones(folder: Path) -> bool:
-    """Return whether the file system of a folder can clone files; asked of it with two small ones."""
+    """Return whether the file system of a folder can clone files; tried with two small files."""
     with TemporaryDirectory(dir=folder) as name:
         one = Path(name, "one")
         one.write_bytes(b"1")
@@ -165,7 +165,7 @@ def clones(folder: Path) -> bool:
 
 
 def _replace(out: Path, whole: Path) -> None:
-    """Let a whole folder take the place of `out`."""
+    """Replace `out` by a complete folder."""
     if out.exists():
         old = out.with_name(f".{out.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -177,7 +177,7 @@ def _replace(out: Path, whole: Path) -> None:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Pass if a file may be written: nothing is there, or it is to be replaced.
+    """Check that a file may be written: it does not exist, or it is to be replaced.
 
     Raises:
         InputError: something is there.
@@ -187,7 +187,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is either absent or complete: made beside its place, flushed to disk, then renamed."""
+    """Write a file atomically: to a temporary file in the same folder, flushed to disk, then renamed."""
     aside = path.with_name(f".{path.name}.part")
     try:
         with aside.open("wb") as file:

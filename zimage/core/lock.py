@@ -14,7 +14,7 @@ from zimage.core.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# What flock answers on a file system that has no such locks (Lustre without `-o flock`, some FUSE mounts).
+# Errors of flock on a file system without such locks (Lustre without `-o flock`, some FUSE mounts).
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -25,7 +25,7 @@ class Holder(NamedTuple):
     host: str
 
     def __str__(self) -> str:
-        """Return it as a message names it."""
+        """Return its name for messages."""
         return f"process {self.pid} on {self.host}"
 
 
@@ -79,7 +79,7 @@ def _acquired(path: Path, refusal: str) -> IO[str]:
             return file
         if _is_at(file, path):
             return file
-        file.close()  # its holder removed it between the two calls: lock the file that is there now
+        file.close()  # its holder removed it between the two calls: lock the new file
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

@@ -21,12 +21,12 @@ SHELLS = {"sh", "ash", "bash", "busybox", "dash", "fish", "ksh", "mksh", "zsh"}
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Ask Linux to send this process SIGTERM when the thread that started it ends; elsewhere nothing is asked.
+    """Have Linux send this process SIGTERM when the thread that started it ends; no effect elsewhere.
 
     The setting survives `exec` and is not inherited by children, so each process of a chain asks for itself.
 
     Args:
-        parent: The process that started this one, if it told: it may have ended before this one came to ask.
+        parent: The process that started this one, if known: it may have ended before this call.
     """
     if sys.platform != "linux":
         return
@@ -57,7 +57,7 @@ def end_with_job(*, only_starter: bool, started_by_dvc: bool) -> None:
 
 
 def adopt_orphans() -> None:
-    """Ask Linux to make this process the parent of all below it whose own parent ends; elsewhere nothing is asked."""
+    """Make this process the parent of descendants that lose theirs (Linux only; no effect elsewhere)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
@@ -104,7 +104,7 @@ def _end_with(processes: "list[psutil.Process]") -> None:
 
 
 def _runs(process: "psutil.Process") -> bool:
-    """Return whether a process has not ended; one that nobody has collected has."""
+    """Return whether a process is still running; a zombie is not."""
     import psutil
 
     try:
@@ -113,19 +113,20 @@ def _runs(process: "psutil.Process") -> bool:
         return False
 
 
-# New objects before the youngest are looked through, and looks before older ones are. Python's own 700 and 10 look
-# hundreds of times through a million objects of torch, diffusers or Prefect while those load, and find nothing.
+# Thresholds of the garbage collector: new objects before the youngest generation is searched, and searches before the
+# older ones are. Python's own 700 and 10 search hundreds of times through a million objects of torch, diffusers or
+# Prefect while those load, and find nothing.
 THRESHOLDS = (20_000, 20, 20)
 
 
 def collect_rarely() -> None:
-    """Let this process look for garbage rarely from now on; loading the libraries of a stage takes a seventh less."""
+    """Collect garbage rarely from now on; loading the libraries of a stage takes a seventh less time."""
     gc.set_threshold(*THRESHOLDS)
 
 
 @contextmanager
 def without_collections() -> Iterator[None]:
-    """Look for no garbage within the block, which makes many objects that live on and no cycles.
+    """Collect no garbage within the block, which makes many long-lived objects and no cycles.
 
     Each look goes through all of them again: of a LoRA file's 100,000 tensors, half of the time of reading the header.
     """
@@ -138,7 +139,7 @@ def without_collections() -> Iterator[None]:
             gc.enable()
 
 
-UNREAD = 141  # as a shell tells of a program that SIGPIPE ended
+UNREAD = 141  # exit code that a shell reports for a program that SIGPIPE ended
 
 
 def quiet_if_unread(run: Callable[[], int]) -> int:
@@ -155,7 +156,7 @@ def quiet_if_unread(run: Callable[[], int]) -> int:
 
 
 def _is_unread() -> bool:
-    """Return whether standard output is a pipe that nobody reads; another pipe may have broken."""
+    """Return whether standard output is a pipe without a reader; another pipe may have broken."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -29,12 +29,12 @@ _limit = 1
 
 
 def use_processes(count: int) -> None:
-    """Let the work of a stage be shared by so many processes from now on; the command line sets it, once.
+    """Set how many processes share the work of a stage from now on; the command line calls this once.
 
     It changes no result: how work is cut does not depend on it.
     """
     global _limit  # noqa: PLW0603 - a fact of the machine, for the one stage that a process runs
-    _limit = count if sys.platform == "linux" else 1  # elsewhere a fork is not safe, or not there
+    _limit = count if sys.platform == "linux" else 1  # elsewhere fork is unsafe or missing
 
 
 def limit() -> int:
@@ -52,7 +52,7 @@ class Forked:
 
     Args:
         count: How many.
-        work: Called in each with its number, from 0 on, and its end of a line to this process.
+        work: Called in each with its number, from 0 on, and its end of a connection to this process.
     """
 
     def __init__(self, count: int, work: Callable[[int, Connection], None]) -> None:
@@ -83,7 +83,7 @@ class Forked:
 
     @property
     def lines(self) -> list[Connection]:
-        """Return this process's ends of the lines."""
+        """Return this process's ends of the connections."""
         return list(self._processes)
 
     def send(self, line: Connection, message: object) -> None:
@@ -125,12 +125,12 @@ class Forked:
 
 
 def spread(work: Callable[[T], R], items: Sequence[T], processes: int) -> Iterator[R]:
-    """Yield what the work makes of each item, in the order of `items`, made by so many processes.
+    """Yield the result of `work` for each item, in the order of `items`, computed by several processes.
 
     Args:
-        work: Is forked with all it refers to, as are the items; only results cross to this process, pickled.
-        items: What the work is for.
-        processes: At most so many at once; this process does the work itself where it is one.
+        work: It and the items are inherited by fork; only results are pickled.
+        items: The inputs.
+        processes: The largest number at once; with 1, this process does the work itself.
 
     Raises:
         InputError: raised by the work, or a process was killed.
@@ -168,8 +168,8 @@ def _run(
     inherited: Sequence[Connection],
     parent: int,
 ) -> None:
-    """Be one of the processes: end with the first one, and tell nobody but it."""
-    for each in inherited:  # or no line would ever close
+    """Run as one of the processes: end with the first one, and report only to it."""
+    for each in inherited:  # otherwise no connection would ever close
         each.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process too, which ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -185,5 +185,5 @@ def _run(
         failed = _Failed(RuntimeError(f"a process of this stage failed:\n{traceback.format_exc()}"))
     else:
         return
-    with suppress(OSError):  # nobody listens any more
+    with suppress(OSError):  # the first process has ended
         line.send(failed)

@@ -23,7 +23,7 @@ def follow_in(path: Path | None) -> None:
 
 
 def be_silent() -> None:
-    """Tell nobody of progress from now on, in a process whose work another one counts."""
+    """Report no progress from now on: another process counts the work of this one."""
     global _silent  # noqa: PLW0603 - as above
     _silent = True
 
@@ -57,7 +57,7 @@ class Progress:
         self._tell({}, force=True)
 
     def advance(self, count: int = 1, **numbers: float | int | str) -> None:
-        """Count `count` more as done; `numbers` (loss, seconds per step) are shown beside the count."""
+        """Count `count` more as done; `numbers` (loss, seconds per step) are shown after the count."""
         self.done += count
         if self._terminal:
             self._bar.set_postfix({key: _short(value) for key, value in numbers.items()}, refresh=False)
@@ -84,7 +84,7 @@ class Progress:
                 file.write(json.dumps(line) + "\n")
 
     def _left_s(self, now: float) -> int | None:
-        """Return how many seconds the rest will take at the speed so far; None where nobody knows."""
+        """Return how many seconds the rest will take at the speed so far; None if unknown."""
         done_here = self.done - self._first
         if done_here == 0 or self.done >= self.total:
             return None

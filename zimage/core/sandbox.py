@@ -11,7 +11,7 @@ import resource
 import sys
 from collections.abc import Mapping
 
-# What an interpreter and its libraries need of their parent's environment. All else may be a secret.
+# Variables that an interpreter and its libraries need. All others may be secrets.
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38  # linux/prctl.h
 CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3: two 32-bit words for each of three sets
@@ -25,12 +25,12 @@ SCOPES = 1 << 0 | 1 << 1  # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, _SIGNAL
 
 
 def small_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Return what of an environment a sandboxed process gets: no credentials, tokens or addresses."""
+    """Return the environment of a sandboxed process: without credentials, tokens and addresses."""
     return {name: given[name] for name in ENVIRONMENT if name in given}
 
 
 def restrict(memory_bytes: int) -> None:
-    """Restrict this process, for good: more address space, core files, privileges and TCP connections are refused.
+    """Restrict this process permanently: more address space, core files, privileges and TCP connections are refused.
 
     Where the kernel has Landlock, it can no longer read the memory or environment of processes outside, nor signal
     them; root could all the same, so root's capabilities go too. Elsewhere than on Linux only the limits hold.
@@ -60,7 +60,7 @@ def landlock_abi() -> int:
 
 
 def _enter_landlock(libc: ctypes.CDLL) -> None:
-    """Enter a Landlock domain without exceptions, with what this kernel knows of it."""
+    """Enter a Landlock domain without exceptions, as far as this kernel supports it."""
     abi = landlock_abi()
     if abi < 1:
         return
@@ -73,7 +73,7 @@ def _enter_landlock(libc: ctypes.CDLL) -> None:
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:
-    """Give up all capabilities but those that open files; who is not root has none, and loses nothing."""
+    """Drop all capabilities except those that open files; no effect for users other than root."""
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, for the lower 32, then for the upper
     if libc.capget(header, sets) == 0:

@@ -61,7 +61,7 @@ def strips(groups: Sequence[Group], threshold: float) -> str:
 
 
 def whiskers(points: Sequence[Point], unit: str) -> str:
-    """Return values with their intervals side by side; the chosen one stands out."""
+    """Return values with their intervals side by side; the chosen one is highlighted."""
     height, top, bottom = 180.0, 12.0, 138.0
     ends = [end for point in points for end in (point.low, point.high, point.value) if end is not None]
     scale = _Scale(*_room(min(ends), max(ends)), bottom, top)
@@ -97,7 +97,7 @@ def curve(steps: Sequence[float], values: Sequence[float], unit: str) -> str:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Maps [start, stop] to [first, last] px; beyond its ends it stays at them."""
+    """Map [start, stop] to [first, last] px; values outside are clamped."""
 
     start: float
     stop: float
@@ -110,7 +110,7 @@ class _Scale:
 
 
 def _heaped(values: Sequence[float], scale: _Scale, radius: float) -> list[tuple[float, float]]:
-    """Return each value with how far its dot is lifted so that dots do not hide each other, up to a full heap."""
+    """Return each value with the vertical offset of its dot, so that dots overlap as little as possible."""
     placed: list[tuple[float, float]] = []
     for value in sorted(values):
         x = scale(value)

@@ -29,7 +29,7 @@ HASH_KEY = "modelspec.hash_sha256"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all; the hash of the weights joins the metadata.
+    """Write a safetensors file atomically; the hash of the weights is added to the metadata.
 
     Args:
         path: The file; an older one is replaced.
@@ -59,13 +59,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 class TensorWriter:
-    """Writes a safetensors file tensor by tensor, in the order they come; the header's place is kept free for it.
+    """Writes a safetensors file tensor by tensor, in the given order; space for the header is reserved.
 
     A thread hashes each tensor while it and the next are written: hashing takes as long as writing does.
 
     Args:
-        path: The file; it is whole once `finish` has returned.
-        keys: The names of all tensors that will come, which tell how much place the header needs.
+        path: The file; it is complete once `finish` has returned.
+        keys: The names of all tensors that will come, which determine the size of the header.
         metadata: As for `write_tensors`.
     """
 
@@ -99,8 +99,8 @@ class TensorWriter:
     def finish(self) -> None:
         """Write the header."""
         self._hasher.shutdown()
-        told = {**self._metadata, HASH_KEY: f"0x{self._digest.hexdigest()}"}
-        header = {"__metadata__": dict(sorted(told.items())), **self._entries}
+        metadata = {**self._metadata, HASH_KEY: f"0x{self._digest.hexdigest()}"}
+        header = {"__metadata__": dict(sorted(metadata.items())), **self._entries}
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
         assert len(text) <= self._length, "a header outgrew its place"
         self._file.seek(0)
@@ -110,7 +110,7 @@ class TensorWriter:
         self._file.close()
 
     def close(self) -> None:
-        """Close the file, whole or not."""
+        """Close the file, complete or not."""
         self._hasher.shutdown()
         self._file.close()
 

@@ -14,7 +14,7 @@ from zimage.core.errors import InputError
 from zimage.faces.engine import MAX_FACES, Attempt, EngineInfo, Face
 from zimage.faces.landmarks import roll_deg, yaw_deg
 
-# The 68-point predictor beside these two may not be used commercially (iBUG 300-W), so it is never opened.
+# The 68-point predictor in the same package may not be used commercially (iBUG 300-W), so it is never opened.
 POINTS_FILE = "shape_predictor_5_face_landmarks.dat"
 RESNET_FILE = "dlib_face_recognition_resnet_model_v1.dat"
 # The detector's window is 80 px: faces of 50 px in a small picture are found once it is enlarged to this long side;
@@ -47,7 +47,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class DlibEngine:
-    """dlib behind the engine interface. Good for screening; its scores are not publication-grade.
+    """dlib behind the engine interface. It is good enough for screening, but not for published scores.
 
     Its models are read when they are first used: whoever only compares faces pays nothing for them.
     """
@@ -149,7 +149,7 @@ class DlibEngine:
 
 
 def _in_full_detail(found: _Found, image_rgb: NDArray[np.uint8]) -> _Found:
-    """Return what was found in a picture brought down, in the picture itself: points and chips deserve its detail."""
+    """Map faces found in a reduced picture to the full picture, so that points and chips use its full detail."""
     if found.scale >= 1:
         return found
     pad_px = round(found.pad_px / found.scale)

@@ -23,7 +23,7 @@ Metric = Literal["l2", "cosine"]
 Attempt = Literal["plain", "finer", "padded"]
 
 PACKS = Path("~/.insightface/models")
-DIFFERENCES_AT_ONCE = 4_000_000  # numbers, 32 MB: all at once, 5,000 faces among each other would take 26 GB
+DIFFERENCES_AT_ONCE = 4_000_000  # numbers, 32 MB; all differences of 5,000 faces at once would take 26 GB
 MAX_FACES = 32  # a crowd holds no photo of one person; the largest faces are enough to see that
 
 
@@ -35,7 +35,7 @@ class EngineParams(Section):
     pack: str | None
     """Insightface: name of a pack under ~/.insightface/models, or a folder; else null."""
     identity: str | None
-    """Insightface: sha256:<hex> over the pack's *.onnx files; a stage refuses a pack that is here and not pinned."""
+    """Insightface: sha256:<hex> over the pack's *.onnx files; a stage refuses a pack without it."""
     min_score: float
     """Detector score from which a face counts; yunet-sface 0.6, dlib 0.0, insightface 0.5."""
     max_distance: float = Field(gt=0)
@@ -44,7 +44,7 @@ class EngineParams(Section):
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What has to stand beside every number an engine gives.
+    """Facts about an engine that are reported with every score.
 
     Args:
         engine_id: Names the recogniser and its weights; embeddings with different ids are never compared.
@@ -102,11 +102,11 @@ class Face:
 
     Args:
         box_xyxy: Left, top, right, bottom in px of the picture; may reach beyond its border.
-        points_xy: Five points in px, (5, 2) float32; which ones, says `EngineInfo.points_kind`.
+        points_xy: Five points in px, (5, 2) float32; `EngineInfo.points_kind` names them.
         score: The detector's own score.
         embedding: (D,) float32, only for comparing with faces of the same `engine_id`.
-        yaw_deg: Positive where the nose points to the picture's right; None where the engine cannot tell.
-        roll_deg: Positive where the head leans clockwise; None where the engine cannot tell.
+        yaw_deg: Positive where the nose points to the picture's right; None if the engine does not measure it.
+        roll_deg: Positive where the head leans clockwise; None if the engine does not measure it.
         engine_id: The engine that made the embedding.
         attempt: The detector's attempt that found it.
     """
@@ -127,7 +127,7 @@ class Face:
         return float((max(right - left, 0) * max(bottom - top, 0)) ** 0.5)
 
     def as_plain(self) -> dict[str, Any]:
-        """Return it as what JSON can hold."""
+        """Return the face as JSON-compatible data."""
         plain = {"points_xy": self.points_xy.tolist(), "embedding": self.embedding.tolist()}
         return vars(self) | plain | {"box_xyxy": [float(side) for side in self.box_xyxy], "score": float(self.score)}
 
@@ -145,7 +145,7 @@ class Engine(Protocol):
 
     @property
     def info(self) -> EngineInfo:
-        """What has to stand beside every number of this engine."""
+        """Facts about this engine that are reported with every score."""
         ...
 
     def find(self, image_rgb: NDArray[np.uint8]) -> list[Face]:
@@ -177,9 +177,9 @@ def between(some: NDArray[np.float32], others: NDArray[np.float32], metric: Metr
 
 
 def is_present(params: EngineParams, *, packs: Path = PACKS) -> bool:
-    """Return whether an engine that need not be there is there: False for a pack that is named and not installed.
+    """Return whether an optional engine is available: False for a named pack that is not installed.
 
-    A pack that is given as a path and does not exist is a mistake, which `open_engine` tells.
+    A pack that is given as a path and does not exist is an error, which `open_engine` raises.
     """
     if params.name != "insightface" or params.pack is None:
         return True
@@ -190,12 +190,12 @@ def is_present(params: EngineParams, *, packs: Path = PACKS) -> bool:
 
 
 def require_pinned_pack(params: EngineParams, key: str, *, packs: Path = PACKS) -> None:
-    """Pass unless an engine's weights could be exchanged unnoticed; `open_engine` compares what is pinned.
+    """Check that an engine's weights are pinned; `open_engine` compares them with the pin.
 
     Args:
         params: The engine.
-        key: Where it stands in params.yaml, for example `detect.engine`.
-        packs: Folder in which insightface packs lie by name.
+        key: Its key in params.yaml, for example `detect.engine`.
+        packs: Folder of insightface packs, one subfolder per pack name.
 
     Raises:
         InputError: a pack that is on this machine is named without an identity; the remedy has it.
@@ -208,7 +208,7 @@ def require_pinned_pack(params: EngineParams, key: str, *, packs: Path = PACKS) 
 
 
 def identity_here(params: EngineParams, *, packs: Path = PACKS) -> str | None:
-    """Return what would pin an engine's pack; None for an embedded engine, and for a pack that is not here.
+    """Return the identity to pin for an engine's pack; None for an embedded engine or a pack that is not installed.
 
     Raises:
         InputError: the pack is a path and there is none, or one of its files is not the released one.
@@ -229,7 +229,7 @@ def open_engine(
 
     Args:
         params: Which engine, from which pack, with which thresholds.
-        packs: Folder in which insightface packs lie by name.
+        packs: Folder of insightface packs, one subfolder per pack name.
         providers: ONNX Runtime's execution providers for insightface, in order.
 
     Raises:

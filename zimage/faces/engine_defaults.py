@@ -8,7 +8,7 @@ from zimage.faces.engine import PACKS, EngineParams
 YUNET_SFACE_PARAMS = EngineParams(name="yunet-sface", pack=None, identity=None, min_score=0.6, max_distance=0.637)
 DLIB_PARAMS = EngineParams(name="dlib", pack=None, identity=None, min_score=0.0, max_distance=0.6)
 EMBEDDED = {params.name: params for params in (YUNET_SFACE_PARAMS, DLIB_PARAMS)}
-# Beside each embedded engine the one that shares neither code nor weights with it.
+# For each embedded engine, the independent one: it shares neither code nor weights with it.
 OTHER_EMBEDDED = {YUNET_SFACE_PARAMS.name: DLIB_PARAMS, DLIB_PARAMS.name: YUNET_SFACE_PARAMS}
 INSIGHTFACE_MIN_SCORE = 0.5
 INSIGHTFACE_MAX_DISTANCE = 0.6  # 1 - cosine

@@ -18,7 +18,7 @@ from zimage.faces.landmarks import chip, roll_deg, yaw_deg
 
 logger = logging.getLogger(__name__)
 
-# SHA-256 of the released packs' files, published beside many mirrors of them; a file of this name with another hash is
+# SHA-256 of the released packs' files, published with many mirrors of them; a file of this name with another hash is
 # truncated, tampered with or not what its name says. Names that are not listed are hashed and recorded only.
 RELEASED = {
     "det_10g.onnx": "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",

@@ -117,7 +117,7 @@ def aligned(image_rgb: NDArray[np.uint8], points_xy: Points, kind: PointsKind, s
 
 
 def chip(image_rgb: NDArray[np.uint8], points_xy: Points, kind: PointsKind, side_px: int) -> NDArray[np.uint8]:
-    """Return the face as a recogniser of `side_px` sees it; see `aligned` and `chip_points`."""
+    """Return the input of a recogniser of `side_px`; see `aligned` and `chip_points`."""
     return _moved_to(chip_points(kind, side_px), image_rgb, points_xy, kind, side_px)
 
 
@@ -136,7 +136,7 @@ def _moved_to(
 def _shrunk_around(
     image_rgb: NDArray[np.uint8], points_xy: Points, scale: float, carry: NDArray[np.float64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Return the part of the picture around the face at twice the size wanted, and `carry` for that part."""
+    """Return the part of the picture around the face at twice the target size, and `carry` for that part."""
     import cv2
 
     reach = 4 * float(np.ptp(points_xy, axis=0).max())

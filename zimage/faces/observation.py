@@ -48,7 +48,7 @@ class Measured(Row):
 
 @dataclass(frozen=True, eq=False)
 class ObservedFace:
-    """One face in one photo: its numbers, five points (5, 2) in px, embedding (D,), and where its texture is kept."""
+    """One face in one photo: its numbers, five points (5, 2) in px, embedding (D,), and the file of its texture."""
 
     measured: Measured
     points_xy: Points
@@ -58,7 +58,7 @@ class ObservedFace:
 
     @property
     def texture(self) -> Mask:
-        """See zimage.faces.quality.Look; read each time, for an album of them would fill memory."""
+        """See zimage.faces.quality.Look; read from disk each time, because all textures together would fill memory."""
         with np.load(self.file) as arrays:
             texture: Mask = arrays["textures"][self.number]
         return texture
@@ -75,7 +75,7 @@ class Observation:
         turns: Quarter turns, against the clock, that bring the photo upright; width, height and faces are of it turned.
         frame: See zimage.faces.quality.frame.
         faces: What was found.
-        entry: The cache folder it was read from; its name stands for the photo's content and how it was looked at.
+        entry: The cache folder it was read from; its name is a hash of the photo's content and the settings.
     """
 
     width: int
@@ -110,12 +110,12 @@ class _Facts(Row):
 
 @dataclass(frozen=True)
 class Observer:
-    """The work of one process that looks at photos.
+    """The work of one process that detects faces.
 
     Args:
-        params: The engine, which is opened at the first photo that is not in the cache.
+        params: The engine; it is opened for the first photo that is not in the cache.
         folder: The folder of ingest.
-        cache, salt: Where observations are kept, by the content of the pictures (see zimage.photos.cache).
+        cache, salt: The cache of observations, keyed by the content of the pictures (see zimage.photos.cache).
     """
 
     params: EngineParams

@@ -29,7 +29,7 @@ FRONTAL_DEG, PROFILE_DEG = 35.0, 75.0
 
 
 class HasTexture(Protocol):
-    """A face whose texture can be asked for."""
+    """A face that has a texture."""
 
     @property
     def texture(self) -> Mask:
@@ -39,7 +39,7 @@ class HasTexture(Protocol):
 
 @dataclass(frozen=True)
 class Look:
-    """What one face looks like, measured on the face itself, brought upright at one size.
+    """Measurements of one face, taken from the upright face at a fixed size.
 
     Args:
         sharpness: See `sharpness`.
@@ -57,7 +57,7 @@ class Look:
 
 
 def look(image_rgb: Picture, points_xy: Points, kind: PointsKind) -> Look:
-    """Return how the face at `points_xy` looks."""
+    """Return the measurements of the face at `points_xy`."""
     upright = aligned(image_rgb, points_xy, kind, SIDE_PX)
     grey = np.asarray(cv2.cvtColor(upright, cv2.COLOR_RGB2GRAY), np.uint8)
     inner = grey[INNER, INNER]
@@ -93,7 +93,7 @@ def sharpness(grey: Mask) -> float:
 def usual_texture(faces: Sequence[HasTexture]) -> NDArray[np.float64]:
     """Return the median of a subject's faces, each with mean 0 and variance 1.
 
-    Each face is read once and held as bytes, 16 KB; as numbers of 8 bytes there are only some rows of all at a time.
+    Each face is read once and stored as 16 KB of bytes; only some rows at a time are converted to float64.
     """
     textures = np.stack([face.texture for face in faces])
     grey = (texture.astype(np.float64) for texture in textures)
@@ -144,7 +144,7 @@ def score(
         sharpness: See `Look`.
         luma: See `Look`.
         clipped: See `Look`.
-        yaw_deg: Turn of the head; an unknown one counts as frontal.
+        yaw_deg: Yaw of the head; None counts as frontal.
         unlike: See `unlikeness`.
     """
     parts = [

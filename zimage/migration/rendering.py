@@ -50,14 +50,14 @@ class RenderRow(Row):
 
 @dataclass(frozen=True)
 class OldModel:
-    """The model that draws, in diffusers' layout, and its LoRA."""
+    """The old model, in diffusers' layout, and its LoRA."""
 
     folder: Path
     lora: Path
 
 
 def planned(params: RenderParams, person: str) -> list[RenderRow]:
-    """Return what to draw: every value of every list equally often (give or take one), paired by lot.
+    """Return what to draw: every value of every list equally often (give or take one), paired at random.
 
     Args:
         params: See `RenderParams`.
@@ -88,7 +88,7 @@ def planned(params: RenderParams, person: str) -> list[RenderRow]:
 
 
 def render(model: OldModel, rows: Sequence[RenderRow], out: Path, *, params: RenderParams) -> None:
-    """Write the pictures and renders.jsonl; pictures that are there already are not drawn again.
+    """Write the pictures and renders.jsonl; existing pictures are not generated again.
 
     Raises:
         InputError: the LoRA is a Z-Image one already, or diffusers cannot open the model or apply the LoRA to it.
@@ -148,7 +148,7 @@ def open_with_lora(model: OldModel, found: Inspection, strength: float) -> Any:
 
 
 def _even(values: Sequence[str], count: int, lot: str) -> list[str]:
-    """`count` values, each as often as any other, in an order drawn by lot."""
+    """Return `count` values, each as often as any other, in random order."""
     column = [values[at % len(values)] for at in range(count)]
     random.Random(lot).shuffle(column)
     return column
