@@ -165,6 +165,12 @@ def test_a_module_named_in_a_string_counts(package: Path) -> None:
     assert reach(ENTRY, package).names_of("made.apart") == {"x"}
 
 
+def test_a_text_too_long_for_a_name_of_a_file_is_no_file(package: Path) -> None:
+    before = fingerprint(ENTRY, package)
+    change(package / "tools.py", "FACTOR = 2", f'FACTOR = len("{"王" * 100}") - 98')
+    assert fingerprint(ENTRY, package) != before
+
+
 def test_a_relative_import_is_refused(package: Path) -> None:
     change(package / "loop.py", "return 1", "from . import apart")
 

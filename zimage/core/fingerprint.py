@@ -40,6 +40,7 @@ UNCOUNTED = frozenset(
 DATA_SUFFIXES = frozenset({".yaml", ".json", ".txt"})  # not .jinja, .css, .html, .js: they are how pages look
 ASSETS = "assets"  # the folder of data files, below the package
 PATH = re.compile(r"\w[\w-]*(/\w[\w-]*)*(\.\w+)?")  # below that folder
+LONGEST_NAME = 255  # bytes of a file's name on Linux; asking for a longer one raises
 # Such a folder is a base model; its files count through `base.identity`, for the stages that read them.
 MARK_OF_A_BASE = "model_index.json"
 # Decorators that run none of our code when a module is imported. Under any other, a definition counts with its module.
@@ -199,7 +200,7 @@ class _Search:
         """Count a module that is named as `package.module`, and a data file or folder that is named as it is called."""
         if text.startswith(f"{self.package.name}."):
             self.whole(text)
-        elif PATH.fullmatch(text):
+        elif PATH.fullmatch(text) and len(text.encode()) <= LONGEST_NAME:
             named = self.package / ASSETS / text
             self.found.data |= {file for file in (named, *_below(named)) if _is_data(file, self.package)}
 
