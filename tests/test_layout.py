@@ -38,6 +38,7 @@ ACROSS = {
     "tests/lora/test_matrix.py",
     "tests/test_access.py",
     "tests/test_audit.py",
+    "tests/test_pages.py",
     "tests/test_same_result.py",
     "tests/tasks/test_private_folders.py",
     "tests/tasks/test_contact_sheet.py",  # a stage's page, the store and the page server in a browser
