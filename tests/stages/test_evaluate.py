@@ -30,7 +30,7 @@ from zimage.model.pinned import identity_of
 from zimage.photos.cache import cache_of
 from zimage.photos.pictures import read_rgb
 from zimage.photos.rows import CropRow
-from zimage.stages.evaluate import EvaluateParams, _out_of_memory_explained, evaluate
+from zimage.stages.evaluate import EvaluateParams, evaluate, out_of_memory_explained
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 ADA = Subject(trigger="ohzw", class_noun="woman")
@@ -432,6 +432,6 @@ def test_out_of_memory_names_the_pictures_that_fit(tiny_base: Base, monkeypatch:
     monkeypatch.setattr(device, "at_hand_gb", lambda _: 0.1)
     with (
         pytest.raises(InputError, match=r"pictures of 256 x 256 px.*set evaluate\.sampling\.side_px to 160"),
-        _out_of_memory_explained(tiny_base, Sampling(256, 28, 3.0), loras_gb=0.0),
+        out_of_memory_explained(tiny_base, Sampling(256, 28, 3.0), loras_gb=0.0),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -29,6 +29,7 @@ from zimage.core.errors import InputError, printable
 from zimage.core.process import collect_rarely, quiet_if_unread
 from zimage.core.signatures import STAGES, Signature, imported, signature
 from zimage.migration import migrate
+from zimage.scoring import command as scoring
 
 if TYPE_CHECKING:
     from zimage.cli.doctor import Finding
@@ -337,6 +338,7 @@ def _parser(commands: Sequence[Subcommand]) -> argparse.ArgumentParser:
         subparser.set_defaults(run=command.run)
     lora.register(subparsers)
     migrate.register(subparsers)
+    scoring.register(subparsers)
     return parser
 
 

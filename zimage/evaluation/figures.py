@@ -115,7 +115,7 @@ def figures(evidence: Evidence, *, copy_correlation: float, resamples: int, gene
         following=averaged(_present(lora, lambda row: row.following)),
         clip=averaged(_present(lora, lambda row: row.clip)),
         clip_drop=averaged(clip_drops(evidence.lora, evidence.base)),
-        copied=rate([[row.likeness_to_copy >= copy_correlation for row in rows] for rows in lora]),
+        copied=rate([[row.likeness_to_copy >= copy_correlation for row in rows if row.copy_of] for rows in lora]),
         nearest_share=_nearest_share(evidence.lora),
         variety=averaged([list(pairs.values()) for pairs in evidence.variety.values()]),
         variety_ratio=variety_ratio(evidence.variety, evidence.base_variety, resamples=resamples, generator=generator),

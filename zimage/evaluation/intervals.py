@@ -17,7 +17,7 @@ Sums = NDArray[np.float64]  # (resamples, columns)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval.
+    """A number with its interval, of 95 % unless another confidence was asked for.
 
     Args:
         value: The estimate itself; None where nothing could be measured.
@@ -32,7 +32,7 @@ class Estimate:
     n: int
 
 
-def rate(passed_by_prompt: Sequence[Sequence[bool]]) -> Estimate:
+def rate(passed_by_prompt: Sequence[Sequence[bool]], *, confidence: float = CONFIDENCE) -> Estimate:
     """Return the share of passes with Wilson's interval, widened by the design effect of the prompts.
 
     Wilson (1927), JASA 22:209, with n divided by the design effect 1 <= s²/(p(1-p)/n) (Kish 1965), where s² is the
@@ -44,21 +44,26 @@ def rate(passed_by_prompt: Sequence[Sequence[bool]]) -> Estimate:
     if n == 0:
         return Estimate(None, None, None, 0)
     p = float(passes.sum() / n)
-    effect, quantile = _design_effect(passes, counts, p), _normal(CONFIDENCE)
+    effect, quantile = _design_effect(passes, counts, p), _normal(confidence)
     if effect > 1:
-        quantile = _student(CONFIDENCE, len(counts) - 1)
+        quantile = _student(confidence, len(counts) - 1)
     low, high = wilson(p, n / effect, quantile)
     return Estimate(p, low, high, n)
 
 
-def rate_difference(first_by_prompt: Sequence[Sequence[bool]], second_by_prompt: Sequence[Sequence[bool]]) -> Estimate:
+def rate_difference(
+    first_by_prompt: Sequence[Sequence[bool]],
+    second_by_prompt: Sequence[Sequence[bool]],
+    *,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
     """Return the first share of passes less the second, over the same pictures of the same prompts.
 
     The interval is Newcombe's hybrid of two score intervals (1998, Statistics in Medicine 17:873, method 10), each that
     of `rate`. It ignores that pairs are alike, which could only narrow it. A bootstrap would have no width where all
     pairs agree, however few they are.
     """
-    first, second = rate(first_by_prompt), rate(second_by_prompt)
+    first, second = (rate(each, confidence=confidence) for each in (first_by_prompt, second_by_prompt))
     if first.value is None or second.value is None:
         return Estimate(None, None, None, 0)
     difference = first.value - second.value
@@ -75,7 +80,13 @@ def wilson(p: float, n: float, quantile: float) -> tuple[float, float]:
     return max(min(centre - half, p), 0.0), min(max(centre + half, p), 1.0)
 
 
-def mean(values_by_prompt: Sequence[Sequence[float]], *, resamples: int, generator: np.random.Generator) -> Estimate:
+def mean(
+    values_by_prompt: Sequence[Sequence[float]],
+    *,
+    resamples: int,
+    generator: np.random.Generator,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
     """Return the mean over all values with its cluster-bootstrap interval by prompt."""
     clusters = np.array([(sum(values), len(values)) for values in values_by_prompt if len(values)], float).reshape(
         -1, 2
@@ -84,7 +95,7 @@ def mean(values_by_prompt: Sequence[Sequence[float]], *, resamples: int, generat
     if n == 0:
         return Estimate(None, None, None, 0)
     value = float(clusters[:, 0].sum() / n)
-    low, high = bootstrap([clusters], lambda sums: sums[0][:, 0] / sums[0][:, 1], resamples, generator)
+    low, high = bootstrap([clusters], lambda sums: sums[0][:, 0] / sums[0][:, 1], resamples, generator, confidence)
     return Estimate(value, low, high, n)
 
 
@@ -93,6 +104,7 @@ def bootstrap(
     statistic: Callable[[list[Sums]], NDArray[np.float64]],
     resamples: int,
     generator: np.random.Generator,
+    confidence: float = CONFIDENCE,
 ) -> tuple[float | None, float | None]:
     """Return the expanded percentile interval of a statistic of sums over clusters.
 
@@ -105,6 +117,7 @@ def bootstrap(
             where a resample has none. With more than a few of those there is no interval.
         resamples: How often clusters are drawn.
         generator: Where the draws come from.
+        confidence: Of the interval.
     """
     fewest = min(len(group) for group in groups)
     if fewest < 2:
@@ -113,7 +126,7 @@ def bootstrap(
     values = statistic(drawn)
     if np.isnan(values).mean() > MOST_UNDEFINED:
         return None, None
-    tail = _normal_share(-((fewest / (fewest - 1)) ** 0.5) * _student(CONFIDENCE, fewest - 1))
+    tail = _normal_share(-((fewest / (fewest - 1)) ** 0.5) * _student(confidence, fewest - 1))
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
 

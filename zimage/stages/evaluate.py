@@ -99,7 +99,7 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
     from zimage.model.device import use_one_thread_on_a_cpu
 
     check_out(out, (detect, train), holds="gate.csv")
-    _require_pinned(params)
+    require_pinned_models(params)
     if params.impostors is not None:
         packaged_photos()
     use_one_thread_on_a_cpu()
@@ -110,17 +110,17 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
     loras_gb = max(path.stat().st_size for path in candidates) / 1e9
     gallery = Gallery(
         ImageCache(cache_of(out), base.identity, sampling),
-        lambda: _generator(base, sampling, prompts, subject, loras_gb),
+        lambda: generator_of(base, sampling, prompts, [subject], loras_gb),
     )
     with (
-        _out_of_memory_explained(base, sampling, loras_gb),
+        out_of_memory_explained(base, sampling, loras_gb),
         made_aside(out) as folder,
-        Search(_engines(params)) as search,
+        Search(engines_of(params)) as search,
     ):
-        scorer = Scorer(gallery, _judge(params, reals, search), search, folder)
+        scorer = Scorer(gallery, picture_scorer_of(params, reals, search), search, folder)
         selection = CheckpointSelection(scorer, prompts, subject, params.seeds, params.sweep, params.resampling)
         outcome = selection.run(candidates)
-        strangers = _impostors(scorer, params)
+        strangers = impostors_of(scorer, params)
         findings = _findings(outcome, scorer, strangers, train, params=params, base=base, reals=reals)
         write_results(folder, findings)
         write_report(folder, findings, reals, train / "loss.csv", params=params.report, subject=subject)
@@ -128,7 +128,7 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
     logger.info("%s: %s", findings.judgement.verdict, findings.judgement.why)
 
 
-def _require_pinned(params: EvaluateParams) -> None:
+def require_pinned_models(params: EvaluateParams) -> None:
     """Pass if every model that scores is the one that was pinned, as far as it is on this machine.
 
     Raises:
@@ -148,54 +148,57 @@ def _require_pinned(params: EvaluateParams) -> None:
         require_pinned(params.clip.model, params.clip.identity, "evaluate.clip")
 
 
-def _engines(params: EvaluateParams) -> list[EngineParams]:
+def engines_of(params: EvaluateParams) -> list[EngineParams]:
+    """Return the engines that look for faces: the first, and the second where it is present."""
     second = params.second_engine
     return [params.engine] if second is None or not is_present(second) else [params.engine, second]
 
 
-def _precision() -> str:
+def precision() -> str:
     """Return the precision of the pictures: float32 or bfloat16."""
     from zimage.model.device import device_and_dtype
 
     return str(device_and_dtype()[1]).removeprefix("torch.")
 
 
-def _absent(params: EvaluateParams, judge: PictureScorer) -> list[str]:
+def absent(params: EvaluateParams, judge: PictureScorer) -> list[str]:
     """Return what was asked for and is not on this machine, to be said wherever its numbers are missing."""
-    absent = []
+    missing = []
     if params.second_engine is not None and judge.second is None:
-        absent.append(f"second face engine {params.second_engine.name} {params.second_engine.pack}")
+        missing.append(f"second face engine {params.second_engine.name} {params.second_engine.pack}")
     if params.clip is not None and judge.clip is None:
-        absent.append(f"CLIP {params.clip.model}")
-    return absent
+        missing.append(f"CLIP {params.clip.model}")
+    return missing
 
 
-def _impostors(scorer: Scorer, params: EvaluateParams) -> Impostors | None:
+def impostors_of(scorer: Scorer, params: EvaluateParams) -> Impostors | None:
+    """Return the faces of other people by the same engines; None where none are asked for."""
     if params.impostors is None:
         return None
     targets = [one for one in (scorer.picture_scorer.targets, scorer.picture_scorer.second) if one is not None]
     return impostors(scorer.search, targets, params.sampling.side_px)
 
 
-def _judge(params: EvaluateParams, reals: Reals, search: Search) -> PictureScorer:
+def picture_scorer_of(params: EvaluateParams, reals: Reals, search: Search) -> PictureScorer:
+    """Return what pictures are scored with: the real photos by each engine, and CLIP where it is present."""
     targets = reals.targets(search, params.sampling.side_px)
     clip = None if params.clip is None else open_clip(params.clip)
     return PictureScorer(targets[0], targets[1] if len(targets) > 1 else None, reals.originals(), clip)
 
 
-def _generator(
-    base: Base, sampling: Sampling, prompts: Sequence[Prompt], subject: Subject, loras_gb: float
+def generator_of(
+    base: Base, sampling: Sampling, prompts: Sequence[Prompt], subjects: Sequence[Subject], loras_gb: float
 ) -> "Generator":
-    """Return a generator with all prompts read, those of the class too."""
+    """Return a generator with all prompts read, for each subject and for the class alone."""
     from zimage.evaluation.generate.generator import open_studio
 
-    texts = [with_subject(prompt, subject) for prompt in prompts]
-    texts += [without_trigger(prompt, subject.class_noun) for prompt in prompts]
+    texts = [with_subject(prompt, subject) for subject in subjects for prompt in prompts]
+    texts += [without_trigger(prompt, subject.class_noun) for subject in subjects[:1] for prompt in prompts]
     return open_studio(base, sampling, texts, adapters_gb=loras_gb)
 
 
 @contextmanager
-def _out_of_memory_explained(base: Base, sampling: Sampling, loras_gb: float) -> Iterator[None]:
+def out_of_memory_explained(base: Base, sampling: Sampling, loras_gb: float) -> Iterator[None]:
     """Say, where the GPU's memory is too small, which pictures it could make."""
     import torch
 
@@ -229,8 +232,8 @@ def _findings(
         base=outcome.base,
         leaks=outcome.leaks,
         base_leaks=outcome.base_leaks,
-        variety=_varieties(scorer, outcome.test),
-        base_variety=_varieties(scorer, outcome.base),
+        variety=varieties(scorer, outcome.test),
+        base_variety=varieties(scorer, outcome.base),
         ceiling=scorer.picture_scorer.targets.ceiling(),
         sessions=reals.sessions,
     )
@@ -247,7 +250,7 @@ def _findings(
         judgement=verdict,
         picture_scorer=scorer.picture_scorer,
         impostors=strangers,
-        absent=_absent(params, scorer.picture_scorer),
+        absent=absent(params, scorer.picture_scorer),
         suite=params.suite,
         base=base.identity,
         copy_correlation=params.copy_correlation,
@@ -255,7 +258,7 @@ def _findings(
             **params.sampling.model_dump(),
             shift=shift_of(resolve(base)),
             packaged=is_packaged(base.model),
-            precision=_precision(),
+            precision=precision(),
         ),
         advice=advice(
             {rule.name for rule in verdict.rules if rule.verdict == "fail"},
@@ -275,7 +278,7 @@ def _trained(train: Path, outcome: Selection, targets: Targets) -> Trained:
     )
 
 
-def _varieties(scorer: Scorer, rows: Sequence[PictureRow]) -> dict[str, PairValues]:
+def varieties(scorer: Scorer, rows: Sequence[PictureRow]) -> dict[str, PairValues]:
     """Return how unlike each other the pictures of each prompt are: to CLIP where it is present, else by their pixels.
 
     A face engine could not tell: it is made not to see expression, light and framing, which are what should vary.

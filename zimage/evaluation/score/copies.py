@@ -35,11 +35,16 @@ def thumb(image_rgb: NDArray[np.uint8]) -> Thumb:
 def originals_of(crops: Sequence[tuple[str, NDArray[np.uint8]]]) -> Originals:
     """Return the thumbs of (file, picture) pairs."""
     both = [(file, thumb(view)) for file, picture in crops for view in (picture, picture[:, ::-1])]
-    return Originals([file for file, _ in both], np.stack([small for _, small in both]))
+    thumbs = np.array([small for _, small in both], np.float32).reshape(-1, SIDE_PX**2)
+    return Originals([file for file, _ in both], thumbs)
 
 
-def most_alike(image_rgb: NDArray[np.uint8], originals: Originals) -> tuple[str, float]:
-    """Return the training crop that the whole picture resembles most, and their correlation (1: the same)."""
+def most_alike(image_rgb: NDArray[np.uint8], originals: Originals) -> tuple[str | None, float]:
+    """Return the training crop that the whole picture resembles most, and their correlation (1: the same); None and 0
+    where no training crop is known.
+    """
+    if not originals.files:
+        return None, 0.0
     correlations = originals.thumbs @ thumb(image_rgb)
     best = int(correlations.argmax())
     return originals.files[best], float(correlations[best])

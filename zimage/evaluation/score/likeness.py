@@ -23,6 +23,7 @@ class Targets:
         info: The engine of all embeddings.
         holdout: Held-out photos, (H, D): the person's face as training never saw it.
         training: Training photos at the size of the generated pictures, (T, D): the ceiling, and what may be copied.
+            (0, D) where it is not known what was trained on.
         holdout_photos: The photo behind each row of `holdout`.
         training_photos: The photo behind each row of `training`.
     """
@@ -79,11 +80,11 @@ def targets_of(
     A photo without a face is left out; detection had found one in it at full size.
 
     Raises:
-        InputError: there is no face in any held-out, or in any training photo.
+        InputError: there is no face in any held-out photo, or in none of the training photos that were given.
     """
     held = [(photo, faces[0].embedding) for photo, faces in holdout if faces]
     found = [(photo, faces[0].embedding) for photo, faces in training if faces]
-    if not held or not found:
+    if not held or (training and not found):
         lacking = "held-out" if not held else "training"
         raise InputError(
             f"{info.engine_id} finds no face in any {lacking} photo, so nothing can be scored; "
@@ -93,7 +94,7 @@ def targets_of(
     return Targets(
         info,
         holdout=np.stack([embedding for _, embedding in held]),
-        training=np.stack([embedding for _, embedding in found]),
+        training=np.array([embedding for _, embedding in found], np.float32).reshape(-1, len(held[0][1])),
         holdout_photos=[photo for photo, _ in held],
         training_photos=[photo for photo, _ in found],
     )
@@ -106,8 +107,7 @@ def likeness(faces: Sequence[Face], targets: Targets) -> Likeness:
     info = targets.info
     embeddings = np.stack([face.embedding for face in faces])
     distances = between(embeddings, targets.centroid, info.metric)[:, 0]
-    to_training = between(embeddings[:1], targets.training, info.metric)[0]
-    nearest = int(to_training.argmin())
+    nearest_photo, nearest_distance = _nearest(embeddings[:1], targets)
     return Likeness(
         face=faces[0],
         faces=len(faces),
@@ -116,14 +116,23 @@ def likeness(faces: Sequence[Face], targets: Targets) -> Likeness:
         same=bool(distances[0] <= info.threshold),
         closeness=closeness(float(distances[0]), info.threshold),
         matching_faces=int((distances <= info.threshold).sum()),
-        nearest_photo=targets.training_photos[nearest],
-        nearest_distance=float(to_training[nearest]),
+        nearest_photo=nearest_photo,
+        nearest_distance=nearest_distance,
     )
 
 
 def closeness(distance: float, threshold: float) -> float:
     """Return 1 at distance 0, one half at the threshold, 0 from twice the threshold on."""
     return max(0.0, 1 - distance / (2 * threshold))
+
+
+def _nearest(embedding: Embeddings, targets: Targets) -> tuple[str | None, float | None]:
+    """Return the nearest training photo and its distance; None where no training photo is known."""
+    if not len(targets.training):
+        return None, None
+    distances = between(embedding, targets.training, targets.info.metric)[0]
+    nearest = int(distances.argmin())
+    return targets.training_photos[nearest], float(distances[nearest])
 
 
 def _centroid(embeddings: Embeddings, info: EngineInfo) -> Embeddings:

@@ -1,0 +1,70 @@
+"""Paired differences: what they show, what they do not, and how often they are wrong."""
+
+import numpy as np
+import pytest
+
+from tests.evaluation.test_figures import row
+from zimage.evaluation.compare import differences, sentence
+from zimage.evaluation.rows import PictureRow
+
+PROMPTS, SEEDS = 12, 2
+
+
+def picture(prompt: str, seed: int, closeness: float = 0.5) -> PictureRow:
+    """Return a picture of which only prompt, seed and closeness matter."""
+    return row(0, 0.4).model_copy(update={"prompt": prompt, "seed": seed, "closeness": closeness})
+
+
+def pictures(shift: float, rng: np.random.Generator, common: np.ndarray) -> list[PictureRow]:
+    """Return likeness pictures whose closeness is that of their prompt and seed, `shift`, and a little noise."""
+    return [
+        picture(f"test-{prompt}", seed, closeness=float(np.clip(value + shift + rng.normal(0, 0.02), 0, 1)))
+        for prompt, values in enumerate(common)
+        for seed, value in enumerate(values)
+    ]
+
+
+def compared(shifts: dict[str, float], seed: int) -> dict[tuple[str, str], str]:
+    rng = np.random.default_rng(seed)
+    common = rng.normal(0.5, 0.12, (PROMPTS, SEEDS))  # prompts and noise make far more of a difference than the LoRA
+    sets = {name: pictures(shift, rng, common) for name, shift in shifts.items()}
+    found = differences(sets, resamples=400, generator=np.random.default_rng(1))
+    return {(one.first, one.second): one.better for one in found if one.measure == "likeness"}
+
+
+def test_a_small_paired_difference_is_shown_although_pictures_differ_far_more_among_each_other() -> None:
+    assert compared({"a": 0.05, "b": 0.0}, 3) == {("a", "b"): "first"}
+    assert compared({"a": 0.0, "b": 0.05}, 3) == {("a", "b"): "second"}
+
+
+def test_equal_sets_are_called_different_in_at_most_5_percent_of_comparisons_of_three() -> None:
+    wrong = sum(set(compared(dict.fromkeys("abc", 0.0), seed).values()) != {"not shown"} for seed in range(120))
+    assert wrong <= 12  # 6 are expected; 13 and more would be a chance of 1 in 200
+
+
+def test_all_intervals_of_one_measure_hold_together() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.normal(0.5, 0.1, (PROMPTS, SEEDS))
+    sets = {name: pictures(0.0, rng, common) for name in "abcd"}
+    found = differences(sets, resamples=300, generator=rng)
+    assert {one.confidence for one in found} == {1 - 0.05 / 6}
+    assert len([one for one in found if one.measure == "likeness"]) == 6
+
+
+def test_sets_without_a_common_prompt_are_not_compared() -> None:
+    first = [picture(f"test-{number}", 0) for number in range(4)]
+    second = [picture(f"other-{number}", 0) for number in range(4)]
+    assert differences({"a": first, "b": second}, resamples=300, generator=np.random.default_rng(0)) == []
+
+
+@pytest.mark.parametrize(
+    ("shift", "said"),
+    [(0.05, "a keeps the face better than b: +0.0"), (0.0, "No difference in likeness between a and b")],
+)
+def test_the_sentence_says_what_the_interval_shows(shift: float, said: str) -> None:
+    rng = np.random.default_rng(5)
+    common = rng.normal(0.5, 0.1, (PROMPTS, SEEDS))
+    sets = {"a": pictures(shift, rng, common), "b": pictures(0.0, rng, common)}
+    (likeness,) = [one for one in differences(sets, resamples=400, generator=rng) if one.measure == "likeness"]
+    assert sentence(likeness).startswith(said)
+    assert f"over {PROMPTS * SEEDS} pairs of pictures" in sentence(likeness)

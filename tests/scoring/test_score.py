@@ -1,0 +1,203 @@
+"""`zimage score`: real photos, LoRA files of several tools and finished pictures, on the real classes."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file, save_file
+
+from tests.evaluation.photos import DLIB, Picture, of_another, small, views
+from tests.evaluation.tiny_lora import write_tiny_lora
+from tests.lora.dialect_files import write_dialect
+from zimage.__main__ import main
+from zimage.captions.subject import Subject
+from zimage.core.errors import InputError
+from zimage.core.section import read_section
+from zimage.evaluation.generate.image_cache import ImageCache, Sampling
+from zimage.evaluation.generate.suite import read_suite
+from zimage.evaluation.select.scorer import asked_of_base, asked_of_lora
+from zimage.lora.files.inspection import inspect_file
+from zimage.lora.files.portable import Factors
+from zimage.model.base import Base
+from zimage.photos.cache import cache_of
+from zimage.scoring.pictures import prompt_in
+from zimage.scoring.score import Request, score
+from zimage.stages.evaluate import EvaluateParams
+
+ROOT = Path(__file__).parents[2]
+ADA = Subject(trigger="zmkl", class_noun="woman")
+SUITE = """prompts:
+  - {id: near-1, kind: likeness, aspect: near, language: en, text: "a photo of {subject}, close-up of the face"}
+  - {id: near-2, kind: likeness, aspect: near, language: en, text: "a photo of {subject}, smiling"}
+  - {id: far-1, kind: likeness, aspect: far, language: en, text: "a photo of {subject}, head and shoulders"}
+  - {id: far-2, kind: likeness, aspect: far, language: en, text: "a photo of {subject} on a beach"}
+  - {id: leak-1, kind: leak_class, aspect: leak, language: en, text: "a photo of {class}, close-up of the face"}
+"""
+SEEDS = 2
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Path:
+    """Photos of a person, cheap params, and two LoRAs: `ada` and, under kohya's names, `eve`."""
+    folder = tmp_path_factory.mktemp("score")
+    (folder / "photos").mkdir()
+    for number, picture in enumerate(views(6, seed=7)):
+        Image.fromarray(picture).resize((512, 512)).save(folder / "photos" / f"day{number}.png")
+    (folder / "suite.yaml").write_text(SUITE, encoding="utf-8")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["base"] = tiny_base.model_dump()
+    params["detect"]["engine"] = DLIB.model_dump()
+    params["evaluate"] |= {"suite": str(folder / "suite.yaml"), "second_engine": None, "impostors": None}
+    params["evaluate"] |= {"engine": DLIB.model_dump(), "sampling": {"side_px": 64, "steps": 1, "guidance_scale": 0.0}}
+    params["evaluate"]["gate"]["second_engine_rate_min"] = None
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    for name, seed in (("ada", 1), ("eve", 2)):
+        write_tiny_lora(folder / f"{name}.safetensors", seed=seed)
+        save_file(
+            load_file(folder / f"{name}.safetensors"), folder / f"{name}.safetensors"
+        )  # as from the web: no metadata
+    return folder
+
+
+def hand_in(place: Path, out: Path, pictures: dict[str, list[Picture]]) -> None:
+    """Put pictures where those that were made are kept, as if the LoRAs and the base (`base`) had drawn them."""
+    params = read_section(place / "params.yaml", "evaluate", EvaluateParams)
+    base = read_section(place / "params.yaml", "base", Base)
+    cache = ImageCache(cache_of(out) / "pictures", base.identity, Sampling(**params.sampling.model_dump()))
+    prompts = read_suite(params.suite)
+    for name, drawn in pictures.items():
+        sides: dict[str, Any] = {prompt.id: "test" for prompt in prompts}
+        asked = (
+            asked_of_base(prompts, sides, SEEDS, subject=ADA)
+            if name == "base"
+            else asked_of_lora(prompts, "test", SEEDS, subject=ADA, lora=place / f"{name}.safetensors", strength=1.0)
+        )
+        for number, one in enumerate(asked):
+            cache.keep(one.request, drawn[number % len(drawn)])
+
+
+def request(place: Path, **changes: Any) -> Request:
+    given: dict[str, Any] = {
+        "photos": place / "photos", "consent": ROOT / "data" / "consent.yaml", "loras": [], "pictures": [],
+        "class_noun": "woman", "trigger": "zmkl", "seeds": SEEDS, "params_file": place / "params.yaml",
+    }  # fmt: skip
+    return Request(**given | changes)
+
+
+@pytest.fixture(scope="module")
+def compared(place: Path) -> Path:
+    """Two LoRAs compared: the pictures of `ada` show the person, those of `eve` another, those of the base too."""
+    out = place / "compared"
+    drawn = {"ada": small(views(8, seed=50)), "eve": small(of_another(8, seed=4)), "base": small(of_another(8, seed=5))}
+    hand_in(place, out, drawn)
+    files = [str(place / f"{name}.safetensors") for name in ("ada", "eve")]
+    score(request(place, loras=files), out)
+    return out
+
+
+def test_the_lora_that_draws_the_person_is_said_to_keep_the_face_better(compared: Path) -> None:
+    found = json.loads((compared / "metrics.json").read_text(encoding="utf-8"))
+    assert re.match(r"ada keeps the face better than eve: \+0\.\d\d \[\+0\.\d\d, \+\d\.\d\d\]", found["says"][0])
+    assert found["results"]["ada"]["estimates"]["same_of_all"]["value"] > 0.9
+    assert found["results"]["eve"]["estimates"]["same_of_all"]["value"] < 0.2
+    assert found["results"]["ada"]["verdict"] == "provisional" and found["results"]["eve"]["verdict"] == "fail"
+    assert found["results"]["ada"]["file"] == "ada.safetensors" and found["photos"] == 6
+    assert "copied" not in found["results"]["ada"]["estimates"]  # nobody knows what it was trained on
+
+
+def test_every_picture_is_shown_side_by_side_in_one_page_without_anything_from_elsewhere(compared: Path) -> None:
+    page = (compared / "score.html").read_text(encoding="utf-8")
+    assert not re.search(r"(?:src|href)=\"(?!data:)|url\(|@import|<script", page)
+    assert page.count("same person, 0.") >= 4 and "other person" in page
+    with (compared / "scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 5 * SEEDS
+    assert all((compared / row["file"]).is_file() for row in rows)
+
+
+def test_a_lora_really_drawn_and_one_that_diffusers_cannot_read_as_it_is(place: Path, tmp_path: Path) -> None:
+    tensors, end = load_file(place / "ada.safetensors"), ".lora_A.weight"
+    names = [key.removesuffix(end).removeprefix("diffusion_model.") for key in tensors if key.endswith(end)]
+    weights = {
+        name: Factors(*(tensors[f"diffusion_model.{name}.lora_{side}.weight"] for side in "AB")) for name in names
+    }
+    write_dialect(tmp_path / "web.safetensors", "lora-transformer", weights, 1.0)
+    assert inspect_file(tmp_path / "web.safetensors").diffusers != "all"
+    out = tmp_path / "scored"
+    code = main([
+        "score", str(place / "photos"), str(out), "--consent", str(ROOT / "data" / "consent.yaml"),
+        "--lora", f"{place / 'ada.safetensors'}:0.5", "--lora", str(tmp_path / "web.safetensors"),
+        "--class-noun", "woman", "--trigger", "zmkl", "--seeds", "1", "--params", str(place / "params.yaml"),
+    ])  # fmt: skip
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["results"]
+    assert code == 3  # noise shows nobody
+    assert found["web"]["converted"] and not found["ada"]["converted"]
+    assert (found["ada"]["strength"], found["web"]["strength"]) == (0.5, 1.0)
+    assert found["ada"]["estimates"]["same_of_all"]["value"] == 0.0
+
+
+def test_finished_pictures_are_scored_without_a_lora(place: Path, tmp_path: Path) -> None:
+    for name, pictures in (("mine", views(4, seed=9)), ("theirs", of_another(4, seed=9))):
+        (tmp_path / name).mkdir()
+        for number, picture in enumerate(pictures):
+            about = PngInfo()
+            about.add_text("parameters", f"portrait {number}\nNegative prompt: blurry\nSteps: 8, Sampler: Euler")
+            Image.fromarray(picture).save(tmp_path / name / f"{number}.png", pnginfo=about)
+    out = tmp_path / "scored"
+    lines = score(request(place, pictures=[tmp_path / "mine", tmp_path / "theirs"]), out)
+    assert lines[0].startswith("mine keeps the face better than theirs: ")
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["results"]
+    assert found["mine"]["estimates"]["same_of_all"]["value"] == 1.0
+    assert found["theirs"]["estimates"]["same_of_all"]["value"] == 0.0
+
+
+def test_the_prompt_is_read_from_comfyui_s_graph(tmp_path: Path) -> None:
+    graph = {
+        "3": {"class_type": "KSampler", "inputs": {"seed": 1}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a photo of zmkl woman on a beach", "clip": ["4", 1]}},
+        "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["4", 1]}},
+    }
+    about = PngInfo()
+    about.add_text("prompt", json.dumps(graph))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "x.png", pnginfo=about)
+    assert prompt_in(tmp_path / "x.png") == "a photo of zmkl woman on a beach"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "There is nothing to score; name a LoRA with --lora, or a folder of pictures with --pictures."),
+        ({"loras": ["nobody.safetensors"]}, "There is no LoRA file nobody.safetensors"),
+        ({"loras": ["{place}/ada.safetensors:strong"]}, "The strength in .*ada.safetensors:strong is not a number"),
+        ({"loras": ["{place}/ada.safetensors"], "trigger": ""}, "does not say which word calls the person"),
+        ({"pictures": [Path("no-such-folder")]}, "There is no folder no-such-folder with pictures"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_sentence(changes: dict[str, Any], said: str, place: Path, tmp_path: Path) -> None:
+    given = {
+        key: [each.format(place=place) if isinstance(each, str) else each for each in value]
+        if isinstance(value, list)
+        else value
+        for key, value in changes.items()
+    }
+    with pytest.raises(InputError, match=said):
+        score(request(place, **given), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_consent_is_asked_before_a_photo_is_opened(place: Path, tmp_path: Path) -> None:
+    consent = yaml.safe_load((ROOT / "data" / "consent.yaml").read_text(encoding="utf-8"))
+    consent["expires"] = "2020-01-01"
+    (tmp_path / "consent.yaml").write_text(yaml.safe_dump(consent), encoding="utf-8")
+    with pytest.raises(InputError, match=r"2020-01-01"):
+        score(
+            request(place, consent=tmp_path / "consent.yaml", loras=[str(place / "ada.safetensors")]), tmp_path / "out"
+        )
+    assert not (cache_of(tmp_path / "out") / "ingest").exists()

@@ -1,0 +1,155 @@
+"""Compare sets of pictures of the same prompts and seeds by paired differences.
+
+Two pictures of one prompt and seed begin with the same noise, so the difference is taken picture by picture; what is
+resampled is the prompt, as everywhere in the evaluation. Intervals of one measure hold together: with k pairs of sets
+each has a confidence of 1 - 0.05 / k (Bonferroni).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from zimage.core.jsonl import Row
+from zimage.evaluation.figures import paired
+from zimage.evaluation.intervals import Estimate, mean, rate_difference
+from zimage.evaluation.rows import PictureRow
+
+ERROR = 0.05  # that any interval of one measure misses
+
+Better = Literal["first", "second", "not shown"]
+
+
+class Difference(Row):
+    """The first set's measure less the second's, over the same prompts and seeds."""
+
+    measure: str
+    first: str
+    second: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    """Pairs of pictures."""
+    confidence: float
+    """Of the interval by itself; all intervals of this measure hold together with 95 %."""
+    better: Better
+    """The set that the interval shows to be better; `not shown` where it holds 0 or could not be measured."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something that two pictures of the same prompt and seed are compared by.
+
+    Args:
+        name: Its key in metrics.json.
+        says: It in words.
+        of: Its value for one picture; None where it was not measured. True and false make a share.
+        more_is_better: Whether a larger value is better.
+        leaks: Whether it is taken on the leak prompts, instead of those that ask for the person.
+    """
+
+    name: str
+    says: str
+    of: Callable[[PictureRow], float | bool | None]
+    more_is_better: bool = True
+    leaks: bool = False
+
+
+def _leaked(row: PictureRow) -> bool:
+    return row.matching_faces > (1 if row.kind == "leak_two" else 0)
+
+
+MEASURES = (
+    Measure("likeness", "likeness to the person (closeness, 0 to 1)", lambda row: row.closeness),
+    Measure("same_person", "share of pictures that are the same person", lambda row: row.same),
+    Measure("second_engine", "the same share by the second engine", lambda row: row.second_same),
+    Measure("face_found", "share of pictures that show a face", lambda row: row.faces > 0),
+    Measure("following", "share of the prompt that is found in the picture", lambda row: row.following),
+    Measure("clip", "agreement of prompt and picture in CLIP", lambda row: row.clip),
+    Measure("leaks", "share of pictures of others that show the person", _leaked, more_is_better=False, leaks=True),
+)
+LIKENESS = MEASURES[0]
+
+
+def differences(
+    sets: Mapping[str, Sequence[PictureRow]], *, resamples: int, generator: np.random.Generator
+) -> list[Difference]:
+    """Return the difference of every measure for every pair of sets, those of likeness first.
+
+    Args:
+        sets: The scored pictures of each LoRA, or other source, by its name; leak prompts among them.
+        resamples: Bootstrap resamples of the prompts.
+        generator: Where the draws come from.
+    """
+    pairs = list(combinations(sets, 2))
+    found = []
+    for measure in MEASURES:
+        for first, second in pairs:
+            confidence = 1 - ERROR / len(pairs)
+            rows = [
+                [row for row in sets[name] if (row.kind != "likeness") == measure.leaks] for name in (first, second)
+            ]
+            estimate = _difference(rows, measure, confidence, resamples, generator)
+            if estimate.n:
+                found.append(_row(measure, first, second, estimate, confidence))
+    return found
+
+
+def sentence(difference: Difference) -> str:
+    """Return what a difference of likeness says, as one sentence for a person."""
+    interval = f"{_signed(difference.value)} [{_signed(difference.low)}, {_signed(difference.high)}]"
+    first, second = difference.first, difference.second
+    pictures = f"{difference.n} pairs of pictures"
+    if difference.better == "first":
+        return f"{first} keeps the face better than {second}: {interval} over {pictures}."
+    if difference.better == "second":
+        return f"{second} keeps the face better than {first}: {interval} ({first} less {second}) over {pictures}."
+    return f"No difference in likeness between {first} and {second} is shown: {interval} over {pictures}."
+
+
+def _difference(
+    rows: Sequence[Sequence[PictureRow]],
+    measure: Measure,
+    confidence: float,
+    resamples: int,
+    generator: np.random.Generator,
+) -> Estimate:
+    groups = list(zip(*paired(rows[0], rows[1]), strict=True))
+    both = [
+        [
+            (one, other)
+            for one, other in ((measure.of(here), measure.of(there)) for here, there in zip(*group, strict=True))
+            if one is not None and other is not None
+        ]
+        for group in groups
+    ]
+    both = [values for values in both if values]
+    if both and isinstance(both[0][0][0], bool):
+        sides = [[[bool(pair[side]) for pair in values] for values in both] for side in (0, 1)]
+        return rate_difference(sides[0], sides[1], confidence=confidence)
+    values = [[float(one) - float(other) for one, other in pairs] for pairs in both]
+    return mean(values, resamples=resamples, generator=generator, confidence=confidence)
+
+
+def _row(measure: Measure, first: str, second: str, estimate: Estimate, confidence: float) -> Difference:
+    better: Better = "not shown"
+    if estimate.low is not None and estimate.high is not None and (estimate.low > 0 or estimate.high < 0):
+        better = "first" if (estimate.low > 0) == measure.more_is_better else "second"
+    return Difference(
+        measure=measure.name,
+        first=first,
+        second=second,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        n=estimate.n,
+        confidence=confidence,
+        better=better,
+    )
+
+
+def _signed(value: float | None) -> str:
+    return "?" if value is None else f"{value:+.2f}"

@@ -1,0 +1,39 @@
+"""The command `score`; importing this module imports no torch."""
+
+import argparse
+import json
+from pathlib import Path
+
+EXIT_CODES = {"pass": 0, "provisional": 0, "fail": 3}  # 2 is an error that the user can correct, as everywhere
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command; it sets `run`, a function of the parsed arguments that returns the exit code."""
+    summary = "Score and compare LoRA files, or finished pictures, against real photos of the person."
+    parser = subparsers.add_parser("score", help=summary, description=summary)
+    parser.add_argument("photos", type=Path, help="real photos of the person: a folder or an archive")
+    parser.add_argument("out", type=Path, help="the folder that appears, whole, or is replaced")
+    parser.add_argument("--consent", type=Path, required=True, help="the person's consent.yaml")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="a Z-Image LoRA of any tool; repeat it"
+    )
+    parser.add_argument(
+        "--pictures", action="append", default=[], type=Path, metavar="FOLDER", help="finished pictures; repeat it"
+    )
+    parser.add_argument(
+        "--class-noun", choices=["person", "man", "woman"], required=True, help="what the base model calls the person"
+    )
+    parser.add_argument("--trigger", default="", help="the word that calls the person; else what each file says")
+    parser.add_argument("--seeds", type=int, default=0, help="pictures of each prompt; else evaluate.seeds.test")
+    parser.add_argument("--params", dest="params_file", type=Path, default=Path("params.yaml"), help="else params.yaml")
+    parser.set_defaults(run=_run)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from zimage.scoring.score import Request, score
+
+    names = ("photos", "consent", "class_noun", "trigger", "seeds", "params_file", "pictures")
+    lines = score(Request(loras=parsed.lora, **{name: getattr(parsed, name) for name in names}), parsed.out)
+    print(*lines, f"report: {parsed.out / 'score.html'}", sep="\n")  # noqa: T201
+    found = json.loads((parsed.out / "metrics.json").read_text(encoding="utf-8"))["results"]
+    return max(EXIT_CODES.get(one["verdict"], 0) for one in found.values())

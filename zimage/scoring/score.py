@@ -1,0 +1,302 @@
+"""Score LoRA files and folders of pictures against real photos of a person, and compare them."""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from zimage.captions.subject import Subject
+from zimage.captions.template import ClassNoun
+from zimage.core.errors import InputError
+from zimage.core.folder import check_out, made_aside
+from zimage.core.jsonl import write_metrics
+from zimage.core.section import read_section
+from zimage.evaluation.compare import LIKENESS, Difference, differences, sentence
+from zimage.evaluation.figures import Evidence, Figures, figures
+from zimage.evaluation.gate import GateParams, Judgement, judge
+from zimage.evaluation.generate.gallery import Gallery
+from zimage.evaluation.generate.image_cache import ImageCache, Sampling
+from zimage.evaluation.generate.suite import Half, Prompt, read_suite, with_subject
+from zimage.evaluation.intervals import Estimate
+from zimage.evaluation.report.results import sha256_of
+from zimage.evaluation.rows import PictureRow, write_csv
+from zimage.evaluation.score.picture import Search
+from zimage.evaluation.score.reals import Reals
+from zimage.evaluation.select.scorer import Scorer, asked_of_base, asked_of_lora
+from zimage.model.base import Base
+from zimage.photos.cache import cache_of
+from zimage.scoring.loras import GivenLora, given_loras
+from zimage.scoring.page import write_page
+from zimage.scoring.pictures import pictures_in, rows_of
+from zimage.scoring.references import references
+from zimage.stages.evaluate import (
+    EvaluateParams,
+    absent,
+    engines_of,
+    generator_of,
+    out_of_memory_explained,
+    picture_scorer_of,
+    precision,
+    require_pinned_models,
+    varieties,
+)
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL = 1  # of the results; a change of prompts, measures or intervals makes it another
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is scored, and how.
+
+    Args:
+        photos: Real photos of the person: a folder or an archive.
+        consent: The person's consent.yaml.
+        loras: LoRA files, as `FILE` or `FILE:STRENGTH`.
+        pictures: Folders of pictures, however they were made.
+        class_noun: What the base model calls the person.
+        trigger: The word that calls the person; "" for what each file's metadata says.
+        seeds: Pictures of each prompt; 0 for `evaluate.seeds.test`.
+        params_file: A params.yaml: its base, its face engines, its sampling and its limits.
+    """
+
+    photos: Path
+    consent: Path
+    loras: list[str]
+    pictures: list[Path]
+    class_noun: ClassNoun
+    trigger: str
+    seeds: int
+    params_file: Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found of one LoRA, of the base alone, or of one folder of pictures.
+
+    Args:
+        name: Its name in tables.
+        about: Facts that identify it.
+        rows: Its scored pictures.
+        figures: What they amount to; None where there is no base to compare with.
+        judgement: The verdict; None where nothing was judged.
+    """
+
+    name: str
+    about: dict[str, Any]
+    rows: list[PictureRow]
+    figures: Figures | None
+    judgement: Judgement | None
+
+
+def score(asked: Request, out: Path) -> list[str]:
+    """Write metrics.json, scores.csv, differences.csv, score.html and pictures/, and return what a person should read.
+
+    The photos are all held out: nothing is trained here. Pictures and the base's own are kept beside `out`, so that a
+    further LoRA costs its own pictures only.
+
+    Raises:
+        InputError: nothing to score was named, or see `references`, `given_loras` and `pictures_in`.
+    """
+    from zimage.model.device import use_one_thread_on_a_cpu
+
+    if not asked.loras and not asked.pictures:
+        raise InputError("There is nothing to score; name a LoRA with --lora, or a folder of pictures with --pictures.")
+    check_out(out, (asked.photos, asked.consent, *asked.pictures), holds="scores.csv")
+    params = read_section(asked.params_file, "evaluate", EvaluateParams)
+    base = read_section(asked.params_file, "base", Base)
+    require_pinned_models(params)
+    cache = cache_of(out)
+    loras = given_loras(asked.loras, cache / "loras", trigger=asked.trigger)
+    folders = {_named(folder, loras): pictures_in(folder) for folder in asked.pictures}
+    reals = references(asked.photos, asked.consent, cache, asked.params_file)
+    use_one_thread_on_a_cpu()
+    with made_aside(out) as folder, Search(engines_of(params)) as search:
+        scoring = _Scoring(asked, params, base, reals, folder, search, cache)
+        results = scoring.results(loras, folders)
+        found = differences(
+            {one.name: one.rows for one in results if one.name != BASE},
+            resamples=params.resampling.resamples,
+            generator=params.resampling.generator(),
+        )
+        lines = _lines(results, found)
+        write_metrics(folder / "metrics.json", scoring.summary(results, found, lines))
+        write_csv(folder / "scores.csv", [row for one in results for row in one.rows])
+        write_csv(folder / "differences.csv", found)
+        write_page(folder, results, found, lines, reals, sampling=scoring.sampling, seeds=scoring.seeds)
+    return lines
+
+
+class _Scoring:
+    def __init__(  # noqa: PLR0917
+        self,
+        asked: Request,
+        params: EvaluateParams,
+        base: Base,
+        reals: Reals,
+        folder: Path,
+        search: Search,
+        cache: Path,
+    ) -> None:
+        self.asked, self.params, self.base, self.folder, self.search = asked, params, base, folder, search
+        self.sampling = Sampling(**params.sampling.model_dump())
+        self.seeds = asked.seeds or params.seeds.test
+        self.prompts = read_suite(params.suite)
+        self.picture_scorer = picture_scorer_of(params, reals, search)
+        self._images = ImageCache(cache / "pictures", base.identity, self.sampling)
+
+    def results(self, loras: Sequence[GivenLora], folders: Mapping[str, Sequence[Path]]) -> list[Result]:
+        found = self._generated(loras) if loras else []
+        known = {
+            with_subject(prompt, self._subject(lora.trigger)): prompt.id for lora in loras for prompt in self.prompts
+        }
+        for name, files in folders.items():
+            rows = rows_of(files, name, self.picture_scorer, self.search, known)
+            (self.folder / "pictures" / name).mkdir(parents=True)
+            for file in files:
+                shutil.copyfile(file, self.folder / "pictures" / name / file.name)
+            found.append(Result(name, {"pictures": len(files)}, rows, self._figures(rows, [], []), None))
+        return found
+
+    def summary(self, results: Sequence[Result], found: Sequence[Difference], lines: Sequence[str]) -> dict[str, Any]:
+        """Return metrics.json: everything that is needed to read a number, and to make it again."""
+        targets = self.picture_scorer.targets
+        return {
+            "protocol": PROTOCOL,
+            "says": lines,
+            "results": {
+                one.name: {
+                    **one.about,
+                    "verdict": one.judgement.verdict if one.judgement else None,
+                    "why": one.judgement.why if one.judgement else None,
+                    "estimates": _estimates(one.figures),
+                    "leaks": {kind: asdict(value) for kind, value in one.figures.leaks.items()} if one.figures else {},
+                }
+                for one in results
+            },
+            "differences": [one.model_dump() for one in found],
+            "photos": len(targets.holdout),
+            "engine": targets.info.engine_id,
+            "threshold": targets.info.threshold,
+            "second_engine": self.picture_scorer.second.info.engine_id if self.picture_scorer.second else None,
+            "absent": absent(self.params, self.picture_scorer),
+            "suite": self.params.suite,
+            "seeds": self.seeds,
+            "base": self.base.identity,
+            "sampled": asdict(self.sampling) | {"precision": precision()},
+        }
+
+    def _generated(self, loras: Sequence[GivenLora]) -> list[Result]:
+        loras_gb = max(lora.loaded.stat().st_size for lora in loras) / 1e9
+        subject = self._subject(loras[0].trigger)
+        texts = {lora.trigger: self._subject(lora.trigger) for lora in loras}
+        gallery = Gallery(
+            self._images,
+            lambda: generator_of(self.base, self.sampling, self.prompts, list(texts.values()), loras_gb),
+        )
+        scorer = Scorer(gallery, self.picture_scorer, self.search, self.folder)
+        sides: dict[str, Half] = {prompt.id: "test" if prompt.kind == "likeness" else "leak" for prompt in self.prompts}
+        likeness = [prompt for prompt in self.prompts if prompt.kind == "likeness"]
+        leaks = [prompt for prompt in self.prompts if prompt.kind != "likeness"]
+        with out_of_memory_explained(self.base, self.sampling, loras_gb):
+            of_base = [
+                scorer.rows(asked_of_base(prompts, sides, self.seeds, subject=subject), f"base model, {what}")
+                for prompts, what in ((likeness, "likeness"), (leaks, "leaks"))
+            ]
+            base_figures = self._figures(of_base[0], of_base[0], of_base[1])
+            found = [Result(BASE, {"base": self.base.identity}, [*of_base[0], *of_base[1]], base_figures, None)]
+            for lora in loras:
+                found.append(self._of_lora(lora, scorer, likeness, leaks, of_base, texts[lora.trigger]))
+        gallery.close()
+        return found
+
+    def _of_lora(  # noqa: PLR0917
+        self,
+        lora: GivenLora,
+        scorer: Scorer,
+        likeness: Sequence[Prompt],
+        leaks: Sequence[Prompt],
+        of_base: Sequence[list[PictureRow]],
+        subject: Subject,
+    ) -> Result:
+        rows = [
+            scorer.rows(
+                asked_of_lora(prompts, half, self.seeds, subject=subject, lora=lora.loaded, strength=lora.strength),
+                f"{lora.name}, {what}",
+            )
+            for prompts, half, what in _halves(likeness, leaks)
+        ]
+        evidence = Evidence(
+            lora=rows[0],
+            base=of_base[0],
+            leaks=rows[1],
+            base_leaks=of_base[1],
+            variety=varieties(scorer, rows[0]),
+            base_variety=varieties(scorer, of_base[0]),
+            ceiling=self.picture_scorer.targets.genuine(),
+        )
+        found = self._computed(evidence)
+        embedded = self.picture_scorer.targets.info.embedded
+        about = {
+            "file": lora.file.name,
+            "sha256": sha256_of(lora.file),
+            "strength": lora.strength,
+            "trigger": lora.trigger,
+            "converted": lora.is_converted,
+        }
+        return Result(lora.name, about, [*rows[0], *rows[1]], found, judge(found, self._limits(), embedded=embedded))
+
+    def _figures(
+        self, rows: Sequence[PictureRow], base: Sequence[PictureRow], base_leaks: Sequence[PictureRow]
+    ) -> Figures:
+        ceiling = self.picture_scorer.targets.genuine()
+        return self._computed(Evidence(rows, base, base_leaks, base_leaks, {}, {}, ceiling))
+
+    def _computed(self, evidence: Evidence) -> Figures:
+        resampling = self.params.resampling
+        return figures(
+            evidence,
+            copy_correlation=self.params.copy_correlation,
+            resamples=resampling.resamples,
+            generator=resampling.generator(),
+        )
+
+    def _limits(self) -> GateParams:
+        """Return the limits without those that need the training photos, which nobody knows here."""
+        return self.params.gate.model_copy(update={"copy_rate_max": None, "nearest_share_max": None})
+
+    def _subject(self, trigger: str) -> Subject:
+        return Subject(trigger=trigger, class_noun=self.asked.class_noun)
+
+
+def _halves(likeness: Sequence[Prompt], leaks: Sequence[Prompt]) -> list[tuple[Sequence[Prompt], Half, str]]:
+    return [(likeness, "test", "likeness"), (leaks, "leak", "leaks")]
+
+
+def _named(folder: Path, loras: Sequence[GivenLora]) -> str:
+    name = folder.resolve().name
+    if name == BASE or name in {lora.name for lora in loras}:
+        raise InputError(f"The folder {folder} has the name of something else that is scored; rename it.")
+    return name
+
+
+def _estimates(found: Figures | None) -> dict[str, Any]:
+    """Return the figures that were measured, by name."""
+    values = {} if found is None else {field.name: getattr(found, field.name) for field in fields(found)}
+    return {name: asdict(one) for name, one in values.items() if isinstance(one, Estimate) and one.value is not None}
+
+
+def _lines(results: Sequence[Result], found: Sequence[Difference]) -> list[str]:
+    """Return the comparisons of likeness, then a line for each result, as a person reads them."""
+    lines = [sentence(one) for one in found if one.measure == LIKENESS.name]
+    for one in results:
+        if one.figures is not None and one.figures.same_of_all.value is not None:
+            same = one.figures.same_of_all
+            verdict = f"{one.judgement.verdict}: " if one.judgement else ""
+            interval = "" if same.low is None or same.high is None else f" [{same.low:.0%}, {same.high:.0%}]"
+            lines.append(f"{one.name}: {verdict}same person in {same.value:.0%}{interval} of {same.n} pictures.")
+    return lines
