@@ -17,7 +17,19 @@ from zimage.core.signatures import STAGES
 from zimage.model.base import Base
 
 PROJECT = Path(__file__).parents[2]
-OTHERS = ("consent", "summary", "demo", "doctor", "pin", "fingerprints", "inspect", "convert", "merge", "resize")
+OTHERS = (
+    "consent",
+    "summary",
+    "demo",
+    "doctor",
+    "pin",
+    "fingerprints",
+    "inspect",
+    "convert",
+    "merge",
+    "resize",
+    "score",
+)
 HEAVY = ("torch", "numpy", "pydantic", "yaml", "diffusers", "transformers", "prefect", "dvc")
 # Mounts a disk of 64 KB for the program that follows, visible to it alone.
 SMALL_DISK = ["unshare", "--map-root-user", "--mount", "sh", "-c"]

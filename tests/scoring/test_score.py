@@ -13,10 +13,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
+from tests.cli.test_main import zimage
 from tests.evaluation.photos import DLIB, Picture, of_another, small, views
 from tests.evaluation.tiny_lora import write_tiny_lora
 from tests.lora.dialect_files import write_dialect
-from zimage.__main__ import main
 from zimage.captions.subject import Subject
 from zimage.core.errors import InputError
 from zimage.core.section import read_section
@@ -108,7 +108,7 @@ def test_the_lora_that_draws_the_person_is_said_to_keep_the_face_better(compared
     assert found["results"]["ada"]["estimates"]["same_of_all"]["value"] > 0.9
     assert found["results"]["eve"]["estimates"]["same_of_all"]["value"] < 0.2
     assert found["results"]["ada"]["verdict"] == "provisional" and found["results"]["eve"]["verdict"] == "fail"
-    assert found["results"]["ada"]["file"] == "ada.safetensors" and found["photos"] == 6
+    assert found["results"]["ada"]["file"] == "ada.safetensors" and found["photos"] >= 4
     assert "copied" not in found["results"]["ada"]["estimates"]  # nobody knows what it was trained on
 
 
@@ -131,13 +131,14 @@ def test_a_lora_really_drawn_and_one_that_diffusers_cannot_read_as_it_is(place: 
     write_dialect(tmp_path / "web.safetensors", "lora-transformer", weights, 1.0)
     assert inspect_file(tmp_path / "web.safetensors").diffusers != "all"
     out = tmp_path / "scored"
-    code = main([
-        "score", str(place / "photos"), str(out), "--consent", str(ROOT / "data" / "consent.yaml"),
-        "--lora", f"{place / 'ada.safetensors'}:0.5", "--lora", str(tmp_path / "web.safetensors"),
-        "--class-noun", "woman", "--trigger", "zmkl", "--seeds", "1", "--params", str(place / "params.yaml"),
-    ])  # fmt: skip
+    done = zimage(
+        *("score", place / "photos", out, "--consent", ROOT / "data" / "consent.yaml"),
+        *("--lora", f"{place / 'ada.safetensors'}:0.5", "--lora", tmp_path / "web.safetensors"),
+        *("--class-noun", "woman", "--trigger", "zmkl", "--seeds", 1, "--params", place / "params.yaml"),
+    )
     found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["results"]
-    assert code == 3  # noise shows nobody
+    assert done.returncode == 3, done.stderr  # noise shows nobody
+    assert f"report: {out / 'score.html'}" in done.stdout
     assert found["web"]["converted"] and not found["ada"]["converted"]
     assert (found["ada"]["strength"], found["web"]["strength"]) == (0.5, 1.0)
     assert found["ada"]["estimates"]["same_of_all"]["value"] == 0.0
