@@ -44,7 +44,7 @@ def references(photos: Path, consent: Path, work: Path, params_file: Path) -> Re
             f"Only {len(largest)} of the photos in {photos} show the person well enough, and {LEAST} are needed; add "
             f"some of other days, or look at {work / 'detect' / 'contact_sheet.html'} for the reasons."
         )
-    return Reals([RealPhoto(crop.photo, work / "detect" / crop.file) for crop in largest.values()], [], {})
+    return Reals([RealPhoto(crop.photo, work / "detect" / crop.file) for crop in largest.values()], [], {}, [])
 
 
 def _face_px(crop: CropRow) -> float:

@@ -45,6 +45,7 @@ from zimage.stages.evaluate import (
 
 logger = logging.getLogger(__name__)
 
+OF_THE_TRAINING = ("copy_rate_max", "nearest_share_max", "shared_session_max")  # limits that need the training photos
 PROTOCOL = 1  # of the results; a change of prompts, measures or intervals makes it another
 BASE = "base"
 
@@ -238,6 +239,7 @@ class _Scoring:
             variety=varieties(scorer, rows[0]),
             base_variety=varieties(scorer, of_base[0]),
             ceiling=self.picture_scorer.targets.genuine(),
+            sessions=[],
         )
         found = self._computed(evidence)
         embedded = self.picture_scorer.targets.info.embedded
@@ -254,7 +256,7 @@ class _Scoring:
         self, rows: Sequence[PictureRow], base: Sequence[PictureRow], base_leaks: Sequence[PictureRow]
     ) -> Figures:
         ceiling = self.picture_scorer.targets.genuine()
-        return self._computed(Evidence(rows, base, base_leaks, base_leaks, {}, {}, ceiling))
+        return self._computed(Evidence(rows, base, base_leaks, base_leaks, {}, {}, ceiling, []))
 
     def _computed(self, evidence: Evidence) -> Figures:
         resampling = self.params.resampling
@@ -267,7 +269,7 @@ class _Scoring:
 
     def _limits(self) -> GateParams:
         """Return the limits without those that need the training photos, which nobody knows here."""
-        return self.params.gate.model_copy(update={"copy_rate_max": None, "nearest_share_max": None})
+        return self.params.gate.model_copy(update=dict.fromkeys(OF_THE_TRAINING))
 
     def _subject(self, trigger: str) -> Subject:
         return Subject(trigger=trigger, class_noun=self.asked.class_noun)
