@@ -62,7 +62,7 @@ def test_whether_a_gpu_has_what_stages_need_is_told(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, gpu_gb: float, state: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(device, "at_hand_gb", lambda _: gpu_gb)
+    monkeypatch.setattr(device, "available_gb", lambda _: gpu_gb)
 
     found = doctor._gpu_memory(workspace / "params.yaml", lambda: MACHINE)
 

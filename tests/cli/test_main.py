@@ -156,12 +156,15 @@ def test_values_of_this_machine_are_checked_before_the_first_stage(
     assert says in refusal(zimage("ingest", "photos", "consent.yaml", "out", cwd=workspace))
 
 
-def test_params_of_0_1_are_refused_with_the_section_that_has_the_value_now(workspace: Path) -> None:
-    change(workspace, "    frozen: plain", "    offloaded_blocks: 0\n    frozen: plain")
+def test_params_of_0_1_are_refused_with_the_new_name_of_each_key(workspace: Path) -> None:
+    change(workspace, "    base_quantization: none", "    offloaded_blocks: 0\n    frozen: plain")
 
     said = refusal(zimage("ingest", "photos", "consent.yaml", "out", cwd=workspace))
 
-    assert "offloaded_blocks change no result and belong in the section `machine:` now; move them" in said
+    assert (
+        "params.yaml has names of version 0.1: `train.memory.offloaded_blocks` is `machine.offloaded_blocks`, " in said
+    )
+    assert "`train.memory.frozen` is `train.memory.base_quantization` now; rename them there." in said
 
 
 @pytest.mark.parametrize(

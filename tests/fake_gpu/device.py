@@ -29,7 +29,7 @@ READERS = [
     ("zimage.training.setup", "open_transformer"),
     ("zimage.training.setup", "inject"),
     ("zimage.training.setup", "plan"),
-    ("zimage.training.objective", "draw"),
+    ("zimage.training.objective", "sample_step_noise"),
 ]
 
 

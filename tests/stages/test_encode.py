@@ -130,7 +130,7 @@ def test_out_of_memory_names_the_crops_that_fit(
 ) -> None:
     detect, _ = write_detect_and_caption(tmp_path)
     crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
-    monkeypatch.setattr(device, "at_hand_gb", lambda _: 0.004)
+    monkeypatch.setattr(device, "available_gb", lambda _: 0.004)
     with (
         pytest.raises(InputError, match=r"too small to encode 64 x 64 px.*set detect\.crops\.side_px to 32"),
         _out_of_memory_explained(Path(tiny_base.model), crops),

@@ -429,7 +429,7 @@ def test_the_demos_params_are_valid() -> None:
 
 
 def test_out_of_memory_names_the_pictures_that_fit(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "at_hand_gb", lambda _: 0.1)
+    monkeypatch.setattr(device, "available_gb", lambda _: 0.1)
     with (
         pytest.raises(InputError, match=r"pictures of 256 x 256 px.*set evaluate\.sampling\.side_px to 160"),
         out_of_memory_explained(tiny_base, Sampling(256, 28, 3.0), loras_gb=0.0),

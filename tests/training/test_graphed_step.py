@@ -93,7 +93,7 @@ def test_what_could_not_be_recorded_once_is_not_tried_again_for_other_shapes(loo
 @pytest.mark.parametrize(
     ("changes", "hindrance"),
     [
-        ({"dropout": 0.1}, "the chance of train.dropout"),
+        ({"dropout": 0.1}, "the random numbers of train.dropout"),
         ({"targets": ["attention", "caption_embedder"]}, r"captions that train.targets \(caption_embedder\) change"),
     ],
 )

@@ -202,7 +202,7 @@ def test_8_bit_weights_are_kept_both_ways_where_all_activations_fit_beside_them(
 
     assert fits(80, frozen="fp8") and fits(80, frozen="int8")
     assert not fits(24, frozen="int8")
-    assert fits(60, frozen="fp8") and not fits(60, frozen="fp8", graphs=True)  # whose memory is their own
+    assert fits(60, frozen="fp8") and not fits(60, frozen="fp8", cuda_graphs=True)  # whose memory is their own
     assert not fits(80, frozen="none") and not fits(80, frozen="int8", offloaded_blocks=2)
     assert not keeps_both_ways(recipe(memory={"base_quantization": "int8"}), MACHINE, RELEASED, [], CPU)
 
