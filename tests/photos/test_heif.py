@@ -129,3 +129,12 @@ def test_the_colours_that_a_file_states_are_read() -> None:
     assert colour_codes(wide) == (12, 13)
     assert colour_codes(bare_heif(wide)) == (12, 13)
     assert colour_codes(encoded(photo(), "AVIF")) == (1, 13)
+
+
+def test_a_photo_whose_colours_are_named_by_codes_is_kept_in_srgb() -> None:
+    for primaries, suffix in ((12, ".png"), (1, ".heic")):
+        given = encoded(photo(), "HEIF", color_primaries=primaries, transfer_characteristics=13, full_range_flag=1)
+        found, content = clean_file(given, decoded(given, LIMITS), LIMITS)
+        assert found == suffix
+        with Image.open(io.BytesIO(content)) as clean:
+            assert np.array_equal(np.asarray(clean), decoded(given, LIMITS).pixels_rgb)

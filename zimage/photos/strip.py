@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterator
 from typing import Literal
 
-from zimage.photos.heif import bare_heif
-from zimage.photos.profile import bare_profile
+from zimage.photos.heif import bare_heif, colour_codes
+from zimage.photos.profile import bare_profile, profile_of_codes
 
 Suffix = Literal[".jpg", ".webp", ".heic", ".avif"]
 
@@ -40,6 +40,9 @@ def stripped(content: bytes, form: str, orientation: int, profile: bytes) -> tup
             made = _webp(content, orientation, bare_profile(profile))
             return (".webp", made) if made else None
         case "HEIF" | "AVIF":
+            codes = None if profile else colour_codes(content)
+            if codes is not None and profile_of_codes(*codes):
+                return None  # most readers leave colours named by codes as they are, and would show others
             made = bare_heif(content)
             return (".heic" if form == "HEIF" else ".avif", made) if made else None
     return None
