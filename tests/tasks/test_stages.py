@@ -21,7 +21,9 @@ from zimage.core.signatures import STAGES
 
 TIMEOUT_S = 10.0  # DVC has begun the stage in a second, on a quiet machine
 TRAIN = """
-import os, pathlib, subprocess, sys, time, yaml
+import json, os, pathlib, subprocess, sys, time, yaml
+with open(os.environ["ZIMAGE_PROGRESS"], "a") as progress:  # as every command of `zimage` reports
+    print(json.dumps({"stage": os.environ["DVC_STAGE"]}), file=progress)
 params = yaml.safe_load(pathlib.Path("params.yaml").read_text())["train"]
 if params["sleeps"]:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

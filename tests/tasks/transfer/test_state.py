@@ -23,9 +23,11 @@ from zimage.core.errors import InputError
 
 CHOICES = Choices(preset="tiny", base=None, values={})
 CONSENT = PROJECT / "data" / "consent.yaml"
+BEGINS = """echo '{"stage": "'$DVC_STAGE'"}' >>"$ZIMAGE_PROGRESS" && """  # as every command of `zimage` reports
+ONE, TWO = "mkdir data/one && cat data/photos/* > data/one/x", "mkdir data/two && cat data/one/x > data/two/x"
 STAGES = {
-    "one": {"cmd": "mkdir data/one && cat data/photos/* > data/one/x", "deps": ["data/photos"], "outs": ["data/one"]},
-    "two": {"cmd": "mkdir data/two && cat data/one/x > data/two/x", "deps": ["data/one"], "outs": ["data/two"]},
+    "one": {"cmd": f"{BEGINS}{ONE}", "deps": ["data/photos"], "outs": ["data/one"]},
+    "two": {"cmd": f"{BEGINS}{TWO}", "deps": ["data/one"], "outs": ["data/two"]},
 }
 
 
