@@ -75,7 +75,7 @@ PORT = 4200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one flow and return its exit code: 0, or 2 where the user can help, with one sentence on stderr."""
+    """Run one flow and return its exit code: 0, or 2 with one sentence on stderr if the user can correct the cause."""
     return quiet_if_unread(lambda: _main(arguments))
 
 
@@ -107,7 +107,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _stack(name: str, **given: Any) -> int:
-    """Run the stack or a worker of one, or apply what is declared for it; return the exit code."""
+    """Run the stack or one of its workers, or apply its declarations; return the exit code."""
     for key, value in LASTING.items():
         os.environ.setdefault(key, value)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
@@ -133,7 +133,7 @@ def _watch() -> int:
 
 
 def _work(pool: str, limit: int | None, queue: list[str]) -> int:
-    """Become a worker of the configured server."""
+    """Replace this process by a worker of the configured server."""
     from flows.server.stack import worker
 
     command = [sys.executable, "-m", "prefect", *worker(pool, limit=limit, queues=queue)]
@@ -141,7 +141,7 @@ def _work(pool: str, limit: int | None, queue: list[str]) -> int:
 
 
 def _served(name: str, *, port: int = PORT) -> int:
-    """Run the stack, or apply what is declared for it; return the exit code."""
+    """Run the stack, or apply its declarations; return the exit code."""
     webhook = os.environ.pop("ZIMAGE_NOTIFY", "")  # a secret that no worker needs
     if name == "serve":
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
@@ -164,7 +164,7 @@ def _served(name: str, *, port: int = PORT) -> int:
 
 
 def _fetched(asked: spec.FetchSpec) -> list[str]:
-    """Fetch the release of a channel and return the closing lines; it takes no run of a server to read a store."""
+    """Fetch the release of a channel and return the closing lines; reading a store needs no Prefect run."""
     from tasks.release.channels import fetch_current
     from tasks.store.s3 import open_store
 
@@ -185,7 +185,7 @@ def _fetched(asked: spec.FetchSpec) -> list[str]:
 
 
 def _signed(release: Any, key: Path | None) -> str:
-    """Return what is known of who signed a release that was fetched."""
+    """Return the line about the signature of a fetched release."""
     if key:
         return f"with the key of {key}"
     if release.signature is None:
@@ -194,7 +194,7 @@ def _signed(release: Any, key: Path | None) -> str:
 
 
 def _run(name: str, asked: spec.SubjectSpec) -> Any:
-    """Return what the flow returns, run on the configured server or on one of its own.
+    """Run the flow on the configured server, or on a temporary one, and return its result.
 
     Raises:
         InputError: it is refused, before a run exists if that can be known by then.
@@ -232,7 +232,7 @@ def _run(name: str, asked: spec.SubjectSpec) -> Any:
 
 
 def _start(name: str, asked: spec.SubjectSpec) -> Any:
-    """Return a run of a flow's deployment, which a worker takes: this process could not wait for days."""
+    """Create a run of the flow's deployment, for a worker: this process could not wait for days; return it."""
     from prefect.deployments import run_deployment
     from prefect.exceptions import ObjectNotFound
 
@@ -253,7 +253,7 @@ def _start(name: str, asked: spec.SubjectSpec) -> Any:
 
 
 def _tell_refusals_once() -> None:
-    """Keep from the terminal what Prefect logs of a refusal in each run it passes through; it is printed at the end."""
+    """Hide the traceback that Prefect logs for a refusal in each enclosing run; the sentence is printed at the end."""
     from prefect.logging.configuration import ensure_logging_setup
     from prefect.logging.handlers import PrefectConsoleHandler
 
@@ -267,7 +267,7 @@ def _tell_refusals_once() -> None:
 
 
 def _without_traceback_of_refusals(*arguments: Any, **options: Any) -> logging.LogRecord:
-    """Return a log record in which what the user has to mend is a sentence and no walk through our code."""
+    """Return a log record that holds the sentence of a refusal instead of its traceback."""
     record = logging.LogRecord(*arguments, **options)
     if record.exc_info and isinstance(record.exc_info[1], InputError):
         record.exc_info = None
@@ -280,7 +280,7 @@ def _is_no_refusal(record: logging.LogRecord) -> bool:
 
 
 def _told(name: str, asked: spec.SubjectSpec, outcome: Any) -> list[str]:
-    """Return the closing lines: what was done, and where the results are."""
+    """Return the closing lines: the outcome of each stage, and the places of the results."""
     workspace = from_environment().workspace(asked.subject)
     match outcome:
         case _ if getattr(asked, "approval", False):
@@ -315,7 +315,7 @@ def _released(release: Any) -> list[str]:
 
 
 def _listed(listing: Any) -> list[str]:
-    """Return what there is of a subject, or was, and what comes next."""
+    """Return the lines about what exists of a subject, or was deleted, and the next step."""
     if listing.unreached is not None:
         return ["Deleted, and a second look found nothing of the photo:", *listing.lines, *listing.unreached]
     if listing.tombstone is None:

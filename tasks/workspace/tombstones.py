@@ -1,12 +1,12 @@
 """Tombstones of forgotten subjects: they count erasures, hold nothing of the person, and stop late writers.
 
-A workspace remembers how many forgettings of its subject had been begun when it was made. Where the tombstone counts
-more, it is left over, and what is of it goes nowhere. That is looked at before and after everything that is sent: if it
-holds afterwards too, a forgetting that begins then finds what was sent.
+A workspace stores how many erasures of its subject had begun when it was created. If the tombstone counts more, the
+workspace is a leftover, and nothing of it is uploaded. Every sender checks this before and after an upload: an erasure
+that begins after the second check finds the uploaded objects by itself.
 
-Why each sender asks, and not the store object of a phase: a store sees one object at a time, so it would read the
-tombstone twice for each, and a sender reads it twice for all objects of a release, a state or a page (which of them to
-take back, only the sender knows).
+The senders check, not the store object of a phase: a store sees one object at a time and would read the tombstone twice
+for each, while a sender reads it twice for all objects of a release, a state or a page, and knows which of them to
+delete again.
 """
 
 import datetime
@@ -59,12 +59,12 @@ class Tombstone(Document):
 
 
 def key_of(subject: str) -> str:
-    """Return where the tombstone of a subject lies."""
+    """Return the key of a subject's tombstone."""
     return f"tombstones/{_hash(subject)}.json"
 
 
 def begin(store: Store, subject: str, counts: Counts) -> None:
-    """Write that a forgetting has begun, unless an interrupted one goes on; from then on nothing is published."""
+    """Record that an erasure begins, unless an interrupted one continues; nothing is published after that."""
 
     def begun(before: Tombstone) -> Tombstone:
         if _is_open(before):
@@ -76,7 +76,7 @@ def begin(store: Store, subject: str, counts: Counts) -> None:
 
 
 def finish(store: Store, subject: str) -> Tombstone:
-    """Write that the forgetting which was begun has ended; return the tombstone."""
+    """Record that the erasure has ended, and return the tombstone."""
 
     def finished(before: Tombstone) -> Tombstone:
         *earlier, last = before.forgotten
@@ -87,16 +87,16 @@ def finish(store: Store, subject: str) -> Tombstone:
 
 
 def refuse_while_forgetting(store: Store, subject: str) -> None:
-    """Pass unless a forgetting of the subject was begun and not ended.
+    """Pass unless an erasure of the subject has begun and not ended.
 
     Raises:
-        InputError: it was; what would be stored now might stay.
+        InputError: it has; an object stored now might remain.
     """
     _ended(store, subject)
 
 
 def admit(store: Store, subject: str, workspace: Path) -> None:
-    """Let work begin in a workspace, which from then on remembers how often its subject had been forgotten.
+    """Allow work in a workspace, and store in it how often its subject had been erased.
 
     Raises:
         InputError: the subject is being forgotten, or was since the workspace was made.
@@ -112,7 +112,7 @@ def admit(store: Store, subject: str, workspace: Path) -> None:
 
 
 def refuse_if_forgotten(store: Store, subject: str, workspace: Path) -> None:
-    """Pass unless a forgetting of the subject was begun since its workspace was made, whether or not it has ended.
+    """Pass unless an erasure of the subject has begun since its workspace was created.
 
     Raises:
         InputError: it was.

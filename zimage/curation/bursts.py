@@ -20,7 +20,7 @@ STEP = 0.02  # of quality; finer differences come from noise and recoding
 
 
 class DuplicateParams(Section):
-    """What counts as one moment, and as the same picture."""
+    """Limits for bursts, copies of one shot and near duplicates."""
 
     burst_gap_s: Annotated[float, Field(ge=0)]
     """In s; photos without a longer pause between them are one burst."""
@@ -34,7 +34,7 @@ class DuplicateParams(Section):
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """What tells when, and of what, a photo is.
+    """Capture time, hash and face of one photo, by which photos are grouped.
 
     Args:
         photo: Its short hash.
@@ -57,7 +57,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Sameness:
-    """When two photos show the same: a changed expression or turn of the head is not the same.
+    """Rule for near duplicates; another expression or turn of the head is none.
 
     Args:
         bits: Most of the 64 bits of the pictures' hashes that differ.
@@ -72,7 +72,7 @@ class Sameness:
     copies: frozenset[frozenset[str]] = frozenset()
 
     def one_shot(self, one: Moment, other: Moment) -> bool:
-        """Return whether two photos are copies of one shot, or so alike that it makes no difference."""
+        """Return whether two photos are copies of one shot, or indistinguishable from that."""
         if frozenset((one.photo, other.photo)) in self.copies:
             return True
         differing = min((one.dhash ^ hashed).bit_count() for hashed in (other.dhash, mirrored(other.dhash)))
@@ -86,7 +86,7 @@ class Sameness:
 
 
 def mirrored(dhash: int) -> int:
-    """Return the hash (see zimage.faces.quality.dhash) of the mirrored picture, but for places of equal brightness."""
+    """Return the dhash of the mirrored picture; bits of equally bright neighbours may differ."""
     rows = ((dhash >> shift) & 0xFF for shift in range(0, 64, 8))
     return sum((int(f"{row:08b}"[::-1], 2) ^ 0xFF) << shift for row, shift in zip(rows, range(0, 64, 8), strict=True))
 
@@ -119,7 +119,7 @@ def bursts(moments: list[Moment], shot_of: list[int], *, gap_s: float) -> list[i
 
 
 def near_duplicates(moments: list[Moment], burst_of: list[int], same: Sameness) -> dict[str, str]:
-    """Return, for each photo that adds nothing to a better one of its burst, the photo that stands for it."""
+    """Return, for each near duplicate of a better photo of its burst, that better photo."""
     best_first = sorted(range(len(moments)), key=lambda i: _rank(moments[i]))
     stands_for: dict[str, str] = {}
     kept: list[int] = []
@@ -137,7 +137,7 @@ def _rank(moment: Moment) -> tuple[bool, float, int, str]:
 
 
 def _numbered(count: int, joined: Iterable[tuple[int, int]]) -> list[int]:
-    """Return the number of the group of each of `count` places, in the order in which groups first appear."""
+    """Return the group number of each of `count` items; groups are numbered in order of first appearance."""
     parent = list(range(count))
     for i, j in joined:
         first, second = sorted((_root(parent, i), _root(parent, j)))

@@ -35,7 +35,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Portrait:
-    """A face of somebody, cut out of a small picture by the browser.
+    """A face on the sheet; the browser crops it out of a thumbnail.
 
     Args:
         tile: The photo.
@@ -60,7 +60,7 @@ class Portrait:
 
 @dataclass(frozen=True)
 class PersonShown:
-    """Somebody who is in many photos: in how many, and some faces."""
+    """A person in many photos: the number of photos, and example faces."""
 
     photos: int
     portraits: list[Portrait]
@@ -105,7 +105,7 @@ def contact_sheet(
 
 
 def _ordered(tiles: list[Tile]) -> list[Tile]:
-    """Return the tiles as one reads them: the best first, what was left out by reason."""
+    """Return the tiles in reading order: the best photos first, rejected ones grouped by reason."""
     return sorted(tiles, key=lambda tile: (_order(tile.row), -(tile.row.quality or 0), tile.row.name))
 
 
@@ -114,7 +114,7 @@ def _order(row: ManifestRow) -> str:
 
 
 def _percent(box: Box, width: int, height: int) -> str:
-    """Return a box in px as the style of an element that lies over the photo."""
+    """Return a box in px as the CSS of an element over the photo."""
     left, right = (min(max(100 * x / width, 0.0), 100.0) for x in (box[0], box[2]))
     top, bottom = (min(max(100 * y / height, 0.0), 100.0) for y in (box[1], box[3]))
     return f"left:{left:.2f}%;top:{top:.2f}%;width:{right - left:.2f}%;height:{bottom - top:.2f}%"

@@ -33,7 +33,7 @@ HOLDOUT_PX = 1024  # of the longer side: more than any face engine looks at
 
 
 class CropParams(Section):
-    """How photos are cut."""
+    """Sizes and framing of crops."""
 
     side_px: Annotated[int, Field(ge=64)]
     """Px; a bucket has at most the area of this square."""
@@ -68,7 +68,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Plan:
-    """A crop to be made: what part of the photo, at which size in px."""
+    """A planned crop: its region of the photo, and its size in px."""
 
     kind: Kind
     region: Region
@@ -105,7 +105,7 @@ def plans(size: tuple[int, int], face: Box, others: list[Box], kind: PointsKind,
         face: The subject's box.
         others: Boxes of the other faces.
         kind: Which engine's boxes and points these are.
-        params: How photos are cut.
+        params: Sizes and framing of crops.
     """
     side = side_of(face)
     full = _sized("full", full_region(size, face, kind, params), params)
@@ -169,7 +169,7 @@ def head_box(face: Box, kind: PointsKind) -> Box:
 
 
 def is_alone(region: Region, face: Box, others: list[Box], kind: PointsKind) -> bool:
-    """Return whether nobody else is in the region: no tenth of the subject's face, and no part of a head as large."""
+    """Return whether nobody else is in the region: no other face of a tenth of its size, and no large part of one."""
     for other in others:
         if _overlap(other, region.box_xyxy) >= STRANGER * side_of(face) ** 2:
             return False

@@ -60,7 +60,7 @@ ALIGNED, CUTS = "aligned.png", "cuts.json"
 
 @dataclass(frozen=True)
 class Job:
-    """What to cut out of one photo.
+    """The crops to make of one photo.
 
     Args:
         picture: The photo's file.
@@ -86,14 +86,14 @@ class Job:
 
     @property
     def key(self) -> str:
-        """All that decides about the crops."""
+        """Everything that the crops depend on."""
         what = f"{self.identity} {self.turns} {self.plans} {self.face}"
         return f"{what} {self.points_xy} {self.points_kind} {self.aligned_px}"
 
 
 @dataclass(frozen=True)
 class Cutter:
-    """The work of one process that cuts photos; `cache` and `salt`: see zimage.photos.cache."""
+    """Makes the crops of photos in a worker process; `cache` and `salt`: see zimage.photos.cache."""
 
     cache: Path
     salt: str

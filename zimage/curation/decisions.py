@@ -1,4 +1,4 @@
-"""Decide for each photo whether it is kept, from what was measured on all of them.
+"""Decide for each photo whether it is trained on, held out, reviewed or rejected, by measurements on all photos.
 
 In this order: whose face it is, whether it is good enough, whether it can be shown alone, whether it says anything that
 a better photo does not, and only then who is held out. A human's override wins over every step.
@@ -45,7 +45,7 @@ WELL_DEG = 40.0  # lora-dataset-studio scores faces up to this yaw: frontal and 
 
 @dataclass(frozen=True)
 class PersonSeen:
-    """Somebody who is in a substantial part of the photos.
+    """A person in a substantial part of the photos.
 
     Args:
         photos: In how many.
@@ -58,7 +58,7 @@ class PersonSeen:
 
 @dataclass(frozen=True)
 class Rules:
-    """All that decides about photos; `min_score` is the detector's, from which a face counts."""
+    """Limits of all decisions; `min_score` is the least detector score of a face."""
 
     min_score: float
     subject: SubjectParams
@@ -71,7 +71,7 @@ class Rules:
 def opened(
     rows: Sequence[PhotoRow], seen: dict[str, Observation], overrides: dict[str, Override]
 ) -> list[PhotoDecision]:
-    """Return every file, in the order given, with nothing decided yet.
+    """Return an undecided case for each file, in the given order.
 
     Args:
         rows: What ingest says of each file.
@@ -142,7 +142,7 @@ def _sort_out_faceless(cases: list[PhotoDecision]) -> None:
 def _referred(
     cases: Sequence[PhotoDecision], references: NDArray[np.float32] | None, params: SubjectParams
 ) -> NDArray[np.float32] | None:
-    """Return the references, with the faces of the photos that the params name.
+    """Return the reference embeddings, with those of the photos that params.yaml names.
 
     Raises:
         InputError: a photo is not there, or does not show one face that is clearly the largest.

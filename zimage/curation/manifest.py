@@ -72,7 +72,7 @@ def _faces(case: PhotoDecision) -> list[FaceRow]:
 def set_metrics(
     manifest: Sequence[ManifestRow], crops: Sequence[CropRow], info: EngineInfo, unused: Sequence[str]
 ) -> dict[str, object]:
-    """Return the numbers of the whole set; `unused` are hashes a human decided about that no photo has."""
+    """Return the metrics of the set; `unused` are hashes in decisions.yaml that no photo has."""
     decisions = Counter(row.decision for row in manifest)
     against = Counter(row.reason for row in manifest if row.decision in {"review", "reject"})
     kept = [row for row in manifest if row.decision in {"train", "holdout"}]

@@ -20,7 +20,7 @@ EXAMPLE = "`4f1d0c2b9a8e7766: {decision: reject, reason: eyes closed}`"
 
 @dataclass(frozen=True)
 class Override:
-    """One decision of a human, and why."""
+    """A person's decision about one photo, with its reason."""
 
     decision: Choice
     reason: str

@@ -1,4 +1,4 @@
-"""The decision about one file, while it is made."""
+"""The decision about one file, filled in step by step."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from zimage.photos.rows import Box, Decision, PhotoRow, Session
 
 @dataclass(eq=False)
 class PhotoDecision:
-    """One file on its way to a decision; filled in step by step."""
+    """A file whose decision is filled in step by step."""
 
     row: PhotoRow
     seen: Observation | None
@@ -30,7 +30,7 @@ class PhotoDecision:
 
     @property
     def open(self) -> bool:
-        """Whether nothing has spoken against it yet."""
+        """Whether it is not rejected or sent to review so far."""
         return self.decision == "train"
 
     @property
@@ -46,7 +46,7 @@ class PhotoDecision:
 
     @property
     def insisted(self) -> bool:
-        """Whether a human wants it in, whatever speaks against it."""
+        """Whether decisions.yaml keeps it against any limit."""
         return self.override is not None and self.override.decision != "reject"
 
     @property
@@ -62,7 +62,7 @@ class PhotoDecision:
         return self.seen.width, self.seen.height
 
     def end(self, decision: Decision, reason: str, detail: str) -> None:
-        """Decide against it, unless a human insists: then what spoke against it is only told."""
+        """Reject it or send it to review; if decisions.yaml keeps it, only record the reason."""
         if self.insisted:
             self.detail = f"{self.detail} {detail}".strip()
         else:

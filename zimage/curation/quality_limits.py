@@ -12,7 +12,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class QualityParams(Section):
-    """Hard limits of a photo, and where more brings no more."""
+    """Hard limits of a photo, and sizes above which its rank does not rise."""
 
     min_image_px: Annotated[int, Field(ge=32)]
     """Px; short side of the photo."""

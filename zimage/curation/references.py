@@ -28,7 +28,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Referrer:
-    """The work of one process that reads reference photos.
+    """Reads reference photos in a worker process.
 
     Args:
         params: The engine, which is opened at the first photo.

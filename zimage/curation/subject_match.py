@@ -24,7 +24,7 @@ TRIMMED = 0.2  # share of the faces farthest from the middle that the centroid l
 
 
 class SubjectParams(Section):
-    """How sure it must be that a face is the subject's."""
+    """How certain it must be that a face is the subject's."""
 
     doubtful_from: Annotated[float, Field(ge=0, le=1)]
     """Share of the engine's threshold; a face that lies farther from the subject's centroid goes to review."""
@@ -34,7 +34,7 @@ class SubjectParams(Section):
 
 @dataclass(frozen=True)
 class Cluster:
-    """Faces of one person: places in the list that was clustered, nearest to their middle first."""
+    """Faces of one person, as indices into the clustered list, nearest to the centroid first."""
 
     members: list[int]
 
@@ -54,7 +54,7 @@ class PhotoFaces:
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """Somebody who may be whom the album is of.
+    """A person whom the album may be of.
 
     Args:
         faces: Place of the photo and of the face in it, nearest to the middle of all these faces first.
@@ -91,7 +91,7 @@ class Match:
 
 
 def is_dominant(sides_px: list[float]) -> bool:
-    """Return whether the largest of a photo's faces (largest first) is whom the photo is of."""
+    """Return whether the largest of a photo's faces (largest first) is clearly its subject."""
     return len(sides_px) == 1 or (len(sides_px) > 1 and sides_px[0] >= DOMINANT * sides_px[1])
 
 
@@ -112,7 +112,7 @@ def clusters(embeddings: Embeddings, info: EngineInfo) -> list[Cluster]:
 
 
 def people_in(album: Sequence[PhotoFaces], info: EngineInfo) -> list[Person]:
-    """Return the people in an album; first whom most photos are of, then the others, the most frequent first.
+    """Return the people in an album, the subject of most photos first, then by frequency.
 
     Args:
         album: All photos with a face.
@@ -151,7 +151,7 @@ def people_in(album: Sequence[PhotoFaces], info: EngineInfo) -> list[Person]:
 
 
 def rival(people: Sequence[Person]) -> Person | None:
-    """Return the person who is so frequent that choosing the first would be a guess."""
+    """Return a second person who is too frequent to assume that the first is meant; None if there is none."""
     for other in people[1:]:
         often = other.photos >= RIVAL * people[0].photos
         apart = other.without_first >= max(RIVAL_PHOTOS, RIVAL_WITHOUT * people[0].photos)
@@ -174,7 +174,7 @@ def _photos(faces: Sequence[tuple[int, int]]) -> set[int]:
 
 
 def centroid(embeddings: Embeddings, metric: Metric) -> NDArray[np.float32]:
-    """Return the middle of one person's faces, (1, D), without the fifth that lies farthest out."""
+    """Return the trimmed mean of one person's embeddings, (1, D), without the farthest fifth."""
     if metric == "cosine":
         embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     nearest = _nearest_first(embeddings, np.arange(len(embeddings)), metric)
@@ -183,7 +183,7 @@ def centroid(embeddings: Embeddings, metric: Metric) -> NDArray[np.float32]:
 
 
 def match(embeddings: Embeddings, subject: NDArray[np.float32], metric: Metric) -> Match:
-    """Return what the subject's centroid (1, D) says of the faces of one photo (N, D)."""
+    """Return the distances of the faces of one photo (N, D) to the subject's centroid (1, D)."""
     distances = between(embeddings, subject, metric)[:, 0]
     return Match([float(distance) for distance in distances], int(distances.argmin()))
 

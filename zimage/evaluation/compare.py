@@ -41,7 +41,7 @@ class Difference(Row):
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that two pictures of the same prompt and seed are compared by.
+    """A measure by which two pictures of the same prompt and seed are compared.
 
     Args:
         name: Its key in metrics.json.

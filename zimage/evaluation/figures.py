@@ -19,7 +19,7 @@ PairValues = Mapping[tuple[int, int], float]  # by the seeds of two pictures of 
 
 @dataclass(frozen=True)
 class Figures:
-    """What the pictures of the chosen LoRA amount to, beside those of the base model.
+    """All figures of an evaluation: of the chosen LoRA's pictures, and of the base model's.
 
     Args:
         face_found: Share of pictures in which a face was found.
@@ -74,7 +74,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What figures are computed from.
+    """The scored pictures that figures are computed from.
 
     Args:
         lora: Pictures of the chosen LoRA on the test half.
@@ -174,7 +174,7 @@ def gain(
 def paired(
     lora: Sequence[PictureRow], base: Sequence[PictureRow]
 ) -> tuple[list[list[PictureRow]], list[list[PictureRow]]]:
-    """Return the pictures of those prompts and seeds (so of that noise) that both have, by prompt and in one order."""
+    """Return the pictures of the prompts and seeds (so of the noise) that both have, by prompt, in one order."""
     of_base = {(row.prompt, row.seed): row for row in base}
     of_both = by_prompt([row for row in lora if (row.prompt, row.seed) in of_base])
     return of_both, [[of_base[row.prompt, row.seed] for row in rows] for rows in of_both]

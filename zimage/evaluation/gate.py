@@ -57,7 +57,7 @@ USUAL = GateParams(
 
 
 class Ruled(Row):
-    """One rule and what it came to."""
+    """One rule of the gate with its result."""
 
     name: str
     """The field of `GateParams`."""

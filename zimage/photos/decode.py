@@ -452,5 +452,5 @@ def _levels(band: Image.Image) -> NDArray[np.float64]:
 
 
 def _said(error: BaseException) -> str:
-    """Return what a decoder said, in one line that a table can hold."""
+    """Return a decoder's message as one line."""
     return " ".join(str(error).split())[:120] or type(error).__name__

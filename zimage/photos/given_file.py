@@ -1,4 +1,4 @@
-"""A file as the user gave it, from a folder or an archive."""
+"""A file of the user's folder or archive."""
 
 import os
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class TooManyFilesError(InputError):
 
 @dataclass(frozen=True)
 class Given:
-    """One file that was given.
+    """One file of the user's folder or archive.
 
     Args:
         name: For people: inside the folder or archive, / between folders, undecodable bytes escaped.

@@ -34,7 +34,7 @@ class _UnknownFormError(ValueError):
 
 @dataclass
 class _Items:
-    """What a `meta` box says about its items, by item number.
+    """The contents of a `meta` box, by item number.
 
     Args:
         primary: Number of the item that is the photo.
@@ -142,13 +142,13 @@ class _Reader:
         return self._content[self._at - size : self._at]
 
     def version_and_flags(self) -> tuple[int, int]:
-        """Return what a full box begins with."""
+        """Return version and flags of a full box."""
         head = self.number(4)
         return head >> 24, head & 0xFFFFFF
 
     @property
     def rest(self) -> bytes:
-        """All that was not taken yet."""
+        """The bytes that have not been read yet."""
         return self._content[self._at :]
 
 
@@ -260,7 +260,7 @@ def _written(ftyp: bytes, items: _Items, content: dict[int, bytes]) -> bytes:
 
 
 def _head(ftyp: bytes, fixed: list[bytes], start: int, lengths: list[int]) -> bytes:
-    """Return all that comes before the data, which begins at byte `start`."""
+    """Return the boxes before the data, which begins at byte `start`."""
     iloc = struct.pack(">IBBH", 1 << 24, 0x44, 0, len(lengths))
     for number, length in enumerate(lengths, start=1):
         iloc += struct.pack(">HHHHII", number, 0, 0, 1, start, length)

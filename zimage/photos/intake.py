@@ -18,7 +18,7 @@ PROCESS_BYTES = 2 * 2**30  # address space of a process with all decoders and th
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a picture besides its pixels; `suffix` is that of its clean file, PICTURE its stem."""
+    """Facts about a picture besides its pixels; its clean file is PICTURE with `suffix`."""
 
     suffix: Suffix
     format: str
@@ -30,7 +30,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Taken:
-    """One file after it was looked at; `entry` holds its picture unless it was refused for `reason`."""
+    """The outcome of one file; `entry` holds its picture unless it was refused for `reason`."""
 
     sha256: str | None
     size_bytes: int
@@ -42,7 +42,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Intake:
-    """The work of one process that takes in files.
+    """Takes in files in a worker process.
 
     Args:
         limits: What a picture may take.

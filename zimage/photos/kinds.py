@@ -1,4 +1,4 @@
-"""Tell by its content, and where that says too little by its name, what a file is that is no photo to use.
+"""Recognise files that are no usable photos, by content, or by name where the content is not enough.
 
 Raw files have to be found before a decoder sees them: most are TIFFs whose first picture is a thumbnail, which every
 decoder of TIFF opens without a word.
@@ -77,7 +77,7 @@ SIDECAR_NAMES = frozenset([".ds_store", "thumbs.db", "ehthumbs.db", ".nomedia"])
 
 
 def kind_refusal(content: bytes) -> Refusal | None:
-    """Return why a file is no photo to use, as its content says; None where it may be one.
+    """Return why a file is no usable photo, by its content; None if it may be one.
 
     Args:
         content: The file, or its first HEAD_BYTES.
@@ -99,7 +99,7 @@ def kind_refusal(content: bytes) -> Refusal | None:
 
 
 def name_refusal(name: str, content: bytes) -> Refusal | None:
-    """Return why a file is no photo to use, as its name says where the content alone leaves it open.
+    """Return why a file is no usable photo, by its name; None if it may be one.
 
     Args:
         name: Of the file.

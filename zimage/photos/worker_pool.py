@@ -38,7 +38,7 @@ MAX_ANSWER_BYTES = 16 * 2**20  # of a worker; the largest holds the faces in one
 
 @dataclass(frozen=True)
 class Lost:
-    """An item that took its worker with it, twice, or more time than any photo needs."""
+    """An item that crashed its worker twice, or exceeded the time limit."""
 
     detail: str
 
@@ -57,7 +57,7 @@ def mapped(
     limit_s: float = LIMIT_S,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[tuple[T, R | Lost]]:
-    """Yield each item with what the work made of it, in the order of `items`, however many workers there are.
+    """Yield each item with its result, in the order of `items`, for any number of workers.
 
     Args:
         make_work: Called once in each worker; returns the work. Both it and the items are pickled.
@@ -91,7 +91,7 @@ def mapped(
 
 
 class WorkerPool(Generic[T, R]):
-    """The worker processes of one `mapped`: hired when there is work, replaced when one is lost."""
+    """The worker processes of one `mapped`: started when there is work, replaced when one is lost."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class WorkerPool(Generic[T, R]):
         self._stopped = False
 
     def done(self, item: T) -> R | Lost:
-        """Return what a worker makes of `item`; a crash is tried once more, because memory may have been short."""
+        """Return a worker's result for `item`; a crash is tried once more, because memory may have been short."""
         lost = Lost("The run was stopped.")
         for _ in range(2):
             worker = self._hired()
@@ -146,14 +146,14 @@ class WorkerPool(Generic[T, R]):
         raise RuntimeError(f"a worker failed:\n{message.get('failed')}")
 
     def stop(self) -> None:
-        """End all workers, which wakes whoever waits for their answers, and hire no more."""
+        """End all workers, which also ends the waits for their answers, and start no more."""
         with self._lock:
             self._stopped = True
             for worker in self._all:
                 worker.kill()
 
     def leave(self) -> None:
-        """Close the lines, when nobody waits at them any more."""
+        """Close the connections, once nothing waits for an answer."""
         for worker in self._all:
             worker.close()
 
@@ -172,7 +172,7 @@ _MESSAGE = TypeAdapter(dict[Literal["done", "input_error", "os_error", "failed"]
 
 
 class _Worker:
-    """One process and the line to it."""
+    """A process and the connection to it."""
 
     def __init__(self, make_work: Callable[[], Callable[[Any], Any]], memory_bytes: int) -> None:
         memory_bytes += MEMORY_BYTES_A_CORE * cores()

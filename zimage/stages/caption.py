@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class CaptionParams(Section):
-    """How training crops are put into words."""
+    """Captioner, languages, trigger and leak filter."""
 
     captioner: Literal["template", "vlm"]
     """template: what detection measured (no model); vlm: a local image-to-text model."""
@@ -82,7 +82,7 @@ def caption(detect: Path, overrides: Path, out: Path, *, params: CaptionParams, 
 
 
 def measured_of(crop: CropRow, image_rgb: NDArray[np.uint8]) -> Measured:
-    """Return what detection measured of a crop, and its background, as the template takes it."""
+    """Return the measurements of a crop and its background, as the template needs them."""
     framing, below = framing_of(crop.face_box_xyxy, crop.width, crop.height)
     background_rgb, plain = background_of(image_rgb, crop.face_box_xyxy)
     return Measured(
@@ -99,7 +99,7 @@ def measured_of(crop: CropRow, image_rgb: NDArray[np.uint8]) -> Measured:
 
 
 def _captioner(params: CaptionParams, answers: Path) -> tuple[Captioner, str]:
-    """Return the captioner and the name that stands beside its captions."""
+    """Return the captioner, and its name in the rows."""
     if params.captioner == "template":
         return template, "template"
     if params.vlm is None:

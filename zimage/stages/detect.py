@@ -38,7 +38,7 @@ PORTRAITS = 6  # faces of each person on the contact sheet
 
 
 class DetectParams(Section):
-    """How faces are found and photos chosen."""
+    """Face engine, limits of photos, split and crops."""
 
     engine: EngineParams
     """What finds and compares faces."""
@@ -62,7 +62,7 @@ def detect(ingest: Path, overrides: Path, out: Path, *, params: DetectParams) ->
         overrides: May hold decisions.yaml (see zimage.curation.overrides) and reference/ with photos of the subject.
         out: manifest.jsonl, crops.jsonl, train/, holdout/, masks/, aligned/, contact_sheet.html with its pictures in
             thumbnails/, and metrics.json. Where the photos are refused, table and sheet are in <out>.refused instead.
-        params: How faces are found and photos chosen.
+        params: Face engine, limits of photos, split and crops.
 
     Raises:
         InputError: see `check_out`; no face in any photo, more than one person who may be meant, or too few photos.
@@ -104,7 +104,7 @@ def detect(ingest: Path, overrides: Path, out: Path, *, params: DetectParams) ->
 
 @dataclass(frozen=True)
 class _Album:
-    """All photos on their way to a decision.
+    """All photos of a run with their decisions so far.
 
     Args:
         cases: Every file.
@@ -129,7 +129,7 @@ def _with_evidence(refusal: InputError, album: _Album, out: Path) -> InputError:
 
 
 def _say_who(album: _Album, out: Path) -> None:
-    """Say plainly that other people are in many of the photos too."""
+    """Warn that other people are in many of the photos."""
     first, *others = album.people
     if others:
         logger.warning(
@@ -142,7 +142,7 @@ def _say_who(album: _Album, out: Path) -> None:
 
 
 def _caches(out: Path, info: EngineInfo, engine: EngineParams) -> tuple[Cache, Cache]:
-    """Return where observations and crops are kept; thresholds decide about neither, so no salt holds them."""
+    """Return the caches of observations and crops; neither depends on a threshold, so no salt contains one."""
     sees = f"{info.engine_id} {info.model_sha256} {engine.min_score}"
     return (
         Cache(cache_of(out) / "seen", salt("zimage.faces.observation", sees)),

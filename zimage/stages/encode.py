@@ -39,7 +39,7 @@ class Encoded(NamedTuple):
 
 
 class EncodeParams(Section):
-    """What becomes of each crop."""
+    """Mirroring, class pictures and sample prompts."""
 
     mirror: bool
     """Also learn each crop mirrored; doubles the data, and makes a parting or a mole change sides."""
@@ -161,7 +161,7 @@ def _write_latents(
 
 @contextmanager
 def _out_of_memory_explained(base: Path, crops: Iterable[CropRow]) -> Iterator[None]:
-    """Say, where the GPU's memory is too small, which crops it could encode."""
+    """Name the largest crops that the GPU could encode, if its memory is too small."""
     import torch
 
     from zimage.model.device import available_gb, device_and_dtype

@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 class SamplingParams(Section):
-    """How every picture is made."""
+    """Size, steps and guidance of every picture."""
 
     side_px: int = Field(multiple_of=16, description="height and width of the pictures")
     steps: int = Field(ge=1, description="Euler steps")
@@ -61,7 +61,7 @@ class SamplingParams(Section):
 
 
 class EvaluateParams(Section):
-    """What a LoRA is asked, how the pictures are scored, and what they have to reach."""
+    """Prompts, engines, sampling, seeds and limits of an evaluation."""
 
     suite: str = Field(description="demo, full, or a YAML file of prompts")
     engine: EngineParams = Field(description="the face engine that decides")
@@ -199,7 +199,7 @@ def generator_of(
 
 @contextmanager
 def out_of_memory_explained(base: Base, sampling: Sampling, loras_gb: float) -> Iterator[None]:
-    """Say, where the GPU's memory is too small, which pictures it could make."""
+    """Name the largest pictures that the GPU could make, if its memory is too small."""
     import torch
 
     from zimage.model.device import available_gb, device_and_dtype

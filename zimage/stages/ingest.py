@@ -38,7 +38,7 @@ EXAMPLES_SHOWN = 3
 
 
 class IngestParams(Section):
-    """What is taken in."""
+    """Limits of files and pictures."""
 
     min_photos: Annotated[int, Field(ge=1)]
     """Photos that must be left after all refusals."""
@@ -62,7 +62,7 @@ def ingest(photos: Path, consent: Path, out: Path, *, params: IngestParams) -> N
         consent: The subject's consent.yaml (see zimage.consent).
         out: photos.jsonl, photos/ with the clean pictures (see zimage.photos.clean) and metrics.json. Where too few can
             be used, photos.jsonl and a contact sheet are in <out>.refused instead.
-        params: What is taken in.
+        params: Limits of files and pictures.
 
     Raises:
         InputError: see `check_out`; consent is missing, expired or excludes training; there are no photos, or too

@@ -30,7 +30,7 @@ LOSS_STEPS = 100  # that the metrics' mean losses are taken over
 def train(
     encode: Path, out: Path, *, params: TrainParams, base: Base, subject: Subject, machine: MachineParams
 ) -> None:
-    """Write a LoRA of the person, its checkpoints and the course of its learning.
+    """Write a LoRA of the person, its checkpoints and its loss curve.
 
     A run that was stopped goes on from its last step, and one that was killed from its last checkpoint, if data,
     parameters, base and code are still the same, and ends with the LoRA it would have ended with. On a CPU several
@@ -73,7 +73,7 @@ def train(
 
 
 def _lead(out: Path, prepared: "Run", params: TrainParams, *, base: Path, run: str, metadata: dict[str, str]) -> None:
-    """Make the run and keep what it leaves."""
+    """Run the training in the main process and write its results."""
     from zimage.model.device import device_kind
     from zimage.training.checkpoint import take_over
     from zimage.training.run_writer import RunWriter
@@ -117,7 +117,7 @@ def _lead(out: Path, prepared: "Run", params: TrainParams, *, base: Path, run: s
 
 
 def _follow(out: Path, prepared: "Run", params: TrainParams, *, run: str) -> None:
-    """Make this process's share of the run; nothing is read before the leading process has swept."""
+    """Compute this process's part of the run; nothing is read before the main process has cleaned up."""
     from zimage.training.checkpoint import read_states
 
     begin = prepared.loop.world.broadcast_int(0)
@@ -132,7 +132,7 @@ def _follow(out: Path, prepared: "Run", params: TrainParams, *, run: str) -> Non
 
 @contextmanager
 def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams, machine: MachineParams) -> Iterator[None]:
-    """Say, where the GPU's memory is too small, which presets would fit."""
+    """Name the presets that would fit, if the GPU's memory is too small."""
     import torch
 
     from zimage.model.device import available_gb, device_and_dtype
@@ -151,7 +151,7 @@ def _out_of_memory_explained(encode: Path, base: Path, params: TrainParams, mach
 
 
 def _restore(prepared: "Run", state: "TrainingState") -> None:
-    """Let the run go on after a state."""
+    """Restore a state into the run."""
     prepared.loop.optimiser.restore(state.tensors)
     logger.info("going on after step %d", state.step)
 
@@ -166,7 +166,7 @@ def _empty(aside: Path) -> None:
 
 
 def _ignored(*_: object) -> None:
-    """Take what only the leading process writes down."""
+    """Ignore what only the main process writes."""
 
 
 def _adapter(params: TrainParams) -> str:

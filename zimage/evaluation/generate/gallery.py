@@ -40,5 +40,5 @@ class Gallery:
         return [self._image_cache.path(request) for request in requests]
 
     def close(self) -> None:
-        """Forget the pictures that this evaluation did not show."""
+        """Delete the cached pictures that this evaluation did not use."""
         self._image_cache.forget_all_but(self.shown)

@@ -27,7 +27,7 @@ LATENT_PX = 8
 
 
 class Generator:
-    """A pipeline that wears one LoRA after another.
+    """A pipeline that generates pictures with one LoRA after another.
 
     Args:
         pipeline: diffusers' ZImagePipeline, which needs no text encoder.
@@ -143,7 +143,7 @@ def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapter
 
 
 def wear(pipeline: Any, lora: Path) -> None:
-    """Load a LoRA as a user would, and make sure that all of it found a place.
+    """Load a LoRA through diffusers' own loader, and check that every layer of the file is applied.
 
     Raises:
         InputError: nothing or only a part of the file fits this base model.

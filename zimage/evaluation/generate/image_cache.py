@@ -16,7 +16,7 @@ from zimage.core.folder import write_whole
 
 @dataclass(frozen=True)
 class Sampling:
-    """All that decides a picture besides the weights, the prompt and the noise.
+    """Everything that a picture depends on besides the weights, the prompt and the noise.
 
     Args:
         side_px: Height and width.
@@ -31,7 +31,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One picture that is wanted.
+    """A picture to generate.
 
     Args:
         prompt: Id of the prompt, part of the seed.
@@ -68,7 +68,7 @@ class ImageCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, request: Request) -> Path:
-        """Return where the picture lies, or will lie."""
+        """Return the path of the picture, whether it exists or not."""
         decided = {
             "base": self._base,
             "lora": None if request.lora is None else self._hash(request.lora),
@@ -80,7 +80,7 @@ class ImageCache:
         return self.folder / f"{hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()}.png"
 
     def missing(self, requests: Iterable[Request]) -> list[Request]:
-        """Return the requests whose pictures are yet to be made, each once."""
+        """Return the requests whose pictures do not exist yet, each once."""
         return [request for request in dict.fromkeys(requests) if not self.path(request).is_file()]
 
     def keep(self, request: Request, image_rgb: NDArray[np.uint8]) -> None:
@@ -90,7 +90,7 @@ class ImageCache:
         write_whole(self.path(request), content.getvalue())
 
     def forget_all_but(self, requests: Iterable[Request]) -> None:
-        """Remove what no request wants, so that the folder never grows beyond one evaluation."""
+        """Delete the pictures of no request, so that the folder never grows beyond one evaluation."""
         wanted = {self.path(request) for request in requests}
         for path in self.folder.iterdir():
             if path not in wanted:
