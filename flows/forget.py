@@ -23,7 +23,7 @@ from tasks.workspace.tombstones import Tombstone
 
 @dataclass(frozen=True)
 class Listing:
-    """What was found, and what became of it.
+    """What exists about a subject, and whether it was deleted.
 
     Args:
         lines: What there was.
@@ -45,7 +45,7 @@ def delete_itself(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:
 # Its name, its tags and its log name nobody.
 @flow(name=FORGET, flow_run_name=FORGET, on_running=[tag_this_run], on_completion=[delete_itself])
 def forget(spec: ForgetSpec) -> Listing:
-    """Return what there is of the subject, or was."""
+    """List everything about a subject, and delete it if asked; return the listing."""
     settings = from_environment()
     api = PREFECT_API_URL.value()
     shared = bool(api) and not TemporaryServer.is_at(api)  # others know it, and its leases last
@@ -75,7 +75,7 @@ def _other_database(*, shared: bool) -> list[str]:
 
 
 def _photo(settings: Settings, spec: ForgetSpec, *, shared: bool) -> Listing:
-    """Return what there is of a photo, or was; runs that only listed go with the one that deletes."""
+    """List everything about a photo, and delete it if asked, with earlier runs that only listed; return the listing."""
     lines = [*find_photo(settings, spec.subject, spec.photo).lines(), *_other_database(shared=shared)]
     unreached = None
     if spec.delete:

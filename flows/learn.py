@@ -29,7 +29,7 @@ STAGES = (caption, encode, train, evaluate)
     on_cancellation=[end_progress],
 )
 def learn(spec: LearnSpec) -> dict[str, Outcome]:
-    """Return what became of `caption`, `encode`, `train` and `evaluate`."""
+    """Run `caption`, `encode`, `train` and `evaluate`, and return their outcomes."""
     settings = from_environment()
     workspace = settings.workspace(spec.subject)
     shared = spec.placement == "pools"

@@ -24,7 +24,7 @@ from zimage.core.errors import InputError
 
 @dataclass(frozen=True)
 class Personalized:
-    """What a run did.
+    """The result of a run.
 
     Args:
         outcomes: What became of each stage, in pipeline order.
@@ -50,7 +50,7 @@ def _cancel_parts(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
     on_cancellation=[_cancel_parts],
 )
 def personalize(spec: PersonalizeSpec) -> Personalized:
-    """Return what became of each stage and, if publishing was asked for, the release."""
+    """Run all phases; return the outcome of each stage and, if publishing was asked for, the release."""
     if deployment.id:  # at a shell it was checked before this run existed
         settings = from_environment()
         refuse(spec, settings, served=True)

@@ -29,7 +29,7 @@ PREPARES = ("ingest", "detect")
 
 
 def refuse(asked: SubjectSpec, settings: Settings, *, served: bool) -> None:
-    """Pass unless a run of `asked` on this machine is known to be refused.
+    """Raise the refusal that a run of `asked` on this machine would end in, if it can be foreseen.
 
     Args:
         asked: The request; its type names the flow.

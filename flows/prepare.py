@@ -33,7 +33,7 @@ STAGES = (ingest, detect)
     on_cancellation=[end_progress],
 )
 def prepare(spec: PrepareSpec) -> dict[str, Outcome]:
-    """Return what became of `ingest` and `detect`, in a workspace that was made or brought up to date for them."""
+    """Create or update the workspace, run `ingest` and `detect`, and return their outcomes."""
     settings = from_environment()
     workspace = settings.workspace(spec.subject)
     if spec.placement == "pools":
@@ -70,7 +70,7 @@ def _shared(settings: Settings, spec: PrepareSpec, taken: Taken) -> dict[str, Ou
 
 
 def _warn_of_toy(workspace: Path) -> None:
-    """Say before any work is done that what is trained will do nothing with the real model."""
+    """Warn, before any work, that a LoRA of the toy base does nothing with the real model."""
     if is_packaged(raw_params(workspace)["base"]["model"]):
         get_run_logger().warning("%s", TOY)
 
@@ -81,5 +81,5 @@ def given(spec: PrepareSpec) -> dict[str, Any]:
 
 
 def chosen(spec: PrepareSpec) -> dict[str, Any]:
-    """Return what is chosen, as `tasks.workspace.subject.set_up` takes it."""
+    """Return the chosen values as arguments of `tasks.workspace.subject.set_up`."""
     return {"base": spec.base, "preset": spec.preset, "engine": spec.engine, "values": spec.chosen()}

@@ -32,7 +32,7 @@ UNANSWERED = "Nothing was published: the run was resumed without an answer. Star
 
 
 class Approval(RunInput):
-    """What a person decides about a release."""
+    """A person's decision about a release."""
 
     decision: Literal["publish", "refuse"] = Field("refuse", title="Decision")
     reason: str = Field("", title="Why", description="Kept with the run.")
@@ -40,7 +40,7 @@ class Approval(RunInput):
 
 @flow(name="publish", flow_run_name=name_this_run, on_running=[tag_this_run])
 def publish(spec: PublishSpec) -> Release | State[Any]:
-    """Return the release of what the subject's workspace holds, or the state `Refused` or `Unanswered`.
+    """Publish the subject's workspace and return the release, or the state `Refused` or `Unanswered`.
 
     Prefect runs a suspended flow from its start when it goes on: what is offered is looked at again, and a result that
     changed in the meantime is asked for again.

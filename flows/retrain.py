@@ -24,7 +24,7 @@ WARN_BEFORE = datetime.timedelta(days=30)
 
 @flow(name="retrain", flow_run_name=name_this_run, on_running=[tag_this_run])
 def retrain(spec: RetrainSpec) -> dict[str, int] | State[Any]:
-    """Return how many subjects are unchanged, changed and stopped; the table tells the reason of each.
+    """Scan all subjects and start those that changed; return the counts. A table gives the reason of each.
 
     Where a `personalize` has not ended yet, no other is started: it would wait for the subject, and be given up.
     A scheduled run that is late ends as `Skipped` if a scan of the same kind has been made since it was due: after a
@@ -53,7 +53,7 @@ def retrain(spec: RetrainSpec) -> dict[str, int] | State[Any]:
 
 
 def _only_here(settings: Settings, known: Collection[str]) -> list[str]:
-    """Return the subjects of this machine that no state in the store tells of, which is where a scan looks."""
+    """Return the subjects of this machine that have no state in the store, and which a scan therefore misses."""
     others = sorted({each.name for each in settings.workspaces.glob("[!.]*")} - set(known))
     if others:
         get_run_logger().warning("%s: %s", ", ".join(others), ONLY_HERE)
@@ -61,7 +61,7 @@ def _only_here(settings: Settings, known: Collection[str]) -> list[str]:
 
 
 def _done(finding: Finding, spec: RetrainSpec, working: Mapping[str, str]) -> str:
-    """Start what has to be run again, and return in words what was done, or why nothing was."""
+    """Start the subject's run if it is needed; return what was done, or why nothing was, in words."""
     match finding.verdict:
         case "unchanged":
             return "nothing: unchanged"
@@ -77,7 +77,7 @@ def _done(finding: Finding, spec: RetrainSpec, working: Mapping[str, str]) -> st
 
 
 def _warn(finding: Finding, today: datetime.date) -> None:
-    """Tell whoever listens that a consent has expired or soon will."""
+    """Emit an event for a consent that has expired or will soon."""
     until = finding.consent_until
     if until is None or until > today + WARN_BEFORE:
         return

@@ -20,13 +20,13 @@ def log_line(line: str) -> None:
 
 
 def log_names(refusal: InputError) -> None:
-    """Write the names of photos that a refusal has into the run's log: its state, events and webhooks get none."""
+    """Log the photo names of a refusal: the run's state, events and webhooks must not contain them."""
     if refusal.names:
         get_run_logger().warning("%s%s", NAMES, printable(refusal.names))
 
 
 def names_in_log(run: FlowRun) -> str:
-    """Return the names of photos that a run which was refused has logged; "" where it has logged none in time."""
+    """Return the photo names that a refused run has logged; "" if none arrived in time."""
     of = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
     until = time.monotonic() + COME_WITHIN_S
     with get_client(sync_client=True) as client:

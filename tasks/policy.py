@@ -33,7 +33,7 @@ from zimage.core.errors import InputError
 
 @dataclass(frozen=True)
 class Policy:
-    """How a stage is run.
+    """Retries and time-out of a stage.
 
     Args:
         place: The kind of machine it wants.
@@ -63,7 +63,7 @@ STORE_RETRY_AFTER_S = [2.0, 10.0, 30.0, 60.0]
 
 @dataclass(frozen=True)
 class PhasePolicy:
-    """How a phase is run where it has a machine of its own.
+    """Pool, attempts and time-outs of a phase on another machine.
 
     Args:
         pool: The work pool whose workers take it.
@@ -145,5 +145,5 @@ def store_task(
 
 
 def may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Return whether trying again can help: what the user gave does not change by waiting."""
+    """Return whether a retry can help; an InputError does not change by waiting."""
     return not isinstance(state.data, InputError)

@@ -22,7 +22,7 @@ PATHS = ("ZIMAGE_STORE", "ZIMAGE_WORKSPACES", "ZIMAGE_C2PA_CERTIFICATES", "ZIMAG
 
 @dataclass(frozen=True)
 class Signing:
-    """What a release's pictures are signed with; the files are read when something is signed, and not before.
+    """Key and certificates for signing; the files are read only when something is signed.
 
     Args:
         certificates: The signer's certificate, then those that vouch for it, in PEM (ZIMAGE_C2PA_CERTIFICATES).
@@ -39,7 +39,7 @@ class Signing:
 
 @dataclass(frozen=True)
 class Settings:
-    """Places that differ from machine to machine.
+    """Paths and addresses of one machine.
 
     Args:
         project: The clone: params.yaml, dvc.yaml and code.yaml that all workspaces start from.
@@ -72,11 +72,11 @@ class Settings:
 
     @property
     def logs(self) -> Path:
-        """Return where a stack writes what its parts say."""
+        """Return the folder for the output of a stack's parts."""
         return self.workspaces / ".logs"
 
     def remote(self, subject: str) -> str:
-        """Return where DVC keeps what this subject's workspaces share; it is part of the subject's prefix."""
+        """Return the address of DVC's remote for this subject, below the subject's prefix."""
         return f"{self.store.rstrip('/')}/subjects/{subject}/dvc"
 
 

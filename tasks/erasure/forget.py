@@ -45,7 +45,7 @@ LEASE_ENDS_WITHIN_S = 2.0 * LEASE_S  # of a holder that was lost or cancelled
 
 @dataclass(frozen=True)
 class Found:
-    """All there is of a subject, as far as this machine, the store and Prefect's server know.
+    """Everything stored about a subject on this machine, in the store and on Prefect's server.
 
     Args:
         workspace: Its folder here; it may be absent.
@@ -78,7 +78,7 @@ class Found:
         return not (here or self.runs.runs or self.runs.artifacts or self.runs.tables) and self.stored.is_empty
 
     def counts(self) -> Counts:
-        """Return how much there is, without a word on what."""
+        """Return counts only, without names."""
         return Counts(
             files=self.files,
             objects=self.stored.objects,
@@ -112,7 +112,7 @@ class Found:
 
 
 def find(settings: Settings, subject: str, *, this_run: UUID | str | None = None) -> Found:
-    """Return all there is of `subject`, except the run that asks; changes nothing.
+    """List everything stored about `subject` except the calling run; changes nothing.
 
     Raises:
         InputError: it is the demo, which is no person's.
@@ -144,7 +144,7 @@ def forget(
     cancel: bool = False,
     this_run: UUID | str | None = None,
 ) -> Tombstone:
-    """Delete all there is of `subject` and return what remains, a tombstone.
+    """Delete everything stored about `subject`, and return its tombstone, which remains.
 
     Args:
         settings: Where things are.
@@ -183,7 +183,7 @@ def forget(
 
 
 def erase(store: Store, workspace: Path, subject: str, counts: Counts) -> None:
-    """Begin a tombstone, and delete all that the store and this machine have of `subject`."""
+    """Write the tombstone, and delete everything about `subject` from the store and this machine."""
     tombstones.begin(store, subject, counts)
     empty(store, subject)
     if workspace.exists():
@@ -191,7 +191,7 @@ def erase(store: Store, workspace: Path, subject: str, counts: Counts) -> None:
 
 
 def erase_but_names(store: Store, workspace: Path, subject: str) -> None:
-    """Delete all but the names of releases and repositories, by which what is left on the hub is found again."""
+    """Delete all but the names of releases and repositories, which are needed to finish the deletion on the hub."""
     _unpublish(store, subject)
     names = {f"{releases_key(subject)}/{INDEX}", hub_index.index_key(subject)}
     for below in (*_keys(subject), scan_index.INDEX):
@@ -201,7 +201,7 @@ def erase_but_names(store: Store, workspace: Path, subject: str) -> None:
 
 
 def empty(store: Store, subject: str) -> None:
-    """Delete every version of everything the store has of `subject`: pointers, then manifests, then the rest.
+    """Delete every version of all objects of `subject` in the store: pointers, then manifests, then the rest.
 
     Raises:
         StoreError: the listing is not empty after many tries.
@@ -211,13 +211,13 @@ def empty(store: Store, subject: str) -> None:
 
 
 def _unpublish(store: Store, subject: str) -> None:
-    """Delete what makes releases: pointers to them, then their manifests."""
+    """Delete the pointers to releases, then the manifests, so that no release is complete any more."""
     store.delete(f"subjects/{subject}/channels")
     store.delete(releases_key(subject), only=lambda key: key.endswith(f"/{MANIFEST}"))
 
 
 def _keys(subject: str) -> tuple[str, str]:
-    """Return the keys at and below which all there is of a subject lies."""
+    """Return the keys, and key prefixes, of all objects of a subject."""
     return f"subjects/{subject}", state_key(subject)
 
 
@@ -235,7 +235,7 @@ def refuse_or_cancel(runs: Runs, *, cancel: bool) -> None:
 
 @contextlib.contextmanager
 def held_to_forget(workspace: Path, *, cancel: bool) -> Iterator[None]:
-    """Hold the workspace, if there is one; with `cancel`, a process of this machine that holds it is ended first.
+    """Lock the workspace, if it exists; with `cancel`, end a process of this machine that holds the lock first.
 
     Raises:
         InputError: another process holds it, and does not end or is on another machine.
@@ -277,7 +277,7 @@ def _sizes(folder: Path) -> Iterator[int]:
 
 
 def _remembered(site: Path, workspace: Path) -> list[Path]:
-    """Return the folders in which DVC remembers files of a workspace by their paths; it may be gone already.
+    """Return the folders of DVC's databases that name files of a workspace, which may be deleted already.
 
     Only workspaces of versions that left DVC's `site_cache_dir` at its default have any.
     """
@@ -293,7 +293,7 @@ def _contents(folder: Path) -> Iterator[bytes]:
 
 
 def _naming(logs: Path, subject: str) -> list[Path]:
-    """Return the logs in which the pseudonym stands as a word of its own."""
+    """Return the log files that contain the pseudonym as a word."""
     word = re.compile(rf"(?<![a-z0-9_-]){re.escape(subject)}(?![a-z0-9_-])".encode())
     found = []
     for path in sorted(logs.glob("*.log")):

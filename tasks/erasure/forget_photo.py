@@ -64,13 +64,13 @@ class Photo:
 
     @property
     def marks(self) -> list[str]:
-        """Return the texts by which anything tells of the photo."""
+        """Return the texts that identify the photo, such as its hashes."""
         return [self.sha256[:16], self.md5]
 
 
 @dataclass(frozen=True)
 class FoundPhoto:
-    """What there is of a photo.
+    """Everything stored about a photo.
 
     Args:
         album: Files of the present album with its content.
@@ -112,7 +112,7 @@ class FoundPhoto:
 
 
 def find_photo(settings: Settings, subject: str, given: str) -> FoundPhoto:
-    """Return what there is of a photo; changes nothing.
+    """List everything stored about a photo; changes nothing.
 
     Args:
         settings: Where things are.
@@ -136,7 +136,7 @@ def forget_photo(
     cancel: bool = False,
     this_run: UUID | str | None = None,
 ) -> list[str]:
-    """Delete all there is of a photo, look whether anything is left, and return what could not be reached, as lines.
+    """Delete everything stored about a photo, verify that, and return lines about what could not be reached.
 
     Args:
         settings: Where things are.
@@ -294,7 +294,7 @@ def _rows_name(folder: Path, photo: Photo) -> bool:
 
 
 def _uses(folder: Path, store: Store, subject: str, photo: Photo) -> bool:
-    """Return whether the present results were made of an album with the photo; also where nothing tells."""
+    """Return whether the current results were made from an album with the photo; True if that is unknown."""
     if not (folder / "dvc.lock").is_file():
         return False
     if (folder / "data" / "ingest" / "photos.jsonl").is_file():
@@ -314,7 +314,7 @@ def _delete_results(folder: Path) -> None:
 
 
 def _delete_unneeded(store: Store, folder: Path, subject: str) -> None:
-    """Delete all that the present photos and results do not need, from the workspace and every version in the store."""
+    """Delete all that current photos and results do not need, from the workspace and from the store's versions."""
     for stage in STAGES:
         shutil.rmtree(cache_of(folder / "data" / stage), ignore_errors=True)
     cache = folder / ".dvc" / "cache"
@@ -330,7 +330,7 @@ def _delete_unneeded(store: Store, folder: Path, subject: str) -> None:
 
 
 def _delete_from_store(store: Store, subject: str) -> int:
-    """Return how many versions were deleted of what the state does not need."""
+    """Delete the objects that the state does not need, and return the number of deleted versions."""
     top = f"subjects/{subject}"
     keys = {f"{top}/{path}" for path in live_in(store, subject)}
     below = (f"{top}/dvc", f"{top}/pages", f"{top}/unfinished", since_key(subject))
@@ -338,7 +338,7 @@ def _delete_from_store(store: Store, subject: str) -> int:
 
 
 def _left_here(folder: Path, photo: Photo, made: set[str]) -> Iterator[str]:
-    """Yield the files of a workspace that hold the photo or what was made of it, or tell of it by a hash."""
+    """Yield the files of a workspace that contain the photo, results made from it, or its hash."""
     marks = [mark.encode() for mark in photo.marks]
     for path in folder.rglob("*") if folder.exists() else ():
         name = path.relative_to(folder).as_posix()
@@ -371,7 +371,7 @@ def _md5(path: Path) -> str:
 
 
 def _unreached(settings: Settings, store: Store, subject: str, folder: Path, photo: Photo) -> list[str]:
-    """Return what no deletion here reaches, with what to do."""
+    """Return the places that no deletion here reaches, each with the remedy."""
     decisions = folder / "data" / "overrides" / "decisions.yaml"
     state = read_state(store, subject).state
     origin = state.sources["photos"].address if state and "photos" in state.sources else "where the album came from"

@@ -34,7 +34,7 @@ Read = Callable[[str], bytes | None]
 
 
 class Replaced(Document):
-    """Since when each object, by its path, is not live."""
+    """When each object, by its path, was first found to be replaced."""
 
     since: dict[str, datetime.datetime]
 
@@ -48,7 +48,7 @@ class Replaced(Document):
 
 
 def collect_here(settings: Settings, subject: str) -> None:
-    """Delete from the cache of a workspace, which this process holds, what was replaced long enough ago."""
+    """Delete objects that were replaced long enough ago from the cache of a workspace that this process has locked."""
     if subject == DEMO:
         return
     folder = settings.workspace(subject)
@@ -68,7 +68,7 @@ def collect_here(settings: Settings, subject: str) -> None:
 
 
 def collect_in_store(settings: Settings, subject: str) -> None:
-    """Delete from the store what was replaced long enough ago; a store that fails or forbids it costs a warning.
+    """Delete objects that were replaced long enough ago from the store; a failing store is only reported.
 
     The subject must be leased: what another machine has sent and not handed over yet would count as replaced.
     """
@@ -101,12 +101,12 @@ def _collect_in_store(settings: Settings, subject: str) -> None:
 
 
 def since_key(subject: str) -> str:
-    """Return where in the store it stands since when something is replaced."""
+    """Return the key of the record of replaced objects."""
     return f"subjects/{subject}/replaced.json"
 
 
 def present_here(cache: Path) -> set[str]:
-    """Return the objects and records of runs in a cache, by path."""
+    """Return the objects and run records in a cache, by path."""
     below = (path for top in ("files", "runs") for path in (cache / top).rglob("*"))
     return {path.relative_to(cache).as_posix() for path in below if path.is_file()}
 

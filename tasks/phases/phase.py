@@ -22,7 +22,7 @@ from zimage.permission import require_for, today
 
 @contextmanager
 def working_on(settings: Settings, workspace: Path, *, shared: bool, makes: bool = False) -> Iterator[None]:
-    """Hold the workspace, and the subject too where other machines share the work (and whoever takes it is admitted).
+    """Lock the workspace, and lease the subject if other machines share the work, after its tombstone was checked.
 
     Args:
         settings: Where things are.
@@ -63,7 +63,7 @@ def require_workspace(workspace: Path) -> None:
 def up_to_date(
     workspace: Path, stages: Sequence[StageTask[...]], *, shared: bool, after: str = ""
 ) -> dict[str, Outcome]:
-    """Return what became of the stages of a phase, brought up to date in their order.
+    """Bring the stages of a phase up to date in order, and return their outcomes.
 
     Args:
         workspace: The subject's workspace.
@@ -114,7 +114,7 @@ def bring(
     engine: str,
     values: dict[str, Any],
 ) -> dict[str, Source]:
-    """Return where the inputs come from, once those that can be read from here are in the workspace.
+    """Bring the inputs that this machine can read into the workspace, and return the sources of all.
 
     A bucket that is away is waited for.
 

@@ -47,7 +47,7 @@ COMPLETED = Completed().name or ""
 
 
 class SubjectAsked(Protocol):
-    """What a flow about one subject is asked."""
+    """The request of a flow about one subject."""
 
     @property
     def subject(self) -> str:
@@ -58,7 +58,7 @@ class SubjectAsked(Protocol):
 
 
 def run_phase(phase: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[str, Outcome]:
-    """Return what became of the stages of a phase that another machine ran.
+    """Run a phase on another machine, and return the outcomes of its stages.
 
     Args:
         phase: Its name, which is that of its flow and of its deployment.
@@ -100,7 +100,7 @@ def run_phase(phase: str, spec: SubjectAsked, *, as_part: bool = True) -> dict[s
 def start(
     phase: str, spec: SubjectAsked, *, attempt: int | str = 0, as_part: bool = True, reasons: Sequence[str] = ()
 ) -> FlowRun:
-    """Return the run of a phase, started unless this attempt of this run has started it before.
+    """Start the run of a phase, unless this attempt of the parent has started it already; return it.
 
     Args:
         phase: Its name.
@@ -228,7 +228,7 @@ def _give_up(run: FlowRun) -> None:
 
 
 def outcomes(run: FlowRun) -> dict[str, Outcome]:
-    """Return what became of each stage, as the states of the run's tasks tell it, in pipeline order."""
+    """Return the outcome of each stage in pipeline order, read from the states of the run's tasks."""
     of = {name: outcome for outcome, name in NAMES.items()}
     with get_client(sync_client=True) as client:
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
@@ -245,7 +245,7 @@ def cancel_parts_if_cancelled() -> None:
 
 
 def _first_attempt(phase: str) -> int:
-    """Return the first attempt of this run at a phase that has not ended in vain by now.
+    """Return the first attempt number of a phase whose run has not failed.
 
     That is one to begin where a person retries a run that failed, and one under way, or finished, where the run goes on
     after its worker was lost.

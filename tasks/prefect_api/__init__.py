@@ -1,1 +1,1 @@
-"""What is asked of Prefect's server and shown in its UI."""
+"""Queries to Prefect's server, and artifacts in its UI."""

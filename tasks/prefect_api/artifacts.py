@@ -84,7 +84,7 @@ SHOWN_EVERY_S = 2.0  # an update of an artifact takes about 10 ms of the server
 
 @dataclass(frozen=True)
 class Offer:
-    """What a person is asked about.
+    """A result that waits for a person's decision.
 
     Args:
         text: Verdict and figures, as Markdown.
@@ -159,7 +159,7 @@ class Bar:
 
 
 def end_progress(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Show in the bars of a run that it has ended; for `on_crashed`, `on_cancellation` and `on_failure` of a flow.
+    """Mark the progress bars of a run as ended; a hook for `on_crashed`, `on_cancellation` and `on_failure`.
 
     A process that was killed could not do it itself.
     """
@@ -168,7 +168,7 @@ def end_progress(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
 
 
 def end_bars(client: SyncPrefectClient, run: UUID, how: str) -> None:
-    """Show in those bars of a run that still count how it has ended."""
+    """Write into a run's unfinished progress bars how it ended."""
     bars = ArtifactFilter(type=ArtifactFilterType(any_=["progress"]), flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
     for bar in client.read_artifacts(artifact_filter=bars):
         text = bar.description or ""
@@ -182,7 +182,7 @@ def ended_text(how: str, text: str) -> str:
 
 
 def _text(event: Mapping[str, Any]) -> str:
-    """Return an event as a person reads it: `train 200 of 1000, 5 min left, loss 0.012, 3.2 steps/s, 2.1 GB`."""
+    """Return an event as text: `train 200 of 1000, 5 min left, loss 0.012, 3.2 steps/s, 2.1 GB`."""
     parts = [f"{event['name']} {event['done']} of {event['total']}" if event["total"] else f"{event['done']} done"]
     if event.get("left_s") and event["done"] < event["total"]:
         parts.append(f"{_duration(event['left_s'])} left")
@@ -200,7 +200,7 @@ def _duration(seconds: int) -> str:
 
 
 def show_results(settings: Settings, workspace: Path, stage: str, *, shared: bool) -> None:
-    """Show what a stage that ran has found: its numbers, its page, its curve, what became of each photo."""
+    """Create the artifacts of a stage that ran: its metrics, page, curve, and the decision on each photo."""
     subject = settings.subject(workspace)
     _show_numbers(subject, workspace, stage)
     if stage in PAGES:
@@ -234,7 +234,7 @@ def show_page_again(settings: Settings, workspace: Path, stage: str, *, shared: 
 
 
 def _stored(settings: Settings, subject: str, workspace: Path, page: Path) -> tuple[str, str]:
-    """Put a page into the store; return the link to it, and until when it opens it, for a person.
+    """Upload a page; return its link and the time at which the link expires, as text.
 
     Pictures beside the page go there too, and it gets a link to each in the place of its relative address: a link opens
     one object only. A browser then loads those that one scrolls to.
@@ -269,7 +269,7 @@ def _stored_pictures(store: Store, below: str, pictures: Sequence[Path]) -> dict
 
 
 def _show_decisions(subject: str, workspace: Path) -> None:
-    """Show what became of each photo and why; photos are named by their hash."""
+    """Create the table of decisions with reasons; photos are named by their hash."""
     rows = (workspace / "data" / "detect" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(row) for row in rows]
     shown = [{key: row.get(key, "") for key in ("photo", "decision", "reason")} for row in found]
@@ -295,7 +295,7 @@ def _show_numbers(subject: str, workspace: Path, stage: str) -> None:
 
 
 def warn_of_verdict(workspace: Path) -> None:
-    """Tell whoever listens if the gate failed (infra/automations.yaml); a poor score is a result and no failed run."""
+    """Emit an event if the gate failed (see infra/automations.yaml); a poor score is a result, not a failed run."""
     metrics = json.loads((workspace / "data" / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
     if metrics["verdict"] == "fail":
         resource = {"prefect.resource.id": f"zimage.subject.{workspace.name}"}
@@ -303,7 +303,7 @@ def warn_of_verdict(workspace: Path) -> None:
 
 
 def show_scan(findings: Sequence[Finding], done: Mapping[str, str], only_here: Sequence[str]) -> None:
-    """Show what became of each subject that is not unchanged, or of which something has to be said; and how many are.
+    """Create the table of changed subjects and of those with a remark, and count the unchanged.
 
     Args:
         findings: Of all subjects.
@@ -380,7 +380,7 @@ def show_channel(store: Store, subject: str, name: Name) -> None:
 
 
 def show_listing(subject: str, lines: Sequence[str]) -> None:
-    """Show all there is of a subject; `forget` finds and deletes this list too (see ARTIFACTS)."""
+    """Create the list of everything about a subject; `forget` finds and deletes it too (see ARTIFACTS)."""
     rows = "".join(f"| {where} | {what.strip()} |\n" for where, _, what in (line.partition(" ") for line in lines))
     text = (
         f"**All there is of {subject}. Nothing was deleted**: run `forget` with *Delete* to delete all of it.\n\n"
@@ -392,7 +392,7 @@ def show_listing(subject: str, lines: Sequence[str]) -> None:
 
 
 def show_forgotten(tombstone: Tombstone) -> None:
-    """Show that somebody was forgotten, by counts alone: this stays, so it says nothing about who that was."""
+    """Create the record of an erasure, with counts only: it stays, so it does not say who was forgotten."""
     done = tombstone.forgotten[-1]
     assert done.finished_at is not None
     rows = "".join(f"| {COUNTED.get(each, each)} | {count} |\n" for each, count in done.counts.model_dump().items())

@@ -21,7 +21,7 @@ FIRST_TRY_S = 1.0
 
 @contextmanager
 def leased(subject: str, *, wait_s: float = LEASE_WAIT_S) -> Iterator[None]:
-    """Hold the subject for the length of the block; who comes second says who holds it, and waits.
+    """Lease the subject for the length of the block; a second run logs who holds the lease, and waits.
 
     A holder that dies holds on for `LEASE_S` at most. A lease that could not be renewed does not stop the work: the
     state is only written if nobody else has written it.
@@ -46,7 +46,7 @@ def leased(subject: str, *, wait_s: float = LEASE_WAIT_S) -> Iterator[None]:
 
 
 def _let_go(stack: ExitStack, subject: str) -> None:
-    """Give the subject back; a server that is away cannot take it, which must not undo the work that was done."""
+    """Release the lease; if the server is away it expires, and the finished work is kept."""
     try:
         stack.close()
     except SERVER_ERRORS as error:
@@ -86,7 +86,7 @@ def _exists(name: str) -> bool:
 
 
 def _holders(subject: str) -> str:
-    """Return the running phases and forgettings of the subject, as the UI names them; a lost one may not be there."""
+    """Return the names of the subject's running phases and erasures; a lost run may be missing."""
     names = FlowRunFilterName(any_=[FORGET, *(f"{phase} {subject}" for phase in PHASES)])
     running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING]))
     with get_client(sync_client=True) as client:

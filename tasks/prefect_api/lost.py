@@ -50,7 +50,7 @@ STOPPED = "Execution was aborted by"  # Prefect's message for a run whose proces
 
 
 class Silence:
-    """How long runs have given no sign of life: no new state and no heartbeat.
+    """Measures for how long runs have had no new state and no heartbeat.
 
     For a run that began, the time is counted by the clock of this process, from when it first looks at the run: while
     nobody looked, or the server was away, heartbeats could be missed. A run that waits to begin has none to miss: the
@@ -96,7 +96,7 @@ class Silence:
 
 
 class Watch:
-    """Looks at all runs of this project's flows, again and again.
+    """Checks all runs of this project's flows repeatedly.
 
     Args:
         silence: How long they have been silent.
@@ -106,7 +106,7 @@ class Watch:
         self._silence = silence
 
     def look(self) -> None:
-        """End runs that are lost, and let those go on that can; a server that is away is waited for."""
+        """End lost runs, and restart those that can be restarted; wait while the server is away."""
         try:
             with get_client(sync_client=True) as client:
                 for run in _runs(client, FLOWS, WORKS):
@@ -160,7 +160,7 @@ def is_dead(client: SyncPrefectClient, run: FlowRun, after: datetime.timedelta) 
 
 
 def _go_on(client: SyncPrefectClient, flow: str, run: FlowRun) -> None:
-    """Start a crashed run again as the same run, or give it up where it was lost too often.
+    """Restart a crashed run as the same run, or fail it if it was lost too often.
 
     Left alone are runs that no worker would take, parts of a run, which starts them again itself, and runs that a newer
     one of the same subject has followed.
@@ -227,7 +227,7 @@ def _runs(
 
 
 def _set(client: SyncPrefectClient, run: FlowRun, state: State) -> None:
-    """Give a run a state unless it has another one by now than it had when it was looked at."""
+    """Set a run's state, unless its state changed since it was read."""
     try:
         now = client.read_flow_run(run.id)
         if now.state is None or run.state is None or now.state.id != run.state.id:

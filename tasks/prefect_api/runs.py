@@ -39,7 +39,7 @@ VACUUMED_WITHIN = datetime.timedelta(hours=1)  # PREFECT_SERVER_SERVICES_DB_VACU
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of a subject and what hangs on them.
+    """The runs of a subject with their artifacts and tables.
 
     Args:
         runs: Flow runs, by id; their task runs and logs go with them.
@@ -66,7 +66,7 @@ def limit_of(subject: str) -> str:
 
 
 def runs_of(subject: str, *, but: UUID | str | None = None) -> Runs:
-    """Return what Prefect's server knows of `subject`, except the run `but`."""
+    """Return everything on Prefect's server about `subject`, except the run `but`."""
     with get_client(sync_client=True) as client:
         everything = list(_all_runs(client))
         runs = [run for run in everything if _is_about(run, subject) and str(run.id) != str(but)]
@@ -143,7 +143,7 @@ def _all_runs(client: SyncPrefectClient) -> Iterator[FlowRun]:
 
 
 def subject_of(run: FlowRun) -> str:
-    """Return whom a run was asked for; "" where that is nobody or everybody."""
+    """Return the subject of a run; "" if it is for none or for all."""
     spec = run.parameters.get("spec")
     return str(spec.get("subject", "")) if isinstance(spec, dict) else ""
 

@@ -51,7 +51,7 @@ class TrainingPage:
         self._linked = time.monotonic()
 
     def refresh(self) -> None:
-        """Show what is new since the last look, if there is a new checkpoint."""
+        """Update the page if there is a new checkpoint."""
         aside = aside_of(self._workspace / "data" / "train")
         last = last_state(aside)
         if last != self._last:
@@ -61,11 +61,11 @@ class TrainingPage:
             self._show(aside, working=True)
 
     def end(self) -> None:
-        """Show the training as it ended."""
+        """Write the final page."""
         self._show(self._workspace / "data" / "train", working=False)
 
     def _show(self, folder: Path, *, working: bool) -> None:
-        """Write the page and tell of it; a store or a server that fails costs this picture of it and nothing else."""
+        """Write the page and its link; if the store or the server fails, only this update is lost."""
         away: tuple[type[Exception], ...] = (InputError, *store_errors(), *SERVER_ERRORS)
         try:
             found = seen(folder, self._pictures)

@@ -94,7 +94,7 @@ def form_of(train: Mapping[str, Any]) -> str:
 
 
 def meta(facts: CardFacts) -> dict[str, Any]:
-    """Return what the hub reads of a card; a base that is no model of the hub is named in the text only."""
+    """Return the card's metadata for the hub; a base that is no model of the hub is named in the text only."""
     base = facts.params["base"]
     is_on_hub = str(base["identity"]).startswith("hub:")
     return {
@@ -125,5 +125,5 @@ def rows(metrics: Mapping[str, Any]) -> list[Row]:
 
 
 def engines(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the ids of the face engines that judged."""
+    """Return the ids of the face engines of the evaluation."""
     return [one["engine_id"] for one in (metrics["engine"], metrics.get("second_engine")) if one]

@@ -35,7 +35,7 @@ class Move(Document):
 
 
 class Channel(Document):
-    """A pointer and how it came to point there; the last move says where."""
+    """A pointer with the history of its moves; the last move is its value."""
 
     history: list[Move]
 
@@ -46,12 +46,12 @@ class Channel(Document):
 
 
 def channel_key(subject: str, name: Name) -> str:
-    """Return where a pointer lies."""
+    """Return the key of a pointer."""
     return f"subjects/{subject}/channels/{name}.json"
 
 
 def channel(store: Store, subject: str, name: Name) -> Channel | None:
-    """Return a pointer, or None where nothing was promoted yet."""
+    """Return a pointer; None before the first promotion."""
     found = store.read(channel_key(subject, name))
     return None if found is None else Channel.model_validate_json(found.content)
 
@@ -172,7 +172,7 @@ def standing(history: Sequence[Move]) -> list[str]:
 
 
 def _moved(store: Store, subject: str, name: Name, decide: Callable[[Sequence[Move]], Move | None]) -> Move:
-    """Return the move that was made; `decide` says which, or None if the last one is right already."""
+    """Move the pointer as `decide` says, which returns None if the last move is right already; return the move."""
     tried = ""
 
     def moved(channel: Channel) -> Channel:

@@ -25,7 +25,7 @@ PREFIX = "diffusion_model."  # that of zimage.lora.files.portable, which would l
 
 
 def collect(workspace: Path, folder: Path, subject: str, *, use: Use, consent: Consent) -> dict[str, Path]:
-    """Return the files of the release by name; what is made for it lies in `folder`.
+    """Return the files of the release by name; new files are written to `folder`.
 
     The LoRA that was chosen, the model card, how to use it, workflows for ComfyUI, the numbers, the report without real
     photos and some pictures. Embeddings and photos are no part of it.
@@ -76,7 +76,7 @@ def how_used(workspace: Path, subject: str) -> ComfyUse:
 
 
 def metrics_of(workspace: Path) -> dict[str, Any]:
-    """Return what was found about the workspace's LoRA.
+    """Return the metrics of the workspace's evaluation.
 
     Raises:
         InputError: it has not been evaluated.
@@ -89,7 +89,7 @@ def metrics_of(workspace: Path) -> dict[str, Any]:
 
 
 def params_of(workspace: Path) -> dict[str, Any]:
-    """Return a workspace's params.yaml as it may be published: without places of the machine."""
+    """Return a workspace's params.yaml for publication, without paths of the machine."""
     found: dict[str, Any] = public_value(raw_params(workspace))
     return found
 
@@ -101,7 +101,7 @@ def raw_params(workspace: Path) -> dict[str, Any]:
 
 
 def agreed(consent: Consent) -> Agreed:
-    """Return what of a consent a release tells; the document stays where it is."""
+    """Return the part of a consent that a release states; the document is not published."""
     return Agreed(
         scope=list(consent.scope),
         may_publish=consent.may_publish,

@@ -69,7 +69,7 @@ def check_use(use: Use, licences: Mapping[str, str]) -> None:
 
 
 def shown_base(params: Mapping[str, Any]) -> str:
-    """Return how a base model is called in public: never by its place on a machine."""
+    """Return the public name of a base model, never its path."""
     return without_place(str(params["base"]["model"]))
 
 

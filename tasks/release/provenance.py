@@ -88,7 +88,7 @@ def signed_pictures(
 
 
 def kept_key(subject: str, release: str, name: str) -> str:
-    """Return where the copy lies that publishers agreed on; below the releases, where a publisher may write."""
+    """Return the key of the agreed signed copy; below the releases, where a publisher may write."""
     return f"{releases_key(subject)}/signed/{release}/{Path(name).name}"
 
 
@@ -101,7 +101,7 @@ def is_signature_of(signed: bytes, picture: bytes) -> bool:
 
 
 def _fetched(store: Store, key: str, target: Path, picture: Path, expected: PublishedFile | None) -> bool:
-    """Write a copy to `target` and return True if there is one, and it is the right one."""
+    """Download a copy to `target`; return whether one exists and is the right one."""
     try:
         store.get(key, target, max_bytes=expected.bytes if expected else MAX_PICTURE_BYTES)
     except InputError:
@@ -175,7 +175,7 @@ def _file(path: Path | None, what: str) -> Path:
 
 @contextmanager
 def _told(signing: Signing) -> Iterator[Any]:
-    """Yield the package c2pa; what it raises comes as one of our own errors, with the remedy."""
+    """Yield the package c2pa, its errors translated into ours, with the remedy."""
     try:
         import c2pa
     except ImportError:

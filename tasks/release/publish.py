@@ -78,7 +78,7 @@ def publish(
     accept_toy: bool = False,
     signing: Signing | None = None,
 ) -> Release:
-    """Return the release of what `workspace` holds, made unless the same content is one already.
+    """Publish the content of `workspace` as a release, unless a release with it exists; return the release.
 
     Files come first and the manifest last, all under a name that holds the content's hash: what an interrupted attempt
     left is completed by the next one, and a release with a manifest never changes. Every file is checked in the store
@@ -164,7 +164,7 @@ def ends_soon(consent: Consent) -> str | None:
 
 
 def _put(store: Store, key: str, source: Path) -> bool:
-    """Make sure that the store has a file as it is here; return whether it had another under its key.
+    """Upload a file unless the store has it; return whether another content lay under its key.
 
     The key holds the hash of the content, so what is not that content is damaged.
     """
@@ -206,7 +206,7 @@ def _mended(damaged: list[str]) -> str | None:
 
 
 def _origin(workspace: Path, subject: str) -> dict[str, Any]:
-    """Return the fields of a manifest that tell what was published and where it comes from."""
+    """Return the fields of a manifest about content and origin."""
     metrics, lora = metrics_of(workspace), how_used(workspace, subject)
     return {
         "published_at": datetime.datetime.now(datetime.UTC),

@@ -1,1 +1,1 @@
-"""What moves between machines: a subject's state, checkpoints, repairs, and what is stale."""
+"""Transfer between machines: a subject's state, checkpoints, repairs, and staleness."""

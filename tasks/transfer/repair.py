@@ -46,13 +46,13 @@ class Lost(Document):
 
 
 class Losses(Document):
-    """All that is known to be lost of a subject."""
+    """All objects of a subject that are known to be lost."""
 
     lost: list[Lost]
 
 
 def fetching(settings: Settings, subject: str, ask: Callable[[], Answer], *, wants: Iterable[str]) -> Answer:
-    """Return what `ask` returns, which lets DVC fetch `wants` (paths in the workspace); asked again after a repair.
+    """Call `ask`, which lets DVC fetch `wants` (paths in the workspace), again after a repair; return its result.
 
     Raises:
         InputError: some objects are damaged or missing, and there is no other copy; which, and what to do.
@@ -86,7 +86,7 @@ def pushing(settings: Settings, subject: str, push: Callable[[], None], *, wants
 
 
 def mend_noted(settings: Settings, subject: str, *, remake: bool = False) -> None:
-    """Send anew what others found lost, as far as this machine has it.
+    """Re-upload objects that other machines reported missing, if a copy is here.
 
     With `remake`, a stage with lost results is removed from this workspace's `dvc.lock`, so that it runs again.
     """
@@ -101,14 +101,14 @@ def read_by(folder: Path, stage: str) -> list[str]:
 
 
 def made_by(folder: Path, stages: Iterable[str]) -> list[str]:
-    """Return the paths that stages have written, as far as they were run."""
+    """Return the output paths of the stages that have been run."""
     found = _yaml(folder / "dvc.lock").get("stages", {})
     return [out["path"] for stage in stages for out in found.get(stage, {}).get("outs", [])]
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of a subject, in the store and wherever else there may be copies of them.
+    """The objects of a subject in the store, and the places that may have copies.
 
     Args:
         store: Where they should be.
@@ -220,7 +220,7 @@ class Objects:
         return _has(self._cached(each), each.md5)
 
     def _sound(self, each: Lost) -> bool:
-        """Return whether the store has the object; if so, it lies in the scratch file."""
+        """Return whether the store has the object undamaged; if so, it is in the scratch file."""
         key = self._key(each)
         if key.rpartition("/")[2] not in self.store.list_children(key.rpartition("/")[0]):
             return False
@@ -234,7 +234,7 @@ class Objects:
         return False
 
     def _sent(self, each: Lost, where: str, copy: Path) -> bool:
-        """Return whether a copy was put in the object's place; a publisher's keys may not."""
+        """Return whether a copy was uploaded in the object's place; a publisher's keys may not do that."""
         try:
             self.store.overwrite(self._key(each), copy)
         except InputError as error:
@@ -244,7 +244,7 @@ class Objects:
         return True
 
     def _copies(self, each: Lost) -> Iterator[tuple[str, Path]]:
-        """Yield where a copy may be, nearest first, with its file; whether it is one is for the hash to say."""
+        """Yield places with a possible copy and its file, nearest first; the caller checks the hash."""
         yield "this machine's cache", self._cached(each)
         yield "this machine's workspace", self._in_workspace(each)
         for _ in self._allowed(self.store.earlier(self._key(each), self.scratch)):
@@ -274,7 +274,7 @@ class Objects:
                     yield listed.name
 
     def _allowed(self, copies: Iterator[Any]) -> Iterator[Any]:
-        """Yield copies; a place that may not be looked at has none, which is said."""
+        """Yield copies; places that these keys may not read are logged and skipped."""
         try:
             yield from copies
         except InputError as error:

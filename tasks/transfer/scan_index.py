@@ -46,7 +46,7 @@ class Reason(Section):
 
 
 class Known(Section):
-    """What a scan needs of a state.
+    """The part of a state that a scan needs.
 
     It is all that does not depend on the day, and on nothing outside the state but the project.
     """

@@ -36,7 +36,7 @@ NOT_KNOWN = "its consent cannot be seen from here, and no phase has handed over 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of a subject.
+    """The result of scanning a subject.
 
     Args:
         subject: The subject.
@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Project:
-    """What all subjects have in common, read once.
+    """Settings, code and stages that all subjects share, read once.
 
     Args:
         params: params.yaml.
@@ -69,7 +69,7 @@ class Project:
 
     @property
     def identity(self) -> str:
-        """Return a hash of all of it, and of the presets, which choose values of params.yaml."""
+        """Return a hash of this and of the presets."""
         named = {name: preset.values for name, preset in _presets().items()}
         return identity([self.params, self.code, self.wanted, named])
 
@@ -82,7 +82,7 @@ def read_project(folder: Path) -> Project:
 
 
 def scan_all(settings: Settings, store: Store, project: Project, today: datetime.date) -> list[Finding]:
-    """Return what is to be done about each subject that has a state, by name; states that did not change stay closed.
+    """Return the finding of each subject with a state, by name; unchanged states are not opened.
 
     Args:
         settings: Where things are.
@@ -107,7 +107,7 @@ def scan_all(settings: Settings, store: Store, project: Project, today: datetime
 
 
 def _write(index: ScanIndex, store: Store) -> None:
-    """Write the index, unless it tells of somebody who was forgotten meanwhile; without one, a scan is only slower."""
+    """Write the index, unless a subject in it was forgotten meanwhile; without an index a scan is only slower."""
     try:
         if index.write(store) and not {state_key(subject) for subject in index.new_lines} <= set(store.stamps(STATES)):
             store.delete(INDEX)
@@ -125,7 +125,7 @@ def scan(
     index: ScanIndex | None = None,
     stamp: str = "",
 ) -> Finding | None:
-    """Return what is to be done about a subject, or None if it has no state (it was never prepared, or was forgotten).
+    """Return the finding of a subject; None if it has no state (never prepared, or forgotten).
 
     Args:
         settings: Where things are.
@@ -179,7 +179,7 @@ def _known(state: State, subject: str, project: Project, stamp: str) -> Known:
 
 
 def consents(store: Store, subject: str, workspace: Path | None) -> list[Consent]:
-    """Return what is known of a subject's consent now: by its state, and by the file in the workspace on this machine.
+    """Return the current consents of a subject: of its state, and of the workspace on this machine.
 
     Raises:
         InputError: one of them cannot be read.
@@ -217,7 +217,7 @@ def _read(address: str) -> Consent | None:
 
 
 def _inputs(state: State | Known, consent_looks: str) -> Iterator[Reason]:
-    """Yield what looks different where it comes from; what cannot be seen from here counts as it was."""
+    """Yield the inputs that changed at their source; a source that this machine cannot see counts as unchanged."""
     for name, source in state.sources.items():
         now = consent_looks if name == "consent" else look(source.address)
         if now and now != source.seen:
@@ -237,7 +237,7 @@ def _results(state: State, project: Project) -> Iterator[Reason]:
 
 
 def why(workspace: Path, stage: str) -> str:
-    """Return why a stage of a workspace has to run, as far as settings, code and locked hashes tell; "" otherwise."""
+    """Return the reason why a stage has to run, by settings, code and locked hashes; "" if there is none."""
     path = workspace / "dvc.lock"
     locked = (_yaml(path) if path.is_file() else {}).get("stages", {})
     if stage not in locked:
@@ -249,7 +249,7 @@ def why(workspace: Path, stage: str) -> str:
 
 
 def _changes(stage: str, was: Mapping[str, Any], params: Mapping[str, Any], project: Project) -> Iterator[Reason]:
-    """Yield in what the code and the settings of a stage differ from those of its last run."""
+    """Yield the changes of a stage's code and settings since its last run."""
     if was.get("code.yaml", {}).get(stage) != project.code[stage]:
         yield Reason(kind="code changed", text=f"the code of {stage} changed")
     for key in project.wanted[stage]:

@@ -32,7 +32,7 @@ INPUTS: tuple[Input, ...] = get_args(Input)  # what no stage makes, in `data/`
 
 
 class State(Section):
-    """What is true of a subject, on whatever machine it was found."""
+    """The committed state of a subject, the same for all machines."""
 
     version: int
     """Counts its changes."""
@@ -101,7 +101,7 @@ def read_state(store: Store, subject: str) -> Taken:
 
 @store_task("take")
 def checkout(settings: Settings, subject: str, *, only_reads: bool = False) -> Taken:
-    """Return the subject's state, with this machine's workspace made to agree with it.
+    """Check out the subject's state into this machine's workspace, and return it.
 
     Nothing is fetched yet. What lies here of another state is removed: DVC would take it for a change. What another
     machine found lost is sent anew from here, or its stage will be run again, except by a phase that `only_reads`.
@@ -138,7 +138,7 @@ def commit(
     choices: Choices,
     run: str,
 ) -> State:
-    """Send what the phase made and return the state that says so; without a change nothing is sent or written.
+    """Upload the results of a phase and commit the new state; nothing is written if nothing changed. Return the state.
 
     Args:
         settings: Where things are.
@@ -190,19 +190,19 @@ def commit(
 
 
 def track_inputs(folder: Path) -> None:
-    """Let DVC carry the inputs that are here; those that are not are as they were."""
+    """Track the inputs that are here with DVC; absent ones keep their tracked version."""
     present = [f"data/{name}" for name in INPUTS if (folder / "data" / name).exists()]
     if present:
         dvc.track(folder, present)
 
 
 def has(folder: Path, name: str) -> bool:
-    """Return whether an input is here, or known to DVC so that it can be fetched."""
+    """Return whether an input is here, or tracked by DVC."""
     return (folder / "data" / name).exists() or (folder / "data" / f"{name}.dvc").is_file()
 
 
 def _agree(folder: Path, project: Path, state: State) -> None:
-    """Make the workspace say what `state` says, and remove what is of another state."""
+    """Write the files of `state` into the workspace, and remove results of other states."""
     data = folder / "data"
     known = _stages(_lock(folder))
     for stage, entry in _stages(state.lock).items():

@@ -57,7 +57,7 @@ class Preset(Section):
 
 
 class Choices(Section):
-    """What was chosen for a subject, in its subject.yaml."""
+    """The choices for a subject, as stored in subject.yaml."""
 
     preset: str
     """A name in presets.yaml."""
@@ -74,7 +74,7 @@ class Choices(Section):
 
 @dataclass(frozen=True)
 class Plan:
-    """What `set_up` writes, all of it checked.
+    """The checked content that `set_up` writes.
 
     Args:
         chosen: All that is chosen for the subject from now on.
@@ -108,7 +108,7 @@ def set_up(
     engine: str = "",
     values: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Return the subject's workspace, made or brought up to date; what is not given stays as it was chosen before.
+    """Create or update the subject's workspace and return it; arguments that are not given keep their earlier values.
 
     All that is given is looked at before anything is written, so that nothing changes where something is refused.
 
@@ -278,7 +278,7 @@ def layers(chosen: Choices, known: Mapping[str, Preset]) -> list[tuple[str, dict
 
 
 def choices(folder: Path) -> Choices:
-    """Return what was chosen in a workspace; the defaults where nothing was.
+    """Return the choices of a workspace; the defaults without a subject.yaml.
 
     Raises:
         InputError: its subject.yaml is not one.
@@ -290,7 +290,7 @@ def choices(folder: Path) -> Choices:
 
 
 def write_choices(folder: Path, chosen: Choices) -> None:
-    """Write a workspace's subject.yaml; names of 0.1 in the one that is there are replaced, which is logged."""
+    """Write a workspace's subject.yaml; keys of 0.1 in an existing one are replaced, which is logged."""
     path = folder / "subject.yaml"
     before = read_params(path).get("values") if path.is_file() else None
     if isinstance(before, Mapping) and (old := old_keys(before)):
@@ -418,7 +418,7 @@ def _refuse_no_overrides(overrides: str) -> None:
 
 @contextmanager
 def _photos(photos: str, target: Path, subject: str) -> Iterator[None]:
-    """Put the photos that were given into place at the end of the block."""
+    """Move the given photos into place at the end of the block."""
     if not photos:
         if not target.exists() and not is_tracked(target):
             raise InputError(_no_photos(subject))
@@ -431,7 +431,7 @@ def _photos(photos: str, target: Path, subject: str) -> Iterator[None]:
 
 @contextmanager
 def _overrides(overrides: str, target: Path) -> Iterator[None]:
-    """Put the decisions that were given into place at the end of the block."""
+    """Move the given decisions into place at the end of the block."""
     if not overrides:
         yield
         return

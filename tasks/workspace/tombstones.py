@@ -30,7 +30,7 @@ class ForgottenError(InputError):
 
 
 class Counts(Document):
-    """How much was forgotten."""
+    """Counts of deleted things."""
 
     files: int = 0
     objects: int = 0
@@ -122,7 +122,7 @@ def refuse_if_forgotten(store: Store, subject: str, workspace: Path) -> None:
 
 @contextmanager
 def unless_forgotten(store: Store, subject: str, workspace: Path) -> Iterator[list[str]]:
-    """Let the block send what is of a workspace; if the subject is forgotten meanwhile, it is taken back.
+    """Run the block, which uploads data of a workspace; if the subject is forgotten meanwhile, delete the uploads.
 
     The block gets a list, and adds the key below which it is about to write: all there is of it in the store then came
     after the forgetting.
@@ -139,7 +139,7 @@ def unless_forgotten(store: Store, subject: str, workspace: Path) -> Iterator[li
 def taking_back(
     store: Store, subject: str, workspace: Path, take_back: Callable[[ForgottenError], None]
 ) -> Iterator[None]:
-    """Let the block send what is of a workspace; if the subject is forgotten meanwhile, `take_back` is called.
+    """Run the block, which uploads data of a workspace; if the subject is forgotten meanwhile, call `take_back`.
 
     Raises:
         ForgottenError: the subject was forgotten before or meanwhile.
@@ -196,7 +196,7 @@ def _refuse_leftover(workspace: Path, forgotten: list[Forgotten]) -> None:
 
 
 def _known(workspace: Path, forgotten: list[Forgotten]) -> int:
-    """Return how many forgettings a workspace is younger than; of one without a mark, its age tells."""
+    """Return how many erasures are older than a workspace, by its mark or, without one, by its age."""
     mark, config = workspace / MARK, workspace / ".dvc" / "config"
     if mark.is_file():
         return int(mark.read_text(encoding="utf-8"))

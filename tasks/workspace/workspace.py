@@ -36,7 +36,7 @@ UP_TO_DATE = "Data and pipelines are up to date."
 
 
 class Outcome(StrEnum):
-    """What DVC did to bring a stage up to date."""
+    """How DVC brought a stage up to date."""
 
     RAN = "ran"
     RESTORED = "restored"
@@ -64,7 +64,7 @@ def write_changed(path: Path, text: str) -> None:
 
 @contextmanager
 def locked_workspace(folder: Path) -> Iterator[None]:
-    """Hold a workspace for the length of the block; the hold ends with the process, however that ends.
+    """Exclusive lock (flock) on the workspace; released even if the process is killed.
 
     Raises:
         InputError: another process holds it, or nothing can be written there.
@@ -219,7 +219,7 @@ def is_tracked(path: Path) -> bool:
 
 
 def push(folder: Path, targets: list[str], *, on_line: Callable[[str], None]) -> None:
-    """Send the results of stages, and tracked inputs, to the remote, with the record of what was run to get them."""
+    """Push the results of stages, tracked inputs and the run cache to the remote."""
     run(folder, ["push", "--run-cache", *targets], on_line=on_line)
 
 

@@ -16,7 +16,7 @@ PIXELS_A_TOKEN = 16
 
 
 class Posterior(NamedTuple):
-    """What the autoencoder believes of a picture, in the transformer's space."""
+    """The autoencoder's posterior of a picture, in the transformer's latent space."""
 
     mean: Tensor  # (C, h, w)
     std: Tensor  # (C, h, w)

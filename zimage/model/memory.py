@@ -46,7 +46,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Fit:
-    """How pictures are made on a device.
+    """Batch size and offloading for sampling on a device.
 
     Args:
         travelling: Whether the transformer's blocks wait in the machine's memory.

@@ -7,7 +7,7 @@ from zimage.model.base import cached_snapshot, identify_folder
 
 
 def folder_of(model: str, identity: str | None = None) -> Path | None:
-    """Return where a model lies on this machine; None where it does not.
+    """Return the folder of a model on this machine; None if it is absent.
 
     Args:
         model: A folder, or a hub id whose files are in the local cache.

@@ -1,4 +1,4 @@
-"""What a run needs to resume exactly where it stopped, in files that are either whole or known to be torn."""
+"""The state that a run needs to resume exactly, in files whose damage is detected."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ KEPT = 2  # the one before the last stands in where the last is torn
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A run after `step` steps.
+    """The state of a run after `step` steps.
 
     Args:
         step: How many steps it has made.

@@ -41,7 +41,7 @@ class World:
         return [slice(start, min(start + micro_batch_size, batch)) for start in range(0, batch, micro_batch_size)]
 
     def all_reduce(self, pieces: Sequence[Piece], gradient: Tensor) -> Tensor:
-        """Leave the sum of all pieces' gradients in `gradient`, to which they add theirs, and return that of losses."""
+        """Sum the gradients of all pieces into `gradient`, and return the sum of the losses."""
         gradient.zero_()
         loss = gradient.new_zeros(())
         for piece in pieces:
@@ -49,12 +49,12 @@ class World:
         return loss
 
     def broadcast_int(self, number: int) -> int:
-        """Return the leading process's number in all of them; each waits until all have come this far."""
+        """Return the main process's number in every process; a barrier."""
         return number
 
     @contextmanager
     def joined(self, follow: Callable[[], None], values: int, pieces: int) -> Iterator[None]:
-        """Share the run, while the context lasts, with processes that this one starts.
+        """Start the other processes, which run until the context ends.
 
         Args:
             follow: Is what each of them does.
@@ -64,7 +64,7 @@ class World:
         yield
 
     def close(self) -> None:
-        """Leave the others."""
+        """Leave the group of processes."""
 
 
 class Launched(World):
@@ -106,7 +106,7 @@ class Launched(World):
         return loss
 
     def broadcast_int(self, number: int) -> int:
-        """Return the leading process's number in all of them; each waits until all have come this far."""
+        """Return the main process's number in every process; a barrier."""
         numbers = [number]
         dist.broadcast_object_list(numbers)
         return numbers[0]
@@ -149,7 +149,7 @@ class Team(World):
         return loss
 
     def broadcast_int(self, number: int) -> int:
-        """Return the leading process's number in all of them; each waits until all have come this far."""
+        """Return the main process's number in every process; a barrier."""
         if self._to_leader is not None:
             self._to_leader.send(number)
             found: int = self._to_leader.recv()
@@ -163,7 +163,7 @@ class Team(World):
 
     @contextmanager
     def joined(self, follow: Callable[[], None], values: int, pieces: int) -> Iterator[None]:
-        """Fork the others, which end when the context does."""
+        """Fork the other processes, which end with the context."""
         shape = (2, pieces, values + 1)
         shared = mmap.mmap(-1, torch.Size(shape).numel() * torch.float32.itemsize)
         self._slots = torch.frombuffer(shared, dtype=torch.float32).view(shape)

@@ -14,11 +14,11 @@ WINDOW = 20  # steps over which the loss is averaged; a single step's loss depen
 
 
 class DivergedError(InputError):
-    """The loss is no number any more, or has grown far beyond where it began."""
+    """The loss is NaN or infinite, or has grown by `divergence_factor`."""
 
 
 class StepMetrics(NamedTuple):
-    """What one step was."""
+    """Loss and gradient norm of one step."""
 
     step: int  # counted from 0
     loss: float
@@ -26,7 +26,7 @@ class StepMetrics(NamedTuple):
 
 
 class PendingMetrics:
-    """A queue of numbers on the device, which comes out some steps after it went in.
+    """A queue of metrics on the device, which are read some steps later.
 
     Args:
         device: Where the numbers are made.
@@ -39,7 +39,7 @@ class PendingMetrics:
         self._crossing: tuple[list[int], Tensor, torch.cuda.Event | None] | None = None
 
     def put(self, step: int, numbers: Tensor) -> list[StepMetrics]:
-        """Take a step's loss and norm (2,) and return those of earlier steps that have come across meanwhile."""
+        """Queue a step's loss and norm (2,), and return those of earlier steps that have arrived."""
         self._fresh.append((step, numbers))
         if len(self._fresh) < self._every:
             return []
@@ -48,7 +48,7 @@ class PendingMetrics:
         return arrived if self._device.type == "cuda" else [*arrived, *self._arrived()]
 
     def rest(self) -> list[StepMetrics]:
-        """Return all that is still on its way, waiting for it."""
+        """Wait for all queued metrics and return them."""
         arrived = self._arrived()
         self._send()
         return [*arrived, *self._arrived()]
@@ -79,7 +79,7 @@ class PendingMetrics:
 
 
 class DivergenceMonitor:
-    """Says whether the loss has left all bounds.
+    """Detects a diverged loss.
 
     Args:
         explosion: How many times the mean loss of the first steps the mean of the latest may reach.
@@ -92,7 +92,7 @@ class DivergenceMonitor:
         self._began = fmean(before[:WINDOW]) if len(before) >= WINDOW else None
 
     def broken(self, reading: StepMetrics) -> str | None:
-        """Return what is wrong after one more step, or None."""
+        """Return the reason to stop after one more step, or None."""
         loss = reading.loss
         if not (isfinite(loss) and isfinite(reading.norm)):
             return f"the loss is {loss:g} and the gradients' norm {reading.norm:g}"

@@ -23,7 +23,7 @@ READ_EVERY = 10  # steps whose metrics are copied to the host together
 
 @dataclass(frozen=True)
 class Loop:
-    """All that a run is made of.
+    """The parts of a training run, and its steps.
 
     Args:
         objective: The loss.
@@ -58,7 +58,7 @@ class Loop:
         on_checkpoint: Callable[[int, Callable[[], None]], None],
         on_stop: Callable[[int], None],
     ) -> None:
-        """Make all steps from `begin` on; SIGINT and SIGTERM take effect at the end of a step.
+        """Run all steps from `begin` on; SIGINT and SIGTERM take effect at the end of a step.
 
         Args:
             begin: How many steps are done already.
@@ -88,12 +88,12 @@ class Loop:
 
     @property
     def most_pieces(self) -> int:
-        """Return how many pieces a step has at most."""
+        """Return the largest number of pieces of a step."""
         batches = [len(steps[0].items) for steps in (self.steps, self.preservation_steps) if steps]
         return sum(len(self.world.cut(batch, self.micro_batch_size)) for batch in batches)
 
     def step(self, number: int) -> Tensor:
-        """Make one step and return its loss and the gradients' norm (2,), on the device."""
+        """Run one step and return its loss and gradient norm (2,), on the device."""
         loss = self.backward(number)
         return torch.stack([loss, self.optimiser.step(rate_factor(number, len(self.steps), self.schedule), number)])
 
@@ -128,6 +128,6 @@ class Loop:
         return [partial(preserve, rows) for rows in self.world.cut(len(step.items), self.micro_batch_size)]
 
     def _seed_dropout(self, name: str, number: int, rows: slice) -> None:
-        """Seed torch, which draws dropout where it is needed, alike in whichever process."""
+        """Seed torch's dropout, the same for whichever process computes the piece."""
         if self.adapters.drop_inputs:
             torch.manual_seed(seed_of(self.objective.seed, name, number, rows.start))

@@ -36,7 +36,7 @@ FP8_CAPABILITY = (8, 9)  # the first GPUs with 8-bit floating-point units: Ada a
 
 @dataclass(frozen=True)
 class MemoryPreset:
-    """What a preset of zimage/assets/presets.yaml sets here; a test keeps the two alike."""
+    """The memory settings of a preset in zimage/assets/presets.yaml; a test compares the two."""
 
     memory: MemoryParams
     machine: MachineParams
@@ -81,7 +81,7 @@ def sizes_of(base: Path) -> Sizes:
 
 
 def check(params: TrainParams, machine: MachineParams, sizes: Sizes, device: torch.device) -> None:
-    """Refuse memory settings that cannot be had together, or not on this device.
+    """Refuse memory settings that contradict each other or are impossible on this device.
 
     Raises:
         InputError: with what excludes what, and what to set instead.
@@ -118,7 +118,7 @@ def check(params: TrainParams, machine: MachineParams, sizes: Sizes, device: tor
 
 
 def _check_units(params: TrainParams, machine: MachineParams, sizes: Sizes, device: torch.device) -> None:
-    """Refuse what a GPU has no units for."""
+    """Refuse number formats that the GPU does not support."""
     memory = params.memory
     small = weights_gb(sizes, memory, machine) < SMALL_GB
     if params.precision == "bfloat16" and not has_bfloat16_units(device) and not small:
@@ -141,7 +141,7 @@ def _check_units(params: TrainParams, machine: MachineParams, sizes: Sizes, devi
 
 
 def _hindrance_of_graphs(params: TrainParams, machine: MachineParams) -> str | None:
-    """Return what would be frozen as it was when a CUDA graph was recorded, or cannot be recorded at all."""
+    """Return the setting that a CUDA graph cannot record; None if there is none."""
     if params.dropout > 0:
         return "the random numbers of train.dropout"
     if machine.offloaded_blocks:
@@ -153,7 +153,7 @@ def _hindrance_of_graphs(params: TrainParams, machine: MachineParams) -> str | N
 def checkpointing_of(
     params: TrainParams, machine: MachineParams, sizes: Sizes, buckets: Iterable[SequenceBucket], device: torch.device
 ) -> Checkpointing:
-    """Return what is computed again in the backward pass: as asked, or for `auto` the least that lets a step fit.
+    """Return the checkpointing to use: as asked, or for `auto` the one that recomputes least and fits.
 
     Args:
         params: Of the run.
@@ -204,7 +204,7 @@ def keeps_both_ways(
 def room_for_both_ways(
     params: TrainParams, machine: MachineParams, sizes: Sizes, tokens: int, available_gb: float
 ) -> bool:
-    """Return whether 8-bit weights can be kept twice, and nothing is computed twice all the same."""
+    """Return whether 8-bit weights fit twice without checkpointing."""
     memory = params.memory
     if memory.base_quantization not in {"fp8", "int8"} or machine.offloaded_blocks:
         return False

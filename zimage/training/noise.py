@@ -14,7 +14,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 def sigmas(uniform: Tensor, params: TimestepSamplingParams, *, sampler_shift: float) -> Tensor:
-    """Return sigma for draws of the uniform law on (0, 1), float32.
+    """Return sigma for samples of the uniform distribution on (0, 1), float32.
 
     Sources: logit-normal, arXiv 2403.03206 section 3.1; shift, idem section 5.3.2 (equation 23) and
     diffusers@0.42.1:src/diffusers/schedulers/scheduling_flow_match_euler_discrete.py, set_timesteps.

@@ -34,7 +34,7 @@ class Optimiser:
         self.average = adapters.values.clone()
 
     def step(self, rate_factor: float, number: int) -> Tensor:
-        """Change the adapters by their gradients and return the gradients' norm before clipping, on the device.
+        """Update the adapters and return the gradient norm before clipping, on the device.
 
         Args:
             rate_factor: Of the schedule.
@@ -59,7 +59,7 @@ class Optimiser:
         return self.average if self._params.ema_decay > 0 else self._adapters.values
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all that the next step depends on; empty moments before the first."""
+        """Return the optimiser's state; empty moments before the first step."""
         moments = [self._adamw.state[group["params"][0]] for group in self._adamw.param_groups]
         return {
             "values": self._adapters.values,
@@ -72,7 +72,7 @@ class Optimiser:
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` of another process returned."""
+        """Restore the state that `tensors` returned."""
         restore(self._adapters.values, tensors, "values")
         restore(self.average, tensors, "average")
         for number, group in enumerate(self._adamw.param_groups):

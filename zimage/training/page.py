@@ -18,7 +18,7 @@ SMOOTH = "smooth"  # the column of loss.csv with the mean of the last steps
 
 @dataclass(frozen=True)
 class PageContent:
-    """What there is to see of a training.
+    """The content of a training page.
 
     Args:
         done: Steps that were written down.
@@ -36,7 +36,7 @@ class PageContent:
 
 
 def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> PageContent:
-    """Return what there is to see in the folder of a training, whether it has ended or not.
+    """Read the content of the page from a training's folder, finished or not.
 
     Args:
         folder: Of the training.

@@ -38,7 +38,7 @@ class TimestepSamplingParams(Section):
 
 
 class OptimiserParams(Section):
-    """How values follow gradients (AdamW)."""
+    """Settings of AdamW, clipping and the moving average."""
 
     learning_rate: float = Field(gt=0)
     """Of the down-matrices; moved by the schedule."""
@@ -55,7 +55,7 @@ class OptimiserParams(Section):
 
 
 class ScheduleParams(Section):
-    """How the learning rate moves."""
+    """The learning-rate schedule."""
 
     type: Literal["constant", "cosine"]
     """After the warm-up: stay, or fall along half a cosine."""
@@ -66,7 +66,7 @@ class ScheduleParams(Section):
 
 
 class PriorPreservationParams(Section):
-    """What keeps the base's idea of the class: without it, every woman turns into the one that is learnt."""
+    """Prior preservation: without it, every member of the class turns into the subject."""
 
     weight: float = Field(gt=0)
     """Of this loss beside the subject's."""
@@ -99,7 +99,7 @@ class LokrParams(Section):
 
 
 class AdapterParams(Section):
-    """A LoRA that the frozen weights wear while training, and that is no part of the result."""
+    """A LoRA that is merged into the frozen weights while training, and is no part of the result."""
 
     file: str
     """A LoRA file of any dialect."""
@@ -130,7 +130,7 @@ class MemoryParams(Section):
 
 
 class MachineParams(Section):
-    """How a machine trains in the memory it has. No value changes the LoRA, so no stage depends on this section.
+    """Use of a machine's memory in training. No value changes the LoRA, so no stage depends on this section.
 
     `ZIMAGE_MACHINE` sets values of one machine: `ZIMAGE_MACHINE="checkpointing=full offloaded_blocks=15"`.
     """
@@ -144,7 +144,7 @@ class MachineParams(Section):
 
 
 class TrainParams(Section):
-    """How the LoRA is learnt."""
+    """All settings of training."""
 
     steps: int = Field(ge=1)
     """Optimiser steps."""

@@ -22,7 +22,7 @@ SIDES = {"left": "right", "right": "left", "左": "右", "右": "左"}
 
 
 class ClassPictures(Section):
-    """Pictures of others of the subject's class, which training preserves."""
+    """Pictures of other members of the class, for prior preservation."""
 
     folder: str
     """PNG, JPEG or WebP files, each with its caption in a .txt of the same name, or none."""

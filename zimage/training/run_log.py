@@ -98,5 +98,5 @@ class Board:
         self._writer.add_image(f"samples/{number}", image, done, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is still on its way."""
+        """Write all pending metrics."""
         self._writer.close()

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunWriter:
-    """Takes what the loop tells and keeps.
+    """Writes losses, checkpoints, sample pictures and resume states of a run.
 
     Args:
         folder: Where it goes; `checkpoints/`, `samples/`, `resume/`, `tensorboard/` and `loss.csv` are made in it.
@@ -73,7 +73,7 @@ class RunWriter:
         return self._steps_here / self._training_s if self._training_s else 0.0
 
     def log_steps(self, readings: list[StepMetrics]) -> None:
-        """Write the numbers of steps down, show them, and stop the run where they are no numbers any more.
+        """Log the metrics of steps, show them, and stop a diverged run.
 
         Raises:
             DivergedError: with the step, its photos, its sigmas and the gradients' norm.
@@ -119,11 +119,11 @@ class RunWriter:
         self._last_state = done
 
     def close(self) -> None:
-        """Write what is still on its way."""
+        """Write all pending metrics."""
         self._board.close()
 
     def save(self, path: Path) -> None:
-        """Write the LoRA as it is now."""
+        """Write the current LoRA."""
         weights = self._prepared.adapters.weights(self._prepared.loop.optimiser.result)
         save_portable(path, weights, metadata=self._metadata, dtype=DTYPES[self._params.save_dtype])
 

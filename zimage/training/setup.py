@@ -135,7 +135,7 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
 def _denoiser(
     base: Path, params: TrainParams, machine: MachineParams, device: torch.device, *, both_ways: bool
 ) -> tuple[Denoiser, dict[int, str], dict[str, Factors]]:
-    """Return the model with new adapters, its modules' names, and what takes a training adapter off its layers.
+    """Return the model with new adapters, its modules' names, and the factors of a training adapter.
 
     On a CPU the frozen weights stay in float32 whatever the products are in: the tiny base is small, and the adapters
     are then added to them exactly. To a GPU they go one product at a time, in the form in which they are kept, so that
@@ -182,7 +182,7 @@ def products_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _let_go(transformer: "ZImageTransformer2DModel") -> None:
-    """Free the weights in the machine's memory; the denoiser has its own on the GPU."""
+    """Free the weights in main memory; the denoiser has its own copy on the GPU."""
     for module in transformer.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight.data = torch.empty(0)

@@ -12,7 +12,7 @@ ENDS_WITHIN_S = 60  # of a stop, where other processes may have left this one wa
 
 
 class Stop:
-    """Whether this process was asked to stop."""
+    """A request to stop this process."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -29,7 +29,7 @@ class Stop:
 
 @contextmanager
 def deferred_stop(*, together: bool) -> Iterator[Stop]:
-    """Yield what tells whether SIGINT or SIGTERM came; at the block's end they are handled as they were before it.
+    """Record SIGINT and SIGTERM during the block instead of acting on them; yield the record.
 
     Outside the main thread, where no signal is handled, nothing is deferred.
 

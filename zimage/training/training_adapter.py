@@ -70,7 +70,7 @@ def merge(transformer: "ZImageTransformer2DModel", params: AdapterParams) -> dic
 def addends_of(
     denoiser: Denoiser, names: Mapping[int, str], factors: Mapping[str, Factors]
 ) -> list[tuple[Projection, tuple[Addend, ...]]]:
-    """Return what `factors` add to each projection, still in the machine's memory.
+    """Return the addends of `factors` for each projection, in main memory.
 
     Args:
         denoiser: Of the transformer.
@@ -93,7 +93,7 @@ def addends_of(
 
 @contextmanager
 def adding(denoiser: Denoiser, addends: Sequence[tuple[Projection, tuple[Addend, ...]]]) -> Iterator[None]:
-    """Let projections be changed so while the context lasts."""
+    """Add these addends to the projections for the length of the context."""
     for projection, parts in addends:
         projection.addends = tuple(
             Addend(down.to(denoiser.device, denoiser.dtype), up.to(denoiser.device, denoiser.dtype), rows)

@@ -84,7 +84,7 @@ def publish_to_hub(settings: Settings, store: Store, subject: str, release: str,
 
 
 def delete(settings: Settings, store: Store, subject: str) -> None:
-    """Take a subject off the hub: repositories that publishing made are deleted, of others the releases.
+    """Delete a subject from the hub: repositories that publishing created, and the releases in others.
 
     Raises:
         InputError: history is left in a repository that publishing did not make, or it cannot be told; the remedy too.
@@ -95,7 +95,7 @@ def delete(settings: Settings, store: Store, subject: str) -> None:
 
 
 def _take_off(settings: Settings, record: HubRecord, names: list[str]) -> None:
-    """Delete a repository, or take the releases of these names out of one that publishing did not make."""
+    """Delete a repository, or remove these releases from one that publishing did not create."""
     if record.endpoint != settings.hub:
         raise InputError(
             f"{record.name} has releases of this subject on the hub at {record.endpoint or 'huggingface.co'}; "
@@ -115,7 +115,7 @@ def _take_off(settings: Settings, record: HubRecord, names: list[str]) -> None:
 
 @contextmanager
 def _unless_forgotten(settings: Settings, store: Store, subject: str, release: str) -> Iterator[list[HubRecord]]:
-    """Let the block put a release into a repository; if the subject is forgotten meanwhile, it is taken out again.
+    """Run the block, which uploads a release; if the subject is forgotten meanwhile, the release is removed again.
 
     The block gets a list, and adds what is known of the repository.
 
@@ -139,7 +139,7 @@ def _unless_forgotten(settings: Settings, store: Store, subject: str, release: s
 
 
 def title_of(release: str) -> str:
-    """Return the title of the commit that brings a release."""
+    """Return the title of a release's commit."""
     return f"Release {release}"
 
 
@@ -178,7 +178,7 @@ def _claimed(store: Store, subject: str, repository: Repository, endpoint: str) 
 
 
 def _origin(record: HubRecord, repository: Repository, head: str) -> Origin:
-    """Return where a repository comes from; one whose making was interrupted is ours if nothing is in it yet."""
+    """Return a repository's origin; an empty one whose creation was interrupted is ours."""
     if record.origin != "making":
         return record.origin
     return "found" if repository.files(head) else "made"
@@ -209,7 +209,7 @@ def _check_gone(repository: Repository) -> None:
 
 
 def _withdraw(repository: Repository, head: str, names: list[str]) -> None:
-    """Take all releases out of a repository that is not ours to delete.
+    """Remove all releases from a repository that publishing did not create.
 
     Raises:
         InputError: its history still has them.

@@ -9,7 +9,7 @@ Origin = Literal["making", "made", "found"]
 
 
 class HubRecord(Document):
-    """A repository that has, or had, or was about to have releases of a subject."""
+    """A repository to which releases of a subject were, or were going to be, uploaded."""
 
     name: str
     """`owner/name`."""
@@ -26,7 +26,7 @@ class HubIndex(Document):
 
 
 def index_key(subject: str) -> str:
-    """Return where it is written which repositories a subject has."""
+    """Return the key of a subject's record of repositories."""
     return f"subjects/{subject}/hub.json"
 
 
@@ -43,12 +43,12 @@ def lines(records: list[HubRecord]) -> list[str]:
 
 
 def note(store: Store, subject: str, record: HubRecord) -> None:
-    """Write down what is known of a repository, in the place of what was known before."""
+    """Replace the record of a repository."""
     changed(store, index_key(subject), HubIndex(repositories=[]), lambda index: _with(index, record, record))
 
 
 def take_back(store: Store, subject: str, record: HubRecord, before: HubRecord | None) -> None:
-    """Write down what was known of a repository before `record`; nothing, if that was nothing."""
+    """Restore the record of a repository from before `record`, or delete it if there was none."""
     changed(store, index_key(subject), HubIndex(repositories=[]), lambda index: _with(index, record, before))
 
 

@@ -21,7 +21,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository, which may not be there yet.
+    """A model repository, which may not exist yet.
 
     Args:
         api: huggingface_hub's client, with the token.
@@ -108,7 +108,7 @@ class Repository:
         return self.name.split("/")[0] in [who["name"], *(each["name"] for each in who.get("orgs", []))]
 
     def _asked(self, ask: Callable[[], Answer], **instead: Answer | None) -> Any:
-        """Return the answer, or what is given `instead` where the repository is `absent` or `taken`."""
+        """Return the answer, or `instead` if the repository is `absent` or `taken`."""
         with self._told():
             from huggingface_hub.errors import HfHubHTTPError
 
@@ -122,7 +122,7 @@ class Repository:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Raise what the hub or the way to it says as one of our own errors, with the remedy and without an address."""
+        """Translate errors of the hub and the connection into ours, with the remedy and without an address."""
         import httpx2
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -175,18 +175,18 @@ class Repository:
 
 
 def differing(there: Mapping[str, Any], files: Mapping[str, Path]) -> list[str]:
-    """Return the files that one side has and the other has not, or has otherwise; by the hub's own hashes."""
+    """Return the files that are missing on one side or differ, by the hub's own hashes."""
     names = sorted({*there, *files})
     return [name for name in names if name not in there or name not in files or not _is(there[name], files[name])]
 
 
 def hash_of(entry: Any) -> str:
-    """Return the hash by which the hub tells a file's content: SHA-256 of a large one, git's own of others."""
+    """Return the hash by which the hub identifies content: SHA-256 of large files, git's blob hash of others."""
     return str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
 
 
 def is_file(entry: Any, content: bytes) -> bool:
-    """Return whether what the hub says of a file is said of this content."""
+    """Return whether the hub's entry of a file matches this content."""
     git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     return hash_of(entry) == (hashlib.sha256(content) if entry.lfs else git).hexdigest()
 

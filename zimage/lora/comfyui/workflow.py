@@ -63,7 +63,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Use:
-    """How a LoRA is used: what a release has to tell.
+    """How a LoRA is used, for the files of a release.
 
     Args:
         lora: File name, as it will lie in ComfyUI's models/loras.

@@ -61,7 +61,7 @@ OFFERED_RANKS = (16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written and how far it is from what was asked."""
+    """The written file, and its error against the source."""
 
     out: Path
     dialect: Dialect

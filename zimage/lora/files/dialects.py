@@ -11,7 +11,7 @@ from zimage.lora.files.modules import place_of
 
 @dataclass(frozen=True)
 class Dialect:
-    """A way of writing keys."""
+    """A naming scheme of keys."""
 
     name: str
     writers: str
@@ -86,7 +86,7 @@ def foreign_dialect_of(layers: Sequence[Layer]) -> str:
 
 
 def writers_of(dialect: str) -> str:
-    """Return who writes a dialect, in words."""
+    """Return the programs that write a dialect, in words."""
     return next((known.writers for known in DIALECTS if known.name == dialect), "nobody known")
 
 

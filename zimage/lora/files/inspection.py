@@ -86,7 +86,7 @@ class Target(BaseModel):
 
 
 class Inspection(BaseModel):
-    """What `zimage inspect` says of a file."""
+    """The result of `zimage inspect` for a file."""
 
     model_config = ConfigDict(frozen=True)
 

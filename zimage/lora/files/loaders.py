@@ -28,7 +28,7 @@ NOT_MEASURED: Final = "not measured"
 
 @dataclass(frozen=True)
 class LoaderReading:
-    """What a loader makes of a file.
+    """How much of a file a loader applies.
 
     Args:
         reading: In a word; `all` only where each layer changes as its writer meant.
