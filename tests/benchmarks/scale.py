@@ -141,7 +141,7 @@ def photos(trees: dict[str, Path], count: int, asked: argparse.Namespace) -> Non
     """Take over an album and run ingest and detect."""
     with tempfile.TemporaryDirectory() as name:
         album = Path(name) / "album"
-        write_album(album, min(count, asked.different), asked.side**2 / 1e6)
+        write_album(album, min(count, asked.different), asked.side**2 / 1e6, "jpg")
         _multiply(album, count)
         size = _bytes(album)
         tell(f"{count} photos of {asked.side**2 / 1e6:.2f} MP, {size / 1e6:.1f} MB")
