@@ -183,7 +183,7 @@ def test_the_server_starts_as_everywhere_with_what_prefect_knows_as_options() ->
     answer = subprocess.run(command, cwd=INFRA.parent, capture_output=True, text=True, check=False)
 
     assert module == "flows.server"
-    assert answer.returncode == 0 and "Start a Prefect server" in answer.stdout, answer.stderr
+    assert answer.returncode == 0 and "Run Prefect's server" in answer.stdout, answer.stderr
 
 
 def test_the_server_of_containers_is_guarded_as_that_of_make_serve() -> None:

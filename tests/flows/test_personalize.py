@@ -434,7 +434,7 @@ def personal_facts(workspace: Path) -> dict[str, list[str]]:
         "photo name": [r"IMG_1\d{3}"],
         "likeness": [re.escape(figures["why"][:40]), r"number\W+verdict\W+value"],
         "trigger": [r"\bzmkl\b"],
-        "link": [re.escape(f"{workspace}/data"), "report.html", "contact_sheet.html"],
+        "link": [re.escape(f"{workspace}/data"), "report.html", r"(?<!\.refused/)contact_sheet\.html"],
     }
 
 

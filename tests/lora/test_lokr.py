@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.lora import comfyui_oracle
 from tests.lora.files.test_loaders import NO_CHECKOUT
 from tests.lora.loader_table import GROUPS, by_diffusers, weights
-from zimage.cli.lora import _tell
+from zimage.cli.lora import _print_outcome
 from zimage.core.errors import InputError
 from zimage.lora.convert.change import difference, norm, written_out
 from zimage.lora.convert.conversion import Plan, convert, merge, resize
@@ -180,7 +180,7 @@ def test_resizing_a_lokr_makes_the_best_lora_of_that_rank_and_says_so(
     for name, change in expected.items():
         best = float(torch.linalg.svdvals(change)[16:].norm())
         assert float((found[name] - change).norm()) == pytest.approx(best, rel=1e-4)
-    _tell(outcome)
+    _print_outcome(outcome)
     assert "the source is a LoKr; this is a LoRA" in capsys.readouterr().out
     energy = resize(tmp_path / "in.safetensors", tmp_path / "small.safetensors", Plan("portable", None, None), 0.9)
     assert energy.from_lokr and energy.worst_error <= 0.1**0.5 + 1e-6

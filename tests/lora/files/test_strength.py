@@ -119,7 +119,7 @@ def test_two_strengths_in_one_file_ask_which_holds(tmp_path: Path) -> None:
     }
     save_file(tensors, path, metadata={METADATA_KEY: json.dumps({"transformer.r": 4, "transformer.lora_alpha": 8})})
     said = inspect_file(path)
-    assert "a strength of 0.5 and its metadata one of 2" in said.reason
+    assert "a strength of 0.5 and its metadata 2" in said.reason
     assert "--alpha tensors" in said.remedy
     with pytest.raises(InputError, match="loaders differ in which they follow"):
         read_lora(path)
