@@ -38,6 +38,7 @@ from tasks.release.publish import publish as publish_task
 from tasks.settings import PROJECT
 from tasks.store.s3 import FolderStore
 from tasks.workspace.workspace import lock_path, make, track
+from tests.flows.stack_parts import until
 from tests.tasks.finished import finished, write
 from tests.tasks.hub_server import Hub
 from zimage.core.errors import InputError
@@ -160,6 +161,7 @@ def test_artifacts_of_runs_that_were_deleted_before_are_found_and_deleted(ada: P
         for run in [*runs_of(ADA).runs, *scans]:
             client.delete_flow_run(run.id)
     assert "artifact" in tables_naming(ADA)
+    until("Prefect deletes the logs of deleted runs, a little later", lambda: "log" not in tables_naming(ADA), 120)
 
     listing = forget(ForgetSpec(subject=ADA, delete=True))
 
