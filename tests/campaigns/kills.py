@@ -322,6 +322,21 @@ def tell(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
+def environment(folder: Path, api: Api) -> dict[str, str]:
+    """Return the variables of a campaign's stack, which writes everything into `folder`."""
+    return {
+        **QUIET,
+        **LASTING,
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_API_URL": api.address,
+        "PYTHONPATH": str(PROJECT),
+        "ZIMAGE_STORE": str(folder / "store"),
+        "ZIMAGE_WORKSPACES": str(folder / "workspaces"),
+        "OMP_NUM_THREADS": "1",
+        "ZIMAGE_PROCESSES": "1",  # what is tried is what happens around the stages
+    }
+
+
 def main() -> int:
     """Play rounds until there were enough kills; return 1 if anything was lost, stuck or released twice."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -337,19 +352,11 @@ def main() -> int:
     port = free_port()
     api = Api(f"http://127.0.0.1:{port}/api")
     os.environ |= {
-        **QUIET,
-        **LASTING,
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_API_URL": api.address,
+        **environment(folder, api),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "PYTHONPATH": str(PROJECT),
-        "ZIMAGE_STORE": str(folder / "store"),
-        "ZIMAGE_WORKSPACES": str(folder / "workspaces"),
         "ZIMAGE_LOST_AFTER_S": "75",  # every 30 s; one sent as the server dies comes with the next
         "ZIMAGE_PENDING_S": "60",
         "ZIMAGE_AT_ONCE": str(given.subjects),
-        "OMP_NUM_THREADS": "1",
-        "ZIMAGE_PROCESSES": "1",  # what is tried is what happens around the stages
     }
     tell(f"seed {given.seed}, everything in {folder}")
     base = write_tiny_base(folder / "base")

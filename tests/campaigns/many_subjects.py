@@ -28,12 +28,11 @@ from typing import Any
 import httpx
 import psutil
 
-from flows.__main__ import LASTING, QUIET
 from flows.server.stack import started, worker
 from tasks.settings import PROJECT, personalize_at_once
 from tasks.transfer.state import State, state_key
 from tasks.workspace.sources import Source, source
-from tests.campaigns.kills import SMALLEST, tell
+from tests.campaigns.kills import SMALLEST, environment, tell
 from tests.flows.stack_parts import Api, asked, consent, until
 from tests.ports import free_port
 from tests.tiny_base import write_tiny_base
@@ -133,16 +132,8 @@ def main() -> int:
     port = free_port()
     api = Api(f"http://127.0.0.1:{port}/api")
     os.environ |= {
-        **QUIET,
-        **LASTING,
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_API_URL": api.address,
+        **environment(folder, api),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PYTHONPATH": str(PROJECT),
-        "ZIMAGE_STORE": str(folder / "store"),
-        "ZIMAGE_WORKSPACES": str(folder / "workspaces"),
-        "OMP_NUM_THREADS": "1",
-        "ZIMAGE_PROCESSES": "1",
     }
     spec = asked(folder, write_tiny_base(folder / "base"))
     spec |= {"values": [*spec["values"], *(f"{key}={json.dumps(value)}" for key, value in SMALLEST.items())]}
