@@ -1,5 +1,6 @@
 """Read and write pictures of the project's own folders: 8-bit sRGB without metadata."""
 
+import base64
 from pathlib import Path
 
 import cv2
@@ -37,6 +38,11 @@ def jpeg(pixels_rgb: Picture, quality: int) -> bytes:
     encoded, content = cv2.imencode(".jpg", pixels_rgb[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality))
     assert encoded
     return bytes(content.tobytes())
+
+
+def jpeg_uri(image_rgb: Picture, long_px: int, quality: int) -> str:
+    """Return a picture, brought down to a long side of `long_px`, as a `data:` address for a page."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg(fitted(image_rgb, long_px), quality)).decode()}"
 
 
 def fitted(pixels_rgb: Picture, long_px: int) -> Picture:

@@ -1,22 +1,19 @@
 """Write score.html: what was found, the table of measures, and all pictures of a prompt side by side."""
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
 
 from zimage.core.assets import read_asset
 from zimage.evaluation.compare import MEASURES, Difference
 from zimage.evaluation.generate.image_cache import Sampling
 from zimage.evaluation.score.reals import Reals
+from zimage.photos.pictures import jpeg_uri, read_rgb
 
 if TYPE_CHECKING:
     from zimage.scoring.score import Result
 
-SIDE_PX, REFERENCES = 224, 8
+SIDE_PX, QUALITY, REFERENCES = 224, 86, 8
 SAYS = {measure.name: measure.says for measure in MEASURES}
 SHOWN = (
     ("same_of_all", "same person, of all pictures"),
@@ -108,9 +105,4 @@ def _sheet(folder: Path, results: Sequence["Result"]) -> list[tuple[str, list[di
 
 
 def _uri(path: Path) -> str:
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-    small.thumbnail((SIDE_PX, SIDE_PX))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=86)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return jpeg_uri(read_rgb(path), SIDE_PX, QUALITY)

@@ -6,7 +6,7 @@ from zimage.consent import read_consent
 from zimage.core.errors import InputError
 from zimage.core.jsonl import read_rows
 from zimage.core.section import read_section
-from zimage.evaluation.score.reals import RealPhoto, Reals
+from zimage.evaluation.score.reals import RealPhoto, Reals, largest_faces
 from zimage.permission import require_for, today
 from zimage.photos.rows import CropRow
 from zimage.stages.detect import DetectParams, detect
@@ -34,18 +34,10 @@ def references(photos: Path, consent: Path, work: Path, params_file: Path) -> Re
     find = read_section(params_file, "detect", DetectParams)
     split = find.split.model_copy(update={"min_train": 1, "min_holdout": 1})
     detect(work / "ingest", work / "overrides", work / "detect", params=find.model_copy(update={"split": split}))
-    largest: dict[str, CropRow] = {}
-    for crop in read_rows(work / "detect" / "crops.jsonl", CropRow):
-        known = largest.get(crop.photo)
-        if known is None or _face_px(crop) > _face_px(known):
-            largest[crop.photo] = crop
+    largest = largest_faces(read_rows(work / "detect" / "crops.jsonl", CropRow))
     if len(largest) < LEAST:
         raise InputError(
             f"Only {len(largest)} of the photos in {photos} show the person well enough, and {LEAST} are needed; add "
             f"some of other days, or look at {work / 'detect' / 'contact_sheet.html'} for the reasons."
         )
-    return Reals([RealPhoto(crop.photo, work / "detect" / crop.file) for crop in largest.values()], [], {}, [])
-
-
-def _face_px(crop: CropRow) -> float:
-    return crop.face_box_xyxy[3] - crop.face_box_xyxy[1]
+    return Reals([RealPhoto(crop.photo, work / "detect" / crop.file) for crop in largest], [], {}, [])

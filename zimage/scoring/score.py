@@ -14,7 +14,7 @@ from zimage.core.folder import check_out, made_aside
 from zimage.core.jsonl import write_metrics
 from zimage.core.section import read_section
 from zimage.evaluation.compare import LIKENESS, Difference, differences, sentence
-from zimage.evaluation.figures import Evidence, Figures, figures
+from zimage.evaluation.figures import Evidence, Figures, PairValues, figures
 from zimage.evaluation.gate import GateParams, Judgement, judge
 from zimage.evaluation.generate.gallery import Gallery
 from zimage.evaluation.generate.image_cache import ImageCache, Sampling
@@ -210,8 +210,9 @@ class _Scoring:
             ]
             base_figures = self._figures(of_base[0], of_base[0], of_base[1])
             found = [Result(BASE, {"base": self.base.identity}, [*of_base[0], *of_base[1]], base_figures, None)]
+            base_variety = varieties(scorer, of_base[0])
             for lora in loras:
-                found.append(self._of_lora(lora, scorer, likeness, leaks, of_base, texts[lora.trigger]))
+                found.append(self._of_lora(lora, scorer, likeness, leaks, of_base, base_variety, texts[lora.trigger]))
         gallery.close()
         return found
 
@@ -222,14 +223,16 @@ class _Scoring:
         likeness: Sequence[Prompt],
         leaks: Sequence[Prompt],
         of_base: Sequence[list[PictureRow]],
+        base_variety: Mapping[str, PairValues],
         subject: Subject,
     ) -> Result:
+        halves: list[tuple[Sequence[Prompt], Half, str]] = [(likeness, "test", "likeness"), (leaks, "leak", "leaks")]
         rows = [
             scorer.rows(
                 asked_of_lora(prompts, half, self.seeds, subject=subject, lora=lora.loaded, strength=lora.strength),
                 f"{lora.name}, {what}",
             )
-            for prompts, half, what in _halves(likeness, leaks)
+            for prompts, half, what in halves
         ]
         evidence = Evidence(
             lora=rows[0],
@@ -237,7 +240,7 @@ class _Scoring:
             leaks=rows[1],
             base_leaks=of_base[1],
             variety=varieties(scorer, rows[0]),
-            base_variety=varieties(scorer, of_base[0]),
+            base_variety=base_variety,
             ceiling=self.picture_scorer.targets.genuine(),
             sessions=[],
         )
@@ -273,10 +276,6 @@ class _Scoring:
 
     def _subject(self, trigger: str) -> Subject:
         return Subject(trigger=trigger, class_noun=self.asked.class_noun)
-
-
-def _halves(likeness: Sequence[Prompt], leaks: Sequence[Prompt]) -> list[tuple[Sequence[Prompt], Half, str]]:
-    return [(likeness, "test", "likeness"), (leaks, "leak", "leaks")]
 
 
 def _named(folder: Path, loras: Sequence[GivenLora]) -> str:

@@ -193,7 +193,7 @@ def generator_of(
     from zimage.evaluation.generate.generator import open_studio
 
     texts = [with_subject(prompt, subject) for subject in subjects for prompt in prompts]
-    texts += [without_trigger(prompt, subject.class_noun) for subject in subjects[:1] for prompt in prompts]
+    texts += [without_trigger(prompt, subjects[0].class_noun) for prompt in prompts]
     return open_studio(base, sampling, texts, adapters_gb=loras_gb)
 
 

@@ -3,7 +3,6 @@
 Written twice: with the real photos for those who may see them, and without any for whoever gets a release.
 """
 
-import base64
 import importlib.metadata
 import platform
 import re
@@ -33,7 +32,7 @@ from zimage.evaluation.score.likeness import Targets
 from zimage.evaluation.score.reals import RealPhoto, Reals
 from zimage.evaluation.select.choice import Sweep
 from zimage.evaluation.wording import TOY, Unit, counted, limit_shown, quantity, shown, unbroken, value_shown
-from zimage.photos.pictures import Picture, fitted, jpeg, read_rgb
+from zimage.photos.pictures import Picture, jpeg_uri, read_rgb
 from zimage.photos.rows import Session
 
 REPORT, RELEASE = "report.html", "release.html"
@@ -357,8 +356,7 @@ class _Page:
         return self._embedded(read_rgb(path))
 
     def _embedded(self, picture: Picture) -> str:
-        content = jpeg(fitted(picture, self.params.picture_px), JPEG_QUALITY)
-        return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
+        return jpeg_uri(picture, self.params.picture_px, JPEG_QUALITY)
 
 
 def _sessions(sessions: Sequence[Session | None]) -> str:

@@ -1,6 +1,6 @@
 """The person's real photos, held out and trained on, as a face engine sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,23 +72,29 @@ def reals_of(detect: Path, crops: Sequence[CropRow]) -> Reals:
     Raises:
         InputError: nothing was held out, or nothing was kept for training.
     """
-    largest: dict[str, CropRow] = {}
-    for crop in crops:
-        if crop.split == "train" and _face_share(crop) > _face_share(largest.get(crop.photo)):
-            largest[crop.photo] = crop
+    largest = largest_faces(crop for crop in crops if crop.split == "train")
     holdout = [RealPhoto(crop.photo, detect / crop.file) for crop in crops if crop.split == "holdout"]
     if not holdout or not largest:
         lacking = "held-out" if not holdout else "training"
         raise InputError(
             f"{detect} holds no {lacking} crop, so nothing can be scored; add photos, or lower detect's limits."
         )
-    training = [RealPhoto(crop.photo, detect / crop.file) for crop in largest.values()]
+    training = [RealPhoto(crop.photo, detect / crop.file) for crop in largest]
     return Reals(
         holdout,
         training,
         {crop.file: detect / crop.file for crop in crops if crop.split == "train"},
         [crop.session for crop in crops if crop.split == "holdout"],
     )
+
+
+def largest_faces(crops: Iterable[CropRow]) -> list[CropRow]:
+    """Return one crop of each photo: the one in which the face takes the largest share."""
+    largest: dict[str, CropRow] = {}
+    for crop in crops:
+        if _face_share(crop) > _face_share(largest.get(crop.photo)):
+            largest[crop.photo] = crop
+    return list(largest.values())
 
 
 def _face_share(crop: CropRow | None) -> float:
