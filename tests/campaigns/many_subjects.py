@@ -1,9 +1,10 @@
 """Hundreds of changed subjects at once: `retrain` on a whole stack, and how much memory all of it has meanwhile.
 
-A real server on SQLite, the watch, a worker for each pool. One subject is run from its photos; the others get a copy
-of its results and a consent of their own, and their photos count as changed, so that `retrain` starts all of them and
-each runs `ingest` again. Every `--whole`th has no result, and runs all stages. Every 10 s a line is written with the
-memory of all processes of the stack (PSS, in MB), how many processes there are, and how many runs are in which state.
+A real server on PostgreSQL, the watch, a worker for each pool. One subject is run from its photos; the others get a
+copy of its results and a consent of their own, and their photos count as changed, so that `retrain` starts all of them
+and each runs `ingest` again. Every `--whole`th has no result, and runs all stages. Every 10 s a line is written with
+the memory of all processes of the stack (PSS, in MB), how many processes there are, and how many runs are in which
+state.
 
 python -m tests.campaigns.many_subjects SUBJECTS [--minutes M] [--whole 25] [--folder DIR]
 """
@@ -28,12 +29,13 @@ from typing import Any
 import httpx
 import psutil
 
-from flows.server.stack import started, worker
+from flows.server.processes import started
+from flows.server.stack import worker
 from tasks.settings import PROJECT, personalize_at_once
 from tasks.transfer.state import State, state_key
 from tasks.workspace.sources import Source, source
 from tests.campaigns.kills import SMALLEST, environment, tell
-from tests.flows.stack_parts import Api, asked, consent, until
+from tests.flows.stack_parts import Api, asked, consent, server, until
 from tests.ports import free_port
 from tests.tiny_base import write_tiny_base
 
@@ -50,19 +52,17 @@ class Seen:
     Args:
         folder: Where memory.txt is written.
         api: Of the server.
-        tops: The processes of its parts.
     """
 
     folder: Path
     api: Api
-    tops: list[int]
     peak_mb: float = 0.0
     most_runs: int = 0
     rows: list[tuple[float, float]] = field(default_factory=list)
 
     def look(self) -> Counter[str]:
         """Write a line of memory.txt, and return how many `personalize` are in which state."""
-        processes = [each for top in self.tops for each in _with_all_below(top)]
+        processes = psutil.Process().children(recursive=True)
         memory_mb = sum(map(_pss_mb, processes))
         states = Counter(run["state"]["type"] for run in self.runs())
         self.peak_mb, self.most_runs = max(self.peak_mb, memory_mb), max(self.most_runs, states["RUNNING"])
@@ -81,13 +81,6 @@ class Seen:
             found += some
             if len(some) < PAGE:
                 return sorted(found, key=lambda run: str(run["created"]))
-
-
-def _with_all_below(pid: int) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        top = psutil.Process(pid)
-        return [top, *top.children(recursive=True)]
-    return []
 
 
 def _pss_mb(process: psutil.Process) -> float:
@@ -140,17 +133,17 @@ def main() -> int:
     ends_at = time.monotonic() + 60 * given.minutes
     tell(f"everything in {folder}; {personalize_at_once()} personalize at once")
     with ExitStack() as stack:
-        server = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        tops = [stack.enter_context(started(server, folder / "server.log")).pid]
+        stack.enter_context(server(folder / "prefect", port))
         until("the server", lambda: httpx.get(f"{api.address}/health").is_success, 600)
         subprocess.run([sys.executable, "-m", "flows", "deploy"], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
         parts = {"watch": ["watch"], "cpu": worker("cpu", name="cpu"), "gpu": worker("gpu", name="gpu", limit=1)}
-        tops += [stack.enter_context(started(each, folder / f"{name}.log")).pid for name, each in parts.items()]
+        for name, each in parts.items():
+            stack.enter_context(started(each, folder / f"{name}.log"))
         first = api.run("personalize", {"subject": "first", **spec, "consent": consent(folder, "first")})
         tell(f"the first: {api.ended(first, within_s=3600)}")
         subjects = [f"s{number:03d}" for number in range(given.subjects)]
         copied(folder, "first", subjects, whole=given.whole)
-        seen, begun = Seen(folder, api, tops), time.monotonic()
+        seen, begun = Seen(folder, api), time.monotonic()
         seen.look()
         tell(f"retrain: {api.ended(api.run('retrain', {}), within_s=3600)}")
         states = seen.look()
