@@ -72,6 +72,7 @@ VARIABLES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("PREFECT_HOME", "`~/.prefect`", "folder of Prefect's database and settings"),
         ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PostgreSQL from a package", "the server's database; one that is set wins"),
         ("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "files", "where leases lie, so that they outlive the server"),
+        ("PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED", "`events,orphans`", "what the server deletes by itself"),
         ("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "this machine", "addresses from which browsers and workers ask"),
         ("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "`true`", "whether the server refuses forged requests"),
         ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30", "seconds between a run's signs of life"),

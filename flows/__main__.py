@@ -68,6 +68,8 @@ HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 LASTING = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     **EVENTS_KEPT,
+    # "orphans": log lines that arrived after a person had deleted their run, and that no list shows any more.
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,orphans",
     HEARTBEAT: "30",  # tasks/policy.py, HEARTBEAT_S
     "PREFECT_WORKER_QUERY_SECONDS": "2",
 }
