@@ -31,6 +31,7 @@ HANDS_ON = "zimage/photos/worker_pool.py"  # gives its children its environment 
 ACROSS = {
     "tests/flows/test_limit.py",  # stack, worker and phases at once
     "tests/flows/test_serve.py",  # command, stack and server at once
+    "tests/flows/test_vacuum.py",  # what the environment of a stack makes its server do
     "tests/test_layout.py",
     "tests/test_infra.py",
     "tests/evaluation/test_truth.py",
