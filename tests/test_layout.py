@@ -47,6 +47,7 @@ ACROSS = {
     "tests/test_documents_run.py",
     "tests/training/test_parity.py",
     "tests/training/test_on_a_gpu.py",
+    "tests/training/test_gpu_benchmark.py",
     "tests/training/test_team.py",
 }
 # What a stage reads, by the name its signature gives it.

@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--px", type=int, nargs="+", default=[512, 768, 1024])
     asked = parser.parse_args()
     turns = asked.steps
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {_machine()}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {machine()}")
     if torch.cuda.is_available():
         print(f"TFLOP/s of bfloat16 to be had: {GPU_PEAK_TFLOPS:.0f}; 8-bit variants may have more than all of it")
         print("| size | variant | ms a step | TFLOP/s | share of it | peak GB | loss against plain |")
@@ -220,6 +220,8 @@ def our_step(
     away: int = 0,
     both_ways: bool = False,
     captured: bool = False,
+    device: torch.device | None = None,
+    values: list[Tensor] | None = None,
 ) -> Step:
     """Return a step of this project's trainer: captions refined before, adapters in one vector.
 
@@ -232,9 +234,11 @@ def our_step(
         away: Blocks that wait in the machine's memory.
         both_ways: Keep 8-bit weights the other way round as well.
         captured: Forward and back are one CUDA graph (`machine.cuda_graphs`).
+        device: Of the step; None is the GPU where there is one.
+        values: Gets the adapters' values, which the steps change.
     """
-    device = _device()
-    transformer = _random(size, torch.float32 if device.type == "cpu" else dtype)
+    device = device or _device()
+    transformer = random_transformer(size, torch.float32 if device.type == "cpu" else dtype)
     inject(transformer, size.targets, rank=size.rank, dropout=0.0, generator=torch.Generator())
     stream = torch.float32 if device.type == "cpu" else dtype
     denoiser = Denoiser(
@@ -248,6 +252,8 @@ def our_step(
     )
     adapters = Adapters(denoiser, module_names(transformer))
     optimiser = Optimiser(adapters, OPTIMISER)
+    if values is not None:
+        values.append(adapters.values)
     with torch.no_grad():
         contexts = [denoiser.refine(*_captions(size, lengths, device)) for lengths in size.by_length]
     denoiser.forget_context()
@@ -284,7 +290,7 @@ def plain_step(size: Size, dtype: torch.dtype, *, vae: AutoencoderKL | None = No
         vae: Encodes the pictures in each step, as the script does without --cache_latents; None where they are cached.
     """
     device = _device()
-    transformer = _random(size, dtype).to(device)
+    transformer = random_transformer(size, dtype).to(device)
     inject(transformer, size.targets, rank=size.rank, dropout=0.0, generator=torch.Generator())
     trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     for parameter in trained:
@@ -331,7 +337,7 @@ def flops(size: Size, *, kept: bool) -> float:
     return size.batch * layers * total / len(size.by_length)
 
 
-def _random(size: Size, dtype: torch.dtype) -> ZImageTransformer2DModel:
+def random_transformer(size: Size, dtype: torch.dtype) -> ZImageTransformer2DModel:
     """Return a transformer of random weights, which all variants of a size and dtype share."""
     with torch.device("meta"):
         transformer = ZImageTransformer2DModel(**dict(size.config))
@@ -381,7 +387,8 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Return the GPU with its libraries, or the name of the CPU."""
     if torch.cuda.is_available():
         sizes = torch.cuda.get_device_properties(0)
         versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"

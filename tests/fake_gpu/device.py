@@ -89,8 +89,13 @@ class _Contentless(FakeTensorMode):
 
 
 @contextmanager
-def fake_gpu(*, free_bytes: int = ALL_BYTES) -> Iterator[None]:
-    """Let torch say that there is a GPU with so much free memory, for the length of the block."""
+def fake_gpu(*, free_bytes: int = ALL_BYTES, readers: list[tuple[str, str]] = READERS) -> Iterator[None]:
+    """Let torch say that there is a GPU with so much free memory, for the length of the block.
+
+    Args:
+        free_bytes: Memory of the GPU.
+        readers: Modules with the names of their functions that work on the machine, with real contents.
+    """
     now = Stream()
     answers: dict[str, Any] = {
         "is_available": lambda: True,
@@ -110,7 +115,7 @@ def fake_gpu(*, free_bytes: int = ALL_BYTES) -> Iterator[None]:
             stack.enter_context(_replaced(torch.cuda, name, answer))
         stack.enter_context(_replaced(Tensor, "pin_memory", lambda tensor: tensor))
         stack.enter_context(_replaced(kernels, "attention_formula", _flash))
-        for module, name in READERS:
+        for module, name in readers:
             place = importlib.import_module(module)
             stack.enter_context(_replaced(place, name, _with_contents(getattr(place, name))))
         stack.enter_context(_Contentless(allow_non_fake_inputs=True))

@@ -42,6 +42,13 @@ def test_all_of_a_step_is_on_the_gpu_and_nothing_in_it_waits(tiny_base: Base, ti
 
 
 @needs_compiler
+def test_the_steps_that_are_timed_on_a_gpu_are_all_on_it() -> None:
+    assert on_a_gpu("tests.fake_gpu.benchmark") == [
+        *("bfloat16", "full checkpointing", "int8", "fp8", "nf4", "nf4, 2 blocks away")
+    ]
+
+
+@needs_compiler
 def test_a_step_of_the_released_model_takes_what_is_computed_and_at_most_6_gb() -> None:
     row = on_a_gpu("tests.fake_gpu.memory", "8gb", "--px", "1024")[-1]
     counted, computed = (float(cell) for cell in row.split("|")[5:7])
