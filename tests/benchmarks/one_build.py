@@ -203,7 +203,10 @@ def photos(album: Path, place: Path) -> dict[str, Any]:
     settings = importlib.import_module("tasks.settings")
     where = settings.Settings(settings.PROJECT, place / "workspaces", str(place / "store"))
     agreed = importlib.import_module("tests.agreed").agreed(place, SUBJECT)
-    workspace = of_build("set_up")(where, SUBJECT, photos=str(album), consent=str(agreed), values=VALUES)
+    values: dict[str, Any] = dict(VALUES)
+    if "same_shot" in (settings.PROJECT / "params.yaml").read_text():
+        values["detect.duplicates.same_shot"] = None  # views of one portrait
+    workspace = of_build("set_up")(where, SUBJECT, photos=str(album), consent=str(agreed), values=values)
     of_build("track")(workspace, ["data/photos", "data/consent.yaml"])
     told: dict[str, Any] = {}
     for stage in ("ingest", "detect"):

@@ -22,8 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import yaml
 
 from tasks.settings import PROJECT
@@ -141,8 +139,7 @@ def photos(trees: dict[str, Path], count: int, asked: argparse.Namespace) -> Non
     """Take over an album and run ingest and detect."""
     with tempfile.TemporaryDirectory() as name:
         album = Path(name) / "album"
-        write_album(album, min(count, asked.different), asked.side**2 / 1e6, "jpg")
-        _multiply(album, count)
+        write_album(album, count, asked.side**2 / 1e6, "jpg")
         size = _bytes(album)
         tell(f"{count} photos of {asked.side**2 / 1e6:.2f} MP, {size / 1e6:.1f} MB")
         for which, tree in trees.items():
@@ -150,16 +147,6 @@ def photos(trees: dict[str, Path], count: int, asked: argparse.Namespace) -> Non
             place.mkdir()
             tell(f"{count} photos, {which}:", run(tree, asked.limit, {}, "photos", album, place))
             shutil.rmtree(place, ignore_errors=True)
-
-
-def _multiply(album: Path, count: int) -> None:
-    """Write the photos of an album again, each with other noise, until there are `count`."""
-    first = sorted(album.iterdir())
-    for number in range(len(first), count):
-        pixels = cv2.imread(str(first[number % len(first)]))
-        noise = np.random.default_rng(number).integers(-8, 9, pixels.shape, np.int16)
-        noisy = np.clip(pixels.astype(np.int16) + noise, 0, 255).astype(np.uint8)
-        cv2.imwrite(str(album / f"{number:05}.jpg"), noisy, [cv2.IMWRITE_JPEG_QUALITY, 90])
 
 
 def _bytes(folder: Path) -> int:
@@ -174,7 +161,6 @@ def main() -> None:
     parser.add_argument("counts", type=int, nargs="+")
     parser.add_argument("--stores", nargs="+", default=["folder", "s3"], choices=["folder", "s3"])
     parser.add_argument("--side", type=int, default=400, help="px; a photo has as many pixels as a square of this side")
-    parser.add_argument("--different", type=int, default=48, help="photos that are not another one with other noise")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds for one measurement")
     asked = parser.parse_args()
     trees = {"other": asked.other.resolve(), "here": PROJECT}
