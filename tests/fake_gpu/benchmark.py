@@ -15,7 +15,7 @@ READERS = [("tests.benchmarks.train", name) for name in ("inject", "random_trans
 
 def main() -> None:
     """Take steps in each form but those that a compiler or a graph makes."""
-    train.random_transformer(gpu.TINY, torch.bfloat16)  # draws the weights, which the steps share, while there is no GPU
+    train.random_transformer(gpu.TINY, torch.bfloat16)  # draws the weights, which all forms share
     for name, form in gpu.FORMS.items():
         if form.get("compiled") or form.get("captured"):
             continue
