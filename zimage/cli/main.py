@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zimage.cli import lora
+from zimage.cli import base, lora
 from zimage.core.errors import InputError, printable
 from zimage.core.process import collect_rarely, quiet_if_unread
 from zimage.core.signatures import STAGES, Signature, imported, signature
@@ -336,6 +336,7 @@ def _parser(commands: Sequence[Subcommand]) -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(command.name, help=command.summary, description=command.summary)
         command.configure(subparser)
         subparser.set_defaults(run=command.run)
+    base.register(subparsers)
     lora.register(subparsers)
     migrate.register(subparsers)
     scoring.register(subparsers)

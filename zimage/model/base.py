@@ -113,7 +113,7 @@ def check_layout(folder: Path) -> None:
     """
     wanted = f"a Z-Image folder in diffusers' layout (model_index.json of a {PIPELINE_CLASS}) is wanted for base.model"
     if folder.is_file():
-        raise InputError(f"{folder} is a single file, but {wanted}.")
+        raise InputError(f"{folder} is a single file, but {wanted}; `zimage base` makes one of single files.")
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}, and {wanted}; `tiny` names the packaged one.")
     index = _read_json(folder / "model_index.json")
