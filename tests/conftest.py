@@ -1,8 +1,9 @@
 """Fixtures that several parts share, and how two processes share the tests.
 
 What fixtures import they import late, so that tests without a model stay quick. `make test` lets one process test what
-waits much of its time, for servers and other processes, and a second one, which gives way to it, all the rest. Of the
-tests of a whole stack, which come after, each process tests one file.
+waits much of its time, for servers and other processes, and a second one, which gives way to it, the rest, folder by
+folder; whoever is ready first takes the next folder. Of the tests of a whole stack, which come after, each process
+tests one file.
 """
 
 import os
@@ -26,17 +27,21 @@ if TYPE_CHECKING:
 
 WAITING = ("flows", "tasks")  # folders of tests that run one after the other
 STACKS = ("tests/flows/server/test_stack.py", "tests/flows/test_serve.py")
+LONG = {"test_documents_run.py": "training"}  # minutes: not as the last one, while the other process has nothing to do
 GIVES_WAY = 10  # of 19: a tenth of what the others get, where all want it
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
-    """Return what gives one process all that waits, and the other one the rest; of whole stacks, a file to each."""
+    """Return what gives one process all that waits, and the rest folder by folder; of whole stacks, a file to each."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Two(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return file if file in STACKS else "waiting" if _waits(nodeid) else "computing"
+            folder = file.split("/")[1]
+            if file in STACKS:
+                return file
+            return "waiting" if _waits(nodeid) else LONG.get(folder, "files" if folder.endswith(".py") else folder)
 
     return Two(config, log)
 
