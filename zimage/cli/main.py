@@ -10,7 +10,6 @@ The only place where `zimage` reads the environment:
 
 import argparse
 import contextlib
-import datetime
 import errno
 import importlib
 import importlib.util
@@ -32,6 +31,8 @@ from zimage.migration import migrate
 from zimage.scoring import command as scoring
 
 if TYPE_CHECKING:
+    import datetime
+
     from zimage.cli.doctor import Finding
 
 USER_ERROR = 2
@@ -242,6 +243,8 @@ def _params(params_file: Path) -> "Finding":
 
 
 def _consent(parsed: argparse.Namespace) -> int:
+    import datetime
+
     from zimage.consent import consent_text
     from zimage.core.folder import refuse_existing, write_whole
     from zimage.permission import today
@@ -294,14 +297,21 @@ def _add_params(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _day(text: str) -> "datetime.date":
+    import datetime
+
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"`{text}` is no day; write it as YYYY-MM-DD") from None
+
+
 def _add_consent(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subject", required=True, help="a pseudonym of small letters, digits, - and _")
     parser.add_argument("--document", type=Path, required=True, help="what the person signed; only its hash is stored")
     parser.add_argument("--adult", action="store_true", help="the person affirmed to be of age; nothing is done before")
     parser.add_argument("--may-publish", action="store_true", help="the person agreed to publication")
-    parser.add_argument(
-        "--expires", type=datetime.date.fromisoformat, metavar="YYYY-MM-DD", help="the last day; else in a year"
-    )
+    parser.add_argument("--expires", type=_day, metavar="YYYY-MM-DD", help="the last day; else in a year")
     parser.add_argument(
         "--description", default="signed release", metavar="TEXT", help="what was signed, without names"
     )

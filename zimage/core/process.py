@@ -1,6 +1,5 @@
 """Processes that end with their parent, collect garbage rarely, and stop quietly when nobody reads their output."""
 
-import ctypes
 import gc
 import os
 import select
@@ -30,6 +29,8 @@ def die_with_parent(parent: int | None = None) -> None:
     """
     if sys.platform != "linux":
         return
+    import ctypes
+
     parent = os.getppid() if parent is None else parent
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it ended before it could be watched
@@ -59,6 +60,8 @@ def end_with_job(*, only_starter: bool, started_by_dvc: bool) -> None:
 def adopt_orphans() -> None:
     """Make this process the parent of descendants that lose theirs (Linux only; no effect elsewhere)."""
     if sys.platform == "linux":
+        import ctypes
+
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
