@@ -3,6 +3,7 @@ import hashlib
 import json
 import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -561,3 +562,22 @@ def test_no_face_in_any_photo_is_one_sentence(tmp_path: Path) -> None:
 def test_detect_before_ingest_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"photos\.jsonl is missing; run the stage that writes"):
         detect(tmp_path / "ingest", tmp_path / "overrides", tmp_path / "detect", params=params())
+
+
+def test_the_process_that_decides_holds_no_photos_whatever_their_number(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    rng = np.random.default_rng(3)
+    portrait = np.asarray(data.astronaut(), np.uint8)
+    for number, one in enumerate(planned_views(rng)[:16]):
+        small = taken(portrait, one, rng)
+        workspace.save(f"{number:02}.jpg", np.asarray(cv2.resize(small, (1600, 1600)), np.uint8))
+    ingest(workspace.photos, CONSENT, workspace.folder / "data" / "ingest", params=INGEST)
+    tracemalloc.start()
+    try:
+        workspace.detect()
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(workspace.crops()) >= 8
+    assert peak_bytes < 40_000_000  # all photos together are 123 MB
