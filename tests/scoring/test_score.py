@@ -3,6 +3,9 @@
 import csv
 import json
 import re
+import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,16 @@ from zimage.captions.subject import Subject
 from zimage.core.errors import InputError
 from zimage.core.section import read_section
 from zimage.evaluation.generate.image_cache import ImageCache, Sampling
-from zimage.evaluation.generate.suite import read_suite
+from zimage.evaluation.generate.image_cache import Request as CachedPicture
+from zimage.evaluation.generate.suite import read_suite, with_subject
 from zimage.evaluation.select.scorer import asked_of_base, asked_of_lora
+from zimage.lora.comfyui.workflow import Evaluated, Use, api_form, workflow
 from zimage.lora.files.inspection import inspect_file
 from zimage.lora.files.portable import Factors
 from zimage.model.base import Base
 from zimage.photos.cache import cache_of
-from zimage.scoring.pictures import prompt_in
+from zimage.photos.pictures import jpeg_uri, read_rgb
+from zimage.scoring.loras import given_loras
 from zimage.scoring.score import Request, score
 from zimage.stages.evaluate import EvaluateParams
 
@@ -41,6 +47,8 @@ SUITE = """prompts:
   - {id: leak-1, kind: leak_class, aspect: leak, language: en, text: "a photo of {class}, close-up of the face"}
 """
 SEEDS = 2
+MADE = Evaluated("Tongyi-MAI/Z-Image-Turbo", "turbo", 64, 1, 0.0, 3.0)
+USE = Use("eve.safetensors", 1.0, "", "zmkl", MADE)
 
 
 @pytest.fixture(scope="module")
@@ -159,26 +167,175 @@ def test_finished_pictures_are_scored_without_a_lora(place: Path, tmp_path: Path
     assert found["theirs"]["estimates"]["same_of_all"]["value"] == 0.0
 
 
-def test_the_prompt_is_read_from_comfyui_s_graph(tmp_path: Path) -> None:
-    graph = {
-        "3": {"class_type": "KSampler", "inputs": {"seed": 1}},
-        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a photo of zmkl woman on a beach", "clip": ["4", 1]}},
-        "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["4", 1]}},
-    }
-    about = PngInfo()
-    about.add_text("prompt", json.dumps(graph))
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "x.png", pnginfo=about)
-    assert prompt_in(tmp_path / "x.png") == "a photo of zmkl woman on a beach"
+def broken_png(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pictures_that_cannot_be_read_are_one_sentence(
+    packed: bool, place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.fromarray(views(1, seed=9)[0]).save(folder / "a.png")
+    broken_png(folder / "broken.png")
+    (folder / "text.png").write_text("no picture", encoding="utf-8")
+    (folder / "prompts.txt").write_text("a portrait", encoding="utf-8")  # as some programs leave beside pictures
+    source = Path(shutil.make_archive(str(folder), "zip", folder)) if packed else folder
+    with pytest.raises(InputError) as refused:
+        score(request(place, pictures=[source]), tmp_path / "out")
+    assert str(refused.value).startswith(f"2 of the 3 pictures in {source} cannot be read: ")
+    assert refused.value.names == "The first is broken.png."
+    assert not (tmp_path / "out").exists() and "Traceback" not in capfd.readouterr().err
+
+
+def test_a_stranger_s_picture_is_decoded_in_sandboxed_processes_only(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    for number, picture in enumerate(views(2, seed=9)):
+        Image.fromarray(picture).save(tmp_path / "mine" / f"{number}.jpg")
+    opened: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | Path):
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(watch)
+    score(request(place, pictures=[tmp_path / "mine"]), tmp_path / "out")
+    given = [path for path in opened if Path(path).parent in {tmp_path / "mine", place / "photos"}]
+    opened.clear()
+    assert not given
+    assert sorted(path.suffix for path in (tmp_path / "out" / "pictures" / "mine").iterdir()) == [".png", ".png"]
+
+
+def test_an_archive_of_pictures_is_scored(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for number, picture in enumerate(views(2, seed=9)):
+        Image.fromarray(picture).save(tmp_path / "mine" / f"{number}.png")
+    packed = Path(shutil.make_archive(str(tmp_path / "theirs"), "zip", tmp_path / "mine"))
+    photos = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", place / "photos"))
+    score(request(place, photos=photos, pictures=[packed]), tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert found["results"]["theirs"]["pictures"] == 2 and found["photos"] >= 4
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "photos is empty; put at least 1 photos of the person into it."),
+        (["broken", "text"], "Only 0 of the 2 files in .*photos can be used, and ingest.min_photos asks for 1"),
+    ],
+)
+def test_photos_that_cannot_be_read_are_one_sentence(files: list[str], said: str, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    if files:
+        broken_png(tmp_path / "photos" / "broken.png")
+        (tmp_path / "photos" / "text.png").write_text("no picture", encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        score(request(place, photos=tmp_path / "photos", base=str(tiny_of(place))), tmp_path / "out")
+
+
+def test_photos_that_are_left_out_are_counted(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(place / "photos", tmp_path / "photos")
+    broken_png(tmp_path / "photos" / "broken.png")
+    (tmp_path / "mine").mkdir()
+    Image.fromarray(views(1, seed=9)[0]).save(tmp_path / "mine" / "a.png")
+    lines = score(request(place, photos=tmp_path / "photos", pictures=[tmp_path / "mine"]), tmp_path / "out")
+    assert lines[-1] == "1 of the 7 files of the photos could not be used."
+    assert "the first is broken.png: " in caplog.text
+
+
+def test_an_empty_folder_of_pictures_is_one_sentence(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match=r"mine holds no picture; give a folder, a zip or a tar with some"):
+        score(request(place, pictures=[tmp_path / "mine"]), tmp_path / "out")
+
+
+def tiny_of(place: Path) -> str:
+    return str(read_section(place / "params.yaml", "base", Base).model)
+
+
+def test_the_base_alone_has_a_row_and_a_page(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    hand_in(place, out, {"base": small(of_another(8, seed=5))})
+    lines = score(request(place, base=tiny_of(place), trigger=""), out)
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert list(found["results"]) == ["base"] and found["results"]["base"]["verdict"] is None
+    assert found["results"]["base"]["estimates"]["same_of_all"]["n"] == 4 * SEEDS
+    assert re.match(r"base: same person in \d+% ", lines[0])
+    assert ">base</th>" in (out / "score.html").read_text(encoding="utf-8")
+
+
+def test_a_strength_for_all_loras_and_one_for_a_single_one(place: Path, tmp_path: Path) -> None:
+    files = [str(place / "ada.safetensors"), f"{place / 'eve.safetensors'}:0.25"]
+    found = given_loras(files, tmp_path / "loras", trigger="zmkl", strength=0.8)
+    assert [(one.name, one.strength) for one in found] == [("ada", 0.8), ("eve", 0.25)]
+
+
+def test_the_blind_page_names_nothing_and_its_key_says_what_is_what(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    drawn = {"ada": small(views(8, seed=50)), "eve": small(of_another(8, seed=4)), "base": small(of_another(8, seed=5))}
+    hand_in(place, out, drawn)
+    files = [str(place / f"{name}.safetensors") for name in drawn if name != "base"]
+    score(request(place, loras=files, blind=True), out)
+    key = json.loads((out / "blind_key.json").read_text(encoding="utf-8"))
+    page = (out / "blind.html").read_text(encoding="utf-8")
+    words = re.sub(r"data:image/jpeg;base64,[^\"]+", "", page)
+    assert not re.search(r"\b(?:ada|eve|base)\b", words) and "same person" not in words
+    assert len(key) == 5 and all(sorted(each.values()) == ["ada", "base", "eve"] for each in key.values())
+    assert len({tuple(each.values()) for each in key.values()}) > 1  # an order of its own for each prompt
+    shown = re.findall(r'src="([^"]+)" alt="picture ([A-C])"', page)
+    with (out / "scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = {(row["prompt"], row["file"].split("/")[1].split("-x")[0]): row for row in csv.DictReader(file)}
+    for number, prompt in enumerate(key):
+        for uri, letter in shown[number * 3 : number * 3 + 3]:
+            first = out / "pictures" / rows[prompt, key[prompt][letter]]["file"].split("/", 1)[1]
+            first = first.with_name(re.sub(r"-\d+\.png$", "-0.png", first.name))
+            assert uri == jpeg_uri(read_rgb(first), 320, 88)
+
+
+def test_pictures_of_the_suite_s_prompts_are_paired_with_the_loras(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    mine = small(views(8, seed=60))
+    hand_in(place, out, {"eve": small(of_another(8, seed=4)), "base": small(of_another(8, seed=5))})
+    (tmp_path / "comfy").mkdir()
+    prompts = read_suite(str(place / "suite.yaml"))
+    for number, (prompt, seed) in enumerate((prompt, seed) for prompt in prompts for seed in range(SEEDS)):
+        noise = CachedPicture(prompt.id, "", seed, None, 0.0).noise_seed
+        nodes = workflow(replace(USE, prompt=with_subject(prompt, ADA)), "turbo")
+        graph = api_form(nodes)
+        graph["9"]["inputs"]["seed"] = noise
+        about = PngInfo()
+        about.add_text("prompt", json.dumps(graph))
+        picture = Image.fromarray(mine[number % len(mine)])
+        picture.save(tmp_path / "comfy" / f"{9 - number}.png", pnginfo=about)
+    score(request(place, loras=[str(place / "eve.safetensors")], pictures=[tmp_path / "comfy"]), out)
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    about = found["results"]["comfy"]
+    assert (about["with_prompt"], about["with_seed"], about["of_the_suite"]) == (10, 10, 10)
+    (likeness,) = [one for one in found["differences"] if one["measure"] == "likeness"]
+    assert (likeness["first"], likeness["second"], likeness["n"]) == ("eve", "comfy", 4 * SEEDS)
+    assert likeness["better"] == "second"
+    (leaks,) = [one for one in found["differences"] if one["measure"] == "leaks"]
+    assert leaks["n"] == SEEDS  # a picture of a leak prompt is none that asks for the person
+    assert about["estimates"]["same_of_all"]["n"] == 4 * SEEDS
+    with (out / "scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["file"].startswith("pictures/comfy/")]
+    assert [(row["prompt"], int(row["seed"])) for row in rows] == [
+        (prompt.id, seed) for prompt in reversed(prompts) for seed in reversed(range(SEEDS))
+    ]
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "There is nothing to score; name a LoRA with --lora, or a folder of pictures with --pictures."),
+        ({}, "There is nothing to score; name a LoRA with --lora, a folder of pictures with --pictures, or a base"),
         ({"loras": ["nobody.safetensors"]}, "There is no LoRA file nobody.safetensors"),
         ({"loras": ["{place}/ada.safetensors:strong"]}, "The strength in .*ada.safetensors:strong is not a number"),
         ({"loras": ["{place}/ada.safetensors"], "trigger": ""}, "does not say which word calls the person"),
-        ({"pictures": [Path("no-such-folder")]}, "There is no folder no-such-folder with pictures"),
+        ({"pictures": [Path("no-such-folder")]}, "There are no photos at no-such-folder"),
     ],
 )
 def test_what_cannot_be_scored_is_one_sentence(changes: dict[str, Any], said: str, place: Path, tmp_path: Path) -> None:

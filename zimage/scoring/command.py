@@ -17,9 +17,19 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="a Z-Image LoRA of any tool; repeat it"
     )
+    parser.add_argument("--strength", type=float, default=1.0, help="of each LoRA that says none; else 1")
     parser.add_argument(
-        "--pictures", action="append", default=[], type=Path, metavar="FOLDER", help="finished pictures; repeat it"
+        "--pictures",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="finished pictures, in a folder or an archive; repeat it",
     )
+    parser.add_argument(
+        "--base", default="", metavar="MODEL", help="a folder or a hub id; alone, the base model is scored"
+    )
+    parser.add_argument("--blind", action="store_true", help="also write blind.html, without names, and blind_key.json")
     parser.add_argument(
         "--class-noun", choices=["person", "man", "woman"], required=True, help="what the base model calls the person"
     )
@@ -32,7 +42,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _run(parsed: argparse.Namespace) -> int:
     from zimage.scoring.score import Request, score
 
-    names = ("photos", "consent", "class_noun", "trigger", "seeds", "params_file", "pictures")
+    names = (
+        *("photos", "consent", "class_noun", "trigger", "seeds", "params_file", "pictures"),
+        *("base", "strength", "blind"),
+    )
     lines = score(Request(loras=parsed.lora, **{name: getattr(parsed, name) for name in names}), parsed.out)
     print(*lines, f"report: {parsed.out / 'score.html'}", sep="\n")  # noqa: T201
     found = json.loads((parsed.out / "metrics.json").read_text(encoding="utf-8"))["results"]

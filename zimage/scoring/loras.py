@@ -35,13 +35,14 @@ class GivenLora:
         return self.loaded.resolve() != self.file.resolve()
 
 
-def given_loras(files: Sequence[str], folder: Path, *, trigger: str) -> list[GivenLora]:
+def given_loras(files: Sequence[str], folder: Path, *, trigger: str, strength: float) -> list[GivenLora]:
     """Return the LoRAs that `FILE` or `FILE:STRENGTH` name, ready to be loaded.
 
     Args:
         files: As a person wrote them.
         folder: Gets a link to each, or a converted copy, under its name in the results.
         trigger: Of all of them; "" for what each file's metadata says.
+        strength: Of those that say none.
 
     Raises:
         InputError: a file is no LoRA that can work on Z-Image, or says no trigger and none was given.
@@ -51,7 +52,7 @@ def given_loras(files: Sequence[str], folder: Path, *, trigger: str) -> list[Giv
         old.unlink()
     found: list[GivenLora] = []
     for written in files:
-        file, strength = _parsed(written)
+        file, own_strength = _parsed(written)
         inspection = inspect_file(file)
         if inspection.verdict == "unusable":
             raise InputError(f"{file}: {inspection.reason} {inspection.remedy}")
@@ -64,14 +65,14 @@ def given_loras(files: Sequence[str], folder: Path, *, trigger: str) -> list[Giv
             loaded.symlink_to(file.resolve())
         else:
             convert(file, loaded, Plan("portable", None, None))
-        found.append(GivenLora(name, file, strength, loaded, word))
+        found.append(GivenLora(name, file, strength if own_strength is None else own_strength, loaded, word))
     return found
 
 
-def _parsed(written: str) -> tuple[Path, float]:
-    """Return file and strength of `FILE` or `FILE:STRENGTH`."""
+def _parsed(written: str) -> tuple[Path, float | None]:
+    """Return file and strength of `FILE` or `FILE:STRENGTH`; None for the strength of the former."""
     if Path(written).is_file():
-        return Path(written), 1.0
+        return Path(written), None
     file, colon, strength = written.rpartition(":")
     if not colon or not Path(file).is_file():
         raise InputError(

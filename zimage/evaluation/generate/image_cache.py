@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from zimage.core.folder import write_whole
 
@@ -84,9 +85,10 @@ class ImageCache:
         return [request for request in dict.fromkeys(requests) if not self.path(request).is_file()]
 
     def keep(self, request: Request, image_rgb: NDArray[np.uint8]) -> None:
-        """Add a picture, whole or not at all."""
-        content = io.BytesIO()
-        Image.fromarray(image_rgb).save(content, "png")
+        """Add a picture, whole or not at all; its file says how it was made, as AUTOMATIC1111's files do."""
+        content, about = io.BytesIO(), PngInfo()
+        about.add_text("parameters", self._parameters(request))
+        Image.fromarray(image_rgb).save(content, "png", pnginfo=about)
         write_whole(self.path(request), content.getvalue())
 
     def forget_all_but(self, requests: Iterable[Request]) -> None:
@@ -95,6 +97,14 @@ class ImageCache:
         for path in self.folder.iterdir():
             if path not in wanted:
                 path.unlink()
+
+    def _parameters(self, request: Request) -> str:
+        """Return prompt, seed and sampling in one text (A1111 counts guidance as 1 more than diffusers' pipeline)."""
+        made = self._sampling
+        return (
+            f"{request.text}\nSteps: {made.steps}, Sampler: Euler, CFG scale: {made.guidance_scale + 1:g}, "
+            f"Seed: {request.noise_seed}, Size: {made.side_px}x{made.side_px}"
+        )
 
     def _hash(self, lora: Path) -> str:
         if lora not in self._hashes:
