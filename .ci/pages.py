@@ -1,4 +1,4 @@
-"""Write infra/settings.md and infra/errors.md from the code.
+"""Write infra/settings.md, infra/errors.md and the constants in infra/protocol.md from the code.
 
 Usage: pages.py [FOLDER], by default infra/. `make pages` runs it; tests/test_pages.py fails where a page is not what this
 writes. Keys come from the params sections of the stages, messages from every `raise` of an error that a user can cause,
@@ -82,7 +82,7 @@ VARIABLES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Write both pages into the folder that is named, or into infra/."""
+    """Write the pages into the folder that is named, or into infra/."""
     folder = Path(arguments[0]) if arguments else PROJECT / "infra"
     for name, text in pages().items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> int:
 
 def pages() -> dict[str, str]:
     """Return the text of each page by its name."""
-    return {"settings.md": settings(), "errors.md": errors()}
+    return {"settings.md": settings(), "errors.md": errors(), "protocol.md": protocol()}
 
 
 def settings() -> str:
@@ -250,6 +250,82 @@ def errors() -> str:
             lines += [f"| {message} | {remedy} |" for message, remedy in messages]
             lines.append("")
     return "\n".join(lines)
+
+
+BEGIN, END = "<!-- written by `make pages` from the code -->", "<!-- end of what is written -->"
+
+
+def protocol() -> str:
+    """Return the page of the evaluation's protocol: its own text, with the constants of the code between the marks."""
+    page = (PROJECT / "infra" / "protocol.md").read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    return "\n".join([f"{before}{BEGIN}", "", *_constants(), f"{END}{rest.partition(END)[2]}"])
+
+
+def _constants() -> Iterator[str]:
+    """Yield the lines of the constants that a number of the evaluation depends on."""
+    from zimage.evaluation import compare, intervals
+    from zimage.evaluation.gate import USUAL
+    from zimage.evaluation.generate import suite
+    from zimage.evaluation.generate.image_cache import Request
+    from zimage.evaluation.protocol import PROTOCOL_VERSION
+    from zimage.evaluation.score import copies, impostors
+    from zimage.faces.engine import open_engine
+    from zimage.faces.engine_defaults import EMBEDDED, INSIGHTFACE_MAX_DISTANCE, INSIGHTFACE_MIN_SCORE
+    from zimage.faces.insightface_engine import RELEASED
+
+    params = load_trusted((PROJECT / "params.yaml").read_text(encoding="utf-8"))
+    evaluated = params["evaluate"]
+    yield from (f"**Version {PROTOCOL_VERSION}**", "", "| constant | value | where |", "|---|---|---|")
+    for name, value, where in (
+        ("confidence of an interval", intervals.CONFIDENCE, "zimage/evaluation/intervals.py"),
+        ("`undefined`: share of resamples without a value", intervals.MOST_UNDEFINED, "zimage/evaluation/intervals.py"),
+        ("`error`: of all intervals of one measure together", compare.ERROR, "zimage/evaluation/compare.py"),
+        ("resamples of the prompts", evaluated["resampling"]["resamples"], "evaluate.resampling.resamples"),
+        ("seed of the resampling", evaluated["resampling"]["seed"], "evaluate.resampling.seed"),
+        ("`thumb`: side of a grey square, px", copies.SIDE_PX, "zimage/evaluation/score/copies.py"),
+        ("`copy_correlation`", evaluated["copy_correlation"], "evaluate.copy_correlation"),
+        ("side of a control's picture over that of its face", impostors.AROUND, "zimage/evaluation/score/impostors.py"),
+        ("share of photos held out", params["detect"]["split"]["holdout_share"], "detect.split.holdout_share"),
+        ("photos held out at least", params["detect"]["split"]["min_holdout"], "detect.split.min_holdout"),
+        ("seed of what is held out", params["detect"]["split"]["seed"], "detect.split.seed"),
+    ):
+        yield f"| {name} | {value} | `{where}` |"
+    yield from ("", "| rule of the gate | usual limit |", "|---|---|")
+    for name, limit in USUAL:
+        yield f"| `{name}` | {limit} |"
+    yield from ("", "| compared by `score` | what it is | better is |", "|---|---|---|")
+    for measure in compare.MEASURES:
+        yield f"| `{measure.name}` | {measure.says} | {'more' if measure.more_is_better else 'less'} |"
+    yield from (
+        "",
+        "| engine | metric | threshold | detector's score from | file | SHA-256 |",
+        "|---|---|---|---|---|---|",
+    )
+    for engine in EMBEDDED.values():
+        info = open_engine(engine).info
+        for file, sha256 in sorted(info.model_sha256.items()):
+            row = (f"`{info.engine_id}`", info.metric, info.threshold, engine.min_score, f"`{file}`", f"`{sha256}`")
+            yield f"| {' | '.join(map(str, row))} |"
+    for file, sha256 in RELEASED.items():
+        yield (
+            f"| insightface packs | cosine | {INSIGHTFACE_MAX_DISTANCE} | {INSIGHTFACE_MIN_SCORE} | `{file}` "
+            f"| `{sha256}` |"
+        )
+    yield from ("", "| control: photo of another person | SHA-256 |", "|---|---|")
+    for package, file, sha256 in impostors.PACKAGED:
+        yield f"| {package}: `{file}` | `{sha256}` |"
+    for name in sorted(path.stem for path in suite.FOLDER.glob("*.yaml")):
+        prompts = suite.read_suite(name)
+        sides = suite.halves(prompts)
+        yield from ("", f"Suite `{name}`; the seed is that of picture 0.", "")
+        yield from ("| id | kind | aspect | half | seed of the noise | text |", "|---|---|---|---|---|---|")
+        for prompt in prompts:
+            seed = Request(prompt.id, "", 0, None, 0.0).noise_seed
+            yield (
+                f"| {prompt.id} | {prompt.kind} | {prompt.aspect} | {sides[prompt.id]} | {seed} | {_cell(prompt.text)} |"
+            )
+    yield ""
 
 
 def _sources() -> list[Path]:

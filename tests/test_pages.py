@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 
 from tasks.settings import personalize_at_once
 from zimage.core.errors import InputError
+from zimage.evaluation.protocol import PROTOCOL_VERSION
 
 PROJECT = Path(__file__).parents[1]
 
@@ -28,9 +30,18 @@ def dotted(values: Any, prefix: str = "") -> list[str]:
     return [key for name, value in values.items() for key in dotted(value, f"{prefix}{name}.")]
 
 
-@pytest.mark.parametrize("name", ["settings.md", "errors.md"])
+@pytest.mark.parametrize("name", ["settings.md", "errors.md", "protocol.md"])
 def test_a_page_says_what_the_code_says(generator: ModuleType, name: str) -> None:
     assert (PROJECT / "infra" / name).read_text(encoding="utf-8") == generator.pages()[name], "run `make pages`"
+
+
+def test_the_seeds_on_the_page_of_the_protocol_are_what_its_text_says() -> None:
+    page = (PROJECT / "infra" / "protocol.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| (?:likeness|leak_\w+) \| [^|]* \| \w+ \| (\d+) \|", page, re.MULTILINE)
+    assert len(rows) > 40
+    for prompt, seed in rows:
+        assert int(seed) == int.from_bytes(hashlib.sha256(f"{prompt} 0".encode()).digest()[:6], "big")
+    assert f"**Version {PROTOCOL_VERSION}**" in page
 
 
 def test_every_environment_variable_of_the_code_is_explained(generator: ModuleType) -> None:

@@ -80,6 +80,7 @@ def card(facts: CardFacts) -> str:
         holdout=metrics["engine"]["holdout_photos"],
         pictures=metrics["pictures"],
         suite=Path(metrics["suite"]).name,
+        protocol=metrics.get("protocol"),
         licences=facts.licences,
     )
 

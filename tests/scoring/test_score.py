@@ -26,6 +26,7 @@ from zimage.core.section import read_section
 from zimage.evaluation.generate.image_cache import ImageCache, Sampling
 from zimage.evaluation.generate.image_cache import Request as CachedPicture
 from zimage.evaluation.generate.suite import read_suite, with_subject
+from zimage.evaluation.protocol import PROTOCOL_VERSION
 from zimage.evaluation.select.scorer import asked_of_base, asked_of_lora
 from zimage.lora.comfyui.workflow import Evaluated, Use, api_form, workflow
 from zimage.lora.files.inspection import inspect_file
@@ -117,6 +118,8 @@ def test_the_lora_that_draws_the_person_is_said_to_keep_the_face_better(compared
     assert found["results"]["eve"]["estimates"]["same_of_all"]["value"] < 0.2
     assert found["results"]["ada"]["verdict"] == "provisional" and found["results"]["eve"]["verdict"] == "fail"
     assert found["results"]["ada"]["file"] == "ada.safetensors" and found["photos"] >= 4
+    assert found["protocol"] == PROTOCOL_VERSION
+    assert f"protocol {PROTOCOL_VERSION}." in (compared / "score.html").read_text(encoding="utf-8")
     assert "copied" not in found["results"]["ada"]["estimates"]  # nobody knows what it was trained on
 
 
@@ -332,6 +335,10 @@ def test_pictures_of_the_suite_s_prompts_are_paired_with_the_loras(place: Path, 
     ("changes", "said"),
     [
         ({}, "There is nothing to score; name a LoRA with --lora, a folder of pictures with --pictures, or a base"),
+        (
+            {"pictures": [Path("x")], "precision": 0.7},
+            "The precision 0.7 cannot be used: give one above 0 and below 0.5",
+        ),
         ({"loras": ["nobody.safetensors"]}, "There is no LoRA file nobody.safetensors"),
         ({"loras": ["{place}/ada.safetensors:strong"]}, "The strength in .*ada.safetensors:strong is not a number"),
         ({"loras": ["{place}/ada.safetensors"], "trigger": ""}, "does not say which word calls the person"),

@@ -19,6 +19,7 @@ from zimage.core.errors import InputError
 from zimage.core.jsonl import read_rows, write_rows
 from zimage.evaluation.generate.image_cache import ImageCache, Sampling
 from zimage.evaluation.generate.suite import halves, read_suite
+from zimage.evaluation.protocol import PROTOCOL_VERSION
 from zimage.evaluation.score.clip import ClipParams
 from zimage.evaluation.select.scorer import Asked, asked_of_base, asked_of_lora
 from zimage.evaluation.wording import unbroken
@@ -131,6 +132,9 @@ def test_a_lora_that_draws_the_person_gets_a_provisional_verdict(finished: Path)
     assert {"engine_id", "threshold", "model_sha256", "holdout_photos"} <= set(found["engine"])
     assert found["sampled"]["precision"] == ("bfloat16" if torch.cuda.is_available() else "float32")
     assert found["chosen"]["file"] in {"lora.safetensors", "step-000010.safetensors"}
+    assert found["protocol"] == PROTOCOL_VERSION
+    page = (finished / "evaluate" / "report.html").read_text(encoding="utf-8")
+    assert f"<td>evaluation protocol</td><td>{PROTOCOL_VERSION}</td>" in page
 
 
 def test_the_report_is_one_page_without_anything_from_elsewhere_and_shows_every_score(finished: Path) -> None:

@@ -99,6 +99,7 @@ def metrics(weights: bytes, verdict: str, engine: Any) -> dict[str, Any]:
         "engine": engine,
         "second_engine": None,
         "pictures": 114,
+        "protocol": 7,
         "suite": "/home/somebody/suites/mine.yaml",
         "sampled": SAMPLED,
         "estimates": {

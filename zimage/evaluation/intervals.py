@@ -44,9 +44,9 @@ def rate(passed_by_prompt: Sequence[Sequence[bool]], *, confidence: float = CONF
     if n == 0:
         return Estimate(None, None, None, 0)
     p = float(passes.sum() / n)
-    effect, quantile = _design_effect(passes, counts, p), _normal(confidence)
+    effect, quantile = _design_effect(passes, counts, p), normal_quantile(confidence)
     if effect > 1:
-        quantile = _student(confidence, len(counts) - 1)
+        quantile = student_quantile(len(counts) - 1, confidence)
     low, high = wilson(p, n / effect, quantile)
     return Estimate(p, low, high, n)
 
@@ -126,7 +126,7 @@ def bootstrap(
     values = statistic(drawn)
     if np.isnan(values).mean() > MOST_UNDEFINED:
         return None, None
-    tail = _normal_share(-((fewest / (fewest - 1)) ** 0.5) * _student(confidence, fewest - 1))
+    tail = _normal_share(-((fewest / (fewest - 1)) ** 0.5) * student_quantile(fewest - 1, confidence))
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
@@ -144,7 +144,8 @@ def _design_effect(passes: NDArray[np.float64], counts: NDArray[np.float64], p: 
     return max(1.0, float(between / (p * (1 - p) / n)))
 
 
-def _normal(confidence: float) -> float:
+def normal_quantile(confidence: float = CONFIDENCE) -> float:
+    """Return how many standard deviations an interval of this confidence reaches to either side."""
     from scipy.stats import norm
 
     return float(norm.ppf((1 + confidence) / 2))
@@ -156,7 +157,8 @@ def _normal_share(quantile: float) -> float:
     return float(norm.cdf(quantile))
 
 
-def _student(confidence: float, degrees: int) -> float:
+def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """Return the same of Student's distribution with this many degrees of freedom."""
     from scipy.stats import t
 
     return float(t.ppf((1 + confidence) / 2, degrees))

@@ -35,6 +35,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--trigger", default="", help="the word that calls the person; else what each file says")
     parser.add_argument("--seeds", type=int, default=0, help="pictures of each prompt; else evaluate.seeds.test")
+    parser.add_argument(
+        "--precision",
+        type=float,
+        default=0.0,
+        metavar="HALF_WIDTH",
+        help="choose the seeds for an interval of ±HALF_WIDTH of the share of the same person, such as 0.05",
+    )
     parser.add_argument("--params", dest="params_file", type=Path, default=Path("params.yaml"), help="else params.yaml")
     parser.set_defaults(run=_run)
 
@@ -44,7 +51,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
     names = (
         *("photos", "consent", "class_noun", "trigger", "seeds", "params_file", "pictures"),
-        *("base", "strength", "blind"),
+        *("base", "strength", "blind", "precision"),
     )
     lines = score(Request(loras=parsed.lora, **{name: getattr(parsed, name) for name in names}), parsed.out)
     print(*lines, f"report: {parsed.out / 'score.html'}", sep="\n")  # noqa: T201

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from zimage.core.assets import read_asset
 from zimage.evaluation.compare import MEASURES, Difference
 from zimage.evaluation.generate.image_cache import Sampling
+from zimage.evaluation.protocol import PROTOCOL_VERSION
 from zimage.evaluation.score.reals import Reals
 from zimage.photos.pictures import jpeg_uri, read_rgb
 
@@ -63,6 +64,7 @@ def write_page(
         sheet=_sheet(folder, results),
         sampling=sampling,
         seeds=seeds,
+        protocol=PROTOCOL_VERSION,
     )
     (folder / "score.html").write_text(page, encoding="utf-8")
 

@@ -21,6 +21,7 @@ from zimage.evaluation.generate.gallery import Gallery
 from zimage.evaluation.generate.image_cache import ImageCache, Sampling
 from zimage.evaluation.generate.suite import Half, Prompt, read_suite, with_subject, without_trigger
 from zimage.evaluation.intervals import Estimate
+from zimage.evaluation.protocol import PROTOCOL_VERSION
 from zimage.evaluation.report.results import sha256_of
 from zimage.evaluation.rows import PictureRow, write_csv
 from zimage.evaluation.score.picture import Search
@@ -33,6 +34,7 @@ from zimage.scoring.blind import write_blind_page
 from zimage.scoring.loras import GivenLora, given_loras
 from zimage.scoring.page import write_page
 from zimage.scoring.pictures import GivenPicture, numbered, pictures_in, prompt_of, rows_of, same_words
+from zimage.scoring.power import WORST_SHARE, Plan, plan
 from zimage.scoring.references import References, references
 from zimage.stages.evaluate import (
     EvaluateParams,
@@ -50,7 +52,6 @@ from zimage.stages.ingest import IngestParams
 logger = logging.getLogger(__name__)
 
 OF_THE_TRAINING = ("copy_rate_max", "nearest_share_max", "shared_session_max")  # limits that need the training photos
-PROTOCOL = 1  # of the results; a change of prompts, measures or intervals makes it another
 BASE = "base"
 
 
@@ -70,6 +71,8 @@ class Request:
         base: Another base model: a folder or a hub id; it is scored even where nothing else is. "" for params.yaml's.
         strength: What LoRAs are multiplied with that say no strength of their own.
         blind: Write a page that shows the pictures side by side without names.
+        precision: Half of the width that the interval of the share of the same person shall have; it chooses the seeds.
+            0 leaves them to `seeds`.
     """
 
     photos: Path
@@ -83,6 +86,7 @@ class Request:
     base: str = ""
     strength: float = 1.0
     blind: bool = False
+    precision: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def score(asked: Request, out: Path) -> list[str]:
     check_out(out, (asked.photos, asked.consent, *asked.pictures), holds="scores.csv")
     require_for(["ingest", "evaluate"], read_consent(asked.consent), today())
     params = read_section(asked.params_file, "evaluate", EvaluateParams)
+    planned = _plan(asked, read_suite(params.suite))
     base = _base(asked)
     require_pinned_models(params)
     cache = cache_of(out)
@@ -134,7 +139,7 @@ def score(asked: Request, out: Path) -> list[str]:
     found = references(asked.photos, asked.consent, cache, asked.params_file)
     use_one_thread_on_a_cpu()
     with made_aside(out) as folder, Search(engines_of(params)) as search:
-        scoring = _Scoring(asked, params, base, found.reals, folder, search, cache)
+        scoring = _Scoring(asked, params, base, found.reals, folder, search, cache, planned)
         results = scoring.results(loras, sets)
         compared = differences(
             {one.name: one.rows for one in results if one.name != BASE},
@@ -149,6 +154,20 @@ def score(asked: Request, out: Path) -> list[str]:
         if asked.blind:
             write_blind_page(folder, results, found.reals, generator=params.resampling.generator())
     return lines
+
+
+def _plan(asked: Request, prompts: Sequence[Prompt]) -> Plan | None:
+    """Return how many seeds the wanted precision takes, after saying it; None where none is wanted."""
+    if not asked.precision:
+        return None
+    if asked.seeds or not 0 < asked.precision < WORST_SHARE:
+        raise InputError(
+            f"The precision {asked.precision:g} cannot be used: give one above 0 and below {WORST_SHARE:g}, such as "
+            "0.05, and leave out --seeds, which it chooses."
+        )
+    found = plan(asked.precision, sum(prompt.kind == "likeness" for prompt in prompts))
+    logger.info("%s", found)
+    return found
 
 
 def _base(asked: Request) -> Base:
@@ -182,11 +201,13 @@ class _Scoring:
         folder: Path,
         search: Search,
         cache: Path,
+        planned: Plan | None,
     ) -> None:
         self.asked, self.params, self.base, self.folder, self.search = asked, params, base, folder, search
         self.sampling = Sampling(**params.sampling.model_dump())
-        self.seeds = asked.seeds or params.seeds.test
         self.prompts = read_suite(params.suite)
+        self.plan = planned
+        self.seeds = planned.seeds if planned else asked.seeds or params.seeds.test
         self.picture_scorer = picture_scorer_of(params, reals, search)
         self._images = ImageCache(cache / "pictures", base.identity, self.sampling)
 
@@ -229,7 +250,7 @@ class _Scoring:
         """Return metrics.json: everything that is needed to read a number, and to make it again."""
         targets = self.picture_scorer.targets
         return {
-            "protocol": PROTOCOL,
+            "protocol": PROTOCOL_VERSION,
             "says": lines,
             "results": {
                 one.name: {
@@ -249,6 +270,7 @@ class _Scoring:
             "absent": absent(self.params, self.picture_scorer),
             "suite": self.params.suite,
             "seeds": self.seeds,
+            "plan": asdict(self.plan) if self.plan else None,
             "base": self.base.identity,
             "sampled": asdict(self.sampling) | {"precision": precision()},
         }

@@ -122,6 +122,7 @@ def test_the_card_tells_base_licences_consent_and_scores_with_intervals(workspac
     assert "to: training, evaluation, publication, until 2999-12-31" in text
     same = "| 97.9 % | of all pictures are the same person as the held-out photos | 87.2 % to 99.7 % | 48 |  |"
     assert same in text
+    assert "suite\n`mine.yaml`, by version 7 of the project's protocol." in text
     assert "by CLIP" not in text  # which was not measured
     assert "PROVISIONAL" not in text
 

@@ -25,6 +25,7 @@ from zimage.core.svg_charts import Group, Point, curve, strips, whiskers
 from zimage.evaluation.figures import by_prompt
 from zimage.evaluation.gate import Ruled
 from zimage.evaluation.intervals import Estimate
+from zimage.evaluation.protocol import PROTOCOL_VERSION
 from zimage.evaluation.report.results import Findings, sha256_of
 from zimage.evaluation.rows import PictureRow
 from zimage.evaluation.score.impostors import Impostor
@@ -455,8 +456,8 @@ def _loss(path: Path) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    """Return what made the pictures and the scores: Python, and each package that is installed."""
-    found = {"python": platform.python_version()}
+    """Return what made the pictures and the scores: the protocol, Python, and each package that is installed."""
+    found = {"evaluation protocol": str(PROTOCOL_VERSION), "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

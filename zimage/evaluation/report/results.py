@@ -10,6 +10,7 @@ from zimage.core.jsonl import Row, write_metrics
 from zimage.evaluation.figures import Figures
 from zimage.evaluation.gate import Judgement
 from zimage.evaluation.intervals import Estimate
+from zimage.evaluation.protocol import PROTOCOL_VERSION
 from zimage.evaluation.rows import write_csv
 from zimage.evaluation.score.impostors import Impostors
 from zimage.evaluation.score.likeness import Targets
@@ -145,6 +146,7 @@ def metrics_of(findings: Findings) -> dict[str, Any]:
         "absent": findings.absent,
         "variety_by": "clip" if scorer.clip else "pixels",
         "impostors": _strangers(findings.impostors),
+        "protocol": PROTOCOL_VERSION,
         "suite": findings.suite,
         "base": findings.base,
         "sampled": asdict(findings.sampled),
