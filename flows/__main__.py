@@ -27,6 +27,7 @@ SPECS: dict[str, type[spec.SubjectSpec]] = {
     "personalize": spec.PersonalizeSpec,
     "prepare": spec.PrepareSpec,
     "learn": spec.LearnSpec,
+    "score": spec.ScoreSpec,
     "publish": spec.PublishSpec,
     "promote": spec.PromoteSpec,
     "fetch": spec.FetchSpec,
@@ -39,7 +40,8 @@ STACK = {
     "work": "Take runs of a pool of the configured server and do them on this machine, until Ctrl-C.",
 }
 REMOTE = ("work", "watch")  # commands that need a server which runs already
-FLAGS = {"values": "--set"}
+FLAGS = {"values": "--set", "loras": "--lora"}
+METAVARS = {"values": "SECTION.KEY=VALUE", "loras": "FILE[:STRENGTH]", "pictures": "FOLDER"}  # of what is repeated
 STAGED = ("personalize", "prepare", "learn")  # flows that bring stages up to date
 ALONE = {"publish": "pass"}  # what an option means that is given without a value
 USER_ERROR = 2
@@ -289,6 +291,8 @@ def _told(name: str, asked: spec.SubjectSpec, outcome: Any) -> list[str]:
             return [f"run      {outcome.name} waits for a worker, then for a person in Prefect's UI"]
         case dict():
             return [_stages(outcome), *(summary(workspace) if name == "learn" else [])]
+        case _ if name == "score":
+            return [*outcome.says, f"page     {outcome.page}", f"results  {outcome.key} in {from_environment().store}"]
         case _ if name == "promote":
             return [f"channel  {outcome.release} ({outcome.kind} at {outcome.at:%Y-%m-%d %H:%M} UTC)"]
         case _ if name == "forget":
@@ -380,7 +384,7 @@ def _add_option(command: argparse.ArgumentParser, field: str, info: FieldInfo) -
         choices = [choice for choice in get_args(kind) if choice]
         command.add_argument(flag, dest=field, choices=choices, help=text, **alone)
     elif get_origin(kind) is list:
-        command.add_argument(flag, dest=field, action="append", metavar="SECTION.KEY=VALUE", help=text)
+        command.add_argument(flag, dest=field, action="append", metavar=METAVARS[field], help=text)
     else:
         command.add_argument(flag, dest=field, required=info.is_required(), help=text)
 

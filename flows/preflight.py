@@ -6,8 +6,18 @@ Nothing is written here, and all is checked again where it is used, since it may
 from pathlib import Path
 
 from flows.prepare import chosen, given
-from flows.spec import LearnSpec, PersonalizeSpec, PlacedSpec, PrepareSpec, PromoteSpec, PublishSpec, SubjectSpec
+from flows.spec import (
+    LearnSpec,
+    PersonalizeSpec,
+    PlacedSpec,
+    PrepareSpec,
+    PromoteSpec,
+    PublishSpec,
+    ScoreSpec,
+    SubjectSpec,
+)
 from tasks.phases.phase import require_workspace
+from tasks.phases.scoring import check_consent, refuse_no_photos
 from tasks.release import channels
 from tasks.release import publish as publishing
 from tasks.release.provenance import check_signing
@@ -51,6 +61,9 @@ def refuse(asked: SubjectSpec, settings: Settings, *, served: bool) -> None:
         case LearnSpec():
             require_workspace(workspace)
             _require_consent(consent_of(workspace, None), STAGES)
+        case ScoreSpec():
+            refuse_no_photos(asked.photos)
+            check_consent(settings, asked.subject, asked.consent, shared=False)
         case PublishSpec():
             require_workspace(workspace)
             publishing.gate(

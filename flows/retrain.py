@@ -54,7 +54,8 @@ def retrain(spec: RetrainSpec) -> dict[str, int] | State[Any]:
 
 def _only_here(settings: Settings, known: Collection[str]) -> list[str]:
     """Return the subjects of this machine that have no state in the store, and which a scan therefore misses."""
-    others = sorted({each.name for each in settings.workspaces.glob("[!.]*")} - set(known))
+    made = {each.parents[1].name for each in settings.workspaces.glob("[!.]*/.dvc/config")}  # `score` alone makes none
+    others = sorted(made - set(known))
     if others:
         get_run_logger().warning("%s: %s", ", ".join(others), ONLY_HERE)
     return others

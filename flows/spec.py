@@ -132,6 +132,88 @@ class LearnSpec(PlacedSpec):
     """Crops in; captions, the LoRA, its score and the report out."""
 
 
+class ScoreSpec(PlacedSpec):
+    """LoRA files, finished pictures or a base model in; their scores against real photos and a comparison out."""
+
+    photos: str = Field(
+        "",
+        title="Photos",
+        description="Real photos of the person: a folder, a zip or tar archive, or s3://bucket/prefix, as the worker "
+        "sees it.",
+    )
+    consent: str = Field(
+        "",
+        title="Consent",
+        description="The file that says what this person agreed to, or s3://bucket/key of it; not needed where it is "
+        "known already.",
+    )
+    loras: list[str] = Field(
+        [],
+        title="LoRA files",
+        description="FILE or FILE:STRENGTH of a Z-Image LoRA of any tool, or s3://bucket/key of it, as the worker sees "
+        "it.",
+    )
+    pictures: list[str] = Field(
+        [],
+        title="Finished pictures",
+        description="A folder, a zip or tar archive, or s3://bucket/prefix of pictures, however they were made.",
+    )
+    base: str = Field(
+        "",
+        title="Base model",
+        description="A folder in diffusers' layout, or a hub id in the worker's cache; alone, the base is scored.",
+    )
+    preset: Preset = Field(
+        "", title="Preset", description="Values for a base and a GPU's memory; turbo-… for the distilled Turbo."
+    )
+    engine: str = Field(
+        "",
+        title="Face engine",
+        description="yunet-sface or dlib (embedded, both screen), or the name or folder of an insightface pack, such "
+        "as buffalo_l.",
+    )
+    class_noun: ClassNoun = Field(
+        "",
+        title="Class noun",
+        description="What the base model calls such a person; required unless it was chosen for the subject.",
+    )
+    trigger: str = Field(
+        "", title="Trigger", description="The word that calls the person; else what each file's metadata says."
+    )
+    strength: float = Field(
+        1.0, title="Strength", ge=-4.0, le=4.0, description="Of each LoRA that says none behind its file."
+    )
+    seeds: int = Field(
+        0, title="Seeds", ge=0, le=64, description="Pictures of each prompt; 0 for evaluate.seeds.test of params.yaml."
+    )
+    precision: float = Field(
+        0.0,
+        title="Precision",
+        ge=0.0,
+        lt=0.5,
+        description="Half of the width that the interval of the share of the same person shall have, such as 0.05; "
+        "chooses the seeds.",
+    )
+    blind: bool = Field(
+        False,
+        title="Blind page too",
+        description="Also blind.html, which shows the pictures of each prompt without names, and its key.",
+    )
+    values: list[str] = Field(
+        [], title="Own values", description="SECTION.KEY=VALUE as in params.yaml, such as evaluate.sampling.steps=8."
+    )
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the values of params.yaml that were chosen here, by `section.key`.
+
+        Raises:
+            InputError: an entry of `values` is no assignment.
+        """
+        from zimage.core.params import parsed
+
+        return parsed(self.values)
+
+
 class PublishSpec(PlacedSpec):
     """A finished workspace in, a release out."""
 

@@ -10,7 +10,7 @@ a lost worker           noticed by `python -m flows watch`: a run of any flow wh
                         as the same run, PARENT_LOST times: `personalize` finds its phases, which went on meanwhile, by
                         the keys it started them with. A process that ended before its flow began, such as while the
                         server was started anew, is no loss (NEVER_BEGAN). `prepare` or `learn` that a person started
-                        alone, `promote` and `forget` are only reported
+                        alone, `score`, `promote` and `forget` are only reported
 a stopped stack         the same, and does not count as a loss: after the next start such runs go on
 a person's retry        of a failed `personalize` starts the phase that failed anew, with all its attempts
 the server away         waited for, SERVER_AWAY_S
@@ -89,7 +89,7 @@ LOST_AFTER_S = 90  # three heartbeats: one that is sent as the server dies arriv
 # From when a worker has taken a run to when it begins. A process takes seconds; a job may wait for a machine.
 PENDING_S = {"process": 600, "other": 24 * HOUR_S}
 DEAD_AFTER = datetime.timedelta(hours=1)  # a silence that a watch would not have let pass
-FLOWS = ["personalize", "prepare", "learn", "publish", "retrain", "promote", "forget"]
+FLOWS = ["personalize", "prepare", "learn", "publish", "score", "retrain", "promote", "forget"]
 # Started twice, each does what it does once: `promote` may move a channel back, and a person waits for `forget`.
 GOES_ON = ["personalize", "publish", "retrain"]
 GOES_ON_WITHIN = datetime.timedelta(days=14)

@@ -291,7 +291,7 @@ def test_runs_of_other_rights_have_queues_and_secrets_of_their_own() -> None:
 
     assert found == {
         **dict.fromkeys(["personalize", "prepare", "retrain"], "zimage-cpu-agent"),
-        "learn": "zimage-gpu-agent",
+        **dict.fromkeys(["learn", "score"], "zimage-gpu-agent"),
         **dict.fromkeys(["publish", "promote"], "zimage-publisher"),
         "forget": "zimage-eraser",
     }

@@ -250,7 +250,7 @@ def test_flows_evaluate_their_annotations() -> None:
 
 
 def test_a_flow_takes_one_parameter_that_forbids_extras() -> None:
-    for name in ("personalize", "prepare", "learn", "publish", "promote", "forget", "retrain"):
+    for name in ("personalize", "prepare", "learn", "score", "publish", "promote", "forget", "retrain"):
         flow = getattr(importlib.import_module(f"flows.{name}"), name)
         (parameter,) = flow.fn.__annotations__.items() - {("return", flow.fn.__annotations__["return"])}
         assert parameter[0] == "spec"

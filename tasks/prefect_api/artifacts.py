@@ -29,7 +29,7 @@ from prefect.runtime import flow_run as this_run
 
 from tasks.policy import SERVER_ERRORS
 from tasks.prefect_api.artifact_calls import create_artifact, replace, update_artifact
-from tasks.prefect_api.stage_numbers import number_rows
+from tasks.prefect_api.stage_numbers import number_rows, score_rows
 from tasks.release.channels import Name, channel
 from tasks.settings import Settings
 from tasks.store.protocol import Store
@@ -68,7 +68,7 @@ ARTIFACTS = (
     *STAGES,
     *(f"{stage}-progress" for stage in STAGES),
     *(Path(page).stem for page in PAGES.values()),
-    *("forget", "loss", "offer", "photos", "promote", "training"),
+    *("forget", "loss", "offer", "photos", "promote", "score", "score-page", "score-progress", "training"),
 )
 SVG = 'xmlns="http://www.w3.org/2000/svg" width="640"'
 INK = (
@@ -233,6 +233,31 @@ def show_page_again(settings: Settings, workspace: Path, stage: str, *, shared: 
         show_page(settings, workspace, stage, shared=shared)
 
 
+def show_score(settings: Settings, subject: str, folder: Path, key: str) -> str:
+    """Create the table of what `score` found and a link to its page in the store, and return the link.
+
+    Args:
+        settings: Where things are.
+        subject: The subject.
+        folder: The results.
+        key: Of the page in the store.
+    """
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    about = "What score found, a row for each LoRA, base and set of pictures"
+    create_artifact("table", json.dumps(score_rows(found)), key=artifact_key(subject, "score"), description=about)
+    store = open_store(settings.store, pages=settings.pages)
+    address = store.link(key, seconds=store.link_max_s)
+    says = "\n\n".join(found["says"])
+    text = unbroken(f"{says}\n\n[All scores of {subject}]({address})")
+    create_artifact("markdown", text, key=artifact_key(subject, "score-page"), description=f"The scores{_until(store)}")
+    return address
+
+
+def _until(store: Store) -> str:
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=store.link_max_s)
+    return f"; the link opens it until {until:%Y-%m-%d %H:%M} UTC"
+
+
 def _stored(settings: Settings, subject: str, workspace: Path, page: Path) -> tuple[str, str]:
     """Upload a page; return its link and the time at which the link expires, as text.
 
@@ -254,8 +279,7 @@ def _stored(settings: Settings, subject: str, workspace: Path, page: Path) -> tu
         written.append(key)
         if not store.put_if_absent(key, page) and pictures:
             store.overwrite(key, page)  # the links in it are new
-    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=store.link_max_s)
-    return store.link(key, seconds=store.link_max_s), f"; the link opens it until {until:%Y-%m-%d %H:%M} UTC"
+    return store.link(key, seconds=store.link_max_s), _until(store)
 
 
 def _stored_pictures(store: Store, below: str, pictures: Sequence[Path]) -> dict[str, str]:

@@ -70,6 +70,13 @@ WORDS: dict[str, dict[str, str]] = {
         "sampler_shift": "shift of the sampler",
     },
 }
+SCORE_FIGURES = {  # of metrics.json of `zimage score`
+    "same_of_all": "same person, of all pictures",
+    "second_same": "by the second engine",
+    "face_found": "a face is found",
+    "gain": "gain over the base model",
+    "leak_rise": "shows the person uncalled",
+}
 IDENTITIES = ("engine",)  # of models, which the report tells
 
 
@@ -82,6 +89,29 @@ def number_rows(stage: str, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     found = _evaluated(metrics) if stage == "evaluate" else _known(WORDS.get(stage, {}), metrics)
     return [{"number": says, "value": value} for says, value in found]
+
+
+def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the table of `score`: one for each result, with its main figures.
+
+    Args:
+        metrics: What its metrics.json holds.
+    """
+    return [
+        {
+            "what": name,
+            "verdict": one["verdict"] or "",
+            **{says: _interval(one["estimates"].get(figure)) for figure, says in SCORE_FIGURES.items()},
+        }
+        for name, one in metrics["results"].items()
+    ]
+
+
+def _interval(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return ""
+    ends = "" if estimate["low"] is None else f" [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+    return f"{estimate['value']:.2f}{ends}"
 
 
 def _evaluated(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -74,10 +74,10 @@ def run(
     """
     with tempfile.TemporaryDirectory() as temporary:
         progress = Path(temporary) / "progress.jsonl"
-        follower = _Follower(progress, on_progress)
+        follower = Follower(progress, on_progress)
         errors: list[str] = []
         blocking: re.Match[str] | None = None
-        command = Command(str(folder), arguments, _environment() | {"ZIMAGE_PROGRESS": str(progress)})
+        command = Command(str(folder), arguments, environment() | {"ZIMAGE_PROGRESS": str(progress)})
         with _servers.one() as server:
             for line in server.lines(command, follower.look):
                 on_line(line)
@@ -93,8 +93,8 @@ def run(
         return follower.ran
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment of DVC: this interpreter as `python`, this project's code, and no telemetry."""
+def environment() -> dict[str, str]:
+    """Return the environment of DVC and of stages: this interpreter as `python`, our code, and no telemetry."""
     given, programs = inherited(), str(Path(sys.executable).parent)
     return {
         **given,
@@ -118,7 +118,7 @@ class _Server:
         self._process = subprocess.Popen(  # in this process group: cancelling signals the group
             [sys.executable, "-m", "tasks.workspace.fork_server"],
             cwd=PROJECT,
-            env=_environment(),
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -255,8 +255,13 @@ def _failure(refusal: InputError | None, errors: list[str], folder: Path, blocki
     return StageFailedError(said)
 
 
-class _Follower:
-    """Reads the JSON lines that a stage appends to its progress file: that it runs, its progress, why it refused."""
+class Follower:
+    """Reads the JSON lines that a stage appends to its progress file: that it runs, its progress, why it refused.
+
+    Args:
+        path: The file, which need not be there yet.
+        on_progress: Gets the latest progress: name, done, total and numbers.
+    """
 
     def __init__(self, path: Path, on_progress: Callable[[dict[str, Any]], None]) -> None:
         self.error: InputError | None = None

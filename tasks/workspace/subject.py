@@ -131,8 +131,8 @@ def set_up(
     if subject == DEMO:
         _refuse_for_demo(photos, consent, overrides, base, preset, engine, values)
         return folder
-    pinned = _pinned(base) if base else None
-    plan = _plan(settings, subject, consent=consent, base=pinned, preset=preset, engine=engine, values=values or {})
+    pin = pinned(base) if base else None
+    plan = _plan(settings, subject, consent=consent, base=pin, preset=preset, engine=engine, values=values or {})
     data = folder / "data"
     with _photos(photos, data / "photos", subject), _overrides(overrides, data / "overrides"):
         make(folder, settings.project)
@@ -233,13 +233,13 @@ def _plan(
 ) -> Plan:
     """Return what is going to be written, checked but for photos and overrides."""
     folder = settings.workspace(subject)
-    given = {**(_engine_values(engine) if engine else {}), **values}
+    given = {**(engine_values(engine) if engine else {}), **values}
     chosen, params = planned_values(settings, subject, choices(folder), base=base, preset=preset, values=given)
     agreed, content = _agreed(consent, folder / "data" / "consent.yaml", subject)
     return Plan(chosen, params, agreed, content)
 
 
-def _engine_values(engine: str) -> dict[str, Any]:
+def engine_values(engine: str) -> dict[str, Any]:
     """Return the values by which a face engine, with its own limits, is used wherever faces are compared.
 
     An embedded engine brings the other one as the second, which would else be the first again.
@@ -337,7 +337,12 @@ def _identity_here(engine: Mapping[str, Any]) -> str | None:
         return None
 
 
-def _pinned(base: str) -> Base:
+def pinned(base: str) -> Base:
+    """Return a base model that is a folder or a hub id, with what identifies it.
+
+    Raises:
+        InputError: see `zimage.model.base.identify`.
+    """
     folder = Path(base).expanduser()
     model = str(folder.absolute()) if folder.is_dir() and base != TINY else base
     return Base(model=model, identity=identify(model))
@@ -385,7 +390,24 @@ def _agreed(consent: str, target: Path, subject: str) -> tuple[Consent | None, b
             return read_consent(target), None
         if is_tracked(target):
             return None, None
-        raise InputError(f"{subject} has no consent yet; give its file with --consent. {_how_to_write(subject)}")
+        raise no_consent(subject)
+    given, found = given_consent(consent, subject)
+    require(given, "training", today())
+    return given, found
+
+
+def no_consent(subject: str) -> InputError:
+    """Return the refusal of a subject of whom no consent is known."""
+    return InputError(f"{subject} has no consent yet; give its file with --consent. {_how_to_write(subject)}")
+
+
+def given_consent(consent: str, subject: str) -> tuple[Consent, bytes]:
+    """Return the consent in a file, or at s3://bucket/key, and the file's content.
+
+    Raises:
+        InputError: there is no such file, it is no consent, or it is another person's.
+        StoreError: its bucket is away.
+    """
     found = content(consent, max_bytes=MAX_CONSENT_BYTES)
     if found is None:
         raise InputError(
@@ -398,7 +420,6 @@ def _agreed(consent: str, target: Path, subject: str) -> tuple[Consent | None, b
             f"{consent} is the consent of {given.pseudonym!r} and not of {subject!r}; give the file whose `pseudonym` "
             f"is {subject}, or name the other subject."
         )
-    require(given, "training", today())
     return given, found
 
 
