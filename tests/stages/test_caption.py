@@ -141,3 +141,30 @@ def test_no_training_crop_is_told_with_the_remedy(detect: Path, params: CaptionP
 def test_the_model_captioner_without_a_model_is_told(detect: Path, params: CaptionParams, tiny_base: Base) -> None:
     with pytest.raises(InputError, match=r"caption\.vlm is null"):
         run(detect, params.model_copy(update={"captioner": "vlm", "vlm": None}), tiny_base)
+
+
+def test_a_trigger_behind_what_the_text_encoder_reads_is_refused_with_the_crops(
+    detect: Path, params: CaptionParams, tiny_base: Base
+) -> None:
+    folder = detect.parent / "overrides" / "captions"
+    folder.mkdir(parents=True)
+    (folder / "aa.txt").write_text(f"{'x' * 600} ohzw woman\n", encoding="utf-8")
+    with pytest.raises(InputError) as refused:
+        run(detect, params, tiny_base)
+    assert str(refused.value) == (
+        "The trigger `ohzw` of 2 caption(s) lies behind the 512 tokens that the text encoder reads, so nothing would "
+        "be learnt under it (train/aa-full.png, train/aa-head.png); begin these captions with it, or shorten them."
+    )
+    assert not (detect.parent / "caption").exists()
+
+
+def test_captions_that_are_cut_are_counted_and_named(
+    detect: Path, params: CaptionParams, tiny_base: Base, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = detect.parent / "overrides" / "captions"
+    folder.mkdir(parents=True)
+    (folder / "bb.txt").write_text(f"ohzw woman {'x' * 600}\n", encoding="utf-8")
+    run(detect, params, tiny_base)
+    assert "1 caption(s) are cut at the 512 tokens that the text encoder reads: train/bb-full.png" in caplog.messages
+    metrics = json.loads((detect.parent / "caption" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["captions_cut"] == 1

@@ -1,7 +1,9 @@
 """Crops and captions become what the model reads."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,3 +138,18 @@ def test_out_of_memory_names_the_crops_that_fit(
         _out_of_memory_explained(Path(tiny_base.model), crops),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_trigger_that_the_text_encoder_does_not_read_is_refused_and_a_cut_caption_counted(
+    tiny_base: Base, tmp_path: Path
+) -> None:
+    detect, caption = write_detect_and_caption(tmp_path)
+    lines = (caption / "captions.jsonl").read_text(encoding="utf-8")
+    arguments: dict[str, Any] = {"params": PARAMS, "base": tiny_base, "subject": SUBJECT}
+    (caption / "captions.jsonl").write_text(lines.replace('["ohzw woman"]', f'["ohzw {"x" * 600}"]'), encoding="utf-8")
+    encode(detect, caption, tmp_path / "encode", **arguments)
+    assert json.loads((tmp_path / "encode" / "metrics.json").read_text())["captions_cut"] == 1
+
+    (caption / "captions.jsonl").write_text(lines.replace('["ohzw woman"]', f'["{"x" * 600} ohzw"]'), encoding="utf-8")
+    with pytest.raises(InputError, match=r"The trigger `ohzw` of 1 caption\(s\) lies behind .* \(train/bb-head\.png\)"):
+        encode(detect, caption, tmp_path / "again", **arguments)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from zimage.captions.captioner import Captioner, Shot, template
 from zimage.captions.leaks import Leaks, without_leaks
+from zimage.captions.length import count_cut_captions
 from zimage.captions.measure import Measured, background_of, framing_of
 from zimage.captions.overrides import Overrides, read_overrides
 from zimage.captions.rows import CaptionRow, Rewrite
@@ -60,13 +61,15 @@ def caption(detect: Path, overrides: Path, out: Path, *, params: CaptionParams, 
         subject: Trigger and class noun.
 
     Raises:
-        InputError: see `check_out`; the trigger is a word or a name, the model is absent, or there is no training crop.
+        InputError: see `check_out`; the trigger is a word or a name, the model is absent, there is no training crop, or
+            a caption's trigger lies behind what the text encoder reads.
     """
     check_out(out, (detect, overrides), holds="captions.jsonl")
     crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
     if not crops:
         raise InputError(f"{detect} holds no training crop; look at its contact sheet and add photos.")
-    tokens = checked_trigger(subject.trigger, tokenizer_of(resolve(base)), params.trigger)
+    tokenizer = tokenizer_of(resolve(base))
+    tokens = checked_trigger(subject.trigger, tokenizer, params.trigger)
     own = read_overrides(overrides / "captions", {Path(crop.file).stem: crop.photo for crop in crops})
     write, name = _captioner(params, cache_of(out))
     with made_aside(out) as folder:
@@ -76,8 +79,9 @@ def caption(detect: Path, overrides: Path, out: Path, *, params: CaptionParams, 
             captions, rewrites = (by_hand, []) if by_hand else _captions(detect, crop, write, params, subject)
             captioner = "person" if by_hand else name
             rows.append(CaptionRow(file=crop.file, captions=captions, captioner=captioner, rewrites=rewrites))
+        cut = count_cut_captions({row.file: row.captions for row in rows}, subject.trigger, tokenizer)
         write_rows(folder / "captions.jsonl", rows)
-        write_metrics(folder / "metrics.json", _metrics(rows, own, tokens, params, subject))
+        write_metrics(folder / "metrics.json", {**_metrics(rows, own, tokens, params, subject), "captions_cut": cut})
     logger.info("%d crops captioned by %s, %d by a person", len(rows), name, sum(r.captioner == "person" for r in rows))
 
 

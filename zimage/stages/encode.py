@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from zimage.captions.length import count_cut_captions
 from zimage.captions.rows import CaptionRow
 from zimage.captions.subject import Subject
 from zimage.captions.template import subject as named
+from zimage.captions.trigger import tokenizer_of
 from zimage.core.errors import InputError
 from zimage.core.folder import check_out, made_aside
 from zimage.core.jsonl import read_rows, write_metrics, write_rows
@@ -61,8 +63,9 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
         subject: Trigger and class noun; captions are also embedded without the trigger, for preservation.
 
     Raises:
-        InputError: see `check_out`; there is no training crop, a crop has no caption or a size the model cannot
-            take, or the base or the class pictures are not those that were pinned.
+        InputError: see `check_out`; there is no training crop, a crop has no caption, one whose trigger the text
+            encoder does not read, or a size the model cannot take, or the base or the class pictures are not those that
+            were pinned.
     """
     from zimage.model.device import use_one_thread_on_a_cpu
 
@@ -72,6 +75,7 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
     crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
     captions = {row.file: row.captions for row in read_rows(caption / "captions.jsonl", CaptionRow)}
     _check(crops, captions, detect, caption)
+    cut = count_cut_captions({crop.file: captions[crop.file] for crop in crops}, subject.trigger, tokenizer_of(folder))
     pictures = crop_pictures(detect, crops, captions, mirror=params.mirror)
     if params.class_pictures is not None:
         pictures += class_pictures(params.class_pictures, _sizes(crops), subject)
@@ -79,7 +83,7 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
         texts = _write_texts(aside, folder, pictures, params, subject)
         items = _write_latents(aside, folder, pictures, texts, subject)
         write_rows(aside / "items.jsonl", items)
-        write_metrics(aside / "metrics.json", _metrics(items, texts.values()))
+        write_metrics(aside / "metrics.json", {**_metrics(items, texts.values()), "captions_cut": cut})
     logger.info("%d items and %d texts encoded", len(items), len(texts))
 
 
