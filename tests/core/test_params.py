@@ -27,6 +27,17 @@ def test_a_value_is_changed_and_the_comments_stay() -> None:
     assert text == TEXT.replace("800 ", "20  ").replace("0.5 ", "0.25")
 
 
+def test_a_number_in_quotes_replaces_a_number_as_a_number() -> None:
+    values = {"train.loss": {"weight": "1e-4"}, "base.model": "1e-4", "train.steps": "1e3"}
+
+    found = yaml.safe_load(with_values(TEXT, values, "here"))
+
+    assert found["train"]["loss"] == {"weight": 0.0001} and found["base"]["model"] == "1e-4"
+    assert found["train"]["steps"] == "1e3"  # a count is no float; its section refuses a text
+    key = "train.loss.weight"
+    assert with_values(TEXT, {key: "1e-4"}, "here") == with_values(TEXT, {key: 0.0001}, "here")
+
+
 def test_text_lists_and_null_can_be_set() -> None:
     text = with_values(TEXT, {"base.model": "/weights/base", "train.rates": [3], "train.loss": None}, "here")
 

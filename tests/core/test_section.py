@@ -11,6 +11,8 @@ class Crop(Section):
 
     margin: float
     sides_px: list[int]
+    weights: list[float] | None = None
+    name: str = ""
 
 
 class Detect(Section):
@@ -64,6 +66,24 @@ def test_an_unknown_key_inside_a_section_names_its_place(tmp_path: Path) -> None
 
 def test_a_wrong_type_is_not_bent(tmp_path: Path) -> None:
     assert "`min_photos` is '10': input should be a valid integer" in refusal(tmp_path, GOOD.replace("10", "'10'"))
+
+
+def test_a_number_in_quotes_is_a_number_where_a_float_is_wanted(tmp_path: Path) -> None:
+    for text, value in {
+        "'1e-4'": 1e-4,
+        '"5e-05"': 5e-5,
+        "1e-4": 1e-4,
+        ".5e3": 500.0,
+        "' 0.25 '": 0.25,
+        "'-3'": -3.0,
+    }.items():
+        section = read_section(params(tmp_path, GOOD.replace("0.4", text)), "detect", Detect)
+        assert section.crop.margin == value and section.crop.weights is None
+    listed = GOOD.replace("0.4", "1\n    weights: ['1e-4', 2]\n    name: '1e-4'")
+    crop = read_section(params(tmp_path, listed), "detect", Detect).crop
+    assert (crop.weights, crop.name) == ([1e-4, 2.0], "1e-4")
+    assert "`crop.margin` is '1e': input should be a valid number" in refusal(tmp_path, GOOD.replace("0.4", "1e"))
+    assert crop.model_dump_json() == crop.model_copy(update={"weights": [0.0001, 2.0]}).model_dump_json()
 
 
 def test_a_missing_section_is_named_with_the_nearest(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from zimage.core.errors import InputError
-from zimage.core.plain_yaml import load_plain
+from zimage.core.plain_yaml import load_plain, number_of
 from zimage.core.renamed_keys import renamed
 
 WIDTH = 1_000_000  # no line is ever folded
@@ -49,7 +49,19 @@ def set_values(content: Any, values: Mapping[str, Any], where: str) -> None:
     """
     for dotted, value in values.items():
         section, key = _place(content, dotted, where)
-        section[key] = value
+        section[key] = _spelled_numbers(section[key], value)
+
+
+def _spelled_numbers(before: Any, value: Any) -> Any:
+    """Return a value in which a text that spells a number is that number, where a float stood before.
+
+    DVC compares what the file says: '1e-4' and 0.0001 would be different values to it.
+    """
+    if isinstance(before, Mapping) and isinstance(value, Mapping):
+        return {key: _spelled_numbers(before.get(key), each) for key, each in value.items()}
+    if isinstance(before, list) and isinstance(value, list):
+        return [_spelled_numbers(before[0] if before else None, each) for each in value]
+    return number_of(value) if isinstance(before, float) else value
 
 
 def parsed(assignments: list[str]) -> dict[str, Any]:

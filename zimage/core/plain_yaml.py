@@ -11,7 +11,14 @@ MAX_DEPTH = 50
 
 # A decimal number as JSON, YAML 1.2 and ruamel.yaml have it, with which DVC and `zimage.core.params` read and write.
 # PyYAML follows YAML 1.1, where 1e-4 and 5e-05 are texts, because they have no point.
-NUMBER = re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+$")
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+
+DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+def number_of(value: Any) -> Any:
+    """Return the number that a text spells, such as '1e-4' in quotes or of a form; any other value as it is."""
+    return float(value) if isinstance(value, str) and DECIMAL.fullmatch(value.strip()) else value
 
 
 def load_trusted(text: str) -> Any:
@@ -77,7 +84,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _each in (_Values, _Trusted, _Dumper):
-    _each.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789"))
+    _each.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
 
 
 class _Texts(_Bounded, yaml.BaseLoader):

@@ -3,21 +3,38 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from zimage.core.errors import InputError
-from zimage.core.plain_yaml import load_plain
+from zimage.core.plain_yaml import load_plain, number_of
 
 MAX_PARAMS_BYTES = 1_000_000
 
 
 class Section(BaseModel):
-    """One section of params.yaml: frozen, every key required, unknown keys are errors, types are not bent."""
+    """One section of params.yaml: frozen, every key required, unknown keys are errors, types are not bent.
+
+    One exception: a text that spells a number, such as '1e-4', is that number where a key takes a float and no text.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _spelled_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _types_in(cls.model_fields[str(info.field_name)].annotation)
+        if float not in kinds or str in kinds:
+            return value
+        return [number_of(each) for each in value] if isinstance(value, list) else number_of(value)
+
+
+def _types_in(annotation: Any) -> set[Any]:
+    """Return the types that an annotation is made of: float and NoneType of `list[float] | None`."""
+    parts = get_args(annotation)
+    return {each for part in parts for each in _types_in(part)} if parts else {annotation}
 
 
 S = TypeVar("S", bound=Section)
