@@ -1,5 +1,6 @@
 """Numbers that arrive late, and a loss that leaves all bounds."""
 
+import pytest
 import torch
 
 from zimage.training.divergence import WINDOW, DivergenceMonitor, PendingMetrics, StepMetrics
@@ -41,3 +42,27 @@ def test_a_run_that_goes_on_is_measured_by_its_first_steps_and_not_by_those_it_g
     for begin in (WINDOW // 2, WINDOW, stops // 2, stops - 1):
         watch = DivergenceMonitor(5.0, losses[:begin])
         assert stops == next(s for s in range(begin, 400) if watch.broken(StepMetrics(s, losses[s], 1.0)))
+
+
+@pytest.mark.parametrize("begins", [[0.5], [0.5, 0.6, 0.4], [0.5, 0.5, 0.6, 0.7, 0.8]])
+def test_a_loss_that_explodes_in_the_first_steps_is_seen_there(begins: list[float]) -> None:
+    watch = DivergenceMonitor(5.0)
+    losses = [*begins, 2e7]
+    faults = [watch.broken(StepMetrics(step, loss, 1.0)) for step, loss in enumerate(losses)]
+    assert faults[:-1] == [None] * len(begins)
+    assert faults[-1] is not None and faults[-1].startswith(f"the mean loss of the first {len(losses)} steps, ")
+    assert faults[-1].endswith("began with 0.5")
+
+
+def test_losses_that_rise_at_once_and_stay_there_do_not_pass_for_the_beginning() -> None:
+    losses = [0.5, 0.5, 20.0, *[50.0] * 30]
+    for resumed in range(5):
+        watch = DivergenceMonitor(5.0, losses[:resumed])
+        stops = next(step for step in range(resumed, 33) if watch.broken(StepMetrics(step, losses[step], 1.0)))
+        assert stops == 4  # the same step for a run that was resumed
+
+
+def test_a_first_loss_far_below_the_others_is_its_sigma_and_no_explosion() -> None:
+    watch = DivergenceMonitor(5.0)
+    losses = [0.02, *[0.9, 1.4, 0.3] * 20]
+    assert not any(watch.broken(StepMetrics(step, loss, 1.0)) for step, loss in enumerate(losses))

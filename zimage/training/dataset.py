@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -60,6 +61,9 @@ class Dataset:
         if not self.items:
             raise InputError(f"{folder} holds no pictures to learn from; run the encode stage again.")
         self.number = {row.text: number for number, row in enumerate(self.texts)}
+        wanted = {text for row in self.items for text in (*row.texts, *row.class_texts)}
+        if not wanted <= self.number.keys() or all(row.prompt for row in self.texts):
+            raise InputError(f"{folder / 'texts.jsonl'} lacks texts of its pictures; run the encode stage again.")
         self.empty = next(number for number, row in enumerate(self.texts) if not row.prompt)
         self.lengths = [padded(row.tokens) for row in self.texts]
         self._refined = False
@@ -133,6 +137,23 @@ class Dataset:
         ]
 
 
+def _tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the tensors of a file of the encode stage.
+
+    Raises:
+        InputError: it is absent or damaged, or lacks one of `names`.
+    """
+    try:
+        found = load_file(path)
+    except (FileNotFoundError, SafetensorError) as error:
+        fault = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
+        raise InputError(f"{path} {fault}; run the encode stage again, or `dvc repro`.") from None
+    absent = [name for name in names if name not in found]
+    if absent:
+        raise InputError(f"{path} lacks {len(absent)} of {len(names)} tensors; run the encode stage again.")
+    return found
+
+
 def _picked(stacked: Tensor, rows: Sequence[int]) -> Tensor:
     return torch.stack([stacked[row] for row in rows])
 
@@ -141,7 +162,9 @@ def _pictures(
     folder: Path, items: Sequence[ItemRow], device: torch.device, face_weight: float
 ) -> tuple[dict[Size, Pictures], list[tuple[Size, int]]]:
     """Return the pictures by size, and for each item its size and its row there."""
-    latents, masks = load_file(folder / "latents.safetensors"), load_file(folder / "masks.safetensors")
+    names = [f"{item.item}.{part}" for item in items for part in ("mean", "std")]
+    latents = _tensors(folder / "latents.safetensors", names)
+    masks = _tensors(folder / "masks.safetensors", [item.item for item in items if item.mask])
     rows: dict[Size, list[ItemRow]] = defaultdict(list)
     positions: list[tuple[Size, int]] = []
     for item in items:
@@ -164,7 +187,7 @@ def _texts(
     folder: Path, texts: Sequence[TextRow], lengths: Sequence[int], device: torch.device
 ) -> tuple[dict[int, Texts], list[int]]:
     """Return the texts by padded length, and for each its row there; pads are zero and never read."""
-    states = load_file(folder / "texts.safetensors")
+    states = _tensors(folder / "texts.safetensors", [row.text for row in texts])
     rows: dict[int, list[Tensor]] = defaultdict(list)
     counts: dict[int, list[int]] = defaultdict(list)
     positions = []

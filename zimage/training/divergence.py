@@ -11,6 +11,8 @@ from torch import Tensor
 from zimage.core.errors import InputError
 
 WINDOW = 20  # steps over which the loss is averaged; a single step's loss depends mostly on its sigma
+# The least loss of a model that predicts nothing: the variance of the noise. A first loss below it says little.
+NOISE_VARIANCE = 1.0
 
 
 class DivergedError(InputError):
@@ -81,6 +83,9 @@ class PendingMetrics:
 class DivergenceMonitor:
     """Detects a diverged loss.
 
+    The mean of the last WINDOW losses is compared with that of the first WINDOW. Until these are there, the loss of the
+    first step, which the base makes without any training, stands for each that is missing.
+
     Args:
         explosion: How many times the mean loss of the first steps the mean of the latest may reach.
         before: The losses of the steps that a run which goes on has made already.
@@ -88,6 +93,7 @@ class DivergenceMonitor:
 
     def __init__(self, explosion: float, before: Sequence[float] = ()) -> None:
         self._explosion = explosion
+        self._first = before[0] if before else None
         self._losses = list(before[1 - WINDOW :])
         self._began = fmean(before[:WINDOW]) if len(before) >= WINDOW else None
 
@@ -97,11 +103,21 @@ class DivergenceMonitor:
         if not (isfinite(loss) and isfinite(reading.norm)):
             return f"the loss is {loss:g} and the gradients' norm {reading.norm:g}"
         self._losses = [*self._losses[1 - WINDOW :], loss]
-        if len(self._losses) < WINDOW:
-            return None
-        mean = fmean(self._losses)
         if self._began is None:
-            self._began = mean
+            return self._broken_at_the_start()
+        mean = fmean(self._losses)
         if mean > self._explosion * self._began:
             return f"the mean loss of the last {WINDOW} steps, {mean:.4g}, is {mean / self._began:.1f} times the first"
+        return None
+
+    def _broken_at_the_start(self) -> str | None:
+        """Return the reason to stop within the first WINDOW steps, or None; keep their mean when all are there."""
+        if self._first is None:
+            self._first = self._losses[0]
+        count, untrained = len(self._losses), max(self._first, NOISE_VARIANCE)
+        padded = fmean([*self._losses, *[untrained] * (WINDOW - count)])
+        if padded > self._explosion * untrained:
+            return f"the mean loss of the first {count} steps, {fmean(self._losses):.4g}, began with {self._first:.4g}"
+        if count == WINDOW:
+            self._began = padded
         return None
