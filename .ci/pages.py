@@ -114,7 +114,8 @@ def settings() -> str:
         "## params.yaml",
         "",
         "*demo* is the value in the project's own params.yaml; presets for real photos (`zimage/assets/presets.yaml`) change some.",
-        "Types are checked when a stage starts: a text is no number, and an unknown key is an error that names the nearest one.",
+        "Types are checked when a stage starts: a text is no number, but for one such as '1e-4' where a number with decimals is wanted;",
+        "an unknown key is an error that names the nearest one.",
         "",
     ]
     for name, kind in _sections().items():

@@ -275,7 +275,7 @@ def test_constraints_pin_every_dependency_of_the_project() -> None:
 def test_every_package_s_licence_is_told() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["pipeline"], *extras["sign"], "insightface"]
+    wanted = [*project["dependencies"], *extras["pipeline"], *extras["sign"], *extras["8bit"], "insightface"]
     rows = (PROJECT / "infra" / "licences.md").read_text(encoding="utf-8").splitlines()
 
     told = {canonical(row.split("|")[1].split("(")[0].strip()) for row in rows if row.startswith("| ")}

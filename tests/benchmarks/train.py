@@ -37,7 +37,13 @@ from zimage.training.optimiser import Optimiser
 from zimage.training.params import OptimiserParams, Target
 
 OPTIMISER = OptimiserParams(
-    learning_rate=1e-4, lora_plus_ratio=1.0, betas=[0.9, 0.99], weight_decay=0.01, clip_norm=1.0, ema_decay=0.99
+    name="adamw",
+    learning_rate=1e-4,
+    lora_plus_ratio=1.0,
+    betas=[0.9, 0.99],
+    weight_decay=0.01,
+    clip_norm=1.0,
+    ema_decay=0.99,
 )
 LINEAR: list[Target] = ["attention", "feed_forward"]
 WARM_UP = 2  # turns that are not timed

@@ -8,7 +8,9 @@ import torch
 from tests.training.recipe import MACHINE
 from zimage.cli import doctor
 from zimage.cli.doctor import Finding, as_lines, examine
+from zimage.core.params import with_values
 from zimage.model import device
+from zimage.model.base import Base
 
 PROJECT = Path(__file__).parents[2]
 CLOSED = "http://127.0.0.1:9/api"  # discard; nothing listens there
@@ -55,6 +57,23 @@ def test_what_stages_need_of_a_gpu_is_told_where_there_is_none_too(workspace: Pa
     path = workspace / "params.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("crops:", "crop:"), encoding="utf-8")
     assert "lacks detect.crops" in finding(workspace, "GPU memory").remedy
+
+
+def test_params_that_training_would_refuse_and_turbo_as_it_is_are_told_with_the_remedy(
+    workspace: Path, tiny_base: Base
+) -> None:
+    assert finding(workspace, "training").state == "present"
+    path = workspace / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+
+    path.write_text(text.replace("  rank: 32 ", "  rank: 500 "), encoding="utf-8")
+    found = finding(workspace, "training")
+    assert found.state == "missing" and found.remedy.endswith("set train.rank to 192 or less.")
+
+    of_tests = with_values(text, {"base.model": tiny_base.model, "base.identity": tiny_base.identity}, "here")
+    path.write_text(of_tests, encoding="utf-8")  # its noise schedule is Turbo's
+    found = finding(workspace, "training")
+    assert found.state == "without" and "undoes its distillation" in found.remedy
 
 
 @pytest.mark.parametrize(("gpu_gb", "state"), [(8.0, "present"), (1.0, "missing")])

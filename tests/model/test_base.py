@@ -15,6 +15,7 @@ from zimage.core.errors import InputError
 from zimage.model.base import (
     Base,
     identify,
+    is_turbo,
     open_pipeline,
     open_scheduler,
     open_text_encoder,
@@ -139,3 +140,22 @@ def test_the_folders_own_scheduler_decides_the_shift(tiny_base: Base) -> None:
 
 def _copy(base: Base, tmp_path: Path) -> Path:
     return Path(shutil.copytree(base.model, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shift", "turbo"),
+    [
+        ("Tongyi-MAI/Z-Image-Turbo", 3.0, True),
+        ("/weights/z_image_turbo", 6.0, True),
+        ("/weights/mine", 3.0, True),
+        ("/weights/mine", 6.0, False),
+        ("Tongyi-MAI/Z-Image", 6.0, False),
+        ("ostris/Z-Image-De-Turbo", 3.0, False),
+        ("/weights/zimage_deturbo", 3.0, False),
+        ("tiny", 3.0, False),
+    ],
+)
+def test_turbo_is_known_by_its_name_or_its_noise_schedule(name: str, shift: float, turbo: bool, tmp_path: Path) -> None:
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"shift": shift}))
+    assert is_turbo(name, tmp_path) == turbo

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ from zimage.lora.files.inspection import inspect_file
 from zimage.model.base import Base
 from zimage.model.latents import image_of
 from zimage.stages.train import _out_of_memory_explained, train
-from zimage.training.params import MachineParams, TrainParams
+from zimage.training.params import MachineParams, OptimiserName, TrainParams
 
 ROOT = Path(__file__).parents[2]
 LITTLE = MACHINE.model_copy(update={"checkpointing": "full", "offloaded_blocks": 1})
@@ -139,9 +139,17 @@ def test_a_run_goes_on_in_less_memory_and_ends_with_the_same_lora(
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize(("preserving", "adapter"), [(False, "lora"), (True, "lora"), (True, "lokr")])
-def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(
-    preserving: bool, adapter: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("preserving", "adapter", "optimiser"),
+    [
+        (False, "lora", "adamw"),
+        (True, "lora", "adamw"),
+        (True, "lokr", "adamw"),
+        *((False, "lora", name) for name in get_args(OptimiserName) if name != "adamw"),
+    ],
+)
+def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(  # noqa: PLR0917
+    preserving: bool, adapter: str, optimiser: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     preservation = {"weight": 1.0, "every": 2, "batch_size": 2, "pictures": "crops", "target": "base"}
     changes: dict[str, Any] = {
@@ -149,7 +157,7 @@ def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(
         "checkpoint_every": 1,
         "prior_preservation": preservation if preserving else None,
     }
-    changes["adapter"] = adapter
+    changes["adapter"], changes["optimiser"] = adapter, {"name": optimiser}
     whole = _trained(tiny_encoded, tmp_path / "whole", tiny_base, **changes)
     _kill_after_first_state(tiny_encoded, tmp_path / "killed", tiny_base, recipe(**changes), tmp_path)
     assert not (tmp_path / "killed").exists()
@@ -281,6 +289,72 @@ def test_dropout_of_inputs_is_refused_for_a_lokr(tiny_base: Base, tiny_encoded: 
         InputError, match=r"train\.dropout drops inputs of a LoRA and does nothing in a LoKr; set it to 0"
     ):
         _trained(tiny_encoded, tmp_path / "train", tiny_base, adapter="lokr", dropout=0.1)
+
+
+def test_a_rank_above_the_width_of_the_base_is_refused(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
+    _trained(tiny_encoded, tmp_path / "train", tiny_base, rank=48, steps=2)
+    with pytest.raises(
+        InputError, match=r"^train\.rank is 500, but .* are 48 wide .*; set train\.rank to 48 or less\.$"
+    ):
+        _trained(tiny_encoded, tmp_path / "train", tiny_base, rank=500)
+
+
+def test_a_run_that_explodes_before_its_first_checkpoint_writes_no_lora(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    changes = {"targets": ["final_layer"], "optimiser": {"learning_rate": 2.0}, "divergence_factor": 5.0}
+    with pytest.raises(InputError, match=r"stopped at step \d: the mean loss of the first \d steps, .* began with"):
+        _trained(tiny_encoded, tmp_path / "train", tiny_base, **changes)
+    assert not (tmp_path / "train").exists()
+
+
+def test_turbo_without_a_training_adapter_is_warned_of_in_the_log_and_in_the_metrics(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tiny base of the tests has Turbo's noise schedule."""
+    _trained(tiny_encoded, tmp_path / "train", tiny_base, steps=2)
+    told = [message for message in caplog.messages if "is Turbo by its name or its noise schedule (shift 3)" in message]
+    assert len(told) == 1 and "set train.training_adapter" in told[0]
+    assert json.loads((tmp_path / "train" / "metrics.json").read_text())["warnings"] == told
+    caplog.clear()
+
+    pinned = _training_adapter(tmp_path, {"layers.0.attention.to_q": (48, 48)})
+    _trained(tiny_encoded, tmp_path / "worn", tiny_base, steps=2, training_adapter=pinned)
+    assert not any("Turbo" in message for message in caplog.messages)
+    assert json.loads((tmp_path / "worn" / "metrics.json").read_text())["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("texts.safetensors", r"texts\.safetensors is missing; run the encode stage again, or `dvc repro`"),
+        ("latents.safetensors", r"latents\.safetensors is missing; run the encode stage again"),
+        ("masks.safetensors", r"masks\.safetensors is missing; run the encode stage again"),
+        ("texts.jsonl", r"texts\.jsonl is missing; run the stage that writes"),
+    ],
+)
+def test_an_encode_folder_without_one_of_its_files_is_refused_with_the_remedy(
+    file: str, said: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_encoded, tmp_path / "encode")
+    (tmp_path / "encode" / file).unlink()
+    with pytest.raises(InputError, match=said):
+        _trained(tmp_path / "encode", tmp_path / "train", tiny_base)
+
+
+def test_an_encode_folder_whose_tables_and_tensors_do_not_belong_together_is_refused(
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "encode"
+    for file, content, said in [
+        ("texts.jsonl", b"", r"texts\.jsonl lacks texts of its pictures; run the encode stage again"),
+        ("texts.safetensors", (5).to_bytes(8, "little"), r"texts\.safetensors is damaged \(.*\); run the encode"),
+        ("texts.safetensors", (2).to_bytes(8, "little") + b"{}", r"texts\.safetensors lacks (\d+) of \1 tensors; run"),
+    ]:
+        shutil.copytree(tiny_encoded, folder, dirs_exist_ok=True)
+        (folder / file).write_bytes(content)
+        with pytest.raises(InputError, match=said):
+            _trained(folder, tmp_path / "train", tiny_base)
 
 
 def _losses(folder: Path) -> "np.ndarray[Any, np.dtype[np.float64]]":

@@ -17,6 +17,7 @@ PARAMS: dict[str, Any] = {
     "dropout": 0.0,
     "precision": "float32",
     "optimiser": {
+        "name": "adamw",
         "learning_rate": 1e-2,
         "lora_plus_ratio": 1.0,
         "betas": [0.9, 0.99],

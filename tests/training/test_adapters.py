@@ -80,7 +80,13 @@ def test_adapters_are_float32_also_beside_weights_in_bfloat16() -> None:
 
 def test_the_optimiser_is_adamw_with_clipping_and_two_rates() -> None:
     params = OptimiserParams(
-        learning_rate=0.01, lora_plus_ratio=4.0, betas=[0.9, 0.99], weight_decay=0.1, clip_norm=0.5, ema_decay=0.0
+        name="adamw",
+        learning_rate=0.01,
+        lora_plus_ratio=4.0,
+        betas=[0.9, 0.99],
+        weight_decay=0.1,
+        clip_norm=0.5,
+        ema_decay=0.0,
     )
     _, _, adapters = _adapted(["attention"])
     optimiser = Optimiser(adapters, params)

@@ -68,6 +68,7 @@ def examine(params_file: Path, *, prefect_api_url: str | None, machine: "Callabl
         partial(_disk, workspace),
         _gpu,
         partial(_base_model, params_file),
+        partial(_training, params_file, machine),
         partial(_gpu_memory, params_file, machine),
         partial(_face_engine, params_file),
         partial(_prefect_api, prefect_api_url),
@@ -144,6 +145,27 @@ def _base_model(params_file: Path) -> Finding:
         return Finding("base model", "missing", "not usable", str(error))
 
 
+def _training(params_file: Path, machine: "Callable[[], MachineParams]") -> Finding:
+    """Check the params of training against the base model and this machine."""
+    from zimage.core.section import read_section
+    from zimage.model.base import Base, resolve
+    from zimage.model.device import device_and_dtype
+    from zimage.training.memory import check, sizes_of
+    from zimage.training.params import TrainParams
+    from zimage.training.training_adapter import turbo_warning
+
+    try:
+        base, params = read_section(params_file, "base", Base), read_section(params_file, "train", TrainParams)
+        folder = resolve(base)
+        check(params, machine(), sizes_of(folder), device_and_dtype()[0])
+    except InputError as error:
+        return Finding("training", "missing", "cannot begin with these params", str(error))
+    found = f"{params.adapter} of rank {params.rank}, {params.steps} steps"
+    if warning := turbo_warning(base, folder, params):
+        return Finding("training", "without", f"{found}, without a training adapter", warning)
+    return Finding("training", "present", found)
+
+
 def _gpu_memory(params_file: Path, machine: "Callable[[], MachineParams]") -> Finding:
     """Estimate the GPU memory of each stage and compare it with this machine's; nothing is measured."""
     import torch
@@ -189,7 +211,11 @@ def _needs_gb(params_file: Path, machine: "MachineParams", planned_gb: float) ->
     return {
         "encode": encoding_gb(weights, [(crop_px, crop_px)]),
         "train": needed_gb(
-            sizes, MemoryPreset(params.memory, machine, params.micro_batch_size), values_gb(sizes, params), tokens
+            sizes,
+            MemoryPreset(params.memory, machine, params.micro_batch_size),
+            values_gb(sizes, params),
+            tokens,
+            params.optimiser.name,
         ),
         "evaluate": fit(
             weights, side_px, guided=guided, adapters_gb=values_gb(sizes, params), planned_gb=planned_gb

@@ -7,6 +7,7 @@ its commit: the same name with other weights is another base. Nothing here downl
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,8 @@ TINY = "tiny"
 PIPELINE_CLASS = "ZImagePipeline"
 TRANSFORMER_CLASS = "ZImageTransformer2DModel"
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+TURBO_SHIFT = 3.0  # of the released Turbo's noise schedule; Base has 6.0
+UNDISTILLED = re.compile(r"de[-_ ]?(turbo|distill)", re.IGNORECASE)  # in the names of such derivatives of Turbo
 PARTS_WITH_WEIGHTS = ("text_encoder", "transformer", "vae")
 # What from_pretrained reads: weights, configurations, tokenizer tables, chat templates. Not pictures nor licences.
 IDENTITY_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
@@ -82,6 +85,14 @@ def shift_of(folder: Path) -> float:
     """Return the shift of a resolved base's noise schedule (Base 6.0, Turbo 3.0 as released)."""
     config = _read_json(folder / "scheduler" / "scheduler_config.json") or {}
     return float(config.get("shift", 1.0))  # diffusers' own default
+
+
+def is_turbo(model: str, folder: Path) -> bool:
+    """Return whether a resolved base is the distilled Turbo, by its name, or else by its noise schedule."""
+    name = Path(model).name
+    if is_packaged(model) or UNDISTILLED.search(name):
+        return False
+    return "turbo" in name.lower() or shift_of(folder) == TURBO_SHIFT
 
 
 def resolve(base: Base) -> Path:

@@ -52,11 +52,15 @@ def train(
     from zimage.training.checkpoint import run_identity
     from zimage.training.distributed import begin_world
     from zimage.training.setup import build_run
+    from zimage.training.training_adapter import turbo_warning
 
     check_out(out, (encode,), holds="lora.safetensors")
     use_one_thread_on_a_cpu()
     world = begin_world(params.batch_size, params.micro_batch_size)
     folder = resolve(base)
+    warning = turbo_warning(base, folder, params)
+    if warning and world.is_main:
+        logger.warning("%s", warning)
     dataset = identify_files(encode.glob("*.*"), encode)
     code = fingerprint(__name__)
     run = run_identity(params.model_dump_json(exclude={"resume"}), dataset, base.identity, subject.trigger, code)
@@ -66,13 +70,30 @@ def train(
         if world.is_main:
             metadata = _metadata(params, base, subject, dataset=dataset, code=code)
             with world.joined(follow, len(prepared.adapters.values), prepared.loop.most_pieces):
-                _lead(out, prepared, params, base=folder, run=run, metadata=metadata)
+                _lead(
+                    out,
+                    prepared,
+                    params,
+                    base=folder,
+                    run=run,
+                    metadata=metadata,
+                    warnings=[warning] if warning else [],
+                )
         else:
             follow()
     world.close()
 
 
-def _lead(out: Path, prepared: "Run", params: TrainParams, *, base: Path, run: str, metadata: dict[str, str]) -> None:
+def _lead(
+    out: Path,
+    prepared: "Run",
+    params: TrainParams,
+    *,
+    base: Path,
+    run: str,
+    metadata: dict[str, str],
+    warnings: list[str],
+) -> None:
     """Run the training in the main process and write its results."""
     from zimage.model.device import device_kind
     from zimage.training.checkpoint import take_over
@@ -112,7 +133,8 @@ def _lead(out: Path, prepared: "Run", params: TrainParams, *, base: Path, run: s
                 )
         writer.save(aside / "lora.safetensors")
         writer.write_prompts()
-        write_metrics(aside / "metrics.json", _metrics(prepared, writer, params, begin, devices))
+        metrics = _metrics(prepared, writer, params, begin, devices)
+        write_metrics(aside / "metrics.json", {**metrics, "warnings": warnings})
         shutil.rmtree(aside / "resume")
 
 
@@ -206,6 +228,8 @@ def _metrics(
         "loss_last": round(writer.record.mean(last=LOSS_STEPS), 6),
         "trained_values": len(prepared.adapters.values),
         "buckets": len({step.bucket for step in prepared.loop.steps}),
+        "optimiser": params.optimiser.name,
+        "learning_rate_found": prepared.loop.optimiser.found_learning_rate,
         "sampler_shift": prepared.loop.objective.sampler_shift,
         "steps_per_s": round(writer.steps_per_s, 3),
         "peak_memory_gb": round(writer.peak_gb, 3),

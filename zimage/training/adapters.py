@@ -4,7 +4,7 @@ One vector for all values and one for all gradients make clipping, the optimiser
 processes one operation each, however many layers are adapted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -165,16 +165,42 @@ class Adapters:
             halves.append(half)
         return halves[0], halves[1]
 
-    def weights(self, values: Tensor) -> dict[str, Weight]:
-        """Return each adapted layer's matrices, strength folded in, of a vector laid out as `values`."""
-        found: dict[str, Weight] = {}
+    def matrices(self) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+        """Return each down-matrix and each up-matrix as a parameter; their gradients are parts of `gradient`."""
+        downs: list[torch.nn.Parameter] = []
+        ups: list[torch.nn.Parameter] = []
+        for (lora, *values), (_, *gradients) in zip(self._split(self.values), self._split(self.gradient), strict=True):
+            pairs = zip(_matrices(lora, *values), _matrices(lora, *gradients), strict=True)
+            for found, (matrices, of_gradient) in zip((downs, ups), pairs, strict=True):
+                for matrix, gradient in zip(matrices, of_gradient, strict=True):
+                    parameter = torch.nn.Parameter(matrix)
+                    parameter.grad = gradient
+                    found.append(parameter)
+        return downs, ups
+
+    def _split(self, values: Tensor) -> Iterator[tuple[LoraFactors | Lokr, Tensor, Tensor]]:
+        """Yield each projection's adapters with their down- and up-matrices, of a vector laid out as `values`."""
         downs, ups = values[: self.num_down], values[self.num_down :]
         for lora in self._loras:
             down, downs = downs[: lora.down.numel()].view_as(lora.down), downs[lora.down.numel() :]
             up, ups = ups[: lora.up.numel()].view_as(lora.up), ups[lora.up.numel() :]
+            yield lora, down, up
+
+    def weights(self, values: Tensor) -> dict[str, Weight]:
+        """Return each adapted layer's matrices, strength folded in, of a vector laid out as `values`."""
+        found: dict[str, Weight] = {}
+        for lora, down, up in self._split(values):
             for member, weight in zip(lora.members, _weights(lora, down.detach(), up.detach()), strict=True):
                 found[self._names[id(member)]] = weight
         return found
+
+
+def _matrices(lora: LoraFactors | Lokr, down: Tensor, up: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the matrices of each layer of a projection."""
+    if isinstance(lora, Lokr):
+        parts = [part for each in lora.parts(down, up) for part in each.items()]
+        return [part for name, part in parts if name in RANDOM], [part for name, part in parts if name not in RANDOM]
+    return list(down.split(lora.rank)), list(up.split([rows.stop - rows.start for rows in lora.rows]))
 
 
 def _weights(lora: LoraFactors | Lokr, down: Tensor, up: Tensor) -> list[Weight]:

@@ -15,7 +15,7 @@ from zimage.model.device import free_gb, has_bfloat16_units
 from zimage.model.fast.block_swap import PLACES
 from zimage.model.sequence import SequenceBucket, padded, sequence_length
 from zimage.training.block_runner import Checkpointing
-from zimage.training.params import MachineParams, MemoryParams, TrainParams
+from zimage.training.params import MachineParams, MemoryParams, OptimiserName, TrainParams
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,16 @@ SPARE = 0.9
 # Of the largest weight written out, or of one product in integers: computed for NF4, in GB at the released width.
 WORKSPACE_GB = 1.1
 WEIGHT_BYTES = {"none": 2.0, "fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
+# Numbers that an optimiser keeps for each value, in units of float32; those of rows and columns are too few to count.
+MOMENTS: dict[OptimiserName, float] = {
+    "adamw": 2.0,
+    "adamw_8bit": 0.5,
+    "adafactor": 0.0,
+    "prodigy": 4.0,
+    "schedule_free": 2.0,
+    "came": 1.0,
+    "muon": 1.0,
+}
 COMPILERS = ("cc", "gcc", "clang")
 # Adapters here send the backward pass through the blocks that only the picture takes.
 BEFORE_THE_LAYERS = {"noise_refiner", "image_embedder", "time_embedder"}
@@ -89,6 +99,11 @@ def check(params: TrainParams, machine: MachineParams, sizes: Sizes, device: tor
     memory = params.memory
     if params.adapter == "lokr" and params.dropout > 0:
         raise InputError("train.dropout drops inputs of a LoRA and does nothing in a LoKr; set it to 0.")
+    if params.adapter == "lora" and params.rank > sizes.width:
+        raise InputError(
+            f"train.rank is {params.rank}, but the base's layers are {sizes.width} wide and no change of them has a "
+            f"higher rank; set train.rank to {sizes.width} or less."
+        )
     if machine.checkpointing == "selective" and not memory.compile:
         raise InputError(
             "machine.checkpointing is `selective`, which needs the compiler; "
@@ -211,7 +226,8 @@ def room_for_both_ways(
     asked, inner = dropped(sizes, params), inner_of_lokr(sizes, params)
     kept = activations_gb(learning(sizes, params), tokens, "none", dropped=asked, inner=inner)
     kept *= 2 if machine.cuda_graphs else 1
-    need = 2 * weights_gb(sizes, memory, machine) + adapters_gb(values_gb(sizes, params)) + kept + WORKSPACE_GB
+    adapters = adapters_gb(values_gb(sizes, params), params.optimiser.name)
+    need = 2 * weights_gb(sizes, memory, machine) + adapters + kept + WORKSPACE_GB
     return need < available_gb * USED_SHARE
 
 
@@ -295,9 +311,9 @@ def weights_gb(sizes: Sizes, memory: MemoryParams, machine: MachineParams) -> fl
     return (here * (4 * D * D + 3 * D * F) * WEIGHT_BYTES[memory.base_quantization] + modulations) / 1e9
 
 
-def adapters_gb(values_gb: float) -> float:
-    """Return what adapters take while they learn: values, gradients, two moments and the average."""
-    return 5 * values_gb
+def adapters_gb(values_gb: float, optimiser: OptimiserName = "adamw") -> float:
+    """Return what adapters take while they learn: values, gradients, the average and the optimiser's moments."""
+    return (3 + MOMENTS[optimiser]) * values_gb
 
 
 def values_gb(sizes: Sizes, params: TrainParams) -> float:
@@ -318,7 +334,9 @@ def lora_gb(sizes: Sizes, rank: int) -> float:
     return 4 * rank * sizes.layers * (11 * D + 3 * F) / 1e9
 
 
-def needed_gb(sizes: Sizes, preset: MemoryPreset, values_gb: float, tokens: int) -> float:
+def needed_gb(
+    sizes: Sizes, preset: MemoryPreset, values_gb: float, tokens: int, optimiser: OptimiserName = "adamw"
+) -> float:
     """Return about what a run needs at least: with full checkpointing where the preset lets it choose.
 
     Args:
@@ -326,10 +344,12 @@ def needed_gb(sizes: Sizes, preset: MemoryPreset, values_gb: float, tokens: int)
         preset: What is traded for memory.
         values_gb: What the adapters' values take.
         tokens: Of the longest sequence.
+        optimiser: Whose moments the adapters have.
     """
     checkpointing = "full" if preset.machine.checkpointing == "auto" else preset.machine.checkpointing
     activations = activations_gb(sizes, preset.micro_batch_size * tokens, checkpointing)
-    return weights_gb(sizes, preset.memory, preset.machine) + adapters_gb(values_gb) + activations + WORKSPACE_GB
+    adapters = adapters_gb(values_gb, optimiser)
+    return weights_gb(sizes, preset.memory, preset.machine) + adapters + activations + WORKSPACE_GB
 
 
 def too_small(  # noqa: PLR0917
@@ -347,8 +367,9 @@ def too_small(  # noqa: PLR0917
     """
     tokens = sequence_length(SequenceBucket(px[1] // 8, px[0] // 8, padded(caption)))
     values = values_gb(sizes, params)
-    now = needed_gb(sizes, MemoryPreset(params.memory, machine, params.micro_batch_size), values, tokens)
-    needs = {name: needed_gb(sizes, preset, values, tokens) for name, preset in PRESETS.items()}
+    optimiser = params.optimiser.name
+    now = needed_gb(sizes, MemoryPreset(params.memory, machine, params.micro_batch_size), values, tokens, optimiser)
+    needs = {name: needed_gb(sizes, preset, values, tokens, optimiser) for name, preset in PRESETS.items()}
     fitting = [f"{name} ({need:.0f} GB)" for name, need in needs.items() if need < min(now, SPARE * available_gb)]
     remedy = f"a preset that fits ({', '.join(reversed(fitting))}), " if fitting else ""
     quantization = params.memory.base_quantization

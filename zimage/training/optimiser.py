@@ -1,13 +1,32 @@
-"""AdamW over all adapters at once with clipping, a moving average and the learning rate of each step; resumable."""
+"""The optimisers of several libraries behind one name, with clipping and a moving average; resumable.
 
+AdamW and Muon are torch's, the 8-bit AdamW is bitsandbytes', all others are those of pytorch-optimizer. What a value is
+updated by depends on that value's own gradients alone in AdamW, so its parameters are two vectors. Adafactor, CAME and
+Muon look at rows and columns, so theirs are the matrices of every layer.
+"""
+
+import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from zimage.core.errors import InputError
 from zimage.training.adapters import Adapters
-from zimage.training.checkpoint import numbered, restore
-from zimage.training.params import OptimiserParams, ScheduleParams
+from zimage.training.checkpoint import restore
+from zimage.training.params import OptimiserName, OptimiserParams, ScheduleParams
+
+NUMBERS = "numbers"  # what is no tensor in a torch optimiser's state, as JSON in a tensor of bytes
+CAME_BETA = 0.9999  # the third decay of CAME, of the residuals; as in arXiv 2307.02047
+
+# What each does not read in `train.optimiser` and `train.schedule`.
+NOT_READ: dict[OptimiserName, tuple[str, ...]] = {
+    "adafactor": ("optimiser.betas",),
+    "prodigy": ("optimiser.learning_rate", "optimiser.lora_plus_ratio"),
+    "schedule_free": ("optimiser.ema_decay", "schedule.type"),
+}
 
 
 def rate_factor(step: int, steps: int, params: ScheduleParams) -> float:
@@ -20,17 +39,25 @@ def rate_factor(step: int, steps: int, params: ScheduleParams) -> float:
     return params.final_fraction + (1 - params.final_fraction) * (1 + math.cos(math.pi * done)) / 2
 
 
+def schedule_of(params: OptimiserParams, schedule: ScheduleParams) -> ScheduleParams:
+    """Return the schedule that an optimiser takes: a schedule-free one has a warm-up and then a constant rate."""
+    return schedule.model_copy(update={"type": "constant"}) if params.name == "schedule_free" else schedule
+
+
+def learning_rate(params: OptimiserParams) -> float:
+    """Return the learning rate of the down-matrices; Prodigy's is a factor of the one that it finds."""
+    return 1.0 if params.name == "prodigy" else params.learning_rate
+
+
 class Optimiser:
-    """The optimiser of one run. Nothing in a step waits for the device."""
+    """The optimiser of one run. With AdamW, nothing in a step waits for the device."""
 
     def __init__(self, adapters: Adapters, params: OptimiserParams) -> None:
         self._adapters, self._params = adapters, params
-        down, up = adapters.halves()
-        groups = [{"params": [down]}, {"params": [up]}]
-        first, second = params.betas
-        self._adamw = torch.optim.AdamW(
-            groups, lr=params.learning_rate, betas=(first, second), weight_decay=params.weight_decay, fused=True
-        )
+        down, up = adapters.matrices() if params.name in {"adafactor", "came", "muon"} else adapters.halves()
+        self._torch = _MAKERS[params.name]([{"params": down}, {"params": up}], params)
+        ratio = 1.0 if params.name == "prodigy" else params.lora_plus_ratio
+        self._rates = (learning_rate(params), learning_rate(params) * ratio)
         self.average = adapters.values.clone()
 
     def step(self, rate_factor: float, number: int) -> Tensor:
@@ -44,41 +71,184 @@ class Optimiser:
         norm: Tensor = torch.linalg.vector_norm(gradient)
         if self._params.clip_norm > 0:
             gradient.mul_((self._params.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        for group, multiple in zip(self._adamw.param_groups, (1.0, self._params.lora_plus_ratio), strict=True):
-            group["lr"] = self._params.learning_rate * rate_factor * multiple
-        self._adamw.step()
-        if self._params.ema_decay > 0:
+        for group, rate in zip(self._torch.param_groups, self._rates, strict=True):
+            group["lr"] = rate * rate_factor
+        self._torch.step()
+        if self._averages:
             # The warm-up of the decay is that of tensorflow's ExponentialMovingAverage(num_updates).
             decay = min(self._params.ema_decay, (1 + number) / (10 + number))
             self.average.lerp_(self._adapters.values, 1 - decay)
         return norm
 
     @property
+    def _averages(self) -> bool:
+        return self._params.ema_decay > 0 and self._params.name != "schedule_free"
+
+    @property
     def result(self) -> Tensor:
         """Return the values that become the LoRA: the average where there is one."""
-        return self.average if self._params.ema_decay > 0 else self._adapters.values
+        if self._params.name == "schedule_free":
+            return self._schedule_free_average()
+        return self.average if self._averages else self._adapters.values
+
+    def _schedule_free_average(self) -> Tensor:
+        """Return the average x of arXiv 2405.15682: the values are y = (1 - beta) z + beta x. They are not changed."""
+        parts = []
+        for group in self._torch.param_groups:
+            (values,) = group["params"]
+            z = self._torch.state[values].get("z", values)
+            parts.append(torch.lerp(values.detach(), z.detach(), 1 - 1 / group["betas"][0]))
+        return torch.cat(parts)
+
+    @property
+    def found_learning_rate(self) -> float | None:
+        """Return the learning rate that the optimiser has found; None where it was told one."""
+        return float(self._torch.param_groups[0]["d"]) if self._params.name == "prodigy" else None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the optimiser's state; empty moments before the first step."""
-        moments = [self._adamw.state[group["params"][0]] for group in self._adamw.param_groups]
-        return {
-            "values": self._adapters.values,
-            "average": self.average,
-            **{
-                key: tensor
-                for name in ("step", "exp_avg", "exp_avg_sq")
-                for key, tensor in numbered([moment[name] for moment in moments if moment], name).items()
-            },
-        }
+        """Return the optimiser's state; without moments before the first step."""
+        found = {"values": self._adapters.values, "average": self.average}
+        numbers: dict[str, Any] = {}
+        for name, value in self._state().items():
+            if isinstance(value, Tensor):
+                found[name] = value
+            else:
+                numbers[name] = value
+        found[NUMBERS] = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
+        return found
+
+    def _state(self) -> dict[str, Any]:
+        """Return what changes from step to step: of parameters as `exp_avg.0`, of groups as `group.d.0`."""
+        state = self._torch.state_dict()
+        found: dict[str, Any] = {}
+        for number, each in state["state"].items():
+            for key, value in each.items():
+                nested = value if isinstance(value, dict) else {"": value}  # bitsandbytes nests what it quantised
+                found |= {
+                    f"{key}/{name}.{number}" if name else f"{key}.{number}": part for name, part in nested.items()
+                }
+        for number, group in enumerate(state["param_groups"]):
+            for key, value in group.items():
+                if isinstance(value, float | int | Tensor):
+                    found[f"group.{key}.{number}"] = value
+        return found
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Restore the state that `tensors` returned."""
         restore(self._adapters.values, tensors, "values")
         restore(self.average, tensors, "average")
-        for number, group in enumerate(self._adamw.param_groups):
-            parameter = group["params"][0]
-            self._adamw.state[parameter] = {
-                "step": tensors[f"step.{number}"].clone().to(parameter.device),
-                "exp_avg": tensors[f"exp_avg.{number}"].to(parameter.device, copy=True),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{number}"].to(parameter.device, copy=True),
-            }
+        saved: dict[str, Any] = json.loads(bytes(tensors[NUMBERS].tolist()))
+        saved |= {name: each for name, each in tensors.items() if name not in {"values", "average", NUMBERS}}
+        whole = self._torch.state_dict()
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in saved.items():
+            key, _, number = name.rpartition(".")
+            # A copy on the device: what a group holds, torch would leave where it is.
+            own = value.to(self._adapters.values.device, copy=True) if isinstance(value, Tensor) else value
+            if key.startswith("group."):
+                whole["param_groups"][int(number)][key.removeprefix("group.")] = own
+            else:
+                outer, _, inner = key.partition("/")
+                of_parameter = state.setdefault(int(number), {})
+                if inner:
+                    of_parameter.setdefault(outer, {})[inner] = own
+                else:
+                    of_parameter[outer] = own
+        self._torch.load_state_dict({**whole, "state": state})
+
+
+Groups = list[dict[str, Any]]  # of parameters: first down, then up
+
+
+def _adamw(groups: Groups, params: OptimiserParams) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        groups, lr=params.learning_rate, betas=_betas(params), weight_decay=params.weight_decay, fused=True
+    )
+
+
+def _adamw_8bit(groups: Groups, params: OptimiserParams) -> torch.optim.Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise InputError(
+            "train.optimiser.name is adamw_8bit, which needs the package bitsandbytes; "
+            "run `pip install 'zimage[8bit]'`, or choose another optimiser."
+        ) from None
+    found: torch.optim.Optimizer = AdamW8bit(
+        groups, lr=params.learning_rate, betas=_betas(params), weight_decay=params.weight_decay
+    )
+    return found
+
+
+def _adafactor(groups: Groups, params: OptimiserParams) -> torch.optim.Optimizer:
+    from pytorch_optimizer import AdaFactor
+
+    # Steps in proportion to the size of a matrix would hardly move the up-matrices, which begin as zeros.
+    found: torch.optim.Optimizer = AdaFactor(
+        groups,
+        lr=params.learning_rate,
+        betas=(None, 0.999),  # no momentum; the second is the limit of the decay, which rises with the steps
+        weight_decay=params.weight_decay,
+        scale_parameter=False,
+        relative_step=False,
+    )
+    return found
+
+
+def _prodigy(groups: Groups, params: OptimiserParams) -> torch.optim.Optimizer:
+    from pytorch_optimizer import Prodigy
+
+    # As its authors advise for diffusion models; without the safeguard, a warm-up is taken for steep ground.
+    found: torch.optim.Optimizer = Prodigy(
+        groups,
+        lr=1.0,
+        betas=_betas(params),
+        weight_decay=params.weight_decay,
+        bias_correction=True,
+        safeguard_warmup=True,
+    )
+    return found
+
+
+def _schedule_free(groups: Groups, params: OptimiserParams) -> torch.optim.Optimizer:
+    from pytorch_optimizer import ScheduleFreeAdamW
+
+    found: torch.optim.Optimizer = ScheduleFreeAdamW(
+        groups, lr=params.learning_rate, betas=_betas(params), weight_decay=params.weight_decay
+    )
+    return found
+
+
+def _came(groups: Groups, params: OptimiserParams) -> torch.optim.Optimizer:
+    from pytorch_optimizer import CAME
+
+    found: torch.optim.Optimizer = CAME(
+        groups, lr=params.learning_rate, betas=(*_betas(params), CAME_BETA), weight_decay=params.weight_decay
+    )
+    return found
+
+
+def _muon(groups: Groups, params: OptimiserParams) -> torch.optim.Optimizer:
+    return torch.optim.Muon(
+        groups,
+        lr=params.learning_rate,
+        weight_decay=params.weight_decay,
+        momentum=params.betas[0],
+        adjust_lr_fn="match_rms_adamw",  # so that a learning rate means what it means to AdamW
+    )
+
+
+_MAKERS: dict[OptimiserName, Callable[[Groups, OptimiserParams], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "adafactor": _adafactor,
+    "prodigy": _prodigy,
+    "schedule_free": _schedule_free,
+    "came": _came,
+    "muon": _muon,
+}
+
+
+def _betas(params: OptimiserParams) -> tuple[float, float]:
+    first, second = params.betas
+    return first, second

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from zimage.core.section import Section
 
@@ -18,6 +18,7 @@ Target = Literal[
     "final_layer",
 ]
 Adapter = Literal["lora", "lokr"]
+OptimiserName = Literal["adamw", "adamw_8bit", "adafactor", "prodigy", "schedule_free", "came", "muon"]
 LossWeight = Literal["constant", "bell", "cosmap"]
 Resume = Literal["exact", "any", "restart"]
 
@@ -38,20 +39,23 @@ class TimestepSamplingParams(Section):
 
 
 class OptimiserParams(Section):
-    """Settings of AdamW, clipping and the moving average."""
+    """The optimiser, clipping and the moving average."""
 
+    name: OptimiserName
+    """adamw; adamw_8bit: moments in 8 bits, needs `.[8bit]`; adafactor, came: moments of rows and columns; muon:
+    orthogonal steps; prodigy: finds the learning rate; schedule_free: AdamW with an average instead of a schedule."""
     learning_rate: float = Field(gt=0)
-    """Of the down-matrices; moved by the schedule."""
+    """Of the down-matrices; moved by the schedule; not read by prodigy, which finds it."""
     lora_plus_ratio: float = Field(gt=0)
     """Learning rate of up-matrices over that of down-matrices; 1 is plain LoRA, 4 to 16 is LoRA+ (arXiv 2402.12354)."""
     betas: list[float] = Field(min_length=2, max_length=2)
-    """Decay of AdamW's two averages."""
+    """Decay of AdamW's two averages; muon's momentum is the first; not read by adafactor."""
     weight_decay: float = Field(ge=0)
     """Decoupled, per step, times the learning rate."""
     clip_norm: float = Field(ge=0)
     """Largest norm of all gradients together; larger ones are scaled down; 0 for no limit."""
     ema_decay: float = Field(ge=0, lt=1)
-    """Of the moving average that becomes the LoRA; 0 for none: the last values become it."""
+    """Of the moving average that becomes the LoRA; 0 for none: the last values become it; schedule_free has its own."""
 
 
 class ScheduleParams(Section):
@@ -191,3 +195,14 @@ class TrainParams(Section):
     """The run stops when its mean loss has grown this many times."""
     seed: int
     """Of adapters, order, captions, sigma and noise."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _warms_up_within_the_run(cls, schedule: ScheduleParams, info: ValidationInfo) -> ScheduleParams:
+        steps = info.data.get("steps")  # absent where it is wrong itself
+        if steps is not None and schedule.warmup_steps > steps:
+            raise ValueError(
+                f"warmup_steps is more than train.steps, {steps}, so the learning rate would never be reached; set "
+                f"train.schedule.warmup_steps to {steps} or less, or train longer"
+            )
+        return schedule

@@ -20,7 +20,7 @@ from zimage.model.sampling import sample
 from zimage.training.checkpoint import TrainingState, write_state
 from zimage.training.divergence import DivergedError, DivergenceMonitor, StepMetrics
 from zimage.training.noise import generator_of
-from zimage.training.optimiser import rate_factor
+from zimage.training.optimiser import learning_rate, rate_factor
 from zimage.training.params import SampleParams, TrainParams
 from zimage.training.run_log import Board, Record
 from zimage.training.setup import DTYPES, Run
@@ -184,8 +184,8 @@ class RunWriter:
             denoiser.run = run
 
     def _rate(self, step: int) -> float:
-        factor = rate_factor(step, self._params.steps, self._params.schedule)
-        return self._params.optimiser.learning_rate * factor
+        factor = rate_factor(step, self._params.steps, self._prepared.loop.schedule)
+        return learning_rate(self._params.optimiser) * factor
 
     @property
     def peak_gb(self) -> float:

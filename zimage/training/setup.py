@@ -24,7 +24,7 @@ from zimage.training.loop import Loop
 from zimage.training.memory import check, checkpointing_of, keeps_both_ways, sizes_of
 from zimage.training.noise import generator_of
 from zimage.training.objective import Objective
-from zimage.training.optimiser import Optimiser
+from zimage.training.optimiser import NOT_READ, Optimiser, schedule_of
 from zimage.training.params import MachineParams, PriorPreservationParams, TrainParams
 from zimage.training.plan import Step, plan
 from zimage.training.training_adapter import addends_of, merge
@@ -114,6 +114,9 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
         latents=params.latents,
         seed=params.seed,
     )
+    if not_read := NOT_READ.get(params.optimiser.name):
+        unread = " and ".join(f"train.{name}" for name in not_read)
+        logger.info("the optimiser %s does not read %s", params.optimiser.name, unread)
     passes: Passes = objective.forward_backward
     if machine.cuda_graphs and device.type == "cuda":
         passes = GraphedStep(passes, adapters.gradient, Recorder(device))
@@ -122,7 +125,7 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
         passes,
         adapters,
         Optimiser(adapters, params.optimiser),
-        params.schedule,
+        schedule_of(params.optimiser, params.schedule),
         steps=steps,
         preservation_steps=preservation_steps,
         preservation=params.prior_preservation,

@@ -78,11 +78,11 @@ def test_a_second_run_needs_nothing_and_changes_nothing(settings: Settings, give
 
 
 def test_what_was_chosen_stays_chosen(settings: Settings, given: dict[str, str]) -> None:
-    set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 20})
+    set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 40})
 
     workspace = set_up(settings, "ada", values={"subject.class_noun": "man"})
 
-    assert params(workspace)["train"]["steps"] == 20
+    assert params(workspace)["train"]["steps"] == 40
     assert params(workspace)["subject"]["class_noun"] == "man"
 
 
@@ -118,21 +118,21 @@ def test_a_base_model_is_pinned_when_it_is_chosen(settings: Settings, given: dic
 
 
 def test_comments_of_the_project_s_params_stay(settings: Settings, given: dict[str, str]) -> None:
-    workspace = set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 20})
+    workspace = set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 40})
 
     lines = (workspace / "params.yaml").read_text(encoding="utf-8").splitlines()
     (line,) = [line for line in lines if line.startswith("  steps:")]
-    assert line.startswith("  steps: 20 ")
+    assert line.startswith("  steps: 40 ")
     assert line.endswith("# optimiser steps")
 
 
 def test_one_subject_is_not_in_another_s_workspace(settings: Settings, given: dict[str, str]) -> None:
-    ada = set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 20})
+    ada = set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 40})
     Path(given["consent"]).write_bytes(agreed(pseudonym="eve"))
     eve = set_up(settings, "eve", **given, values=WOMAN)
 
     assert ada != eve
-    assert params(eve)["train"]["steps"] != 20
+    assert params(eve)["train"]["steps"] != 40
 
 
 @pytest.mark.parametrize(("missing", "said"), [("photos", "has no photos yet"), ("consent", "has no consent yet")])
@@ -262,7 +262,7 @@ def bad_inputs(tmp_path: Path, album: Album) -> Path:
 def test_what_is_refused_changes_nothing(
     settings: Settings, given: dict[str, str], bad_inputs: Path, bad: dict[str, str], said: str
 ) -> None:
-    before = contents(set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 20}))
+    before = contents(set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 40}))
     good = {"photos": "other", "consent": "agreed.yaml"}
     names = {
         name: each if each.startswith("s3://") or name == "base" else str(bad_inputs / each)
@@ -270,7 +270,7 @@ def test_what_is_refused_changes_nothing(
     }
 
     with pytest.raises(InputError, match=said):
-        set_up(settings, "ada", **names, values={"train.steps": 7})  # type: ignore[arg-type]
+        set_up(settings, "ada", **names, values={"train.steps": 70})  # type: ignore[arg-type]
 
     assert contents(settings.workspace("ada")) == before
 
@@ -287,7 +287,7 @@ def test_a_value_that_no_stage_takes_is_not_kept(settings: Settings, given: dict
 def test_a_value_that_was_kept_and_is_not_taken_any_more_is_told_with_its_file(
     settings: Settings, given: dict[str, str]
 ) -> None:
-    file = set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 20}) / "subject.yaml"
+    file = set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 40}) / "subject.yaml"
     file.write_text(file.read_text().replace("20", "-5"))
 
     with pytest.raises(InputError, match=rf"^train with train\.steps=-5 of {file}: `steps` is -5"):
