@@ -25,6 +25,8 @@ GOOD = Measured(
     [
         ({"box_xyxy": (0, 0, 60, 60)}, "face_too_small", "The face has 60 px; 64 are needed."),
         ({"visible": 0.7}, "cut_off", "The photo's border cuts the face: 70% of it is to be seen; 90% is needed."),
+        ({"covering": "mask"}, "mask", "A mask covers mouth and nose, which cannot be learnt from it."),
+        ({"covering": "sunglasses"}, "sunglasses", "Sunglasses hide the eyes, which cannot be learnt from it."),
         ({"sharpness": 2.7}, "blurred", "The face is blurred: its sharpness is 2.7, and 5 is needed."),
         ({"luma": 0.1}, "too_dark", "The face is too dark: its mean luma is 0.10, and 0.15 is needed."),
         ({"luma": 0.95}, "too_bright", "The face is too bright: its mean luma is 0.95, and 0.88 is the most."),
@@ -52,3 +54,9 @@ def test_a_small_photo_is_good_enough_where_the_face_is_large() -> None:
     large = GOOD.model_copy(update={"box_xyxy": (0, 0, 300, 300)})
     assert [fault.reason for fault in faults((480, 480), GOOD, LIMITS)] == ["image_too_small"]
     assert faults((480, 480), large, LIMITS) == []
+
+
+def test_a_subject_may_be_learnt_with_sunglasses_on() -> None:
+    limits = LIMITS.model_copy(update={"refused_coverings": ["mask"]})
+    assert faults((800, 600), GOOD.model_copy(update={"covering": "sunglasses"}), limits) == []
+    assert [one.reason for one in faults((800, 600), GOOD.model_copy(update={"covering": "mask"}), limits)] == ["mask"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from skimage import data
 
+from tests.covered_faces import LENSES, MASKS, in_glasses, in_sunglasses, masked
 from zimage.core.errors import InputError
 from zimage.core.jsonl import read_rows
 from zimage.demo import jpeg, make_demo_photos, other_people, planned_views, taken
@@ -533,6 +534,31 @@ def test_a_screenshot_is_for_a_person_to_crop(copy: Workspace) -> None:
     copy.run()
     row = copy.manifest()["screenshot.png"]
     assert (row.decision, row.reason) == ("review", "screenshot") and "crop the photo out of it" in row.detail
+
+
+def test_masks_and_sunglasses_are_reasons_of_their_own_in_table_sheet_and_sentence(copy: Workspace) -> None:
+    clear = [view(120, 20, 210), view(128, 24, 200, 2.2), view(125, 22, 205, 2.4)]
+    covers: list[tuple[str, Callable[..., Picture], dict[str, tuple[int, int, int]]]] = [
+        ("mask", masked, {"blue": MASKS["blue"], "white": MASKS["white"], "black": MASKS["black"]}),
+        ("sunglasses", in_sunglasses, {"black": LENSES["black"], "green": LENSES["green"]}),
+    ]
+    expected: dict[str, str] = {}
+    for reason, draw, colours in covers:
+        for photo, (name, colour) in zip(clear, colours.items(), strict=False):
+            expected[f"{reason}_{name}.png"] = reason
+            copy.save(f"{reason}_{name}.png", draw(photo, ENGINE.find(photo)[0].points_xy, colour))
+    copy.save("glasses.png", in_glasses(clear[0], ENGINE.find(clear[0])[0].points_xy, (25, 25, 25)))
+    copy.run()
+    rows = copy.manifest()
+    assert {name: (rows[name].decision, rows[name].reason) for name in expected} == {
+        name: ("reject", reason) for name, reason in expected.items()
+    }
+    assert all(rows[name].covering == reason for name, reason in expected.items())
+    assert rows["glasses.png"].covering is None and rows["glasses.png"].reason not in {"mask", "sunglasses"}
+    sheet = (copy.out / "contact_sheet.html").read_text(encoding="utf-8")
+    assert sheet.count("A mask covers mouth and nose") == 3 and sheet.count("Sunglasses hide the eyes") == 2
+    with pytest.raises(InputError, match=r"3 mask, .*2 sunglasses"):
+        copy.detect(split={"min_train": 50})
 
 
 def test_half_of_somebody_elses_head_is_not_in_a_crop(copy: Workspace) -> None:

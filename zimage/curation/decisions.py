@@ -15,7 +15,7 @@ from zimage.curation.bursts import DuplicateParams, Moment, Sameness, bursts, ne
 from zimage.curation.crops import CropParams, head_plan, plans
 from zimage.curation.overrides import Override
 from zimage.curation.photo_decision import PhotoDecision
-from zimage.curation.quality_limits import QualityParams, faults
+from zimage.curation.quality_limits import COVERED, QualityParams, faults, is_covered
 from zimage.curation.same_shot import same_shots
 from zimage.curation.split import Candidate, SplitParams, held_out
 from zimage.curation.subject_match import (
@@ -103,7 +103,7 @@ def curate(
     """
     _sort_out_faceless(cases)
     subject = _subject(cases, people, _referred(cases, references, rules.subject), info)
-    _tell_whose(cases, subject, info, rules.subject, rules.min_score)
+    _tell_whose(cases, subject, info, rules)
     _check_quality(cases, rules.quality)
     _plan_crops(cases, info, rules.crops)
     _rank(cases, rules.quality)
@@ -207,23 +207,27 @@ def _tell_whose(
     cases: list[PhotoDecision],
     subject: NDArray[np.float32],
     info: EngineInfo,
-    params: SubjectParams,
-    min_score: float,
+    rules: Rules,
 ) -> None:
-    sure = params.doubtful_from * info.threshold
+    sure = rules.subject.doubtful_from * info.threshold
     for case in cases:
         if case.seen is None or not case.seen.faces:
             continue
         case.match = match(np.stack([face.embedding for face in case.seen.faces]), subject, info.metric)
         if case.open:
-            _doubt(case, case.match, sure, info.threshold, min_score)
+            _doubt(case, case.match, sure, info.threshold, rules)
 
 
-def _doubt(case: PhotoDecision, found: Match, sure: float, threshold: float, min_score: float) -> None:
+def _doubt(case: PhotoDecision, found: Match, sure: float, threshold: float, rules: Rules) -> None:
     """Decide against a photo whose nearest face is not surely the subject's, or is not the only such face."""
     near, following, count = found.distance, found.next_distance, len(found.distances)
-    if near > threshold and case.subject.measured.score < UNSURE * min_score:
+    face = case.subject.measured
+    if near > threshold and face.score < UNSURE * rules.min_score:
         case.end("reject", "no_face", "What was found is hardly a face, and like none of the subject's.")
+    elif near > sure and face.covering is not None and is_covered(face, rules.quality):
+        whose = f"Whose face it is stays unsure: it is {near:.2f} away, and up to {sure:.2f} is sure."
+        detail = f"{COVERED[face.covering]} {whose}"
+        case.end("reject", face.covering, detail)
     elif near > threshold:
         whose = f"None of the {count} faces is the subject's" if count > 1 else "The face is not the subject's"
         detail = f"{whose}: the nearest is {near:.2f} away, and {threshold:g} is the most."

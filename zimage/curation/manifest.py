@@ -32,6 +32,7 @@ def manifest_row(case: PhotoDecision, crops: Sequence[CropRow], info: EngineInfo
         face_luma=face.luma if face else None,
         clipped=face.clipped if face else None,
         occlusion=case.unlike,
+        covering=face.covering if face else None,
         yaw_deg=face.yaw_deg if face else None,
         roll_deg=face.roll_deg if face else None,
         quality=case.quality,

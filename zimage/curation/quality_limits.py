@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from zimage.core.section import Section
+from zimage.faces.covering import Covering
 from zimage.faces.observation import Measured
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,6 +35,14 @@ class QualityParams(Section):
     """Share of the face that lies within the photo; one that the border cuts is rejected."""
     max_frame: Share = 0.04
     """Share of the photo that plain bars take, as in screenshots; of more the photo is for a person to crop."""
+    refused_coverings: list[Covering] = Field(default=["mask", "sunglasses"])
+    """What may not cover the face; [] for a subject who is to be learnt with sunglasses on."""
+
+
+COVERED: dict[Covering, str] = {
+    "mask": "A mask covers mouth and nose, which cannot be learnt from it.",
+    "sunglasses": "Sunglasses hide the eyes, which cannot be learnt from it.",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Fault:
 def faults(size: tuple[int, int], face: Measured, limits: QualityParams) -> list[Fault]:
     """Return every hard limit that a photo of `size` = (width, height) breaks, the gravest first."""
     yaw_deg = abs(face.yaw_deg or 0.0)
+    covering = face.covering if is_covered(face, limits) else None
     checks = {
         "image_too_small": (
             min(size) < limits.min_image_px and face.side_px < limits.good_face_px,  # a large face is all it takes
@@ -58,6 +68,8 @@ def faults(size: tuple[int, int], face: Measured, limits: QualityParams) -> list
             f"The photo's border cuts the face: {face.visible:.0%} of it is to be seen; {limits.min_visible:.0%} is "
             "needed.",
         ),
+        "mask": (covering == "mask", COVERED["mask"]),
+        "sunglasses": (covering == "sunglasses", COVERED["sunglasses"]),
         "blurred": (
             face.sharpness < limits.min_sharpness,
             f"The face is blurred: its sharpness is {face.sharpness:.1f}, and {limits.min_sharpness:g} is needed.",
@@ -80,6 +92,11 @@ def faults(size: tuple[int, int], face: Measured, limits: QualityParams) -> list
         ),
     }
     return [Fault(reason, detail) for reason, (broken, detail) in checks.items() if broken]
+
+
+def is_covered(face: Measured, limits: QualityParams) -> bool:
+    """Return whether something covers a face that may not."""
+    return face.covering in limits.refused_coverings
 
 
 def _least(what: str, found_px: float, needed_px: int) -> str:

@@ -47,6 +47,13 @@ def eyes(points_xy: Points, kind: PointsKind) -> tuple[Points, Points]:
     return (points_xy[2], points_xy[0]) if kind == "corners" else (points_xy[0], points_xy[1])
 
 
+def eye_centres(points_xy: Points, kind: PointsKind) -> tuple[Points, Points]:
+    """Return the centres of the eyes, the one on the picture's left first."""
+    if kind == "corners":
+        return np.asarray(points_xy[2:4].mean(0), np.float32), np.asarray(points_xy[:2].mean(0), np.float32)
+    return points_xy[0], points_xy[1]
+
+
 def nose(points_xy: Points, kind: PointsKind) -> Points:
     """Return the base of the nose (corners) or its tip (centres)."""
     return np.asarray(points_xy[4 if kind == "corners" else 2], np.float32)

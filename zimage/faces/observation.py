@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zimage.core.jsonl import Row
+from zimage.faces.covering import Covering
 from zimage.faces.engine import Attempt, Engine, EngineParams, Face, open_engine
 from zimage.faces.landmarks import Points
 from zimage.faces.quality import Look, chroma, dhash, frame, look
@@ -38,6 +39,7 @@ class Measured(Row):
     luma: float
     clipped: float
     visible: float
+    covering: Covering | None = None
 
     @property
     def side_px(self) -> float:
@@ -196,6 +198,7 @@ def _measured(face: Face, found: Look) -> Measured:
         luma=found.luma,
         clipped=found.clipped,
         visible=found.visible,
+        covering=found.covering,
     )
 
 

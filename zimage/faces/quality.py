@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from zimage.faces.covering import Covering, covering
 from zimage.faces.landmarks import Points, PointsKind, aligned, similarity, upright_points
 from zimage.photos.pictures import Mask, Picture
 
@@ -46,6 +47,7 @@ class Look:
         luma: Mean, 0 to 1.
         clipped: Share of the face that is black or blown out, 0 to 1.
         visible: Share of the face that lies within the picture, 0 to 1.
+        covering: What covers mouth and nose or the eyes; None where nothing was seen.
         texture: The face in grey, SIDE_PX square, smoothed, for comparing with the subject's other faces.
     """
 
@@ -53,6 +55,7 @@ class Look:
     luma: float
     clipped: float
     visible: float
+    covering: Covering | None
     texture: Mask
 
 
@@ -66,6 +69,7 @@ def look(image_rgb: Picture, points_xy: Points, kind: PointsKind) -> Look:
         luma=float(inner.mean() / 255),
         clipped=float(np.mean((inner < BLACK) | (inner > BLOWN))),
         visible=visible(image_rgb.shape[1], image_rgb.shape[0], points_xy, kind),
+        covering=covering(upright, kind),
         texture=np.asarray(cv2.GaussianBlur(grey, (0, 0), 2.0), np.uint8),
     )
 

@@ -84,6 +84,8 @@ class ManifestRow(Row):
     """Share of the face's pixels that are black or blown out, 0 to 1."""
     occlusion: float | None
     """Share of the aligned face unlike the subject's usual face, 0 to 1."""
+    covering: Literal["mask", "sunglasses"] | None = None
+    """What covers the subject's face; null where nothing was seen."""
     yaw_deg: float | None
     """Positive where the nose points to the picture's right."""
     roll_deg: float | None
