@@ -22,7 +22,11 @@ def moment(
 
 
 def grouped(moments: list[Moment], *, gap_s: float, same: Sameness = SAME) -> list[int]:
-    return bursts(moments, shots(moments, same), gap_s=gap_s)
+    return bursts(moments, shots(len(moments), same.one_shot(moments)), gap_s=gap_s)
+
+
+def duplicates(moments: list[Moment], same: Sameness = SAME) -> dict[str, str]:
+    return near_duplicates(moments, same.one_shot(moments), same)
 
 
 def far(number: int) -> int:
@@ -47,18 +51,17 @@ def test_photos_without_a_time_stand_alone() -> None:
 
 def test_of_near_duplicates_the_best_is_kept() -> None:
     moments = [moment("a", quality=0.4), moment("b", quality=0.9), moment("c", quality=0.6)]
-    assert near_duplicates(moments, [0, 0, 0], SAME) == {"a": "b", "c": "b"}
+    assert duplicates(moments) == {"a": "b", "c": "b"}
 
 
 def test_of_equally_good_duplicates_the_larger_file_is_kept() -> None:
     moments = [moment("a", quality=0.901, size=100), moment("b", quality=0.899, size=900)]
-    assert near_duplicates(moments, [0, 0], SAME) == {"a": "b"}
+    assert duplicates(moments) == {"a": "b"}
 
 
-def test_another_expression_picture_or_burst_is_no_duplicate() -> None:
-    assert near_duplicates([moment("a"), moment("b", face=0.3)], [0, 0], SAME) == {}
-    assert near_duplicates([moment("a"), moment("b", dhash=far(0))], [0, 0], SAME) == {}
-    assert near_duplicates([moment("a"), moment("b")], [0, 1], SAME) == {}
+def test_another_expression_or_picture_is_no_duplicate() -> None:
+    assert duplicates([moment("a"), moment("b", face=0.3)]) == {}
+    assert duplicates([moment("a"), moment("b", dhash=far(0))]) == {}
 
 
 def test_a_mirrored_picture_has_the_mirrored_hash() -> None:
@@ -72,11 +75,11 @@ def test_copies_by_their_faces_or_mirrored_are_one_shot_and_photos_of_one_sessio
     moments = [moment("a", 0.0, far(0)), moment("b", 5.0, far(1)), moment("c", None, far(2)), moment("d", None, far(3))]
     moments.append(moment("e", None, mirrored(far(1))))
     same = Sameness(6, 0.2, "l2", copies=frozenset({frozenset({"c", "a"})}))
-    assert shots(moments, same) == [0, 1, 0, 2, 1]
+    assert shots(len(moments), same.one_shot(moments)) == [0, 1, 0, 2, 1]
     assert grouped(moments, gap_s=10, same=same) == [0, 0, 0, 1, 0]
 
 
 def test_a_copy_by_its_face_is_a_duplicate_and_the_colour_photo_stands_for_the_better_grey_one() -> None:
     copies = frozenset({frozenset({"a", "b"})})
     moments = [moment("a", quality=0.4), moment("b", dhash=far(1), quality=0.9, size=900, in_colour=False)]
-    assert near_duplicates(moments, [0, 0], Sameness(6, 0.2, "l2", copies)) == {"b": "a"}
+    assert duplicates(moments, Sameness(6, 0.2, "l2", copies)) == {"b": "a"}

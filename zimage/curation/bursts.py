@@ -71,17 +71,14 @@ class Sameness:
     metric: Metric
     copies: frozenset[frozenset[str]] = frozenset()
 
-    def one_shot(self, one: Moment, other: Moment) -> bool:
-        """Return whether two photos are copies of one shot, or indistinguishable from that."""
-        if frozenset((one.photo, other.photo)) in self.copies:
-            return True
-        differing = min((one.dhash ^ hashed).bit_count() for hashed in (other.dhash, mirrored(other.dhash)))
-        return differing <= self.bits
+    def one_shot(self, moments: list[Moment]) -> list[tuple[int, int]]:
+        """Return the pairs of photos, as places, that are copies of one shot or indistinguishable from that."""
+        place = {moment.photo: i for i, moment in enumerate(moments)}
+        copies = ((place[one], place[other]) for one, other in map(sorted, self.copies))
+        return [*copies, *_alike([moment.dhash for moment in moments], self.bits)]
 
-    def holds(self, one: Moment, other: Moment) -> bool:
-        """Return whether two photos are near duplicates."""
-        if not self.one_shot(one, other):
-            return False
+    def same_face(self, one: Moment, other: Moment) -> bool:
+        """Return whether two photos show the face with one expression, turned alike."""
         return float(between(one.embedding[None], other.embedding[None], self.metric)[0, 0]) <= self.face
 
 
@@ -91,11 +88,14 @@ def mirrored(dhash: int) -> int:
     return sum((int(f"{row:08b}"[::-1], 2) ^ 0xFF) << shift for row, shift in zip(rows, range(0, 64, 8), strict=True))
 
 
-def shots(moments: list[Moment], same: Sameness) -> list[int]:
-    """Return the number of each photo's shot, counted from 0 in the order in which shots first appear."""
-    place = {moment.photo: i for i, moment in enumerate(moments)}
-    copies = ((place[one], place[other]) for one, other in map(sorted, same.copies))
-    return _numbered(len(moments), itertools.chain(copies, _alike([moment.dhash for moment in moments], same.bits)))
+def shots(count: int, one_shot: list[tuple[int, int]]) -> list[int]:
+    """Return the number of the shot of each of `count` photos, counted from 0 in the order of first appearance.
+
+    Args:
+        count: Of photos.
+        one_shot: Pairs that are one shot; see `Sameness.one_shot`.
+    """
+    return _numbered(count, one_shot)
 
 
 def _alike(hashes: list[int], bits: int) -> Iterator[tuple[int, int]]:
@@ -118,15 +118,25 @@ def bursts(moments: list[Moment], shot_of: list[int], *, gap_s: float) -> list[i
     return _numbered(len(moments), itertools.chain(in_one_go, ((first[shot], i) for i, shot in enumerate(shot_of))))
 
 
-def near_duplicates(moments: list[Moment], burst_of: list[int], same: Sameness) -> dict[str, str]:
-    """Return, for each near duplicate of a better photo of its burst, that better photo."""
-    best_first = sorted(range(len(moments)), key=lambda i: _rank(moments[i]))
+def near_duplicates(moments: list[Moment], one_shot: list[tuple[int, int]], same: Sameness) -> dict[str, str]:
+    """Return, for each photo of a shot of which a better one shows the same face, that better photo.
+
+    Args:
+        moments: The photos.
+        one_shot: Pairs of them that are one shot; see `Sameness.one_shot`.
+        same: When two faces are the same.
+    """
+    copies_of: dict[int, set[int]] = {}
+    for i, j in one_shot:
+        copies_of.setdefault(i, set()).add(j)
+        copies_of.setdefault(j, set()).add(i)
     stands_for: dict[str, str] = {}
-    kept: list[int] = []
-    for i in best_first:
-        twin = next((j for j in kept if burst_of[i] == burst_of[j] and same.holds(moments[i], moments[j])), None)
+    better: list[int] = []
+    for i in sorted(range(len(moments)), key=lambda i: _rank(moments[i])):
+        copies = copies_of.get(i, set())
+        twin = next((j for j in better if j in copies and same.same_face(moments[i], moments[j])), None)
         if twin is None:
-            kept.append(i)
+            better.append(i)
         else:
             stands_for[moments[i].photo] = moments[twin].photo
     return stands_for

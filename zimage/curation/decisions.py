@@ -297,9 +297,10 @@ def _thin_out(cases: list[PhotoDecision], info: EngineInfo, params: DuplicatePar
         for case in standing
     ]
     same = Sameness(params.same_bits, params.same_face * info.threshold, info.metric, _copies(standing, info, params))
-    shot_of = shots(moments, same)
+    one_shot = same.one_shot(moments)
+    shot_of = shots(len(moments), one_shot)
     burst_of = bursts(moments, shot_of, gap_s=params.burst_gap_s)
-    stands_for = near_duplicates(moments, burst_of, same)
+    stands_for = near_duplicates(moments, one_shot, same)
     names = {case.row.photo: case.row.name for case in standing}
     for case, shot, burst in zip(standing, shot_of, burst_of, strict=True):
         case.shot, case.burst, case.duplicate_of = shot, burst, stands_for.get(case.row.photo)
