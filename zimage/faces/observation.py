@@ -14,7 +14,7 @@ from zimage.faces.engine import Attempt, Engine, EngineParams, Face, open_engine
 from zimage.faces.landmarks import Points
 from zimage.faces.quality import Look, chroma, dhash, frame, look
 from zimage.photos.cache import Cache, filled
-from zimage.photos.clean import read_clean
+from zimage.photos.clean import decode_clean
 from zimage.photos.pictures import Mask, Picture, fitted, fitted_size, jpeg
 from zimage.photos.rows import Box, PhotoRow
 
@@ -134,10 +134,10 @@ class Observer:
         """Return the cache folder that holds the observation of a kept photo."""
         assert row.file is not None and row.width is not None and row.height is not None
         picture, long_px = self.folder / row.file, max(row.width, row.height)
-        with picture.open("rb") as file:
-            key = f"{hashlib.file_digest(file, 'sha256').hexdigest()} {long_px}"
+        content = picture.read_bytes()
+        key = f"{hashlib.sha256(content).hexdigest()} {long_px}"
         entry = Cache(self.cache, self.salt).entry(key)
-        return filled(entry, lambda folder: self._look(read_clean(picture, long_px), folder))
+        return filled(entry, lambda folder: self._look(decode_clean(picture.suffix, content, long_px), folder))
 
     def _look(self, image_rgb: Picture, folder: Path) -> None:
         faces, turns = found_upright(self.engine, image_rgb)

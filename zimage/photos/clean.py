@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from zimage.photos.decode import Decoded, Limits, RefusedError, decoded
-from zimage.photos.pictures import Picture, png, read_rgb
+from zimage.photos.pictures import Picture, decoded_rgb, png
 from zimage.photos.strip import stripped
 
 Suffix = Literal[".png", ".jpg", ".webp", ".heic", ".avif"]
@@ -46,6 +46,11 @@ def read_clean(path: Path, long_px: int) -> Picture:
         path: The file.
         long_px: Its long side as ingest's row has it, which may be smaller than what the file holds.
     """
-    if path.suffix == ".png":
-        return read_rgb(path)
-    return decoded(path.read_bytes(), Limits(max_megapixels=sys.maxsize, max_side_px=long_px)).pixels_rgb
+    return decode_clean(path.suffix, path.read_bytes(), long_px)
+
+
+def decode_clean(suffix: str, content: bytes, long_px: int) -> Picture:
+    """Return the picture in a clean file that was read already; see `read_clean`."""
+    if suffix == ".png":
+        return decoded_rgb(content)
+    return decoded(content, Limits(max_megapixels=sys.maxsize, max_side_px=long_px)).pixels_rgb

@@ -16,8 +16,13 @@ PNG_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRIT
 
 def read_rgb(path: Path) -> Picture:
     """Return a picture that one of our stages wrote, (H, W, 3)."""
-    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    assert decoded is not None, f"{path} is not a picture"
+    return decoded_rgb(path.read_bytes())
+
+
+def decoded_rgb(content: bytes) -> Picture:
+    """Return the picture in a file that one of our stages wrote, (H, W, 3)."""
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None, "one of our own files is not a picture"
     return np.ascontiguousarray(decoded[:, :, ::-1], np.uint8)
 
 
