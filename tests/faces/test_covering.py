@@ -94,6 +94,17 @@ def test_nothing_is_seen_on_a_face_that_shows_itself(name: str, faces: list[tupl
     assert set(seen) <= {None, "no face"}
 
 
+def test_a_face_that_the_border_cuts_or_a_shadow_hides_is_not_called_covered(
+    faces: list[tuple[Picture, Points]],
+) -> None:
+    for photo, points in faces:
+        below_nose = round(float(points[2, 1] + 0.1 * np.ptp(points[:2, 0])))
+        shadow = photo.copy()
+        shadow[:below_nose] //= 50
+        for changed in (photo[: below_nose - 2], shadow):
+            assert look(changed, points, "centres").covering is None
+
+
 def test_another_engines_points_do_as_well(faces: list[tuple[Picture, Points]]) -> None:
     """dlib finds no face with a mask, so its points are those of the photo without."""
     photo, points = faces[0]

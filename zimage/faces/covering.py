@@ -40,6 +40,7 @@ BESIDE_LENSES = ("nose", "left cheek", "right cheek", "upper lip")
 # Sunglasses: mean L* of the lenses over that of nose, cheeks and upper lip, for all four parts and for the brightest.
 # Below a hat or with sunken eyes it is 0.24 and more.
 LENSES_MOST, LENS_MOST = 0.22, 0.5
+LIT_LEAST = 0.5  # of that L*, for each of the parts below the lenses; a shadow darkens one of them too
 SKIN_LEAST = 20.0  # L* of skin below which a photo is too dark to tell lenses from shadow
 # Mask: every lower part has a colour that differs from the upper face's by this in a* and b*, and by this share of that
 # colour. The highest of faces without a mask was 9.9, of faces by lamps of two colours.
@@ -77,9 +78,9 @@ def _median(lab: Colours, middle: Points, distance: float, part: tuple[float, fl
 
 
 def _has_sunglasses(colours: dict[str, Colours]) -> bool:
-    skin = float(np.median([colours[part][0] for part in BESIDE_LENSES]))
-    lenses = [float(colours[part][0]) for part in LENSES]
-    if skin < SKIN_LEAST:
+    beside = [float(colours[part][0]) for part in BESIDE_LENSES]
+    skin, lenses = float(np.median(beside)), [float(colours[part][0]) for part in LENSES]
+    if skin < SKIN_LEAST or min(beside) < LIT_LEAST * skin:
         return False
     return float(np.mean(lenses)) <= LENSES_MOST * skin and max(lenses) <= LENS_MOST * skin
 

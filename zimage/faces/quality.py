@@ -19,6 +19,7 @@ BLACK, BLOWN = 8, 247  # levels beyond which skin has lost its texture
 # lines that do, and of the columns that its end cuts.
 EDGE_LEVELS = 12
 FRAME_PX, FRAME_LEVELS, FRAME_SHARE, FRAME_LINES, FRAME_EDGE = (256, 256), 2, 0.5, 0.7, 0.6
+WHOLE = 0.95  # share of a face within the picture from which it can be told what covers it
 VISIBLE_GRID = 24  # points along each side of the inner face that are looked for in the picture
 ROWS_BYTES = 2**23  # of the rows of all faces that are compared at once
 BLOCKS = 6  # the inner face is compared in 6 x 6 blocks of 16 px
@@ -64,12 +65,13 @@ def look(image_rgb: Picture, points_xy: Points, kind: PointsKind) -> Look:
     upright = aligned(image_rgb, points_xy, kind, SIDE_PX)
     grey = np.asarray(cv2.cvtColor(upright, cv2.COLOR_RGB2GRAY), np.uint8)
     inner = grey[INNER, INNER]
+    within = visible(image_rgb.shape[1], image_rgb.shape[0], points_xy, kind)
     return Look(
         sharpness=sharpness(grey),
         luma=float(inner.mean() / 255),
         clipped=float(np.mean((inner < BLACK) | (inner > BLOWN))),
-        visible=visible(image_rgb.shape[1], image_rgb.shape[0], points_xy, kind),
-        covering=covering(upright, kind),
+        visible=within,
+        covering=covering(upright, kind) if within >= WHOLE else None,
         texture=np.asarray(cv2.GaussianBlur(grey, (0, 0), 2.0), np.uint8),
     )
 
