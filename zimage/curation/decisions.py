@@ -38,7 +38,10 @@ from zimage.photos.rows import PhotoRow, Session
 EXAMPLES_NAMED = 3
 USUAL_FROM, USUAL_YAW_DEG = 5, 25.0  # faces from which a usual face is known, and how far they may be turned
 UNSURE = 1.2  # times min_score: below, a detector takes other things for faces as well
-GREY = 0.02  # chroma below which a photo is black and white; toned prints have more
+# Mean chroma below which a photo is black and white, measured on its thumbnail, which has what the whole photo has to
+# 0.005. 127 colour photos of packages and of public faces: 0.053 at least (0.028 at half the saturation); their grey
+# copies: 0.000; grey scans with a faint cast and noise: 0.018 at most; sepia copies: 0.057 and more: colour.
+GREY = 0.02
 SHARED = "It is from a session that is also trained on, so a score against it says little about other days."
 WELL_DEG = 40.0  # lora-dataset-studio scores faces up to this yaw: frontal and three-quarter
 
