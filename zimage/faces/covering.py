@@ -65,9 +65,9 @@ def covering(upright_rgb: Picture, kind: PointsKind) -> Covering | None:
 def _colours(upright_rgb: Picture, kind: PointsKind) -> dict[str, Colours]:
     """Return the median colour of each part of the face."""
     left, right = eye_centres(upright_points(kind, upright_rgb.shape[0]), kind)
-    middle, distance = (left + right) / 2, float(right[0] - left[0])
+    middle, distance = np.asarray((left + right) / 2, np.float32), float(right[0] - left[0])
     lab = cv2.cvtColor(upright_rgb, cv2.COLOR_RGB2LAB).astype(np.float32)
-    lab = (lab - np.float32([0, 128, 128])) * np.float32([100 / 255, 1, 1])
+    lab = (lab - np.array([0, 128, 128], np.float32)) * np.array([100 / 255, 1, 1], np.float32)
     return {name: _median(lab, middle, distance, part) for name, part in PARTS.items()}
 
 
