@@ -288,7 +288,7 @@ def test_a_value_that_was_kept_and_is_not_taken_any_more_is_told_with_its_file(
     settings: Settings, given: dict[str, str]
 ) -> None:
     file = set_up(settings, "ada", **given, values={**WOMAN, "train.steps": 40}) / "subject.yaml"
-    file.write_text(file.read_text().replace("20", "-5"))
+    file.write_text(file.read_text().replace("40", "-5"))
 
     with pytest.raises(InputError, match=rf"^train with train\.steps=-5 of {file}: `steps` is -5"):
         set_up(settings, "ada", values={"ingest.min_photos": 7})
