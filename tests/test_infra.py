@@ -61,7 +61,7 @@ def test_a_deployment_is_the_flow_of_its_name(name: str) -> None:
 
     assert isinstance(flow, Flow)
     assert flow.name == attribute == name
-    assert declared["work_pool"]["name"] == (PHASES[name].pool if name in PHASES else "cpu")
+    assert declared["work_pool"]["name"] == (PHASES[name].pool if name in PHASES else {"score": "gpu"}.get(name, "cpu"))
 
 
 @pytest.mark.parametrize("name", [name for name, each in DEPLOYMENTS.items() if "parameters" in each])

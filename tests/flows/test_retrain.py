@@ -246,7 +246,9 @@ def test_what_a_person_starts_is_never_skipped(week: Week) -> None:
 
 
 def test_who_was_only_run_on_this_machine_is_named(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    (from_environment().workspaces / "joe").mkdir(parents=True)
+    (from_environment().workspaces / "joe" / ".dvc").mkdir(parents=True)
+    (from_environment().workspaces / "joe" / ".dvc" / "config").write_text("[core]\n", encoding="utf-8")
+    (from_environment().workspaces / "eve" / ".dvc").mkdir(parents=True)  # as `score` leaves it: nobody to train
     (from_environment().workspaces / ".logs").mkdir()
     with caplog.at_level("WARNING"):
         retrain(RetrainSpec(only_look=True))
