@@ -126,7 +126,9 @@ def _checked_lora(workspace: Path, metrics: dict[str, Any]) -> Path:
 
 
 def _public(metrics: dict[str, Any]) -> bytes:
-    return (json.dumps(public_value(metrics), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    """Return the metrics for a release; advice on the next LoRA stays with the photos that it names."""
+    published = {key: value for key, value in metrics.items() if key != "coaching"}
+    return (json.dumps(public_value(published), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def public_value(value: Any) -> Any:

@@ -117,7 +117,8 @@ def main(seeds: int) -> None:
         shown("other, own photos", figures(other / "data" / "evaluate"), own)
         subject = Path(scratch) / "seed-0"
         detect, crossed = subject / "data" / "detect", subject / "data" / "crossed"
-        command = f"{sys.executable} -m zimage evaluate {detect} {other / 'data' / 'train'} {crossed}"
+        captions = subject / "data" / "caption"
+        command = f"{sys.executable} -m zimage evaluate {detect} {captions} {other / 'data' / 'train'} {crossed}"
         seconds = {"evaluate": run(subject, command)}
         shown("other, this person", figures(crossed), seconds)
 

@@ -197,6 +197,7 @@ def test_pages_and_texts_of_other_commands_make_no_stage_stale(tmp_path: Path) -
         ("assets/loaders.json", "{", '{"another": 1, '),
         ("lora/files/verdict.py", 'CONVERT = "', 'CONVERT = "Sadly: '),
         ("demo.py", "def ", "CAMERA = 2\ndef "),
+        ("evaluation/report/coaching.py", "add photos of other days", "come on another day"),
         ("assets/report.css", "{", " { color: red; "),
         ("assets/report.html.jinja", "<body", "<body class='wide'"),
     ]

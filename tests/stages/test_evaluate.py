@@ -14,6 +14,7 @@ from tests.evaluation.photos import DLIB, Picture, others, small, views, write_d
 from tests.evaluation.tiny_clip import write_tiny_clip
 from tests.evaluation.tiny_lora import write_tiny_lora
 from tests.faces.tiny_pack import write_pack
+from zimage.captions.rows import CaptionRow
 from zimage.captions.subject import Subject
 from zimage.core.errors import InputError
 from zimage.core.jsonl import read_rows, write_rows
@@ -78,6 +79,10 @@ def after_training(workspace: Path) -> Path:
     write_tiny_lora(workspace / "train" / "checkpoints" / "step-000010.safetensors", seed=2)
     losses = "".join(f"{step},{1 / step:.4f}\n" for step in range(1, 21))
     (workspace / "train" / "loss.csv").write_text(f"step,loss\n{losses}", encoding="utf-8")
+    (workspace / "caption").mkdir()
+    caption = "a photo of ohzw woman, head upright, in warm colours"
+    row = CaptionRow(file="train/0.png", captions=[caption], captioner="template", rewrites=[])
+    write_rows(workspace / "caption" / "captions.jsonl", [row] * 4)
     (workspace / "suite.yaml").write_text(SUITE, encoding="utf-8")
     return workspace
 
@@ -94,7 +99,8 @@ def cheap_params(workspace: Path) -> EvaluateParams:
 
 
 def run(detect: Path, workspace: Path, params: EvaluateParams, base: Base) -> dict[str, object]:
-    evaluate(detect, workspace / "train", workspace / "evaluate", params=params, base=base, subject=ADA)
+    folders = [workspace / name for name in ("caption", "train", "evaluate")]
+    evaluate(detect, *folders, params=params, base=base, subject=ADA)
     found: dict[str, object] = json.loads((workspace / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
     return found
 
@@ -181,6 +187,23 @@ def test_a_rule_that_is_off_stands_in_the_report_with_what_it_would_have_judged(
     assert "the subject appears uncalled, above the base model (1 of 1)" in found["why"]
     assert unbroken(found["why"]) in html.unescape(page)
     assert len([row for row in rows.values() if len(row) == 5]) >= 10
+
+
+def test_what_to_change_stands_in_metrics_and_report_and_in_no_release(finished: Path) -> None:
+    found = json.loads((finished / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    report, release = (
+        (finished / "evaluate" / name).read_text(encoding="utf-8") for name in ("report.html", "release.html")
+    )
+    tips = {tip["rule"]: tip for tip in found["coaching"]}
+
+    assert (tips["few_photos"]["number"], tips["few_sessions"]["number"]) == (4, 1)
+    assert tips["repeated_captions"]["number"] == 2
+    assert "Every caption says “head upright”, “in warm colours”, so" in tips["repeated_captions"]["sentence"]
+    assert (tips["leak"]["number"], tips["leak"]["limit"]) == (found["estimates"]["leak_rise"]["value"], 0.1)
+    assert tips["one_picture"]["number"] < tips["one_picture"]["limit"]
+    assert report.count("<h2>What to change</h2>") == 1
+    assert "Only 4 photos were trained on" in report and "head upright" in report
+    assert "What to change" not in release and "Every caption says" not in release
 
 
 def test_a_limit_that_was_changed_is_named_at_the_rule_and_at_the_verdict(finished: Path) -> None:

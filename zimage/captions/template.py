@@ -120,6 +120,16 @@ def colour_of(rgb: tuple[int, int, int]) -> Phrase:
     return min(COLOURS, key=lambda colour: sum((a - b) ** 2 for a, b in zip(_lab(colour[0]), wanted, strict=True)))[1]
 
 
+def light_of(face_luma: float, warmth: float) -> tuple[Phrase, Phrase]:
+    """Return how captions name brightness and colour of a picture's light (see `Measured`)."""
+    return _rung(LIGHTS, face_luma), _rung(TINTS, warmth)
+
+
+def lab_of(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Return CIELAB (D65) of an sRGB colour, 0 to 255."""
+    return _lab(rgb)
+
+
 @cache
 def vocabulary(language: Language) -> frozenset[str]:
     """Return every phrase that a caption can hold after its opening."""

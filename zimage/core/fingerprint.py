@@ -24,12 +24,14 @@ from zimage.core.signatures import STAGES
 PACKAGE = Path(__file__).parent.parent
 DEMO_PHOTOS = {"photos": "zimage.demo"}  # the stage of data/dvc.yaml: the demo subject's photos are made, not taken
 ENTRIES = {**{stage: f"zimage.stages.{stage}" for stage in STAGES}, **DEMO_PHOTOS}
-# No result depends on these: this module, modules that only draw pages from results in the same folder (a page is drawn
-# again when its stage runs again), and modules that only judge a LoRA file, which decide about refusals and messages.
+# No result depends on these: this module, modules that only draw pages or give advice from results in the same folder
+# (which is done again when the stage runs again), and modules that only judge a LoRA file, which decide about refusals
+# and messages.
 UNCOUNTED = frozenset(
     {
         "zimage.core.fingerprint",
         "zimage.evaluation.report.report",
+        "zimage.evaluation.report.coaching",
         "zimage.core.svg_charts",
         "zimage.curation.contact_sheet",
         "zimage.lora.files.loaders",

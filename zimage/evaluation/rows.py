@@ -29,6 +29,8 @@ class Scored(Row):
     """The training photo whose face is nearest."""
     nearest_distance: float | None
     """How near."""
+    training_distance: float | None = None
+    """Of the largest face to the centroid of the training photos; null without a face."""
     copy_of: str | None
     """The training crop that the whole picture is most like."""
     likeness_to_copy: float

@@ -245,7 +245,7 @@ def _stages(out: Path) -> dict[str, Callable[[], None]]:
             at["encode"], at["train"], params=train_params, base=base, subject=subject, machine=machine
         ),
         "evaluate": lambda: evaluate(
-            at["detect"], at["train"], at["evaluate"], params=evaluate_params, base=base, subject=subject
+            at["detect"], at["caption"], at["train"], at["evaluate"], params=evaluate_params, base=base, subject=subject
         ),
     }
 

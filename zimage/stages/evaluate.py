@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from zimage.captions.rows import CaptionRow
 from zimage.captions.subject import Subject
 from zimage.core.errors import InputError
 from zimage.core.folder import check_out, made_aside
@@ -21,6 +23,7 @@ from zimage.evaluation.generate.gallery import Gallery
 from zimage.evaluation.generate.image_cache import ImageCache, Sampling
 from zimage.evaluation.generate.suite import Prompt, read_suite, with_subject, without_trigger
 from zimage.evaluation.report.advice import Trained, advice, spread_of
+from zimage.evaluation.report.coaching import Measurements, coaching
 from zimage.evaluation.report.report import ReportParams, write_report
 from zimage.evaluation.report.results import Findings, Sampled, write_results
 from zimage.evaluation.rows import PictureRow
@@ -29,7 +32,7 @@ from zimage.evaluation.score.copies import variety
 from zimage.evaluation.score.impostors import Impostors, impostors, packaged_photos
 from zimage.evaluation.score.likeness import Targets
 from zimage.evaluation.score.picture import PictureScorer, Search
-from zimage.evaluation.score.reals import Reals, reals_of
+from zimage.evaluation.score.reals import Reals, largest_faces, reals_of
 from zimage.evaluation.select.checkpoint_selection import (
     CheckpointSelection,
     ResamplingParams,
@@ -77,7 +80,9 @@ class EvaluateParams(Section):
     report: ReportParams
 
 
-def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, base: Base, subject: Subject) -> None:
+def evaluate(
+    detect: Path, caption: Path, train: Path, out: Path, *, params: EvaluateParams, base: Base, subject: Subject
+) -> None:
     """Write pictures, scores, the verdict and a report: does the LoRA draw this person, and not the photos themselves?
 
     A poor score is a result. The checkpoint and the strength are chosen on one half of the prompts, and every figure of
@@ -85,6 +90,7 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
 
     Args:
         detect: The folder of the detect stage; its held-out crops are the targets.
+        caption: The folder of the caption stage; what it says of every photo is advised on.
         train: The folder of the train stage; only lora.safetensors, checkpoints/ and loss.csv are read, and dvc.yaml
             names these three: what else is there tells of times, and may not make a LoRA be evaluated again.
         out: Gets pictures/, scores.csv, sweep.csv, distances.csv, gate.csv, metrics.json and report.html. Pictures are
@@ -98,14 +104,15 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
     """
     from zimage.model.device import use_one_thread_on_a_cpu
 
-    check_out(out, (detect, train), holds="gate.csv")
+    check_out(out, (detect, caption, train), holds="gate.csv")
     require_pinned_models(params)
     if params.impostors is not None:
         packaged_photos()
     use_one_thread_on_a_cpu()
     prompts = read_suite(params.suite)
     candidates = candidates_of(train, params.sweep.checkpoints)
-    reals = reals_of(detect, read_rows(detect / "crops.jsonl", CropRow))
+    crops, captions = read_rows(detect / "crops.jsonl", CropRow), read_rows(caption / "captions.jsonl", CaptionRow)
+    reals = reals_of(detect, crops)
     sampling = Sampling(**params.sampling.model_dump())
     loras_gb = max(path.stat().st_size for path in candidates) / 1e9
     gallery = Gallery(
@@ -121,7 +128,8 @@ def evaluate(detect: Path, train: Path, out: Path, *, params: EvaluateParams, ba
         selection = CheckpointSelection(scorer, prompts, subject, params.seeds, params.sweep, params.resampling)
         outcome = selection.run(candidates)
         strangers = impostors_of(scorer, params)
-        findings = _findings(outcome, scorer, strangers, train, params=params, base=base, reals=reals)
+        material = Material(train, reals, crops, captions)
+        findings = _findings(outcome, scorer, strangers, material, params=params, base=base, subject=subject)
         write_results(folder, findings)
         write_report(folder, findings, reals, train / "loss.csv", params=params.report, subject=subject)
     gallery.close()
@@ -217,15 +225,32 @@ def out_of_memory_explained(base: Base, sampling: Sampling, loras_gb: float) -> 
         ) from None
 
 
+@dataclass(frozen=True)
+class Material:
+    """What the LoRA was made of.
+
+    Args:
+        train: The folder of the train stage.
+        reals: The real photos.
+        crops: All crops.
+        captions: Of the training crops.
+    """
+
+    train: Path
+    reals: Reals
+    crops: list[CropRow]
+    captions: list[CaptionRow]
+
+
 def _findings(
     outcome: Selection,
     scorer: Scorer,
     strangers: Impostors | None,
-    train: Path,
+    material: Material,
     *,
     params: EvaluateParams,
     base: Base,
-    reals: Reals,
+    subject: Subject,
 ) -> Findings:
     evidence = Evidence(
         lora=outcome.test,
@@ -235,7 +260,7 @@ def _findings(
         variety=varieties(scorer, outcome.test),
         base_variety=varieties(scorer, outcome.base),
         ceiling=scorer.picture_scorer.targets.ceiling(),
-        sessions=reals.sessions,
+        sessions=material.reals.sessions,
     )
     found = figures(
         evidence,
@@ -243,7 +268,17 @@ def _findings(
         resamples=params.resampling.resamples,
         generator=params.resampling.generator(),
     )
-    verdict = judge(found, params.gate, embedded=scorer.picture_scorer.targets.info.embedded)
+    targets = scorer.picture_scorer.targets
+    verdict = judge(found, params.gate, embedded=targets.info.embedded)
+    measured = Measurements(
+        crops=largest_faces(crop for crop in material.crops if crop.split == "train"),
+        captions=material.captions,
+        subject=subject,
+        rows=outcome.test,
+        figures=found,
+        copy_correlation=params.copy_correlation,
+        spread=spread_of(targets),
+    )
     return Findings(
         outcome=outcome,
         figures=found,
@@ -263,8 +298,9 @@ def _findings(
         advice=advice(
             {rule.name for rule in verdict.rules if rule.verdict == "fail"},
             found,
-            _trained(train, outcome, scorer.picture_scorer.targets),
+            _trained(material.train, outcome, targets),
         ),
+        coaching=coaching(measured),
     )
 
 

@@ -65,6 +65,18 @@ def test_a_failed_verdict_is_followed_by_what_to_do_next(tmp_path: Path) -> None
     assert summary(tmp_path)[1:3] == ["next     Train more.", "next     Look."]
 
 
+def test_the_first_thing_to_change_stands_in_one_line_that_says_how_many_more_there_are(tmp_path: Path) -> None:
+    evaluated(tmp_path, "lora.safetensors")
+    path = tmp_path / "data/evaluate/metrics.json"
+    tips = [{"rule": each, "number": 1, "limit": 2, "sentence": f"{each}."} for each in ("Train more", "A", "B")]
+    found = json.loads(path.read_text()) | {"verdict": "fail", "advice": ["Train more."]}
+    path.write_text(json.dumps(found | {"coaching": tips}))
+    assert [line for line in summary(tmp_path) if line.startswith("change")] == ["change   A. (1 more in the report)"]
+
+    path.write_text(json.dumps(found | {"coaching": tips[:1]}))
+    assert not any(line.startswith("change") for line in summary(tmp_path))
+
+
 def test_the_packaged_model_is_named_where_the_lora_is(tmp_path: Path) -> None:
     evaluated(tmp_path, "lora.safetensors")
     assert not any(line.startswith("note") for line in summary(tmp_path))

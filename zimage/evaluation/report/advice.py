@@ -60,15 +60,23 @@ def advice(broken: Collection[str], figures: Figures, trained: Trained) -> list[
     return said
 
 
+def few_photos(photos: int) -> str:
+    """Return what is said where few photos were trained on."""
+    return f"Only {photos} photos were trained on; add photos, 15 to 50 are usual."
+
+
+def one_picture(photos: int) -> str:
+    """Return what is said where all photos are alike."""
+    alike = f"The {photos} training photos are nearly one and the same picture"
+    return f"{alike}; add photos of other days, places and lights."
+
+
 def _of_photos(broken: Collection[str], trained: Trained) -> Iterator[str]:
     if not (LIKENESS | COPIES | FLEXIBILITY).isdisjoint(broken):
         if trained.spread is not None and trained.spread < ONE_PICTURE:
-            yield (
-                f"The {trained.photos} training photos are nearly one and the same picture; add photos of other days, "
-                "places and lights."
-            )
+            yield one_picture(trained.photos)
         elif trained.photos < FEW_PHOTOS:
-            yield f"Only {trained.photos} photos were trained on; add photos, 15 to 50 are usual."
+            yield few_photos(trained.photos)
 
 
 def _of_steps(broken: Collection[str], trained: Trained) -> Iterator[str]:

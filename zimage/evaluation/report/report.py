@@ -26,6 +26,7 @@ from zimage.evaluation.figures import by_prompt
 from zimage.evaluation.gate import Ruled
 from zimage.evaluation.intervals import Estimate
 from zimage.evaluation.protocol import PROTOCOL_VERSION
+from zimage.evaluation.report.coaching import Tip
 from zimage.evaluation.report.results import Findings, sha256_of
 from zimage.evaluation.rows import PictureRow
 from zimage.evaluation.score.impostors import Impostor
@@ -187,6 +188,7 @@ class _Page:
         ranked = sorted(outcome.test, key=lambda row: (-row.closeness, row.file))
         return {
             "judgement": findings.judgement,
+            "coaching": self._coaching(),
             "cards": self._cards(),
             "rules": [_line(rule) for rule in findings.judgement.rules],
             "glance": self._glance(ranked),
@@ -223,6 +225,10 @@ class _Page:
             "toy": TOY,
             "counted": counted,
         }
+
+    def _coaching(self) -> list[Tip]:
+        """Return the advice that is not already below the verdict; none in a release, for it names real photos."""
+        return [tip for tip in self.findings.coaching if self.photos and tip.sentence not in self.findings.advice]
 
     def _cards(self) -> list[Card]:
         """Return the main figures, those that speak for the LoRA first, then those that speak against it."""

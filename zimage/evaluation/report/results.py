@@ -11,6 +11,7 @@ from zimage.evaluation.figures import Figures
 from zimage.evaluation.gate import Judgement
 from zimage.evaluation.intervals import Estimate
 from zimage.evaluation.protocol import PROTOCOL_VERSION
+from zimage.evaluation.report.coaching import Tip
 from zimage.evaluation.rows import write_csv
 from zimage.evaluation.score.impostors import Impostors
 from zimage.evaluation.score.likeness import Targets
@@ -58,6 +59,7 @@ class Findings:
         copy_correlation: From this likeness on a picture counted as a copy.
         sampled: How every picture was made.
         advice: Likely causes of a failed verdict, each with the next step.
+        coaching: What would make the next LoRA better, whatever the verdict.
     """
 
     outcome: Selection
@@ -71,6 +73,7 @@ class Findings:
     copy_correlation: float
     sampled: Sampled
     advice: list[str]
+    coaching: list[Tip]
 
 
 class SweepRow(Row):
@@ -120,6 +123,7 @@ def metrics_of(findings: Findings) -> dict[str, Any]:
         "verdict": findings.judgement.verdict,
         "why": findings.judgement.why,
         "advice": findings.advice,
+        "coaching": [tip.model_dump() for tip in findings.coaching],
         "face_found_rate": figures.face_found.value,
         "same_person_rate": figures.same_of_found.value or 0.0,
         "same_person_rate_of_all": figures.same_of_all.value,

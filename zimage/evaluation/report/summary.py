@@ -22,11 +22,19 @@ def summary(workspace: Path) -> list[str]:
         f"verdict  {found['verdict']}: {found['why']}",
         *(f"next     {each}" for each in found.get("advice", [])),
         *lines(found),
+        *_change(found),
         f"report   {(workspace / 'data' / 'evaluate' / 'report.html').resolve()}",
         f"LoRA     {_lora(workspace, found['chosen'])}",
         f"prompt   {prompt(workspace)}",
         *([f"note     {TOY}"] if found.get("sampled", {}).get("packaged") else []),
     ]
+
+
+def _change(found: dict[str, Any]) -> list[str]:
+    """Return one line with the first advice that is not said below the verdict; the report has the others."""
+    tips = [tip["sentence"] for tip in found.get("coaching", []) if tip["sentence"] not in found.get("advice", [])]
+    more = f" ({len(tips) - 1} more in the report)" if len(tips) > 1 else ""
+    return [f"change   {tips[0]}{more}"] if tips else []
 
 
 def evaluated(workspace: Path) -> dict[str, Any]:

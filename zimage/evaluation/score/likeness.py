@@ -67,9 +67,10 @@ class Likeness:
     matching_faces: int
     nearest_photo: str | None
     nearest_distance: float | None
+    training_distance: float | None
 
 
-NOBODY = Likeness(None, 0, None, None, False, 0.0, 0, None, None)
+NOBODY = Likeness(None, 0, None, None, False, 0.0, 0, None, None, None)
 
 
 def targets_of(
@@ -118,6 +119,7 @@ def likeness(faces: Sequence[Face], targets: Targets) -> Likeness:
         matching_faces=int((distances <= info.threshold).sum()),
         nearest_photo=nearest_photo,
         nearest_distance=nearest_distance,
+        training_distance=_training_distance(embeddings[:1], targets),
     )
 
 
@@ -133,6 +135,13 @@ def _nearest(embedding: Embeddings, targets: Targets) -> tuple[str | None, float
     distances = between(embedding, targets.training, targets.info.metric)[0]
     nearest = int(distances.argmin())
     return targets.training_photos[nearest], float(distances[nearest])
+
+
+def _training_distance(embedding: Embeddings, targets: Targets) -> float | None:
+    """Return the distance to the middle of the training photos; None where no training photo is known."""
+    if not len(targets.training):
+        return None
+    return float(between(embedding, _centroid(targets.training, targets.info), targets.info.metric)[0, 0])
 
 
 def _centroid(embeddings: Embeddings, info: EngineInfo) -> Embeddings:

@@ -126,6 +126,7 @@ class PictureScorer:
             matching_faces=first.matching_faces,
             nearest_photo=first.nearest_photo,
             nearest_distance=first.nearest_distance,
+            training_distance=first.training_distance,
             copy_of=copy_of,
             likeness_to_copy=correlation,
             yaw_deg=first.face.yaw_deg if first.face else None,
