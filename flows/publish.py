@@ -20,6 +20,7 @@ from tasks.prefect_api.run_labels import name_this_run, tag_this_run
 from tasks.release import publish as publishing
 from tasks.release.hub.hub import publish_to_hub
 from tasks.release.publish import Release
+from tasks.release.review import take_review
 from tasks.settings import Settings, from_environment
 from tasks.store.s3 import open_store
 from tasks.transfer.repair import fetching, made_by
@@ -52,6 +53,8 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
         if shared:
             _require_result(checkout(settings, spec.subject, only_reads=True), spec.subject)
             _fetch(settings, spec.subject)
+        if spec.review:
+            take_review(workspace, spec.review)
         if spec.approval and (refused := _refused(spec, workspace)):
             return refused
         store = open_store(settings.store)

@@ -228,6 +228,7 @@ class PublishSpec(PlacedSpec):
     accept_toy: AcceptToy = False
     hub_repository: HubRepository = ""
     approval: bool = Field(False, title="Ask first", description="Wait for a person who sees verdict and report.")
+    review: str = Field("", title="Review", description="What review.html saved: a file, or s3://bucket/key of one.")
 
 
 class RetrainSpec(BaseModel):

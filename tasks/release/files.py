@@ -13,7 +13,7 @@ from zimage.captions.template import subject as called
 from zimage.consent import Consent
 from zimage.core.errors import InputError
 from zimage.core.plain_yaml import load_trusted
-from zimage.evaluation.report.summary import chosen_lora
+from zimage.evaluation.report.summary import ANSWERS, chosen_lora, evaluated
 from zimage.lora.comfyui.workflow import Evaluated, release_files, usage_of_toy, variant_of
 from zimage.lora.comfyui.workflow import Use as ComfyUse
 from zimage.lora.files.header import read_header
@@ -28,7 +28,7 @@ def collect(workspace: Path, folder: Path, subject: str, *, use: Use, consent: C
     """Return the files of the release by name; new files are written to `folder`.
 
     The LoRA that was chosen, the model card, how to use it, workflows for ComfyUI, the numbers, the report without real
-    photos and some pictures. Embeddings and photos are no part of it.
+    photos, a person's review where there is one, and some pictures. Embeddings and photos are no part of it.
 
     Raises:
         InputError: the workspace is not finished, or the LoRA is not the one that was evaluated.
@@ -42,6 +42,8 @@ def collect(workspace: Path, folder: Path, subject: str, *, use: Use, consent: C
         raise InputError(f"{parts[REPORT]} is missing, the report without real photos; run the flow `learn` again.")
     facts = CardFacts(subject, use, lora, agreed(consent), params, metrics, licences)
     parts[CARD] = _made(folder / CARD, card(facts).encode())
+    if "review" in metrics and not metrics["review"]["unusable"]:
+        parts[ANSWERS.name] = workspace / ANSWERS
     if metrics["sampled"]["packaged"]:
         parts[USAGE] = _made(folder / USAGE, usage_of_toy(lora).encode())
     else:
@@ -76,16 +78,15 @@ def how_used(workspace: Path, subject: str) -> ComfyUse:
 
 
 def metrics_of(workspace: Path) -> dict[str, Any]:
-    """Return the metrics of the workspace's evaluation.
+    """Return the metrics of the workspace's evaluation, with a person's review where there is one.
 
     Raises:
-        InputError: it has not been evaluated.
+        InputError: it has not been evaluated, or the file of the review is not one.
     """
     path = workspace / EVALUATE / METRICS
     if not path.is_file():
         raise InputError(f"{workspace} has not been evaluated; run the flow `learn` first.")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return evaluated(workspace)
 
 
 def params_of(workspace: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_rules_that_are_off_are_counted_and_those_that_would_not_hold_are_named(
     why = judge(found, USUAL.model_copy(update=off), embedded=False).why
 
     assert why == (
-        "All 8 rules that apply here hold. Of the 3 rules that are off, 2 would not hold: copies of training photos "
+        "All 9 rules that apply here hold. Of the 3 rules that are off, 2 would not hold: copies of training photos "
         "(47.9 %); the subject appears uncalled, above the base model (3 of 3)."
     )
 

@@ -1,5 +1,6 @@
 """A release in pools, on a real server."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from flows.spec import PublishSpec
 from tasks.settings import from_environment
 from tests.tasks.finished import finished
 from zimage.core.errors import InputError
+from zimage.core.jsonl import write_rows
+from zimage.evaluation.review import FORMAT, ITEMS, Item, Kind, identity_of
+
+KINDS: tuple[Kind, ...] = ("picture", "real", "impostor")
 
 
 def test_a_result_that_only_the_machine_that_made_it_has_is_refused_with_what_to_do(
@@ -24,3 +29,20 @@ def test_a_result_that_only_the_machine_that_made_it_has_is_refused_with_what_to
         publish(PublishSpec(subject="ada-here", placement="pools", accept_provisional=True))
 
     assert (from_environment().workspace("ada-here") / "data" / "train").is_dir()
+
+
+def test_a_review_is_taken_before_the_gate_looks_and_refused_if_it_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: None
+) -> None:
+    monkeypatch.setenv("ZIMAGE_WORKSPACES", str(tmp_path / "workspaces"))
+    monkeypatch.setenv("ZIMAGE_STORE", str(tmp_path / "store"))
+    workspace = finished(from_environment().workspace("ada-here"), "fail")
+    items = [Item(id=kind, kind=kind, name="a", prompt=None, engine_same=kind != "impostor") for kind in KINDS]
+    write_rows(workspace / "data/evaluate" / ITEMS, items)
+    answers = {"picture": "yes", "real": "yes", "impostor": "yes"}
+    given = tmp_path / "review.json"
+    given.write_text(json.dumps({"format": FORMAT, "review": identity_of(items), "answers": answers}))
+
+    with pytest.raises(InputError, match="1 of 1 photos of other people were not recognised; let somebody answer who"):
+        publish(PublishSpec(subject="ada-here", review=str(given)))
+    assert not (workspace / "data/review.json").exists()

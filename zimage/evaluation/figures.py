@@ -45,6 +45,7 @@ class Figures:
         ceiling: Mean distance of real training photos, at the pictures' size, to the held-out centroid.
         floor: Mean distance of the base model's faces.
         shared_session: Share of the held-out photos that are from a session that was also trained on.
+        reviewed: Share of all pictures that a person calls the same; unmeasured until somebody answers review.html.
     """
 
     face_found: Estimate
@@ -70,6 +71,7 @@ class Figures:
     ceiling: Estimate
     floor: Estimate
     shared_session: Estimate
+    reviewed: Estimate = UNMEASURED
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class GateParams(Section):
     """Least variety within a prompt, over the base model's."""
     shared_session_max: float | None = 0.0
     """Largest share of held-out photos from a session that is trained on; of more the verdict is provisional."""
+    reviewer_same_rate_min: float | None = None
+    """Least share of all pictures that a person calls the same in review.html; unsure counts as no."""
 
 
 USUAL = GateParams(
@@ -52,6 +54,7 @@ USUAL = GateParams(
     leak_rise_max=0.1,
     variety_ratio_min=0.8,
     shared_session_max=0.0,
+    reviewer_same_rate_min=0.70,
 )
 """The limits for a person's photos and a real model. Whoever sets others is told so wherever the verdict stands."""
 
@@ -125,6 +128,7 @@ RULES = (
         lambda f: f.shared_session,
         weakens=True,
     ),
+    _Rule("reviewer_same_rate_min", "same person to a reviewer, of all pictures", lambda f: f.reviewed),
 )
 WEAKENING = {rule.name for rule in RULES if rule.weakens}
 
@@ -135,7 +139,17 @@ def judge(figures: Figures, params: GateParams, *, embedded: bool) -> Judgement:
     `fail` if a rule is broken; else `provisional` if the embedded engine judged, a rule could not be measured, or the
     held-out photos are of a session that was trained on, for none of these is enough to publish; else `pass`.
     """
-    rules = [_ruled(rule, figures, getattr(params, rule.name)) for rule in RULES]
+    rules = [_ruled(rule, rule.figure(figures), getattr(params, rule.name)) for rule in RULES]
+    return judge_rules(rules, embedded=embedded)
+
+
+def review_rule(same: Estimate, limit: float | None) -> Ruled:
+    """Return the rule on a person's review, which comes after an evaluation; see zimage.evaluation.review."""
+    return next(_ruled(rule, same, limit) for rule in RULES if rule.name == "reviewer_same_rate_min")
+
+
+def judge_rules(rules: Sequence[Ruled], *, embedded: bool) -> Judgement:
+    """Return the verdict over rules that were judged; see `judge`."""
     broken = [rule.says for rule in rules if rule.verdict == "fail" and rule.name not in WEAKENING]
     weak = [rule for rule in rules if rule.verdict == "fail" and rule.name in WEAKENING]
     open_rules = [rule.says for rule in rules if rule.verdict == "not measured"]
@@ -152,7 +166,7 @@ def judge(figures: Figures, params: GateParams, *, embedded: bool) -> Judgement:
     else:
         verdict, why = "pass", f"{_held(rules)}."
     said = [why, *map(_weak, weak), *_off(rules), *_changed(rules)]
-    return Judgement(verdict=verdict, why=" ".join(said), rules=rules)
+    return Judgement(verdict=verdict, why=" ".join(said), rules=list(rules))
 
 
 def _weak(rule: Ruled) -> str:
@@ -188,9 +202,8 @@ def _changed(rules: Sequence[Ruled]) -> Iterator[str]:
         yield f"Changed limits: {'; '.join(changed)}."
 
 
-def _ruled(rule: _Rule, figures: Figures, limit: float | None) -> Ruled:
-    estimate, usual = rule.figure(figures), getattr(USUAL, rule.name)
-    judged = getattr(estimate, rule.part)
+def _ruled(rule: _Rule, estimate: Estimate, limit: float | None) -> Ruled:
+    judged, usual = getattr(estimate, rule.part), getattr(USUAL, rule.name)
     verdict: Literal["pass", "fail", "not measured", "off"]
     if limit is None:
         verdict = "off"

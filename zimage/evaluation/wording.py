@@ -61,6 +61,7 @@ OF_THE_RELEASE = (
     Figure(
         "shared_session", "of the held-out photos are from a session that was trained on", rule="shared_session_max"
     ),
+    Figure("reviewed", "of all pictures are the same person to a reviewer", rule="reviewer_same_rate_min"),
 )
 """What the card of a release tells as well."""
 

@@ -26,6 +26,7 @@ from zimage.evaluation.report.advice import Trained, advice, spread_of
 from zimage.evaluation.report.coaching import Measurements, coaching
 from zimage.evaluation.report.report import ReportParams, write_report
 from zimage.evaluation.report.results import Findings, Sampled, write_results
+from zimage.evaluation.report.review_page import write_review
 from zimage.evaluation.rows import PictureRow
 from zimage.evaluation.score.clip import ClipParams, open_clip
 from zimage.evaluation.score.copies import variety
@@ -93,8 +94,9 @@ def evaluate(
         caption: The folder of the caption stage; what it says of every photo is advised on.
         train: The folder of the train stage; only lora.safetensors, checkpoints/ and loss.csv are read, and dvc.yaml
             names these three: what else is there tells of times, and may not make a LoRA be evaluated again.
-        out: Gets pictures/, scores.csv, sweep.csv, distances.csv, gate.csv, metrics.json and report.html. Pictures are
-            also kept beside it (see zimage.photos.cache), so that none is made twice.
+        out: Gets pictures/, scores.csv, sweep.csv, distances.csv, gate.csv, metrics.json, report.html and
+            review.html with review.jsonl. Pictures are also kept beside it (see zimage.photos.cache), so that none is
+            made twice.
         params: See `EvaluateParams`.
         base: The model the LoRA was trained on.
         subject: Trigger and class noun.
@@ -132,6 +134,14 @@ def evaluate(
         findings = _findings(outcome, scorer, strangers, material, params=params, base=base, subject=subject)
         write_results(folder, findings)
         write_report(folder, findings, reals, train / "loss.csv", params=params.report, subject=subject)
+        write_review(
+            folder,
+            findings,
+            reals,
+            seed=params.resampling.seed,
+            picture_px=params.report.picture_px,
+            subject=subject,
+        )
     gallery.close()
     logger.info("%s: %s", findings.judgement.verdict, findings.judgement.why)
 

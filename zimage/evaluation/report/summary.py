@@ -9,6 +9,7 @@ from zimage.core.errors import InputError
 from zimage.evaluation.wording import TOY, lines
 
 FINAL = "lora.safetensors"
+ANSWERS = Path("data/review.json")  # what a person answered in review.html, in a workspace
 
 
 def summary(workspace: Path) -> list[str]:
@@ -23,6 +24,7 @@ def summary(workspace: Path) -> list[str]:
         *(f"next     {each}" for each in found.get("advice", [])),
         *lines(found),
         *_change(found),
+        *_review(found),
         f"report   {(workspace / 'data' / 'evaluate' / 'report.html').resolve()}",
         f"LoRA     {_lora(workspace, found['chosen'])}",
         f"prompt   {prompt(workspace)}",
@@ -37,16 +39,28 @@ def _change(found: dict[str, Any]) -> list[str]:
     return [f"change   {tips[0]}{more}"] if tips else []
 
 
+def _review(found: dict[str, Any]) -> list[str]:
+    if "review" not in found:
+        return []
+    from zimage.evaluation.review import summary_line
+
+    return [f"review   {summary_line(found['review'])}"]
+
+
 def evaluated(workspace: Path) -> dict[str, Any]:
-    """Return what the last evaluation of `workspace` found, its metrics.json.
+    """Return what the last evaluation of `workspace` found, its metrics.json, with a person's review if there is one.
 
     Raises:
-        InputError: nothing has been evaluated there yet.
+        InputError: nothing has been evaluated there yet, or the file of the review is not one.
     """
     metrics = workspace / "data" / "evaluate" / "metrics.json"
     if not metrics.is_file():
         raise InputError(f"Nothing has been evaluated in {workspace} yet; run `dvc repro` there first.")
     found: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
+    if (workspace / ANSWERS).is_file():
+        from zimage.evaluation.review import with_review  # it loads numpy
+
+        return with_review(found, metrics.parent, workspace / ANSWERS)
     return found
 
 
