@@ -20,6 +20,7 @@ from zimage.core.section import Section
 from zimage.model.base import Base, open_text_encoder, open_vae, resolve
 from zimage.model.rows import ItemRow, TextRow
 from zimage.photos.rows import CropRow
+from zimage.training.likeness import write_faces
 from zimage.training.pictures import ClassPictures, Picture, class_pictures, crop_pictures, without_trigger
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
     with _out_of_memory_explained(folder, crops), made_aside(out) as aside:
         texts = _write_texts(aside, folder, pictures, params, subject)
         items = _write_latents(aside, folder, pictures, texts, subject)
+        write_faces(aside, (picture.pixels() for picture in pictures if picture.photo and not picture.mirrored))
         write_rows(aside / "items.jsonl", items)
         write_metrics(aside / "metrics.json", {**_metrics(items, texts.values()), "captions_cut": cut})
     logger.info("%d items and %d texts encoded", len(items), len(texts))

@@ -74,6 +74,7 @@ def train(
                     out,
                     prepared,
                     params,
+                    encode=encode,
                     base=folder,
                     run=run,
                     metadata=metadata,
@@ -89,6 +90,7 @@ def _lead(
     prepared: "Run",
     params: TrainParams,
     *,
+    encode: Path,
     base: Path,
     run: str,
     metadata: dict[str, str],
@@ -97,6 +99,7 @@ def _lead(
     """Run the training in the main process and write its results."""
     from zimage.model.device import device_kind
     from zimage.training.checkpoint import take_over
+    from zimage.training.likeness import open_curve
     from zimage.training.run_writer import RunWriter
 
     with made_aside(out, keep_on_failure=True) as aside:
@@ -120,6 +123,7 @@ def _lead(
                 begin=begin,
                 devices=devices,
                 progress=progress,
+                likeness=None if params.samples is None else open_curve(encode, aside, begin),
             )
             with closing(writer):
                 if state is not None and state.pictures_due:

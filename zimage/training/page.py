@@ -26,6 +26,7 @@ class PageContent:
         pictures: Sample pictures by step and prompt, as data URIs.
         steps: The number of each step in `losses`.
         losses: Of each step.
+        likeness: Mean closeness of the sample pictures to the training photos, by step; see zimage.training.likeness.
     """
 
     done: int
@@ -33,6 +34,7 @@ class PageContent:
     pictures: dict[tuple[int, int], str]
     steps: list[float]
     losses: list[float]
+    likeness: dict[int, float]
 
 
 def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> PageContent:
@@ -42,6 +44,8 @@ def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> P
         folder: Of the training.
         before: The pictures that were seen before, which are not read again.
     """
+    from zimage.training.likeness import CURVE, mean_closeness, read_likeness  # it loads numpy
+
     rows, known = _rows(folder / "loss.csv"), before or {}
     matches = [(SAMPLE.fullmatch(path.name), path) for path in (folder / "samples").glob("*.png")]
     paths = {(int(match[1]), int(match[2])): path for match, path in matches if match}
@@ -49,7 +53,8 @@ def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> P
     pictures = {place: picture for place, picture in found.items() if picture}
     steps, losses = ([float(row[name]) for row in rows] for name in ("step", "loss"))
     loss = float(rows[-1][SMOOTH]) if rows else None
-    return PageContent(int(steps[-1]) if steps else 0, loss, pictures, steps, losses)
+    likeness = mean_closeness(read_likeness(folder / CURVE))
+    return PageContent(int(steps[-1]) if steps else 0, loss, pictures, steps, losses, likeness)
 
 
 def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pictured: bool, working: bool) -> str:
@@ -77,6 +82,7 @@ def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pic
         total=total,
         loss=seen.loss,
         chart=curve(seen.steps, seen.losses, "steps") if len(seen.steps) > 1 else "",
+        likeness=curve(list(seen.likeness), list(seen.likeness.values()), "steps") if len(seen.likeness) > 1 else "",
         prompts=prompts,
         rows=rows,
         pictured=pictured,

@@ -93,6 +93,10 @@ class Board:
         for name, value in numbers.items():
             self._writer.add_scalar(f"train/{name}", value, readings[-1].step + 1)
 
+    def number(self, name: str, done: int, value: float) -> None:
+        """Write a number that holds after so many steps."""
+        self._writer.add_scalar(f"train/{name}", value, done)
+
     def picture(self, number: int, done: int, image: "NDArray[np.uint8]") -> None:
         """Write the sample picture (H, W, 3) of a prompt after so many steps."""
         self._writer.add_image(f"samples/{number}", image, done, dataformats="HWC")

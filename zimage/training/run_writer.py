@@ -19,6 +19,7 @@ from zimage.model.latents import decode, image_of
 from zimage.model.sampling import sample
 from zimage.training.checkpoint import TrainingState, write_state
 from zimage.training.divergence import DivergedError, DivergenceMonitor, StepMetrics
+from zimage.training.likeness import LikenessCurve
 from zimage.training.noise import generator_of
 from zimage.training.optimiser import learning_rate, rate_factor
 from zimage.training.params import SampleParams, TrainParams
@@ -42,6 +43,7 @@ class RunWriter:
         begin: How many steps are done already.
         devices: The kinds of devices that all steps are made on, those that are done already first.
         progress: Shown to whoever waits.
+        likeness: Scores sample pictures; None where there is nothing to score them against.
     """
 
     def __init__(
@@ -56,12 +58,13 @@ class RunWriter:
         begin: int,
         devices: tuple[str, ...],
         progress: Progress,
+        likeness: LikenessCurve | None = None,
     ) -> None:
         self.record = Record(folder / "loss.csv", begin)
         self._board = Board(folder / "tensorboard", begin)
         self._folder, self._prepared, self._params = folder, prepared, params
         self._base, self._metadata, self._run, self._progress = base, metadata, run, progress
-        self._devices, self._last_state = devices, begin
+        self._devices, self._last_state, self._likeness = devices, begin, likeness
         self._watch = DivergenceMonitor(params.divergence_factor, self.record.losses)
         self._since = time.monotonic()
         self._training_s = 0.0
@@ -131,12 +134,16 @@ class RunWriter:
         """Write a picture of each sample prompt, of exactly the values that were saved."""
         (self._folder / "samples").mkdir(exist_ok=True)
         vae = open_vae(self._base, device=self._prepared.denoiser.device)
+        images = []
         with self._saved_weights():
             for number, latents in enumerate(self._latents(params, stop)):
                 pixels = decode(vae, latents)
                 image = image_of(pixels[0])
                 Image.fromarray(image).save(self._folder / "samples" / f"step-{done:06d}-{number}.png")
                 self._board.picture(number, done, image)
+                images.append(image)
+        if self._likeness is not None and images:
+            self._board.number("likeness", done, self._likeness.add(done, images))
 
     def write_prompts(self) -> None:
         """Write the prompts of the sample pictures, numbered as their files are.
