@@ -181,14 +181,15 @@ def test_a_stage_asks_the_consent_beside_its_output(
     consent = yaml.safe_load((PROJECT / "data" / "consent.yaml").read_text(encoding="utf-8"))
     (workspace / "data").mkdir()
     (workspace / "data" / "consent.yaml").write_text(yaml.safe_dump(consent | changes), encoding="utf-8")
-    inputs = {"train": ["data/encode"], "evaluate": ["data/detect", "data/train"]}[stage]
+    inputs = {"train": ["data/encode"], "evaluate": ["data/detect", "data/caption", "data/train"]}[stage]
 
     assert said in refusal(zimage(stage, *inputs, f"data/{stage}", cwd=workspace))
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_replaces_a_folder_that_it_did_not_make(workspace: Path, stage: str) -> None:
-    inputs = {"ingest": ["photos", "consent.yaml"], "train": ["encode"]}.get(stage, ["one", "other"])
+    special = {"ingest": ["photos", "consent.yaml"], "train": ["encode"], "evaluate": ["one", "two", "other"]}
+    inputs = special.get(stage, ["one", "other"])
     shutil.copyfile(PROJECT / "data" / "consent.yaml", workspace / "consent.yaml")
     for name in ("diary", inputs[0]):
         (workspace / name).mkdir()

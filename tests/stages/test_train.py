@@ -252,7 +252,7 @@ def test_a_training_adapter_that_sample_pictures_cannot_take_off_is_told(
     save_file({f"{layer}.lokr_w1": torch.eye(6), f"{layer}.lokr_w2": torch.full((8, 8), 0.1)}, path)
     pinned = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "strength": 1.0}
 
-    _trained(tiny_encoded, tmp_path / "train", tiny_base, steps=1, training_adapter=pinned)
+    _trained(tiny_encoded, tmp_path / "train", tiny_base, steps=2, training_adapter=pinned)
 
     told = "sample pictures wear what the training adapter changes otherwise than by two matrices, in 1 of 1 layers"
     assert told in caplog.messages

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from zimage.core.errors import InputError
 from zimage.core.plain_yaml import load_plain, number_of
@@ -22,13 +22,23 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    @field_validator("*", mode="before")
     @classmethod
-    def _spelled_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = _types_in(cls.model_fields[str(info.field_name)].annotation)
-        if float not in kinds or str in kinds:
-            return value
-        return [number_of(each) for each in value] if isinstance(value, list) else number_of(value)
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Let fields that are floats take spelled numbers; a validator on others would lose the dates of JSON."""
+        numbers = [each for each in cls.model_fields.values() if _is_number(each.annotation)]
+        if numbers:
+            for field in numbers:
+                field.metadata.append(BeforeValidator(_spelled_number))
+            cls.model_rebuild(force=True, raise_errors=False)
+
+
+def _spelled_number(value: Any) -> Any:
+    return [number_of(each) for each in value] if isinstance(value, list) else number_of(value)
+
+
+def _is_number(annotation: Any) -> bool:
+    kinds = _types_in(annotation)
+    return float in kinds and str not in kinds
 
 
 def _types_in(annotation: Any) -> set[Any]:
