@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from tasks.settings import PROJECT
+from tests.evaluation.suites import WITH_A_SECOND_PERSON
 from tests.faces.tiny_pack import write_pack
 from tests.lora.dialect_files import Factors, write_dialect
 from tests.lora.family_files import FILES, write_header
-from tests.migration.test_migrate import SUITE
 from tests.tiny_base import write_tiny_base
 from zimage.demo import make_demo_photos
 
@@ -217,7 +217,7 @@ def _provide(folder: Path, home: Path) -> None:
     for superfluous in sorted((folder / "photos").glob("IMG_1*.jpg"))[NUM_PHOTOS:]:
         superfluous.unlink()
     (folder / "release.pdf").write_bytes(b"%PDF-1.4 signed\n")
-    (folder / "suite.yaml").write_text(SUITE, encoding="utf-8")
+    (folder / "suite.yaml").write_text(WITH_A_SECOND_PERSON, encoding="utf-8")
     write_tiny_base(folder / "base")
     write_pack(home / ".insightface" / "models" / "buffalo_l", central=True)
     write_header(folder / "ada-sdxl.safetensors", FILES["SDXL, kohya"][1]())

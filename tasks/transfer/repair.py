@@ -26,7 +26,7 @@ from tasks.store.s3 import Store, open_store
 from tasks.workspace.dvc import FetchFailedError, StageFailedError
 from tasks.workspace.tombstones import unless_forgotten
 from tasks.workspace.workspace import write_changed
-from zimage.core.errors import InputError
+from zimage.core.errors import InputError, first_of
 from zimage.core.plain_yaml import dump, load_trusted
 
 DIR = ".dir"  # ends the name of a folder's listing
@@ -284,10 +284,9 @@ class Objects:
         changed(self.store, self._notes, Losses(lost=[]), lambda before: Losses(lost=change(before.lost)))
 
     def _sentence(self, lost: list[Lost]) -> str:
-        shown = ", ".join(f"{each.path} (MD5 {each.md5}, {self._key(each)})" for each in lost[:SHOWN])
-        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+        shown = first_of([f"{each.path} (MD5 {each.md5}, {self._key(each)})" for each in lost], SHOWN)
         return (
-            f"Damaged or missing in the store, with no sound copy found: {shown}{more}; run `personalize` again, with "
+            f"Damaged or missing in the store, with no sound copy found: {shown}; run `personalize` again, with "
             "photos and consent if they are among these: who has a copy sends it anew, or their stage is run again."
         )
 

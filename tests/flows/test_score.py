@@ -22,18 +22,12 @@ from tasks.transfer.state import State, state_key
 from tasks.workspace.subject import Choices
 from tests.agreed import agreed
 from tests.evaluation.photos import of_another, views
+from tests.evaluation.suites import SUITE
 from tests.evaluation.tiny_lora import write_tiny_lora
 from zimage.consent import read_consent
 from zimage.core.errors import InputError
 from zimage.model.base import Base
 
-SUITE = """prompts:
-  - {id: near-1, kind: likeness, aspect: near, language: en, text: "a photo of {subject}, close-up of the face"}
-  - {id: near-2, kind: likeness, aspect: near, language: en, text: "a photo of {subject}, smiling"}
-  - {id: far-1, kind: likeness, aspect: far, language: en, text: "a photo of {subject}, head and shoulders"}
-  - {id: far-2, kind: likeness, aspect: far, language: en, text: "a photo of {subject} on a beach"}
-  - {id: leak-1, kind: leak_class, aspect: leak, language: en, text: "a photo of {class}, close-up of the face"}
-"""
 SMALL = {
     "detect.duplicates.same_shot": None,
     "evaluate.second_engine": None,

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.evaluation.photos import views
+from tests.evaluation.suites import WITH_A_SECOND_PERSON
 from tests.lora.old_model import write_sdxl_lora, write_tiny_sdxl
 from zimage.core.errors import InputError
 from zimage.lora.files.inspection import inspect_file
@@ -22,14 +23,6 @@ from zimage.model.base import Base
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 ROOT = Path(__file__).parents[2]
-SUITE = """prompts:
-  - {id: near-1, kind: likeness, aspect: near, language: en, text: "a photo of {subject}, close-up of the face"}
-  - {id: near-2, kind: likeness, aspect: near, language: en, text: "a photo of {subject}, smiling"}
-  - {id: far-1, kind: likeness, aspect: far, language: en, text: "a photo of {subject}, head and shoulders"}
-  - {id: far-2, kind: likeness, aspect: far, language: en, text: "a photo of {subject} on a beach"}
-  - {id: leak-1, kind: leak_class, aspect: leak, language: en, text: "a photo of {class}, close-up of the face"}
-  - {id: leak-2, kind: leak_two, aspect: leak, language: en, text: "a photo of {subject} and {other}"}
-"""
 NUM_DRAWN = 9
 
 
@@ -40,7 +33,7 @@ def given(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Migratio
     (folder / "photos").mkdir()
     for number, picture in enumerate(views(3, seed=7)):
         Image.fromarray(picture).save(folder / "photos" / f"day{number}.png")
-    (folder / "suite.yaml").write_text(SUITE, encoding="utf-8")
+    (folder / "suite.yaml").write_text(WITH_A_SECOND_PERSON, encoding="utf-8")
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["base"] = tiny_base.model_dump()
     params["ingest"]["min_photos"] = 4

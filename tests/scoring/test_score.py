@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.test_main import zimage
 from tests.evaluation.photos import DLIB, Picture, of_another, small, views
+from tests.evaluation.suites import SUITE
 from tests.evaluation.tiny_lora import write_tiny_lora
 from tests.lora.dialect_files import write_dialect
 from zimage.captions.subject import Subject
@@ -40,13 +41,6 @@ from zimage.stages.evaluate import EvaluateParams
 
 ROOT = Path(__file__).parents[2]
 ADA = Subject(trigger="zmkl", class_noun="woman")
-SUITE = """prompts:
-  - {id: near-1, kind: likeness, aspect: near, language: en, text: "a photo of {subject}, close-up of the face"}
-  - {id: near-2, kind: likeness, aspect: near, language: en, text: "a photo of {subject}, smiling"}
-  - {id: far-1, kind: likeness, aspect: far, language: en, text: "a photo of {subject}, head and shoulders"}
-  - {id: far-2, kind: likeness, aspect: far, language: en, text: "a photo of {subject} on a beach"}
-  - {id: leak-1, kind: leak_class, aspect: leak, language: en, text: "a photo of {class}, close-up of the face"}
-"""
 SEEDS = 2
 MADE = Evaluated("Tongyi-MAI/Z-Image-Turbo", "turbo", 64, 1, 0.0, 3.0)
 USE = Use("eve.safetensors", 1.0, "", "zmkl", MADE)

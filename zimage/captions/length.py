@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zimage.core.errors import InputError
+from zimage.core.errors import InputError, first_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,5 +44,4 @@ def count_cut_captions(captions: Mapping[str, Sequence[str]], trigger: str, toke
 
 
 def _named(crops: Sequence[str]) -> str:
-    names = list(dict.fromkeys(crops))
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return first_of(list(dict.fromkeys(crops)), NAMED)

@@ -116,18 +116,13 @@ def opening(who: str, language: Language) -> str:
 
 def colour_of(rgb: tuple[int, int, int]) -> Phrase:
     """Return the colour word nearest to `rgb` (0 to 255) in CIELAB, with its article in English."""
-    wanted = _lab(rgb)
-    return min(COLOURS, key=lambda colour: sum((a - b) ** 2 for a, b in zip(_lab(colour[0]), wanted, strict=True)))[1]
+    wanted = lab_of(rgb)
+    return min(COLOURS, key=lambda colour: sum((a - b) ** 2 for a, b in zip(lab_of(colour[0]), wanted, strict=True)))[1]
 
 
 def light_of(face_luma: float, warmth: float) -> tuple[Phrase, Phrase]:
     """Return how captions name brightness and colour of a picture's light (see `Measured`)."""
     return _rung(LIGHTS, face_luma), _rung(TINTS, warmth)
-
-
-def lab_of(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
-    """Return CIELAB (D65) of an sRGB colour, 0 to 255."""
-    return _lab(rgb)
 
 
 @cache
@@ -172,8 +167,8 @@ def _said(phrase: Phrase, language: Language) -> str:
     return phrase.en if language == "en" else phrase.zh
 
 
-def _lab(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
-    """Return CIELAB (D65) of an sRGB colour: IEC 61966-2-1 for the curve and the matrix, CIE 15 for Lab."""
+def lab_of(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Return CIELAB (D65) of an sRGB colour, 0 to 255: IEC 61966-2-1 for the curve and the matrix, CIE 15 for Lab."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
     rows = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
     white = (0.9505, 1.0, 1.089)

@@ -1,4 +1,6 @@
-"""Errors that a user can cause; all others keep their traceback."""
+"""Errors that a user can cause, and how they name things; all others keep their traceback."""
+
+from collections.abc import Sequence
 
 
 class InputError(ValueError):
@@ -15,6 +17,11 @@ class InputError(ValueError):
     def __init__(self, sentence: str, *, names: str = "") -> None:
         super().__init__(sentence)
         self.names = names
+
+
+def first_of(texts: Sequence[str], most: int) -> str:
+    """Return the first `most` of some texts for a sentence, and how many more there are."""
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def printable(text: str) -> str:

@@ -176,6 +176,11 @@ def between(some: NDArray[np.float32], others: NDArray[np.float32], metric: Metr
     return np.asarray(1 - a @ b.T, np.float32)
 
 
+def closeness(distance: float, threshold: float) -> float:
+    """Return 1 at distance 0, one half at the threshold, 0 from twice the threshold on."""
+    return max(0.0, 1 - distance / (2 * threshold))
+
+
 def is_present(params: EngineParams, *, packs: Path = PACKS) -> bool:
     """Return whether an optional engine is available: False for a named pack that is not installed.
 

@@ -74,8 +74,9 @@ def make_base(out: Path, configs: str, files: Mapping[str, Path]) -> None:
     if out.exists() and not (out / "model_index.json").is_file():
         raise InputError(f"{out} is there and is no base model's folder; name another one.")
     entries = {part: _entries(file) for part, file in files.items()}
+    wanted = {part: _wanted(part, described) for part in files}
     for part, file in files.items():
-        _check(part, file, entries[part], described)
+        _check(part, file, entries[part], described, wanted[part])
     with made_aside(out) as folder:
         shutil.copyfile(described / "model_index.json", folder / "model_index.json")
         for part in PARTS:
@@ -83,7 +84,7 @@ def make_base(out: Path, configs: str, files: Mapping[str, Path]) -> None:
             for path in _copied(described / part, part):
                 shutil.copyfile(path, folder / part / path.name)
         for part, file in files.items():
-            _write(part, file, entries[part], described, folder / part / WEIGHTS[part])
+            _write(part, file, entries[part], described, folder / part / WEIGHTS[part], wanted=sorted(wanted[part]))
 
 
 def found_in_comfyui(models: Path, given: Mapping[str, Path | None]) -> dict[str, Path]:
@@ -160,7 +161,9 @@ def _entries(path: Path) -> dict[str, Entry]:
         raise InputError(f"{path} is no .safetensors file that can be read ({error}); download it again.") from None
 
 
-def _check(part: str, file: Path, entries: Mapping[str, Entry], described: Path) -> None:
+def _check(
+    part: str, file: Path, entries: Mapping[str, Entry], described: Path, wanted: Mapping[str, tuple[int, ...]]
+) -> None:
     """Refuse a file whose tensors are not those of the configured model.
 
     Raises:
@@ -174,7 +177,6 @@ def _check(part: str, file: Path, entries: Mapping[str, Entry], described: Path)
             f"{file} holds weights as {', '.join(sorted(odd))}, which cannot be turned back exactly (INT8 by rotation, "
             "4 bits and the like); take the file in bfloat16, or the one in scaled FP8."
         )
-    wanted = _wanted(part, described)
     empty = {
         name: torch.empty(entry.shape, device="meta", dtype=torch.bfloat16)
         for name, entry in entries.items()
@@ -252,14 +254,16 @@ def _renamed(
             yield from convert_z_image_transformer_checkpoint_to_diffusers({name: tensor_of(name)}).items()
 
 
-def _write(part: str, file: Path, entries: Mapping[str, Entry], described: Path, target: Path) -> None:
+def _write(
+    part: str, file: Path, entries: Mapping[str, Entry], described: Path, target: Path, *, wanted: Sequence[str]
+) -> None:
     """Write the weights of a part under the folder's names."""
     import torch
 
     names = [name for name in entries if _is_weight(name)]
     if any(entries[name].dtype in FP8 for name in names):
         logger.warning("%s holds 8-bit weights; what rounding to 8 bits took away does not come back", file)
-    writer = TensorWriter(target, sorted(_wanted(part, described)), {"format": "pt"})
+    writer = TensorWriter(target, wanted, {"format": "pt"})
     with safe_open(file, framework="pt") as opened:
 
         def tensor_of(name: str) -> "Tensor":
@@ -273,9 +277,7 @@ def _write(part: str, file: Path, entries: Mapping[str, Entry], described: Path,
 
         try:
             renamed = _renamed(part, described, names, tensor_of)
-            for name, tensor in tracked(
-                renamed, f"writing the {part.replace('_', ' ')}", len(_wanted(part, described))
-            ):
+            for name, tensor in tracked(renamed, f"writing the {part.replace('_', ' ')}", len(wanted)):
                 writer.add(name, tensor)
             writer.finish()
         finally:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zimage.core.jsonl import Row
-from zimage.faces.engine import Engine, between, open_engine
+from zimage.faces.engine import Engine, between, closeness, open_engine
 from zimage.faces.engine_defaults import YUNET_SFACE_PARAMS
 
 FACES = "faces.safetensors"  # in the encode folder
@@ -81,8 +81,8 @@ class LikenessCurve:
             return LikenessRow(step=step, picture=number, distance=None, closeness=0.0)
         info = self._engine.info
         distance = float(between(faces[0].embedding[None], self._centre, info.metric)[0, 0])
-        closeness = max(0.0, 1 - distance / (2 * info.threshold))
-        return LikenessRow(step=step, picture=number, distance=round(distance, 4), closeness=round(closeness, 4))
+        near = closeness(distance, info.threshold)
+        return LikenessRow(step=step, picture=number, distance=round(distance, 4), closeness=round(near, 4))
 
 
 def open_curve(encode: Path, train: Path, begin: int) -> LikenessCurve | None:

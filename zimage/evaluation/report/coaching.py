@@ -19,6 +19,7 @@ from zimage.captions.rows import CaptionRow
 from zimage.captions.subject import Subject
 from zimage.captions.template import TURNS, Language, lab_of, light_of, opening
 from zimage.captions.template import subject as named
+from zimage.core.errors import first_of
 from zimage.core.jsonl import Row
 from zimage.evaluation.figures import Figures
 from zimage.evaluation.gate import USUAL
@@ -183,22 +184,21 @@ def _memorised(measured: Measurements) -> float | None:
 def _copies(measured: Measurements) -> str:
     """Return the training crops that pictures repeat, most often first, with the number of pictures."""
     copied = [row.copy_of for row in measured.rows if row.copy_of and row.likeness_to_copy >= measured.copy_correlation]
-    return _most(Counter(copied))
+    return first_of(_ordered(Counter(copied)), NAMED)
 
 
 def _nearest(measured: Measurements) -> str:
-    return _most(Counter(row.nearest_photo for row in measured.rows if row.nearest_photo is not None), 1)
+    return ", ".join(_ordered(Counter(row.nearest_photo for row in measured.rows if row.nearest_photo is not None))[:1])
 
 
-def _most(counts: Counter[str], most: int = NAMED) -> str:
+def _ordered(counts: Counter[str]) -> list[str]:
+    """Return names with their numbers of pictures, most often first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    said = ", ".join(f"`{name}` ({quantity(count, 'picture')})" for name, count in ordered[:most])
-    return said + (f" and {len(ordered) - most} more" if len(ordered) > most > 1 else "")
+    return [f"`{name}` ({quantity(count, 'picture')})" for name, count in ordered]
 
 
 def _quoted(phrases: Sequence[str]) -> str:
-    more = f" and {len(phrases) - NAMED} more" if len(phrases) > NAMED else ""
-    return ", ".join(f"“{each}”" for each in phrases[:NAMED]) + more
+    return first_of([f"“{each}”" for each in phrases], NAMED)
 
 
 RULES = (

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zimage.core.errors import InputError
-from zimage.faces.engine import EngineInfo, Face, between
+from zimage.faces.engine import EngineInfo, Face, between, closeness
 
 logger = logging.getLogger(__name__)
 
@@ -121,11 +121,6 @@ def likeness(faces: Sequence[Face], targets: Targets) -> Likeness:
         nearest_distance=nearest_distance,
         training_distance=_training_distance(embeddings[:1], targets),
     )
-
-
-def closeness(distance: float, threshold: float) -> float:
-    """Return 1 at distance 0, one half at the threshold, 0 from twice the threshold on."""
-    return max(0.0, 1 - distance / (2 * threshold))
 
 
 def _nearest(embedding: Embeddings, targets: Targets) -> tuple[str | None, float | None]:
