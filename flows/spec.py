@@ -36,10 +36,19 @@ Use = Literal["non-commercial", "commercial"]
 Channel = Literal["staging", "production"]
 
 
+def number_fields(schema: dict[str, Any]) -> None:
+    """Give each field of a form its position: PostgreSQL keeps a schema as JSONB, which sorts keys by their length."""
+    for position, field in enumerate(schema["properties"].values()):
+        field["position"] = position
+
+
+CONFIG = ConfigDict(extra="forbid", frozen=True, json_schema_extra=number_fields)
+
+
 class SubjectSpec(BaseModel):
     """The subject of a run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = CONFIG
     subject: Subject
 
 
@@ -234,7 +243,7 @@ class PublishSpec(PlacedSpec):
 class RetrainSpec(BaseModel):
     """Every subject is looked at, and `personalize` is started where something changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = CONFIG
     only_look: bool = Field(False, title="Only look", description="Start nothing; the table says what would be.")
     publish: Publish = Field(
         "never",

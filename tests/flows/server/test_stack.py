@@ -28,6 +28,7 @@ from playwright.sync_api import Locator, Page
 from flows.__main__ import LASTING, QUIET
 from flows.publish import UNANSWERED
 from flows.server.processes import started
+from flows.spec import PublishSpec
 from tasks.settings import PROJECT
 from tests.flows.faulty import Fault, Relay
 from tests.flows.stack_parts import (
@@ -370,7 +371,11 @@ def test_a_release_is_asked_for_and_approved_by_clicking(story: Story, page: Pag
     page.get_by_role("link", name="publish", exact=True).first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
-    page.locator("textarea").first.fill("ada")
+    fields = page.locator(".schema-form-property")  # the parameter, then the fields of its model
+    fields.nth(len(PublishSpec.model_fields)).wait_for()
+    titles = [text.splitlines()[0].removesuffix(" (Optional)") for text in fields.all_inner_texts()]
+    assert titles[1:] == [field.title for field in PublishSpec.model_fields.values()]
+    fields.nth(1).locator("textarea").fill("ada")
     page.keyboard.press("Tab")  # the form takes a value over when it is left
     picture(page, "1-form")
     with page.expect_response("**/create_flow_run"):
