@@ -19,17 +19,19 @@ from zimage.lora.files.modules import is_module
 from zimage.lora.files.portable import Kronecker
 from zimage.model.denoiser import Denoiser
 from zimage.model.fast import lokr as lokr_module
-from zimage.model.fast.linear import projection_of
+from zimage.model.fast.linear import LoraFactors, projection_of
 from zimage.model.fast.weight_formats import quantizer_of
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.optimiser import Optimiser
 from zimage.training.params import LokrParams, OptimiserParams, Target
 
 
-def _adapted(targets: list[Target], *, rank: int = 4) -> tuple[ZImageTransformer2DModel, Denoiser, Adapters]:
+def _adapted(
+    targets: list[Target], *, rank: int = 4, dtype: torch.dtype = torch.float32
+) -> tuple[ZImageTransformer2DModel, Denoiser, Adapters]:
     transformer = tiny_transformer()
     inject(transformer, targets, rank=rank, dropout=0.0, generator=torch.Generator().manual_seed(0))
-    denoiser = Denoiser(transformer, dtype=torch.float32, stream=torch.float32)
+    denoiser = Denoiser(transformer, dtype=dtype, stream=torch.float32)
     return transformer, denoiser, Adapters(denoiser, module_names(transformer))
 
 
@@ -161,16 +163,39 @@ def test_the_fused_path_equals_peft_to_a_millionth() -> None:
             found, expected = projection(x), torch.cat([layer(x) for layer in layers], dim=-1)
             weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(3))
             assert _relative(found, expected) < 1e-6
-            own = torch.autograd.grad((found * weights).sum(), [x, projection.lora.down, projection.lora.up])
+            adapters.gradient.zero_()
+            (found * weights).sum().backward()
+            own = [x.grad, projection.lora.down.grad, projection.lora.up.grad]
             theirs = [member.lora_A.default.weight for member in layers]
             theirs += [member.lora_B.default.weight for member in layers]
             dx, *rest = torch.autograd.grad((expected * weights).sum(), [x, *theirs])
             assert _relative(own[0], dx) < 1e-6
             assert _relative(own[1], torch.cat(rest[: len(layers)])) < 1e-6
             assert _relative(own[2], torch.cat(rest[len(layers) :])) < 1e-6
+            x.grad = None
 
 
-def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+def test_gradients_of_several_passes_are_added_where_the_optimiser_reads_them() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        _, denoiser, adapters = _adapted(["attention", "feed_forward"], dtype=dtype)
+        adapters.values.copy_(0.2 * torch.randn(len(adapters.values), generator=torch.Generator().manual_seed(1)))
+        adapters.cast(dtype)
+        projection, lora = denoiser.layers[1].qkv, denoiser.layers[1].qkv.lora
+        assert isinstance(lora, LoraFactors)
+        for rows in (3, 300):
+            x = torch.randn(rows, 48, generator=torch.Generator().manual_seed(2)).to(dtype)
+            places, lora.gradients = lora.gradients, None
+            down, up = torch.autograd.grad(projection(x).sum(), [lora.down, lora.up])
+            lora.gradients = places
+            adapters.gradient.zero_()
+            for _ in range(2):
+                projection(x).sum().backward()
+            assert lora.down.grad is not None and torch.equal(lora.down.grad, 2 * down)
+            assert lora.up.grad is not None and torch.equal(lora.up.grad, 2 * up)
+
+
+def _relative(found: torch.Tensor | None, expected: torch.Tensor) -> float:
+    assert found is not None
     return float((found - expected).detach().norm() / expected.detach().norm())
 
 

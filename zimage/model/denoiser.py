@@ -68,7 +68,7 @@ class Denoiser:
     ) -> None:
         self.dtype, self.stream = dtype, stream
         self.run: RunBlock = run_block
-        self.ready: Callable[[], None] = _as_it_is  # called before blocks are run
+        self.ready: Callable[[], None] = _as_it_is  # called before adapters are read
         self.t_scale = float(transformer.t_scale)
         self.device = device or transformer.x_pad_token.device
         unquantized = quantizer_of("none", dtype=dtype, device=self.device)
@@ -130,6 +130,7 @@ class Denoiser:
             features: Text embeddings (B, L, W), L a multiple of 32; what stands in the pads does not matter.
             lengths: (B,), how many tokens of each are no pads.
         """
+        self.ready()
         L = features.shape[1]
         _, table, _ = self.tables(SequenceBucket(sequence.PATCH, sequence.PATCH, L))
         normed = self.caption_norm(features.to(self.device))

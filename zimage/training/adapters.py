@@ -136,8 +136,20 @@ class Adapters:
             lora.bind(down.view_as(lora.down), up.view_as(lora.up))
         for lora, down, up in zip(self._loras, gradients[:count], gradients[count:], strict=True):
             lora.down.grad, lora.up.grad = down.view_as(lora.down), up.view_as(lora.up)
+            if isinstance(lora, LoraFactors):
+                lora.gradients = lora.matrices_of(lora.down.grad, lora.up.grad)
+        self._rounded: Tensor | None = None
         self._all = torch.nn.Parameter(self.values)
         self._all.grad = self.gradient
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Round all values as they are now for products in fewer bits: one kernel instead of one for every matrix."""
+        if self._rounded is None:
+            self._rounded = torch.empty_like(self.values, dtype=dtype)
+            for lora, down, up in self._split(self._rounded):
+                if isinstance(lora, LoraFactors):
+                    lora.rounded = lora.matrices_of(down, up)
+        self._rounded.copy_(self.values)
 
     def cast_for_compile(self, dtype: torch.dtype) -> None:
         """Give compiled code all values in fewer bits, as they are now, until the next backward pass.

@@ -102,8 +102,9 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
         random=params.dropout > 0,
         shapes=len(buckets),
     )
-    if params.memory.compile and denoiser.dtype is not torch.float32:
-        denoiser.ready = partial(adapters.cast_for_compile, denoiser.dtype)
+    if denoiser.dtype is not torch.float32:
+        cast = adapters.cast_for_compile if params.memory.compile else adapters.cast
+        denoiser.ready = partial(cast, denoiser.dtype)
     logger.info("%d adapter values, precision %s, device %s", len(adapters.values), params.precision, device)
     objective = Objective(
         denoiser,

@@ -28,6 +28,13 @@ ADAPTER = "default"  # the name peft gives the only adapter
 MERGED_ELEMENTS = 2**20
 
 
+class Matrices(NamedTuple):
+    """Numbers of one projection's adapters, or of their gradients, as plain tensors without autograd."""
+
+    down: Tensor  # (R, K)
+    ups: tuple[Tensor, ...]  # (rows, rank) of each adapted layer
+
+
 @dataclass
 class LoraFactors:
     """The adapters of one projection: down-products side by side, up-products below each other."""
@@ -38,7 +45,13 @@ class LoraFactors:
     scale: float  # alpha / rank
     dropout: float
     members: tuple[LoraLayer, ...]
-    low: tuple[Tensor, Tensor] | None = None  # both in fewer bits, for compiled code (`Adapters.cast`)
+    low: tuple[Tensor, Tensor] | None = None  # both in fewer bits, for compiled code (`Adapters.cast_for_compile`)
+    rounded: Matrices | None = None  # both in fewer bits, for the functions below (`Adapters.cast`)
+    gradients: Matrices | None = None  # what their backward passes add to; without it autograd does so
+
+    def __post_init__(self) -> None:
+        """Take the views of what it was made with."""
+        self.exact = self.matrices_of(self.down, self.up)
 
     @property
     def rank(self) -> int:
@@ -51,9 +64,21 @@ class LoraFactors:
             down.copy_(self.down)
             up.copy_(self.up)
         self.down, self.up = down.requires_grad_(), up.requires_grad_()
-        for member, (A, B, _) in zip(self.members, self.parts(), strict=True):
-            member.lora_A[ADAPTER].weight.data = A.detach()
-            member.lora_B[ADAPTER].weight.data = B.detach()
+        self.exact = self.matrices_of(down, up)
+        for member, A, B in zip(self.members, self.exact.down.split(self.rank), self.exact.ups, strict=True):
+            member.lora_A[ADAPTER].weight.data = A
+            member.lora_B[ADAPTER].weight.data = B
+
+    def matrices_of(self, down: Tensor, up: Tensor) -> Matrices:
+        """Return views of numbers that are laid out as the adapters'."""
+        return Matrices(down.detach(), up.detach().split([rows.stop - rows.start for rows in self.rows]))
+
+    def matrices(self, dtype: torch.dtype) -> Matrices:
+        """Return the adapters' numbers in this precision, without autograd."""
+        for each in (self.exact, self.rounded):
+            if each is not None and each.down.dtype == dtype:
+                return each
+        return Matrices(self.exact.down.to(dtype), tuple(B.to(dtype) for B in self.exact.ups))
 
     def parts(self, dtype: torch.dtype | None = None) -> list[tuple[Tensor, Tensor, slice]]:
         """Return (A, B, rows of the projection's output) for each adapted layer, in this precision."""
@@ -238,7 +263,7 @@ class _Merged(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, weight: Tensor, lora: LoraFactors) -> Tensor:  # noqa: PLR0917
         merged = weight.clone()
-        for A, B, rows in lora.parts():
+        for A, B, rows in zip(lora.exact.down.split(lora.rank), lora.exact.ups, lora.rows, strict=True):
             merged[rows].addmm_(B, A, alpha=lora.scale)
         merged = merged.to(x.dtype)
         ctx.lora = lora
@@ -248,7 +273,7 @@ class _Merged(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, merged = ctx.saved_tensors
-        inner = functional.linear(x, ctx.lora.down.detach().to(x.dtype))
+        inner = functional.linear(x, ctx.lora.matrices(x.dtype).down)
         dx = dy @ merged if ctx.needs_input_grad[0] else None
         return dx, *_factor_gradients(ctx.lora, x, inner, dy)[:2], None, None
 
@@ -259,9 +284,10 @@ class _MatmulPlusLora(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, frozen: FrozenWeight, lora: LoraFactors) -> Tensor:  # noqa: PLR0917
         y = frozen.matmul(x)
-        inner = functional.linear(x, down.to(x.dtype))  # (M, R)
-        for (_, B, rows), part in zip(lora.parts(), inner.split(lora.rank, dim=1), strict=True):
-            y[:, rows].addmm_(part, B.to(x.dtype).t(), alpha=lora.scale)
+        low = lora.matrices(x.dtype)
+        inner = functional.linear(x, low.down)  # (M, R)
+        for B, rows, part in zip(low.ups, lora.rows, inner.split(lora.rank, dim=1), strict=True):
+            y[:, rows].addmm_(part, B.t(), alpha=lora.scale)
         ctx.lora, ctx.frozen = lora, frozen
         ctx.save_for_backward(x, inner)
         return y
@@ -272,7 +298,7 @@ class _MatmulPlusLora(Function):
         ddown, dup, dinner = _factor_gradients(ctx.lora, x, inner, dy)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = ctx.frozen.matmul_grad_input(dy).addmm_(dinner, ctx.lora.down.detach().to(dy.dtype))
+            dx = ctx.frozen.matmul_grad_input(dy).addmm_(dinner, ctx.lora.matrices(dy.dtype).down)
         return dx, ddown, dup, None, None
 
 
@@ -294,17 +320,25 @@ class _Summed(Function):
         return dx, None, dinner.t() @ x, dy.t() @ inner
 
 
-def _factor_gradients(lora: LoraFactors, x: Tensor, inner: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients at `down` (R, K), at `up`, and at the inner states (M, R)."""
+def _factor_gradients(
+    lora: LoraFactors, x: Tensor, inner: Tensor, dy: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Return the gradients at `down` (R, K), at `up`, and at the inner states (M, R).
+
+    The first two are None where `lora.gradients` is there: they are added to it, which saves autograd's own pass.
+    """
     dinner = torch.empty_like(inner)
-    dup = torch.empty_like(lora.up)
-    start = 0
-    for i, (_, B, rows) in enumerate(lora.parts()):
-        ranks = slice(i * lora.rank, (i + 1) * lora.rank)
-        part = dy[:, rows]
-        dinner[:, ranks] = part @ B.detach().to(dy.dtype)
-        dup[start : start + B.shape[0]] = part.t() @ inner[:, ranks]
-        start += B.shape[0]
+    dups = []
+    parts = (inner.split(lora.rank, dim=1), dinner.split(lora.rank, dim=1))
+    for B, rows, part, dpart in zip(lora.matrices(dy.dtype).ups, lora.rows, *parts, strict=True):
+        torch.mm(dy[:, rows], B, out=dpart)
+        dups.append(dy[:, rows].t() @ part)
     if lora.scale != 1:
-        dinner, dup = dinner * lora.scale, dup * lora.scale
-    return (dinner.t() @ x).to(lora.down.dtype), dup, dinner
+        dinner, dups = dinner * lora.scale, [dup.to(lora.up.dtype) * lora.scale for dup in dups]
+    ddown = dinner.t() @ x
+    if lora.gradients is None:
+        return ddown.to(lora.down.dtype), torch.cat(dups).to(lora.up.dtype), dinner
+    lora.gradients.down.add_(ddown)
+    for gradient, dup in zip(lora.gradients.ups, dups, strict=True):
+        gradient.add_(dup)
+    return None, None, dinner
