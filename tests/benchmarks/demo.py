@@ -8,6 +8,7 @@ five minutes a seed on two cores.
 """
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -29,6 +30,7 @@ from zimage.demo import FACE_PX, FACE_XY, jpeg, make_demo_photos, planned_views,
 PROJECT = Path(__file__).parent.parent.parent
 STAGES = yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 FIGURES = ["face_found_rate", "same_person_rate", "base_same_person_rate", "verdict"]
+RATES = [*FIGURES[:3], "second_engine", "copy_rate"]
 OTHER_FACE_XY, OTHER_FACE_PX = (269.0, 245.0), 216.0  # centre and side of the face in matplotlib's photo, by dlib
 
 
@@ -84,12 +86,17 @@ def make_other_photos(folder: Path, seed: int) -> None:
 def figures(evaluated: Path) -> dict[str, Any]:
     """Return what the gate looks at, from an evaluation's folder."""
     found: dict[str, Any] = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
-    return {name: found[name] for name in FIGURES}
+    second = found["estimates"]["second_same"]["value"]
+    return {
+        **{name: found[name] for name in FIGURES},
+        "second_engine": math.nan if second is None else second,
+        "copy_rate": found["copy_rate"],
+    }
 
 
 def shown(name: str, found: dict[str, Any], seconds: dict[str, float]) -> None:
     """Print one line of the table."""
-    rates = "  ".join(f"{found[rate]:7.1%}" for rate in FIGURES[:3])
+    rates = "  ".join(f"{found[rate]:7.1%}" for rate in RATES)
     times = "  ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
     print(f"{name:<18} {rates}  {found['verdict']:<11} {times}", flush=True)
 
@@ -97,7 +104,7 @@ def shown(name: str, found: dict[str, Any], seconds: dict[str, float]) -> None:
 def main(seeds: int) -> None:
     """Print a line for each seed, the medians, and the other person's."""
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; seconds of wall time by stage")
-    print(f"{'':<18} {'found':>7}  {'same':>7}  {'base':>7}  verdict")
+    print(f"{'':<18} {'found':>7}  {'same':>7}  {'base':>7}  {'second':>7}  {'copies':>7}  verdict")
     with tempfile.TemporaryDirectory() as scratch:
         everything = []
         for seed in range(seeds):
@@ -106,7 +113,7 @@ def main(seeds: int) -> None:
             seconds = personalized(folder)
             everything.append(figures(folder / "data" / "evaluate"))
             shown(f"seed {seed}", everything[-1], seconds)
-        for rate in FIGURES[:3]:
+        for rate in RATES:
             values = [found[rate] for found in everything]
             print(
                 f"{rate}: median {statistics.median(values):.1%}, lowest {min(values):.1%}, highest {max(values):.1%}"
