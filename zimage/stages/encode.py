@@ -21,7 +21,15 @@ from zimage.model.base import Base, open_text_encoder, open_vae, resolve
 from zimage.model.rows import ItemRow, TextRow
 from zimage.photos.rows import CropRow
 from zimage.training.likeness import write_faces
-from zimage.training.pictures import ClassPictures, Picture, class_pictures, crop_pictures, without_trigger
+from zimage.training.pictures import (
+    ClassPictures,
+    Picture,
+    class_pictures,
+    crop_pictures,
+    held_out_pictures,
+    without_trigger,
+)
+from zimage.training.validation import ITEMS, LATENTS, MOST_CROPS, ValidationItemRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +66,8 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
     Args:
         detect: The folder of the detect stage: crops, and masks of their faces.
         caption: The folder of the caption stage.
-        out: Gets items.jsonl, texts.jsonl, latents.safetensors, masks.safetensors, texts.safetensors, metrics.json.
+        out: Gets items.jsonl, texts.jsonl, latents.safetensors, masks.safetensors, texts.safetensors, metrics.json, and
+            for held-out crops, which training measures its loss on, validation.jsonl and validation.safetensors.
         params: See `EncodeParams`.
         base: Its autoencoder and text encoder are used.
         subject: Trigger and class noun; captions are also embedded without the trigger, for preservation.
@@ -73,15 +82,20 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
     check_out(out, (detect, caption), holds="items.jsonl")
     use_one_thread_on_a_cpu()
     folder = resolve(base)
-    crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
+    found = read_rows(detect / "crops.jsonl", CropRow)
+    crops = [row for row in found if row.split == "train"]
     captions = {row.file: row.captions for row in read_rows(caption / "captions.jsonl", CaptionRow)}
     _check(crops, captions, detect, caption)
     cut = count_cut_captions({crop.file: captions[crop.file] for crop in crops}, subject.trigger, tokenizer_of(folder))
     pictures = crop_pictures(detect, crops, captions, mirror=params.mirror)
     if params.class_pictures is not None:
         pictures += class_pictures(params.class_pictures, _sizes(crops), subject)
+    held_out = [row for row in found if row.split == "holdout"][:MOST_CROPS]
+    validation = held_out_pictures(detect, held_out, _sizes(crops), subject)
     with _out_of_memory_explained(folder, crops), made_aside(out) as aside:
-        texts = _write_texts(aside, folder, pictures, params, subject)
+        texts = _write_texts(aside, folder, [*pictures, *validation], params, subject)
+        if validation:
+            _write_validation(aside, folder, validation, texts)
         items = _write_latents(aside, folder, pictures, texts, subject)
         write_faces(aside, (picture.pixels() for picture in pictures if picture.photo and not picture.mirrored))
         write_rows(aside / "items.jsonl", items)
@@ -163,6 +177,25 @@ def _write_latents(
     write_tensors(aside / "latents.safetensors", latents, {})
     write_tensors(aside / "masks.safetensors", masks, {})
     return items
+
+
+def _write_validation(aside: Path, base: Path, pictures: Sequence[Picture], texts: dict[str, TextRow]) -> None:
+    """Write the latents of held-out crops, and what each of them is."""
+    from zimage.core.tensor_file import write_tensors
+    from zimage.model.device import device_and_dtype
+    from zimage.model.latents import pixels_of, posterior
+
+    vae = open_vae(base, device=device_and_dtype()[0])
+    rows: list[ValidationItemRow] = []
+    latents: dict[str, Tensor] = {}
+    for number, picture in enumerate(pictures):
+        pixels, name = picture.pixels(), f"{number:04d}"
+        latents[name] = posterior(vae, pixels_of(pixels))[0].float().cpu().contiguous()
+        height, width = pixels.shape[:2]
+        text = texts[picture.captions[0]].text
+        rows.append(ValidationItemRow(item=name, file=picture.file, text=text, width=width, height=height))
+    write_tensors(aside / LATENTS, latents, {})
+    write_rows(aside / ITEMS, rows)
 
 
 @contextmanager

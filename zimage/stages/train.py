@@ -101,6 +101,7 @@ def _lead(
     from zimage.training.checkpoint import take_over
     from zimage.training.likeness import open_curve
     from zimage.training.run_writer import RunWriter
+    from zimage.training.validation import open_validation
 
     with made_aside(out, keep_on_failure=True) as aside:
         device = device_kind(prepared.denoiser.device)
@@ -124,9 +125,12 @@ def _lead(
                 devices=devices,
                 progress=progress,
                 likeness=None if params.samples is None else open_curve(encode, aside, begin),
+                validation=open_validation(encode, aside, prepared.loop.objective),
             )
             with closing(writer):
-                if state is not None and state.pictures_due:
+                if state is None:
+                    writer.validate(0)
+                elif state.pictures_due:
                     writer.save_checkpoint(begin)
                 prepared.loop.run(
                     begin,

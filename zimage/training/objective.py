@@ -85,6 +85,20 @@ class Objective:
         errors = squared_error(self._velocity(clean, noise, sigma, context), target, None)
         return params.weight * (errors * sigma_weights(self.loss_weight, sigma)).sum() / len(step.items)
 
+    @torch.no_grad()
+    def plain_loss(self, clean: Tensor, noise: Tensor, sigma: float, text: int) -> float:
+        """Return the unweighted loss of one picture at one sigma, for comparisons between steps.
+
+        Args:
+            clean: Its latents (1, C, H, W), on the model's device.
+            noise: As large.
+            sigma: Share of noise, 0 to 1.
+            text: Number of its caption.
+        """
+        context = self.dataset.context(self.dataset.one(text, (clean.shape[2], clean.shape[3])), self.denoiser)
+        share = torch.full((1,), sigma, device=clean.device)
+        return float((self._velocity(clean, noise, share, context) - (noise - clean)).square().mean())
+
     def _parts(self, part: Step, step_noise: StepNoise, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rows' latents, noise and sigma on the device."""
         device = self.denoiser.device

@@ -27,6 +27,7 @@ class PageContent:
         steps: The number of each step in `losses`.
         losses: Of each step.
         likeness: Mean closeness of the sample pictures to the training photos, by step; see zimage.training.likeness.
+        validation: Mean loss on held-out crops, by step; see zimage.training.validation.
     """
 
     done: int
@@ -35,6 +36,7 @@ class PageContent:
     steps: list[float]
     losses: list[float]
     likeness: dict[int, float]
+    validation: dict[int, float]
 
 
 def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> PageContent:
@@ -45,6 +47,8 @@ def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> P
         before: The pictures that were seen before, which are not read again.
     """
     from zimage.training.likeness import CURVE, mean_closeness, read_likeness  # it loads numpy
+    from zimage.training.validation import CURVE as VALIDATION
+    from zimage.training.validation import mean_loss, read_validation
 
     rows, known = _rows(folder / "loss.csv"), before or {}
     matches = [(SAMPLE.fullmatch(path.name), path) for path in (folder / "samples").glob("*.png")]
@@ -54,7 +58,8 @@ def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> P
     steps, losses = ([float(row[name]) for row in rows] for name in ("step", "loss"))
     loss = float(rows[-1][SMOOTH]) if rows else None
     likeness = mean_closeness(read_likeness(folder / CURVE))
-    return PageContent(int(steps[-1]) if steps else 0, loss, pictures, steps, losses, likeness)
+    validation = mean_loss(read_validation(folder / VALIDATION))
+    return PageContent(int(steps[-1]) if steps else 0, loss, pictures, steps, losses, likeness, validation)
 
 
 def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pictured: bool, working: bool) -> str:
@@ -82,6 +87,9 @@ def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pic
         total=total,
         loss=seen.loss,
         chart=curve(seen.steps, seen.losses, "steps") if len(seen.steps) > 1 else "",
+        validation=curve(list(seen.validation), list(seen.validation.values()), "steps")
+        if len(seen.validation) > 1
+        else "",
         likeness=curve(list(seen.likeness), list(seen.likeness.values()), "steps") if len(seen.likeness) > 1 else "",
         prompts=prompts,
         rows=rows,

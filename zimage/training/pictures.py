@@ -95,6 +95,19 @@ def class_pictures(wanted: ClassPictures, sizes: Sequence[tuple[int, int]], subj
     return pictures
 
 
+def held_out_pictures(
+    detect: Path, crops: Sequence[CropRow], sizes: Sequence[tuple[int, int]], subject: Subject
+) -> list[Picture]:
+    """Return held-out crops under a plain caption, each to be cut to the training crops' size nearest in shape."""
+    caption = f"a photo of {named(subject.trigger, subject.class_noun, 'en')}"
+    pictures = []
+    for crop in crops:
+        picture = Picture(detect / crop.file, crop.file, [caption], photo=crop.photo)
+        picture.size = min(sizes, key=lambda size: abs(crop.width / crop.height - size[0] / size[1]))
+        pictures.append(picture)
+    return pictures
+
+
 def without_trigger(text: str, subject: Subject) -> str:
     """Return a caption of any member of the class: "ohzw woman" becomes "a woman"."""
     for language in ("en", "zh"):

@@ -26,6 +26,7 @@ from zimage.training.params import SampleParams, TrainParams
 from zimage.training.run_log import Board, Record
 from zimage.training.setup import DTYPES, Run
 from zimage.training.training_adapter import adding
+from zimage.training.validation import ValidationCurve
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class RunWriter:
         devices: The kinds of devices that all steps are made on, those that are done already first.
         progress: Shown to whoever waits.
         likeness: Scores sample pictures; None where there is nothing to score them against.
+        validation: Measures the loss on held-out crops; None where there are none.
     """
 
     def __init__(
@@ -59,12 +61,13 @@ class RunWriter:
         devices: tuple[str, ...],
         progress: Progress,
         likeness: LikenessCurve | None = None,
+        validation: ValidationCurve | None = None,
     ) -> None:
         self.record = Record(folder / "loss.csv", begin)
         self._board = Board(folder / "tensorboard", begin)
         self._folder, self._prepared, self._params = folder, prepared, params
         self._base, self._metadata, self._run, self._progress = base, metadata, run, progress
-        self._devices, self._last_state, self._likeness = devices, begin, likeness
+        self._devices, self._last_state, self._likeness, self._validation = devices, begin, likeness, validation
         self._watch = DivergenceMonitor(params.divergence_factor, self.record.losses)
         self._since = time.monotonic()
         self._training_s = 0.0
@@ -104,10 +107,19 @@ class RunWriter:
         path = self._folder / "checkpoints" / f"step-{done:06d}.safetensors"
         path.parent.mkdir(exist_ok=True)
         self.save(path)
+        self.validate(done)
         if self._params.samples is not None:
             self._write_samples(done, self._params.samples, stop)
         self._write_state(done)  # last of all: a state says that everything before it has been written
         self._since = time.monotonic()
+
+    def validate(self, done: int) -> None:
+        """Write the loss on held-out crops after so many steps, of exactly the values that are saved."""
+        if self._validation is not None:
+            (self._folder / "samples").mkdir(exist_ok=True)
+            with self._saved_weights():
+                self._board.number("validation_loss", done, self._validation.add(done))
+            self._since = time.monotonic()
 
     def stopped(self, done: int) -> None:
         """Write the state of the last step, unless it is written already; pictures of a checkpoint may be due."""
