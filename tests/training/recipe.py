@@ -37,6 +37,7 @@ PARAMS: dict[str, Any] = {
     "checkpoint_every": 2,
     "resume": "exact",
     "samples": None,
+    "stop": None,
     "save_dtype": "float32",
     "divergence_factor": 100.0,
     "seed": 0,

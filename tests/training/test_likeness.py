@@ -1,18 +1,37 @@
 """The curve of likeness beside the loss: of the sample pictures, against training photos alone."""
 
 import csv
+import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from tests.evaluation.photos import nobody, others, small, views
 from tests.training.crops import SUBJECT
 from tests.training.recipe import MACHINE, recipe
+from zimage.core.errors import InputError
 from zimage.model.base import Base
-from zimage.training.likeness import CURVE, FACES, LikenessCurve, mean_closeness, open_curve, read_likeness, write_faces
+from zimage.stages.train import train
+from zimage.training.likeness import (
+    CURVE,
+    FACES,
+    LikenessCurve,
+    has_plateaued,
+    mean_closeness,
+    open_curve,
+    read_likeness,
+    write_faces,
+)
 from zimage.training.page import render, seen
+from zimage.training.run_writer import RunWriter
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +84,6 @@ def test_crops_without_a_face_give_no_curve(tmp_path: Path) -> None:
 def test_a_training_scores_its_pictures_and_goes_on_with_the_same_curve(
     tiny_base: Base, tiny_encoded: Path, encode: Path, tmp_path: Path
 ) -> None:
-    from zimage.stages.train import train
-
     with_faces = tmp_path / "encode"
     shutil.copytree(tiny_encoded, with_faces)
     shutil.copyfile(encode / FACES, with_faces / FACES)
@@ -94,3 +111,68 @@ def test_the_page_shows_the_curve_beside_the_loss(encode: Path, tmp_path: Path) 
     record.add(2, small(views(1, seed=9)))
     assert "<h2>Likeness</h2>" in page()
     assert page().count("<polyline") == 4
+
+
+def test_a_plateau_is_patience_checkpoints_without_a_gain_over_the_best_before() -> None:
+    assert not has_plateaued([], 1, 0.0)
+    assert not has_plateaued([0.5], 1, 0.0)
+    assert has_plateaued([0.5, 0.5], 1, 0.0)
+    assert not has_plateaued([0.5, 0.6], 1, 0.05)
+    assert has_plateaued([0.5, 0.54], 1, 0.05)
+    assert not has_plateaued([0.5, 0.4, 0.6], 2, 0.0)
+    assert has_plateaued([0.2, 0.6, 0.5, 0.6], 2, 0.0)
+
+
+STOP = {"likeness": "plateau", "patience": 1, "min_gain": 1.0}  # no checkpoint can gain that much
+SAMPLES = {"steps": 1, "guidance_scale": 0.0, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def with_faces(tiny_encoded: Path, encode: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces") / "encode"
+    shutil.copytree(tiny_encoded, folder)
+    shutil.copyfile(encode / FACES, folder / FACES)
+    return folder
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_ends_at_the_checkpoint_whose_pictures_came_no_nearer(
+    processes: int, tiny_base: Base, with_faces: Path, share: Callable[[int], None], tmp_path: Path
+) -> None:
+    share(processes)
+    params = recipe(steps=8, checkpoint_every=2, micro_batch_size=1, samples=SAMPLES, stop=STOP)
+
+    train(with_faces, tmp_path / "train", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
+
+    names = sorted(path.name for path in (tmp_path / "train" / "checkpoints").iterdir())
+    assert names == ["step-000002.safetensors", "step-000004.safetensors"]
+    last, result = load_file(tmp_path / "train" / "checkpoints" / names[-1]), tmp_path / "train" / "lora.safetensors"
+    assert all(torch.equal(last[name], tensor) for name, tensor in load_file(result).items())
+    with safe_open(str(result), "pt") as file:
+        assert file.metadata()["zimage.steps"] == "4"
+    assert json.loads((tmp_path / "train" / "metrics.json").read_text())["steps"] == 4
+
+
+def test_a_run_that_was_lost_where_it_would_have_ended_ends_there(
+    tiny_base: Base, with_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = recipe(steps=8, checkpoint_every=2, samples=SAMPLES, stop=STOP)
+    run = partial(train, with_faces, params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
+    run(tmp_path / "whole")
+    with monkeypatch.context() as lost:  # after the last state was written, before the result was
+        lost.setattr(RunWriter, "save_result", lambda *_: (_ for _ in ()).throw(OSError("no power")))
+        with pytest.raises(OSError, match="no power"):
+            run(tmp_path / "lost")
+
+    run(tmp_path / "lost")
+
+    whole, again = (tmp_path / name / "lora.safetensors" for name in ("whole", "lost"))
+    assert again.read_bytes() == whole.read_bytes()
+
+
+def test_a_stop_that_could_never_be_seen_is_refused(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"train\.samples is null"):
+        recipe(stop=STOP)
+    params = recipe(samples=SAMPLES, stop=STOP)
+    with pytest.raises(InputError, match="holds no face of a training photo"):
+        train(tiny_encoded, tmp_path / "train", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)

@@ -99,11 +99,16 @@ def _lead(
     """Run the training in the main process and write its results."""
     from zimage.model.device import device_kind
     from zimage.training.checkpoint import take_over
-    from zimage.training.likeness import open_curve
+    from zimage.training.likeness import FACES, open_curve
     from zimage.training.run_writer import RunWriter
     from zimage.training.validation import open_validation
 
     with made_aside(out, keep_on_failure=True) as aside:
+        if params.stop is not None and not (encode / FACES).is_file():
+            raise InputError(
+                f"train.stop looks at the likeness of the sample pictures, but {encode} holds no face of a training "
+                "photo; set it to null."
+            )
         device = device_kind(prepared.denoiser.device)
         state = take_over(aside, run=run, device=device, resume=params.resume)
         if state is None:
@@ -138,8 +143,9 @@ def _lead(
                     on_metrics=writer.log_steps,
                     on_checkpoint=writer.save_checkpoint,
                     on_stop=writer.stopped,
+                    is_over=writer.is_over,
                 )
-        writer.save(aside / "lora.safetensors")
+        writer.save_result(aside / "lora.safetensors")
         writer.write_prompts()
         metrics = _metrics(prepared, writer, params, begin, devices)
         write_metrics(aside / "metrics.json", {**metrics, "warnings": warnings})
@@ -157,7 +163,14 @@ def _follow(out: Path, prepared: "Run", params: TrainParams, *, run: str) -> Non
         if state is None:
             raise InputError(f"{aside_of(out)} is not the same folder for all processes; give them one they share.")
         _restore(prepared, state)
-    prepared.loop.run(begin, params.checkpoint_every, on_metrics=_ignored, on_checkpoint=_ignored, on_stop=_ignored)
+    prepared.loop.run(
+        begin,
+        params.checkpoint_every,
+        on_metrics=_ignored,
+        on_checkpoint=_ignored,
+        on_stop=_ignored,
+        is_over=lambda _: False,
+    )
 
 
 @contextmanager
@@ -230,7 +243,7 @@ def _metrics(
 ) -> dict[str, object]:
     return {
         "devices": "; ".join(devices),
-        "steps": params.steps,
+        "steps": len(writer.record.losses),
         "resumed_after": begin,
         "loss_first": round(writer.record.mean(first=LOSS_STEPS), 6),
         "loss_last": round(writer.record.mean(last=LOSS_STEPS), 6),

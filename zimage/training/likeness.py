@@ -2,8 +2,7 @@
 
 Pictures are held against the middle of the training photos by an embedded engine, never against held-out photos:
 training may not know these, and what somebody stops a run by must not be what reports afterwards. So the curve shows
-when the face of the photos is learnt, and nothing about other days; `evaluate` tells about these. No stage reads it, so
-this module counts in no fingerprint (see zimage.core.fingerprint).
+when the face of the photos is learnt, and nothing about other days; `evaluate` tells about these.
 """
 
 import csv
@@ -75,6 +74,10 @@ class LikenessCurve:
             writer.writerows(row.model_dump() for row in self._rows)
         return fmean(row.closeness for row in scored)
 
+    def closeness_upto(self, done: int) -> list[float]:
+        """Return the mean closeness at each checkpoint, up to that after so many steps."""
+        return [value for step, value in mean_closeness(self._rows).items() if step <= done]
+
     def _row(self, step: int, number: int, picture: NDArray[np.uint8]) -> LikenessRow:
         faces = self._engine.find(picture)
         if not faces:
@@ -83,6 +86,12 @@ class LikenessCurve:
         distance = float(between(faces[0].embedding[None], self._centre, info.metric)[0, 0])
         near = closeness(distance, info.threshold)
         return LikenessRow(step=step, picture=number, distance=round(distance, 4), closeness=round(near, 4))
+
+
+def has_plateaued(closeness_at_checkpoints: Sequence[float], patience: int, min_gain: float) -> bool:
+    """Return whether the last `patience` checkpoints came no nearer than the best one before them, by `min_gain`."""
+    before, last = closeness_at_checkpoints[:-patience], closeness_at_checkpoints[-patience:]
+    return bool(before) and max(last) <= max(before) + min_gain
 
 
 def open_curve(encode: Path, train: Path, begin: int) -> LikenessCurve | None:

@@ -57,6 +57,7 @@ class Loop:
         on_metrics: Callable[[list[StepMetrics]], None],
         on_checkpoint: Callable[[int, Callable[[], None]], None],
         on_stop: Callable[[int], None],
+        is_over: Callable[[int], bool],
     ) -> None:
         """Run all steps from `begin` on; SIGINT and SIGTERM take effect at the end of a step.
 
@@ -67,11 +68,15 @@ class Loop:
             on_checkpoint: Gets the number of steps done, and a function that raises KeyboardInterrupt if a stop was
                 asked for, to be called during long work.
             on_stop: Gets the number of steps done when the run is stopped, to save its state.
+            is_over: Gets the number of steps done at a checkpoint and tells whether the run ends there; of several
+                processes the main one decides.
         """
         readings, done = PendingMetrics(self.objective.denoiser.device, READ_EVERY), begin
         with deferred_stop(together=self.world.can_hang) as stop:
             try:
                 for number in range(begin, len(self.steps)):
+                    if number and number % every == 0 and self.world.broadcast_int(int(is_over(number))):
+                        break
                     numbers = self.step(number)
                     done = number + 1
                     on_metrics(readings.put(number, numbers))

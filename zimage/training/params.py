@@ -124,6 +124,17 @@ class SampleParams(Section):
     """Of their noise, the same at every checkpoint."""
 
 
+class StopParams(Section):
+    """An end before the last step, by the likeness of the sample pictures; see zimage.training.likeness."""
+
+    likeness: Literal["plateau"]
+    """plateau: end where the pictures came no nearer to the training photos for some checkpoints."""
+    patience: int = Field(ge=1)
+    """Checkpoints without a gain after which the run ends."""
+    min_gain: float = Field(ge=0)
+    """Rise of the mean closeness (0 to 1) that counts as a gain."""
+
+
 class MemoryParams(Section):
     """What saves memory and time at the cost of other rounding; what costs none is in `MachineParams`."""
 
@@ -189,12 +200,21 @@ class TrainParams(Section):
     """On another kind of device, which rounds otherwise: exact refuses to go on, any goes on, restart begins anew."""
     samples: SampleParams | None
     """Pictures at each checkpoint; null for none."""
+    stop: StopParams | None
+    """Whether likeness may end the run early, which suits a constant learning rate; null: it takes all steps."""
     save_dtype: Literal["float32", "bfloat16"]
     """Of the LoRA files."""
     divergence_factor: float = Field(gt=1)
     """The run stops when its mean loss has grown this many times."""
     seed: int
     """Of adapters, order, captions, sigma and noise."""
+
+    @field_validator("stop")
+    @classmethod
+    def _has_pictures_to_stop_by(cls, stop: StopParams | None, info: ValidationInfo) -> StopParams | None:
+        if stop is not None and info.data.get("samples", stop) is None:
+            raise ValueError("it looks at the pictures of checkpoints, but train.samples is null; ask for samples")
+        return stop
 
     @field_validator("schedule")
     @classmethod

@@ -19,7 +19,7 @@ from zimage.model.latents import decode, image_of
 from zimage.model.sampling import sample
 from zimage.training.checkpoint import TrainingState, write_state
 from zimage.training.divergence import DivergedError, DivergenceMonitor, StepMetrics
-from zimage.training.likeness import LikenessCurve
+from zimage.training.likeness import LikenessCurve, has_plateaued
 from zimage.training.noise import generator_of
 from zimage.training.optimiser import learning_rate, rate_factor
 from zimage.training.params import SampleParams, TrainParams
@@ -121,6 +121,13 @@ class RunWriter:
                 self._board.number("validation_loss", done, self._validation.add(done))
             self._since = time.monotonic()
 
+    def is_over(self, done: int) -> bool:
+        """Return whether `train.stop` ends the run at the checkpoint after so many steps."""
+        stop = self._params.stop
+        if stop is None or self._likeness is None:
+            return False
+        return has_plateaued(self._likeness.closeness_upto(done), stop.patience, stop.min_gain)
+
     def stopped(self, done: int) -> None:
         """Write the state of the last step, unless it is written already; pictures of a checkpoint may be due."""
         if done > self._last_state:
@@ -136,6 +143,14 @@ class RunWriter:
     def close(self) -> None:
         """Write all pending metrics."""
         self._board.close()
+
+    def save_result(self, path: Path) -> None:
+        """Write the LoRA of the last step, an earlier one than planned where `train.stop` ended the run."""
+        done = len(self.record.losses)
+        if done < self._params.steps:
+            self._metadata = {**self._metadata, "zimage.steps": str(done)}
+            logger.info("ended after %d of %d steps: the likeness no longer rises", done, self._params.steps)
+        self.save(path)
 
     def save(self, path: Path) -> None:
         """Write the current LoRA."""
