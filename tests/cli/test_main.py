@@ -88,6 +88,17 @@ def test_help_loads_nothing_that_only_a_stage_or_a_command_needs() -> None:
     assert not {"torch", "numpy", "pydantic", "yaml", "psutil", "tempfile"} & set(done.stderr.split())
 
 
+def test_checking_the_sections_of_all_later_stages_does_not_import_torch(workspace: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "zimage", "detect", "ingest", "overrides", "out"]
+    done = subprocess.run(
+        command, cwd=workspace, capture_output=True, text=True, check=False, env=environment(PYTHONWARNINGS="ignore")
+    )
+
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "zimage.evaluation.generate.gallery" in names
+    assert not {"torch", "diffusers", "transformers"} & names
+
+
 def test_an_unknown_command_ends_with_code_2() -> None:
     assert zimage("trian").returncode == 2
 

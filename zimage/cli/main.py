@@ -117,20 +117,22 @@ def run_stage(stage: Signature, folders: list[Path], params_file: Path) -> None:
     """
     from zimage.core.process_group import use_processes
 
-    _check_later(stage, params_file)
+    present = _check_later(stage, params_file)
     use_processes(_processes())
     _check_consent(stage.stage, folders[-1].parent / "consent.yaml")
     function, kinds = imported(stage)
-    sections = {keyword: _section(params_file, name, kinds[keyword]) for keyword, name in stage.sections.items()}
+    sections = {
+        keyword: _section(present, params_file, name, kinds[keyword]) for keyword, name in stage.sections.items()
+    }
     function(*folders, **sections)
 
 
-def _section(params_file: Path, name: str, kind: type[Any]) -> Any:
-    """Return a section of params.yaml, with this machine's values in the section `machine`."""
+def _section(present: Mapping[str, Any], params_file: Path, name: str, kind: type[Any]) -> Any:
+    """Return a section of params.yaml, which holds `present`, with this machine's values in the section `machine`."""
     from zimage.core.params import parsed
-    from zimage.core.section import checked, read_section
+    from zimage.core.section import checked, section_of
 
-    section = read_section(params_file, name, kind)
+    section = section_of(present, name, kind, params_file)
     given = os.environ.get("ZIMAGE_MACHINE", "")
     if name != "machine" or not given:
         return section
@@ -167,7 +169,8 @@ def _processes() -> int:
     return int(given)
 
 
-def _check_later(stage: Signature, params_file: Path) -> None:
+def _check_later(stage: Signature, params_file: Path) -> Mapping[str, Any]:
+    """Return what params.yaml holds, once the sections of the stage and of all later ones were checked."""
     from zimage.core.section import read_params, refuse_unknown
 
     present = read_params(params_file)
@@ -178,7 +181,8 @@ def _check_later(stage: Signature, params_file: Path) -> None:
         _, kinds = imported(later)
         for keyword, name in later.sections.items():
             if name in present:
-                _section(params_file, name, kinds[keyword])
+                _section(present, params_file, name, kinds[keyword])
+    return present
 
 
 def _check_consent(stage: str, path: Path) -> None:
@@ -208,10 +212,12 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 def _doctor(parsed: argparse.Namespace) -> int:
     from zimage.cli.doctor import as_lines, examine
+    from zimage.core.section import read_params
     from zimage.training.params import MachineParams
 
     def machine() -> MachineParams:
-        found: MachineParams = _section(parsed.params_file, "machine", MachineParams)
+        path = parsed.params_file
+        found: MachineParams = _section(read_params(path), path, "machine", MachineParams)
         return found
 
     findings = [

@@ -83,11 +83,14 @@ def read_section(path: Path, name: str, kind: type[S]) -> S:
     Raises:
         InputError: the section is absent, or a key is unknown, missing or of a wrong type; all faults at once.
     """
-    params = read_params(path)
+    return section_of(read_params(path), name, kind, path)
+
+
+def section_of(params: Mapping[str, Any], name: str, kind: type[S], path: Path) -> S:
+    """Return the section `name` of what `read_params` read from `path`, checked; see `read_section`."""
     if name not in params:
-        raise InputError(
-            f"{path} has no section `{name}:`{_did_you_mean(name, params)}; add it (see the project's own params.yaml)."
-        )
+        meant = _did_you_mean(name, list(params))
+        raise InputError(f"{path} has no section `{name}:`{meant}; add it (see the project's own params.yaml).")
     return checked(params[name], kind, f"{path}: {name}")
 
 
@@ -132,6 +135,6 @@ def _keys_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str
     return list(kind.model_fields)
 
 
-def _did_you_mean(name: str, known: Mapping[str, Any] | list[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean `{close[0]}`?)" if close else ""

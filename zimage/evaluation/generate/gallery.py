@@ -3,10 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zimage.core.progress import Progress
-from zimage.evaluation.generate.generator import Generator
 from zimage.evaluation.generate.image_cache import ImageCache, Request
+
+if TYPE_CHECKING:
+    from zimage.evaluation.generate.generator import Generator
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +22,7 @@ class Gallery:
         open_studio: Opens the pipeline and reads all prompts.
     """
 
-    def __init__(self, image_cache: ImageCache, open_studio: Callable[[], Generator]) -> None:
+    def __init__(self, image_cache: ImageCache, open_studio: Callable[[], "Generator"]) -> None:
         self._image_cache, self._open = image_cache, open_studio
         self._generator: Generator | None = None
         self.shown: list[Request] = []
