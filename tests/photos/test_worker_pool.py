@@ -1,5 +1,6 @@
 import operator
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tests.processes import runs
 from zimage.consent import Consent, read_consent
 from zimage.core.errors import InputError
 from zimage.core.sandbox import ENVIRONMENT, NET_ABI, landlock_abi
-from zimage.photos.worker_pool import MEMORY_BYTES_A_CORE, THREADS_OF, Lost, cores, mapped
+from zimage.photos.worker_pool import ALLOCATION, MEMORY_BYTES_A_CORE, THREADS_OF, Lost, WorkerPool, cores, mapped
 
 doubled = partial(partial, operator.mul, 2)
 crashing = partial(partial, os._exit)
@@ -23,6 +24,7 @@ reading = partial(partial, read_consent)
 holding = partial(partial, bytes)
 reading_text = partial(partial, Path.read_text)
 executing = partial(partial, exec)
+evaluating = partial(partial, eval)
 unpacking = partial(partial, operator.truediv, 1)
 
 
@@ -34,6 +36,23 @@ def results(answers: Iterator[tuple[object, object]]) -> list[object]:
 def test_results_come_in_the_order_of_the_items(workers: int) -> None:
     answers = list(mapped(doubled, range(40), int, workers=workers))
     assert answers == [(n, 2 * n) for n in range(40)]
+
+
+def test_one_pool_does_two_rounds_of_work_in_the_same_processes() -> None:
+    asked = ["[__import__('os').getpid(), __import__('time').sleep(0.1)][0]"] * 6
+    with WorkerPool(evaluating, int, workers=2) as pool:
+        first, second = ({answer for _, answer in pool.mapped(asked) if isinstance(answer, int)} for _ in range(2))
+    assert second <= first
+    assert first and not any(map(runs, first))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's variables")
+def test_a_worker_reuses_the_memory_of_the_picture_before() -> None:
+    picture = "__import__('PIL.Image').Image.new('RGB', (4000, 3000)) and 0"
+    faults = "__import__('resource').getrusage(0).ru_minflt"
+    _, between = results(mapped(evaluating, [picture, f"-{faults} + ({picture}) + {faults}"], int, workers=1))
+    assert isinstance(between, int)
+    assert between < 1000  # such a picture takes 11,719 pages
 
 
 def test_items_are_drawn_only_a_few_ahead() -> None:
@@ -81,7 +100,7 @@ def test_a_worker_has_no_secrets_no_core_files_and_no_way_to_more_privileges(mon
     files = [Path("/proc/self", name) for name in ("environ", "limits", "status")]
     environment, limits, status = results(mapped(reading_text, files, str, workers=1, memory_bytes=3 * 2**30))
     names = {entry.partition("=")[0] for entry in str(environment).split("\0") if entry}
-    assert names <= {*ENVIRONMENT, *THREADS_OF, "PYTHONPATH", "MALLOC_ARENA_MAX"}
+    assert names <= {*ENVIRONMENT, *THREADS_OF, "PYTHONPATH", *ALLOCATION}
     found = {line[:26].strip(): line[26:].split() for line in str(limits).splitlines()}
     assert found["Max core file size"][:2] == ["0", "0"]
     address_space = int(found["Max address space"][1])

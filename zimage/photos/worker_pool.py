@@ -31,6 +31,13 @@ R = TypeVar("R")
 LIMIT_S = 120.0  # a photo takes seconds; what takes two minutes was made to
 AHEAD = 2  # items in flight for each worker: enough that none waits, few enough to bound memory
 THREADS_OF = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# glibc reserves 64 MB of address space for each arena. It would return each large block to the kernel, which clears
+# every page of the next one again: a third of the time in which a photo of 12 MP is decoded (see infra/benchmarks.md).
+ALLOCATION = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+}
 # Address space of a worker. Libraries start a thread for each core, and each reserves room for its stack.
 MEMORY_BYTES, MEMORY_BYTES_A_CORE = 6 * 2**30, 64 * 2**20
 MAX_ANSWER_BYTES = 16 * 2**20  # of a worker; the largest holds the faces in one picture
@@ -57,58 +64,70 @@ def mapped(
     limit_s: float = LIMIT_S,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[tuple[T, R | Lost]]:
-    """Yield each item with its result, in the order of `items`, for any number of workers.
+    """Yield each item with its result, from processes that are started for these items; see `WorkerPool`."""
+    with WorkerPool(make_work, kind, workers=workers, limit_s=limit_s, memory_bytes=memory_bytes) as pool:
+        yield from pool.mapped(items)
+
+
+class WorkerPool(Generic[T, R]):
+    """Worker processes: started when there is work, replaced when one is lost, ended with the block. Use with `with`.
 
     Args:
         make_work: Called once in each worker; returns the work. Both it and the items are pickled.
-        items: Are drawn only a few ahead of what is yielded, so memory stays bounded.
         kind: Type of what the work returns; it crosses as JSON, so pydantic must know how to read it.
         workers: Processes; all cores where None.
         limit_s: Time one item may take.
         memory_bytes: Address space one worker may have.
-
-    Raises:
-        InputError, OSError: raised by the work, and raised again here.
     """
-    count = workers or cores()
-    pool = WorkerPool(make_work, kind, limit_s=limit_s, memory_bytes=memory_bytes)
-    waiting: deque[tuple[T, Future[R | Lost]]] = deque()
-    threads = ThreadPoolExecutor(count)
-    try:
-        for item in items:
-            waiting.append((item, threads.submit(pool.done, item)))
-            if len(waiting) >= count * AHEAD:
-                first, result = waiting.popleft()
-                yield first, result.result()
-        while waiting:
-            first, result = waiting.popleft()
-            yield first, result.result()
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        pool.stop()
-        threads.shutdown(wait=True)
-        pool.leave()
-
-
-class WorkerPool(Generic[T, R]):
-    """The worker processes of one `mapped`: started when there is work, replaced when one is lost."""
 
     def __init__(
         self,
         make_work: Callable[[], Callable[[T], R]],
         kind: type[R],
         *,
+        workers: int | None = None,
         limit_s: float = LIMIT_S,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         self._make_work, self._limit_s, self._memory_bytes = make_work, limit_s, memory_bytes
         self._answers = TypeAdapter(kind)
+        self._count = workers or cores()
+        self._threads = ThreadPoolExecutor(self._count)
         self._idle: list[_Worker] = []
         self._all: list[_Worker] = []
         self._lock = threading.Lock()
         self._stopped = False
 
-    def done(self, item: T) -> R | Lost:
+    def __enter__(self) -> "WorkerPool[T, R]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._stop()
+        self._threads.shutdown(wait=True)
+        for worker in self._all:
+            worker.close()
+
+    def mapped(self, items: Iterable[T]) -> Iterator[tuple[T, R | Lost]]:
+        """Yield each item with its result, in the order of `items`, for any number of workers.
+
+        Args:
+            items: Are drawn only a few ahead of what is yielded, so memory stays bounded.
+
+        Raises:
+            InputError, OSError: raised by the work, and raised again here.
+        """
+        waiting: deque[tuple[T, Future[R | Lost]]] = deque()
+        for item in items:
+            waiting.append((item, self._threads.submit(self._done, item)))
+            if len(waiting) >= self._count * AHEAD:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        while waiting:
+            first, result = waiting.popleft()
+            yield first, result.result()
+
+    def _done(self, item: T) -> R | Lost:
         """Return a worker's result for `item`; a crash is tried once more, because memory may have been short."""
         lost = Lost("The run was stopped.")
         for _ in range(2):
@@ -145,17 +164,12 @@ class WorkerPool(Generic[T, R]):
                 raise OSError(code, reason, *place)
         raise RuntimeError(f"a worker failed:\n{message.get('failed')}")
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """End all workers, which also ends the waits for their answers, and start no more."""
         with self._lock:
             self._stopped = True
             for worker in self._all:
                 worker.kill()
-
-    def leave(self) -> None:
-        """Close the connections, once nothing waits for an answer."""
-        for worker in self._all:
-            worker.close()
 
     def _hired(self) -> "_Worker | None":
         with self._lock:
@@ -186,7 +200,7 @@ class _Worker:
                 env={
                     **small_environment(os.environ),
                     "PYTHONPATH": os.pathsep.join(sys.path),
-                    "MALLOC_ARENA_MAX": "2",  # glibc reserves 64 MB of address space for each of its arenas
+                    **ALLOCATION,
                     **dict.fromkeys(THREADS_OF, "1"),
                 },
             )

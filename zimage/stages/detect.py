@@ -30,7 +30,7 @@ from zimage.faces.engine import EngineInfo, EngineParams, open_engine, require_p
 from zimage.faces.observation import Observation, Observer, read_observation
 from zimage.photos.cache import Cache, cache_of, salt
 from zimage.photos.rows import CropRow, Cut, ManifestRow, PhotoRow
-from zimage.photos.worker_pool import Lost, mapped
+from zimage.photos.worker_pool import Lost, WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -73,33 +73,40 @@ def detect(ingest: Path, overrides: Path, out: Path, *, params: DetectParams) ->
     require_pinned_pack(params.engine, "detect.engine")
     engine = open_engine(params.engine)
     seen_cache, cuts_cache = _caches(out, engine.info, params.engine)
-    rows, seen = _looked_at(read_rows(ingest / "photos.jsonl", PhotoRow), ingest, params.engine, seen_cache)
-    album = _Album(opened(rows, seen, decisions), [], engine.info, _unused(decisions, rows))
-    try:
-        curate(
-            album.cases,
-            album.people,
-            references=read_references(overrides / "reference", params.engine, engine.info),
-            info=engine.info,
-            rules=Rules(
-                params.engine.min_score, params.subject, params.quality, params.duplicates, params.split, params.crops
-            ),
-        )
-    except InputError as refusal:
-        raise _with_evidence(refusal, album, out) from None
-    cases = album.cases
-    jobs = {case.row.photo: _job(case, ingest, engine.info, params.crops) for case in cases if case.chosen}
-    with made_aside(out) as aside:
-        crops = list(_cut(cases, jobs, cuts_cache, aside))
-        manifest = _write_tables(aside, album, jobs, crops)
-        write_rows(aside / "crops.jsonl", crops)
-        metrics = set_metrics(manifest, crops, engine.info, album.unused)
-        write_metrics(aside / METRICS, metrics | {"people": [one.photos for one in album.people]})
+    work = partial(
+        _Work,
+        Observer(params.engine, ingest, seen_cache.folder, seen_cache.salt),
+        Cutter(cuts_cache.folder, cuts_cache.salt),
+    )
+    with WorkerPool(work, Path) as pool:
+        rows, seen = _looked_at(read_rows(ingest / "photos.jsonl", PhotoRow), pool, seen_cache)
+        album = _Album(opened(rows, seen, decisions), [], engine.info, _unused(decisions, rows))
+        _decide(album, overrides, out, params)
+        cases = album.cases
+        jobs = {case.row.photo: _job(case, ingest, engine.info, params.crops) for case in cases if case.chosen}
+        with made_aside(out) as aside:
+            crops = list(_cut(cases, jobs, pool, cuts_cache, aside))
+            manifest = _write_tables(aside, album, jobs, crops)
+            write_rows(aside / "crops.jsonl", crops)
+            metrics = set_metrics(manifest, crops, engine.info, album.unused)
+            write_metrics(aside / METRICS, metrics | {"people": [one.photos for one in album.people]})
     seen_cache.prune()
     cuts_cache.prune()
     counts = Counter(case.decision for case in cases)
     logger.info("decided: %s", ", ".join(f"{count} {decision}" for decision, count in counts.items()))
     _say_who(album, out)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The work of one process: it observes every photo, and cuts those that were chosen later."""
+
+    observer: Observer
+    cutter: Cutter
+
+    def __call__(self, item: PhotoRow | Job) -> Path:
+        """Return the cache folder of what was seen on a photo, or of what was cut out of it."""
+        return self.observer(item) if isinstance(item, PhotoRow) else self.cutter(item)
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,22 @@ class _Album:
     people: list[PersonSeen]
     info: EngineInfo
     unused: list[str]
+
+
+def _decide(album: _Album, overrides: Path, out: Path, params: DetectParams) -> None:
+    """Decide on every photo; where the photos are refused, leave table and contact sheet beside the output."""
+    try:
+        curate(
+            album.cases,
+            album.people,
+            references=read_references(overrides / "reference", params.engine, album.info),
+            info=album.info,
+            rules=Rules(
+                params.engine.min_score, params.subject, params.quality, params.duplicates, params.split, params.crops
+            ),
+        )
+    except InputError as refusal:
+        raise _with_evidence(refusal, album, out) from None
 
 
 def _with_evidence(refusal: InputError, album: _Album, out: Path) -> InputError:
@@ -151,14 +174,14 @@ def _caches(out: Path, info: EngineInfo, engine: EngineParams) -> tuple[Cache, C
 
 
 def _looked_at(
-    rows: list[PhotoRow], ingest: Path, engine: EngineParams, cache: Cache
+    rows: list[PhotoRow], pool: WorkerPool[PhotoRow | Job, Path], cache: Cache
 ) -> tuple[list[PhotoRow], dict[str, Observation]]:
     """Return what was seen on each kept photo, and the rows: those of photos that no process survived are rejected."""
     kept = [row for row in rows if row.status == "kept"]
     seen: dict[str, Observation] = {}
     lost: dict[str, str] = {}
     with Progress("detect", len(kept)) as progress:
-        for row, entry in mapped(partial(Observer, engine, ingest, cache.folder, cache.salt), kept, Path):
+        for row, (_, entry) in zip(kept, pool.mapped(kept), strict=True):
             if isinstance(entry, Lost):
                 lost[row.photo] = entry.detail
             else:
@@ -190,16 +213,22 @@ def _job(case: PhotoDecision, ingest: Path, info: EngineInfo, params: CropParams
     )
 
 
-def _cut(cases: list[PhotoDecision], jobs: dict[str, Job], cache: Cache, aside: Path) -> Iterator[CropRow]:
+def _cut(
+    cases: list[PhotoDecision],
+    jobs: dict[str, Job],
+    pool: WorkerPool[PhotoRow | Job, Path],
+    cache: Cache,
+    aside: Path,
+) -> Iterator[CropRow]:
     """Write crops, masks and aligned faces, and yield the crops' rows in the order of the photos."""
     for folder in ("train", "holdout", "masks", "aligned"):
         (aside / folder).mkdir()
     chosen = [case for case in cases if case.chosen]
-    cuts = mapped(partial(Cutter, cache.folder, cache.salt), [jobs[case.row.photo] for case in chosen], Path)
+    cuts = pool.mapped(jobs[case.row.photo] for case in chosen)
     with Progress("crop", len(chosen)) as progress:
-        for case, (job, entry) in zip(chosen, cuts, strict=True):
+        for case, (_, entry) in zip(chosen, cuts, strict=True):
             if isinstance(entry, Lost):
-                raise RuntimeError(f"cutting {job.picture} failed: {entry.detail}")
+                raise RuntimeError(f"cutting {jobs[case.row.photo].picture} failed: {entry.detail}")
             cache.keep(entry)
             share(entry / ALIGNED, aside / "aligned" / f"{case.row.photo}.png")
             yield from (_placed(cut, case, entry, aside) for cut in read_cuts(entry))

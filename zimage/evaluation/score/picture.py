@@ -1,7 +1,6 @@
 """Score one picture by face engines, training photos and prompt."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from zimage.evaluation.score.following import template_following
 from zimage.evaluation.score.likeness import Likeness, Targets, likeness
 from zimage.faces.engine import Engine, EngineParams, Face, open_engine
 from zimage.photos.pictures import fitted, read_rgb
-from zimage.photos.worker_pool import Lost, WorkerPool, cores
+from zimage.photos.worker_pool import Lost, WorkerPool
 
 
 @dataclass(frozen=True)
@@ -67,20 +66,17 @@ class Search:
     def __init__(self, params: Sequence[EngineParams]) -> None:
         self.params = list(params)
         self._pool = WorkerPool(partial(Finder, self.params), list[list[dict[str, Any]]])
-        self._threads = ThreadPoolExecutor(cores())
 
     def __enter__(self) -> "Search":
+        self._pool.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._pool.stop()
-        self._threads.shutdown(wait=True)
-        self._pool.leave()
+        self._pool.__exit__()
 
     def faces_in(self, pictures: Sequence[SearchedPicture]) -> Iterator[list[list[Face]]]:
         """Yield the faces in each picture, largest first, by each engine."""
-        for seen, found in zip(pictures, self._threads.map(self._pool.done, pictures), strict=True):
+        for seen, found in self._pool.mapped(pictures):
             if isinstance(found, Lost):
                 raise RuntimeError(f"{seen.file} could not be searched for faces: {found.detail}")
             yield [[Face.from_plain(face) for face in faces] for faces in found]
