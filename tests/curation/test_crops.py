@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from skimage import data
 
 from zimage.curation.crops import CropParams, Plan, Region, buckets, cut, head_plan, holdout_plan, is_alone, plans
 from zimage.photos.rows import Box
@@ -110,3 +112,13 @@ def test_points_move_with_the_crop() -> None:
     crop = cut(image, plan)
     y, x = (float(places.mean()) for places in np.nonzero(crop[:, :, 0] > 128))
     assert plan.carried(np.array([[250, 200]], np.float32))[0] == pytest.approx([x + 0.5, y + 0.5], abs=0.6)
+
+
+@pytest.mark.parametrize("side", [500.5, 300.0, 100.0, 50.0])
+@pytest.mark.parametrize("left_top", [(0.0, 0.0), (7.3, 8.9)])
+def test_a_crop_is_what_lanczos_makes_of_the_whole_photo(left_top: tuple[float, float], side: float) -> None:
+    image = np.asarray(data.astronaut(), np.uint8)
+    plan = Plan("head", Region(*left_top, side, side), 100, 100)
+    expected = Image.fromarray(image).resize((100, 100), Image.Resampling.LANCZOS, box=plan.region.box_xyxy)
+    difference = cut(image, plan).astype(np.float64) - np.asarray(expected)
+    assert 10 * np.log10(255**2 / max(float(np.mean(difference**2)), 1e-9)) > (40 if side > 280 else 70)  # dB

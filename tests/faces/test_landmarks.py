@@ -1,3 +1,4 @@
+import cv2
 import dlib
 import numpy as np
 import pytest
@@ -78,6 +79,23 @@ def test_a_large_face_is_aligned_without_aliasing() -> None:
     noise = rng.integers(0, 256, (2000, 2000, 3), np.uint8)
     points = upright_points("centres", 1800) + np.float32(100)
     assert aligned(noise, points, "centres", 112).std() < 0.25 * noise.std()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lean", [0, 40, 90, 200])
+@pytest.mark.parametrize("middle", [(512, 512), (100, 940)], ids=["inside", "cut by two borders"])
+def test_a_large_face_is_aligned_as_in_a_small_copy_of_the_picture(
+    middle: tuple[int, int], lean: float, kind: PointsKind
+) -> None:
+    small = cv2.resize(np.asarray(data.astronaut(), np.uint8), (256, 256), interpolation=cv2.INTER_AREA)
+    large = cv2.resize(small, (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    angle = np.radians(lean)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = np.asarray((upright_points(kind, 400) - 200) @ rotation.T + middle, np.float32)
+    expected = aligned(small, (points + 0.5) / 4 - 0.5, kind, 100).astype(int)
+    found = aligned(large, points, kind, 100).astype(int)
+    assert np.abs(found - expected).mean() < 4
+    assert np.mean((found == 0).all(2) != (expected == 0).all(2)) < 0.03
 
 
 @pytest.mark.parametrize("side_px", [112, 224, 128, 256])

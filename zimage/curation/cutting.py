@@ -1,6 +1,7 @@
 """Cutting one photo: crops, soft face masks and the aligned face, cached so that they are cut once."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ OVAL: dict[PointsKind, tuple[tuple[float, float], tuple[float, float]]] = {
 }
 TURNED = 0.28  # shift of the oval, times the sine of the yaw: the points follow the nose, the cheek stays behind
 SOFT = 0.05  # of the half width: the edge fades over this standard deviation
+BACKGROUND_PX = 256  # long side, at most, of the pixels of which the background's colour is taken
 OUTSIDE_HEAD = 1.5  # the oval times this holds hair and ears, so that what is beyond is background or clothes
 
 
@@ -34,6 +36,8 @@ def face_mask(size: tuple[int, int], points_xy: Points, kind: PointsKind) -> Mas
 
 def background_rgb(crop_rgb: Picture, points_xy: Points, kind: PointsKind) -> tuple[int, int, int]:
     """Return the median colour outside the head in the upper part of a crop; of its corners where the head fills it."""
+    step = math.ceil(max(crop_rgb.shape[:2]) / BACKGROUND_PX)
+    crop_rgb, points_xy = crop_rgb[::step, ::step], points_xy / np.float32(step)
     height, width = crop_rgb.shape[:2]
     outside = _oval((width, height), points_xy, kind, OUTSIDE_HEAD) < 128
     lowest = int(np.clip(points_xy[:, 1].max(), 1, height))  # below the nose or mouth there are clothes
@@ -50,9 +54,17 @@ def _oval(size: tuple[int, int], points_xy: Points, kind: PointsKind, grown: flo
     (x, y), (half_width, half_height) = OVAL[kind]
     centre = back @ np.array([x - TURNED * np.sin(np.radians(yaw_deg(points_xy, kind))), y, 1.0])
     axes = (2 * half_width * scale * grown, 2 * half_height * scale * grown)
+    soft_px = max(SOFT * axes[0] / 2, 0.5)
     mask = np.zeros((size[1], size[0]), np.uint8)
-    cv2.ellipse(mask, ((float(centre[0]), float(centre[1])), axes, angle), 255, -1, cv2.LINE_AA)
-    return np.asarray(cv2.GaussianBlur(mask, (0, 0), max(SOFT * axes[0] / 2, 0.5)), np.uint8)
+    reach = max(axes) / 2 + 4 * soft_px + 2  # px from the centre beyond which the mask is 0: OpenCV's blur ends at 3
+    left, top = np.clip(centre - reach, 0, size).astype(int)
+    right, bottom = np.clip(centre + reach + 1, 0, size).astype(int)
+    part = mask[top:bottom, left:right]
+    if part.size:
+        middle = (float(centre[0] - left), float(centre[1] - top))
+        cv2.ellipse(part, (middle, axes, angle), 255, -1, cv2.LINE_AA)
+        cv2.GaussianBlur(part, (0, 0), soft_px, dst=part)
+    return mask
 
 
 ALIGNED, CUTS = "aligned.png", "cuts.json"

@@ -136,22 +136,27 @@ def _moved_to(
     carry = similarity(points_xy, target_xy + np.float32(FIRST_PIXEL[kind]))
     scale = float(np.hypot(carry[0, 0], carry[1, 0]))
     if scale < 0.5:
-        image_rgb, carry = _shrunk_around(image_rgb, points_xy, scale, carry)
+        image_rgb, carry = _shrunk(image_rgb, carry, side_px)
     return np.asarray(cv2.warpAffine(image_rgb, carry, (side_px, side_px), flags=cv2.INTER_LINEAR), np.uint8)
 
 
-def _shrunk_around(
-    image_rgb: NDArray[np.uint8], points_xy: Points, scale: float, carry: NDArray[np.float64]
+def _shrunk(
+    image_rgb: NDArray[np.uint8], carry: NDArray[np.float64], side_px: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Return the part of the picture around the face at twice the target size, and `carry` for that part."""
+    """Return the part of the picture that `carry` moves into the square, at twice its size, and `carry` for that part.
+
+    No more is brought down than the square shows, with a border of two px for the interpolation.
+    """
     import cv2
 
-    reach = 4 * float(np.ptp(points_xy, axis=0).max())
-    centre = points_xy.mean(0)
-    left, top = np.maximum(centre - reach, 0).astype(int)
-    right, bottom = np.minimum(centre + reach, (image_rgb.shape[1], image_rgb.shape[0])).astype(int)
+    scale = float(np.hypot(carry[0, 0], carry[1, 0]))
+    height, width = image_rgb.shape[:2]
+    corners = np.array([[0, 0], [side_px, 0], [0, side_px], [side_px, side_px]])
+    reached = (corners - carry[:, 2]) @ np.linalg.inv(carry[:, :2]).T
+    left, top = np.clip(reached.min(0) - 1 / scale, 0, (width - 1, height - 1)).astype(int)
+    right, bottom = np.ceil(np.clip(reached.max(0) + 1 / scale, (left + 1, top + 1), (width, height))).astype(int)
     part = image_rgb[top:bottom, left:right]
-    width, height = (max(1, round(side * 2 * scale)) for side in (part.shape[1], part.shape[0]))
-    small = np.asarray(cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    back = np.array([[part.shape[1] / width, 0, left], [0, part.shape[0] / height, top], [0, 0, 1]])
+    size = max(1, round(part.shape[1] * 2 * scale)), max(1, round(part.shape[0] * 2 * scale))
+    small = np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), np.uint8)
+    back = np.array([[part.shape[1] / size[0], 0, left], [0, part.shape[0] / size[1], top], [0, 0, 1]])
     return small, carry @ back

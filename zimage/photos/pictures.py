@@ -10,8 +10,13 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 Mask = NDArray[np.uint8]  # (H, W)
 
-# Of a 12-MP photo level 1 with run lengths takes half the time of zlib's default and 1/8 more room.
-PNG_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
+# Of a photo level 1 with run lengths takes a tenth of the time of level 6 and 4 % more room, and one filter for all
+# lines two thirds of the time of a choice for each line and 1 % more room.
+PNG_FAST = (
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG),
+)
 
 
 def read_rgb(path: Path) -> Picture:
