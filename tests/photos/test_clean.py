@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
+from skimage import data
 
 from tests.benchmarks.fuzz import whole_files
 from tests.photos.test_decode import encoded
@@ -44,6 +45,24 @@ def test_a_phones_photo_is_upright_and_in_srgb_when_it_is_read(orientation: int,
     assert suffix == ".jpg"
     assert expected is not None and not np.array_equal(np.asarray(expected), np.asarray(upright))
     assert np.array_equal(read_clean(tmp_path / "clean.jpg", 200), np.asarray(expected))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("max_side_px", [4096, 100], ids=["whole", "brought down"])
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}], ids=str)
+def test_a_plain_jpeg_is_read_to_the_bits_that_ingest_saw(
+    options: dict[str, int], max_side_px: int, orientation: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file, noisy = io.BytesIO(), np.asarray(data.astronaut(), np.uint8)[:201, :307]
+    Image.fromarray(noisy).save(file, "JPEG", quality=88, exif=exif, **options)
+    limits = Limits(max_megapixels=10, max_side_px=max_side_px)
+    picture = decoded(file.getvalue(), limits)
+    suffix, content = clean_file(file.getvalue(), picture, limits)
+    (tmp_path / "clean.jpg").write_bytes(content)
+    assert suffix == ".jpg"
+    assert np.array_equal(read_clean(tmp_path / "clean.jpg", max(picture.pixels_rgb.shape)), picture.pixels_rgb)
 
 
 def table_profile() -> bytes:

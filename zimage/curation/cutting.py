@@ -26,7 +26,11 @@ OVAL: dict[PointsKind, tuple[tuple[float, float], tuple[float, float]]] = {
 TURNED = 0.28  # shift of the oval, times the sine of the yaw: the points follow the nose, the cheek stays behind
 SOFT = 0.05  # of the half width: the edge fades over this standard deviation
 BACKGROUND_PX = 256  # long side, at most, of the pixels of which the background's colour is taken
+FINEST_SOFT_PX = 8.0  # standard deviation of an edge at which a mask is drawn at least
 OUTSIDE_HEAD = 1.5  # the oval times this holds hair and ears, so that what is beyond is background or clothes
+
+
+Ellipse = tuple[tuple[float, float], tuple[float, float], float]  # centre, both axes, angle in degrees; see cv2.ellipse
 
 
 def face_mask(size: tuple[int, int], points_xy: Points, kind: PointsKind) -> Mask:
@@ -59,12 +63,26 @@ def _oval(size: tuple[int, int], points_xy: Points, kind: PointsKind, grown: flo
     reach = max(axes) / 2 + 4 * soft_px + 2  # px from the centre beyond which the mask is 0: OpenCV's blur ends at 3
     left, top = np.clip(centre - reach, 0, size).astype(int)
     right, bottom = np.clip(centre + reach + 1, 0, size).astype(int)
-    part = mask[top:bottom, left:right]
-    if part.size:
+    if left < right and top < bottom:
         middle = (float(centre[0] - left), float(centre[1] - top))
-        cv2.ellipse(part, (middle, axes, angle), 255, -1, cv2.LINE_AA)
-        cv2.GaussianBlur(part, (0, 0), soft_px, dst=part)
+        mask[top:bottom, left:right] = _soft_ellipse((right - left, bottom - top), (middle, axes, angle), soft_px)
     return mask
+
+
+def _soft_ellipse(size: tuple[int, int], ellipse: Ellipse, soft_px: float) -> Mask:
+    """Return a filled ellipse whose edge fades; a wide edge is drawn small, where it looks the same, and enlarged."""
+    width, height = size
+    (x, y), axes, angle = ellipse
+    step = max(1, int(soft_px / FINEST_SOFT_PX))
+    small = np.zeros((math.ceil(height / step), math.ceil(width / step)), np.uint8)
+    middle = ((x + 0.5) / step - 0.5, (y + 0.5) / step - 0.5)
+    outline = 1 - 1 / step  # OpenCV also draws the outline, which is `step` px wide in the large picture
+    drawn = (max(axes[0] / step - outline, 0.0), max(axes[1] / step - outline, 0.0))
+    cv2.ellipse(small, (middle, drawn, angle), 255, -1, cv2.LINE_AA)
+    soft = cv2.GaussianBlur(small, (0, 0), soft_px / step)
+    if step > 1:
+        soft = cv2.resize(soft, (small.shape[1] * step, small.shape[0] * step), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(soft[:height, :width], np.uint8)
 
 
 ALIGNED, CUTS = "aligned.png", "cuts.json"

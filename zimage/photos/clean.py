@@ -5,11 +5,13 @@ times as large. It is decoded by the same code as the file that was given, so no
 photos are PNGs.
 """
 
+import io
 import sys
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from zimage.photos.decode import Decoded, Limits, RefusedError, decoded
 from zimage.photos.pictures import Picture, decoded_rgb, png
@@ -51,6 +53,16 @@ def read_clean(path: Path, long_px: int) -> Picture:
 
 def decode_clean(suffix: str, content: bytes, long_px: int) -> Picture:
     """Return the picture in a clean file that was read already; see `read_clean`."""
-    if suffix == ".png":
+    if suffix == ".png" or (suffix == ".jpg" and _is_plain(content, long_px)):
         return decoded_rgb(content)
     return decoded(content, Limits(max_megapixels=sys.maxsize, max_side_px=long_px)).pixels_rgb
+
+
+def _is_plain(content: bytes, long_px: int) -> bool:
+    """Return whether a JPEG shows its picture as it is coded: in sRGB without a profile, and not brought down.
+
+    OpenCV decodes such a file in two thirds of Pillow's time, by the same library to the same bits; it also turns the
+    picture upright.
+    """
+    with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+        return image.mode == "RGB" and not image.info.get("icc_profile") and max(image.size) <= long_px

@@ -26,9 +26,9 @@ def read_rgb(path: Path) -> Picture:
 
 def decoded_rgb(content: bytes) -> Picture:
     """Return the picture in a file that one of our stages wrote, (H, W, 3)."""
-    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert decoded is not None, "one of our own files is not a picture"
-    return np.ascontiguousarray(decoded[:, :, ::-1], np.uint8)
+    return np.asarray(decoded, np.uint8)
 
 
 def write_png(path: Path, pixels: Picture | Mask) -> None:
