@@ -4,17 +4,21 @@ Run with: python -m tests.benchmarks.detect_album PHOTOS [OTHER_CHECKOUT] [ROUND
 The photos have 12 MP and one to five faces each: views of the demo's portrait among people of insightface's group, over
 large textures of skimage's. Ingest runs once, outside the time; the checkouts take turns, each with an empty cache.
 Photos are compared whole, not by their faces: all views are of one photograph. "Alone" is one process that reads each
-file, decodes it at full size and lets the engine find and embed all faces.
+file, decodes it at full size by Pillow and lets the engine find and embed all faces; "alone, as a worker" decodes as
+detect does, with the workers' settings of memory. Decisions that differ between the checkouts are printed by name.
 """
 
 import datetime
+import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from numpy.typing import NDArray
 from skimage import data
 
 from zimage.demo import jpeg, other_people, planned_views, taken
+from zimage.photos.worker_pool import ALLOCATION, THREADS_OF
 
 Picture = NDArray[np.uint8]
 WIDTH, HEIGHT = 4000, 3000
@@ -44,6 +49,16 @@ from zimage.photos.decode import Limits, decoded
 engine, limits = open_engine(YUNET_SFACE_PARAMS), Limits(max_megapixels=120, max_side_px=4096)
 for file in sorted(Path(sys.argv[1]).iterdir()):
     engine.find(decoded(file.read_bytes(), limits).pixels_rgb)
+"""
+AS_A_WORKER = """
+import sys
+from pathlib import Path
+from zimage.faces.engine import open_engine
+from zimage.faces.engine_defaults import YUNET_SFACE_PARAMS
+from zimage.photos.clean import read_clean
+engine = open_engine(YUNET_SFACE_PARAMS)
+for file in sorted(Path(sys.argv[1]).iterdir()):
+    engine.find(read_clean(file, 4096))
 """
 
 
@@ -93,17 +108,24 @@ def make_album(folder: Path, count: int) -> None:
         (folder / f"{number:04}.jpg").write_bytes(jpeg(photo(number, views, grounds), 90, when))
 
 
-def timed(command: list[str], checkout: Path) -> tuple[float, float]:
+def timed(command: list[str], checkout: Path, **variables: str) -> tuple[float, float]:
     """Run a command in a checkout and return the CPU time of all its processes and its wall time, in s."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    run = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(checkout), **variables}
+    run = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, env=environment)
     after, wall_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
     if run.returncode:
         raise SystemExit(f"{command} failed: {run.stderr[-2000:]}")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall_s
 
 
-def zimage(checkout: Path, params: Path, *arguments: Path | str) -> list[str]:
+def decisions(out: Path) -> dict[str, tuple[str, str]]:
+    """Return decision and reason of each photo, by its name."""
+    rows = map(json.loads, (out / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
+    return {row["name"]: (row["decision"], row["reason"]) for row in rows}
+
+
+def zimage(params: Path, *arguments: Path | str) -> list[str]:
     return [sys.executable, "-m", "zimage", *map(str, arguments), "--params", str(params)]
 
 
@@ -130,7 +152,7 @@ def main(count: int, checkouts: list[Path], rounds: int) -> None:
             place.mkdir()
             params = params_of(checkout, place / "params.yaml")
             cost = timed(
-                zimage(checkout, params, "ingest", folder / "photos", folder / "consent.yaml", place / "ingest"),
+                zimage(params, "ingest", folder / "photos", folder / "consent.yaml", place / "ingest"),
                 checkout,
             )
             print(f"{checkout.name}: ingest {cost[0]:.1f} CPU s, {cost[1]:.1f} s", flush=True)
@@ -139,19 +161,40 @@ def main(count: int, checkouts: list[Path], rounds: int) -> None:
                 for old in (place / ".detect.cache", place / "detect"):
                     shutil.rmtree(old, ignore_errors=True)
                 return timed(
-                    zimage(checkout, params, "detect", place / "ingest", folder / "overrides", place / "detect"),
+                    zimage(params, "detect", place / "ingest", folder / "overrides", place / "detect"),
                     checkout,
                 )
 
             prepared.append(detect)
-        alone = [sys.executable, "-c", ALONE, str(folder / "0" / "ingest" / "photos")]
+        photos = str(folder / "0" / "ingest" / "photos")
+        labels = ["alone", "alone, as a worker", *(one.name for one in checkouts)]
+        all_costs = []
         for _ in range(rounds):
-            costs = [timed(alone, checkouts[0]), *(detect() for detect in prepared)]
-            for label, (cpu_s, wall_s) in zip(["alone", *(one.name for one in checkouts)], costs, strict=True):
-                print(f"{label}: {cpu_s:.1f} CPU s, {wall_s:.1f} s, {count / cpu_s:.1f} photos a CPU s; ", end="")
+            costs = [
+                timed([sys.executable, "-c", ALONE, photos], checkouts[0], **dict.fromkeys(THREADS_OF, "1")),
+                timed(
+                    [sys.executable, "-c", AS_A_WORKER, photos],
+                    checkouts[0],
+                    **dict.fromkeys(THREADS_OF, "1"),
+                    **ALLOCATION,
+                ),
+                *(detect() for detect in prepared),
+            ]
+            all_costs.append(costs)
+            for label, (cpu_s, wall_s) in zip(labels, costs, strict=True):
+                print(f"{label}: {cpu_s:.1f} CPU s, {wall_s:.1f} s; ", end="")
             print(f"load {os.getloadavg()[0]:.1f}", flush=True)
-        for number, checkout in enumerate(checkouts):
-            print(checkout.name, (folder / str(number) / "detect" / "metrics.json").read_text()[:400])
+        for number, label in enumerate(labels):
+            cpu_s, wall_s = (statistics.median(costs[number][kind] for costs in all_costs) for kind in (0, 1))
+            ratio = statistics.median(costs[2][0] / costs[number][0] for costs in all_costs)
+            print(
+                f"{label}: median {cpu_s:.1f} CPU s, {wall_s:.1f} s; detect here takes {ratio:.2f} times the CPU time"
+            )
+        first, *others = (decisions(folder / str(number) / "detect") for number in range(len(checkouts)))
+        print(Counter(first.values()))
+        for other, checkout in zip(others, checkouts[1:], strict=True):
+            differing = [f"{name}: {other[name]} -> {first[name]}" for name in first if first[name] != other[name]]
+            print(f"{len(differing)} decisions differ from {checkout.name}", *differing, sep="\n")
 
 
 if __name__ == "__main__":
