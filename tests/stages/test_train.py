@@ -49,7 +49,14 @@ def test_it_leaves_a_lora_checkpoints_numbers_and_no_rest(tiny_base: Base, tiny_
     files = [path.relative_to(tmp_path / "train").as_posix() for path in (tmp_path / "train").rglob("*.*")]
     found = sorted(name for name in files if not name.startswith("tensorboard/"))
     steps = [f"checkpoints/step-{step:06d}.safetensors" for step in (2, 4, 6)]
-    assert found == [*steps, "lora.safetensors", "loss.csv", "metrics.json", "samples/prompts.txt"]
+    assert found == [
+        *steps,
+        "lora.safetensors",
+        "loss.csv",
+        "metrics.json",
+        "samples/prompts.txt",
+        "samples/validation.csv",
+    ]
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["train"]
     outs = {f"data/train/{path.name}" for path in (tmp_path / "train").iterdir()}
     assert outs == set(stage["outs"])
