@@ -40,8 +40,14 @@ STACK = {
     "work": "Take runs of a pool of the configured server and do them on this machine, until Ctrl-C.",
 }
 REMOTE = ("work", "watch")  # commands that need a server which runs already
-FLAGS = {"values": "--set", "loras": "--lora"}
-METAVARS = {"values": "SECTION.KEY=VALUE", "loras": "FILE[:STRENGTH]", "pictures": "FOLDER"}  # of what is repeated
+FLAGS = {"values": "--set", "loras": "--lora", "bases": "--base", "used_as": "--as"}
+METAVARS = {  # of what is repeated
+    "values": "SECTION.KEY=VALUE",
+    "loras": "FILE[:STRENGTH]",
+    "pictures": "FOLDER",
+    "bases": "MODEL",
+    "used_as": "USE",
+}
 STAGED = ("personalize", "prepare", "learn")  # flows that bring stages up to date
 ALONE = {"publish": "pass"}  # what an option means that is given without a value
 USER_ERROR = 2

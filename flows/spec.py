@@ -167,10 +167,17 @@ class ScoreSpec(PlacedSpec):
         title="Finished pictures",
         description="A folder, a zip or tar archive, or s3://bucket/prefix of pictures, however they were made.",
     )
-    base: str = Field(
-        "",
-        title="Base model",
-        description="A folder in diffusers' layout, or a hub id in the worker's cache; alone, the base is scored.",
+    bases: list[str] = Field(
+        [],
+        title="Base models",
+        description="Folders in diffusers' layout, or hub ids in the worker's cache: everything is scored on each; "
+        "alone, a base itself is scored.",
+    )
+    used_as: list[str] = Field(
+        [],
+        title="Also used as",
+        description="Further ways in which everything is scored, such as merged (as ComfyUI applies a LoRA), "
+        "bfloat16, fp8, int8, dpmpp_2m, side_px=768; several with commas between them.",
     )
     preset: Preset = Field(
         "", title="Preset", description="Values for a base and a GPU's memory; turbo-… for the distilled Turbo."

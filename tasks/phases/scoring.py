@@ -41,6 +41,7 @@ from zimage.consent import read_consent
 from zimage.core.errors import InputError
 from zimage.core.folder import write_whole
 from zimage.core.plain_yaml import dump, load_plain
+from zimage.lora.files.given import file_and_strength
 from zimage.model.base import Base
 from zimage.permission import require_for, today
 from zimage.photos.cache import cache_of
@@ -61,7 +62,8 @@ class Asked:
         consent: A file or `s3://bucket/key`; "" for the one that is known of the subject.
         loras: LoRA files, each with `:STRENGTH` behind it or not; files or `s3://bucket/key`.
         pictures: Folders, archives or `s3://bucket/prefix` of finished pictures.
-        base: A base model; "" for the subject's.
+        bases: Base models; none for the subject's.
+        used_as: Further ways to use everything; see `zimage.scoring.usage.sampling_of`.
         preset: A name in presets.yaml; "" for the subject's.
         engine: A face engine; "" for the subject's.
         class_noun: What the base model calls the person; "" for the subject's.
@@ -77,7 +79,8 @@ class Asked:
     consent: str
     loras: Sequence[str]
     pictures: Sequence[str]
-    base: str
+    bases: Sequence[str]
+    used_as: Sequence[str]
     preset: str
     engine: str
     class_noun: str
@@ -143,8 +146,8 @@ def run_score(settings: Settings, subject: str, asked: Asked, *, shared: bool) -
     """
     workspace = settings.workspace(subject)
     consent = check_consent(settings, subject, asked.consent, shared=shared)
-    base = pinned(asked.base) if asked.base else None
-    params = _params(settings, subject, asked, base, shared=shared)
+    bases = [pinned(each) for each in asked.bases]
+    params = _params(settings, subject, asked, bases[0] if bases else None, shared=shared)
     with scratch(workspace, "score") as folder:
         write_whole(folder / "consent.yaml", consent)
         write_whole(folder / "params.yaml", params.encode())
@@ -159,7 +162,8 @@ def run_score(settings: Settings, subject: str, asked: Asked, *, shared: bool) -
                 f"{asked.precision:g}",
                 *(["--trigger", asked.trigger] if asked.trigger else []),
             ),
-            *(["--base", base.model] if base else []),
+            *(f"--base={base.model}" for base in bases),
+            *(f"--as={each}" for each in asked.used_as),
             *(["--blind"] if asked.blind else []),
             *_given(asked, folder / "given"),
         ]
@@ -225,19 +229,17 @@ def refuse_no_photos(photos: str) -> None:
 
 def _lora(written: str, folder: Path) -> str:
     """Return `FILE` or `FILE:STRENGTH` with an absolute path; a file in a bucket is fetched into `folder`."""
-    if not written.startswith(S3):
-        file, colon, strength = (written, "", "") if Path(written).is_file() else written.rpartition(":")
-        return f"{Path(file or written).expanduser().absolute()}{colon}{strength if file else ''}"
-    address, colon, strength = written.rpartition(":")
-    if address in {"s3", ""}:
-        address, colon, strength = written, "", ""
+    address, strength = file_and_strength(written)
+    behind = "" if strength is None else f":{strength:g}"
+    if not address.startswith(S3):
+        return f"{Path(address).expanduser().absolute()}{behind}"
     found = Bucket.at(address).itself()
     if found is None:
         raise InputError(f"There is no LoRA file at {address}; check the bucket and the key.")
     bucket, one = found
     folder.mkdir()
     bucket.fetch(one, folder / one.key)
-    return f"{folder / one.key}{colon}{strength}"
+    return f"{folder / one.key}{behind}"
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def test_merging_takes_strengths_and_resizing_tells_what_it_costs(
     told = capsys.readouterr().out
     assert "rank 1, bfloat16" in told
     assert "% of it in all" in told
-    with pytest.raises(InputError, match=r"does not end in a strength; write it as FILE:0\.8"):
+    with pytest.raises(InputError, match=r"The strength in .*:much is not a number; write FILE:STRENGTH"):
         run("merge", f"{lora}:much", lora, "--out", both, "--force")
 
 

@@ -62,7 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base, prefect_ser
     given = {
         "photos": str(folder / "photos"),
         "loras": [f"{folder / 'ada.safetensors'}:0.5"],
-        "base": tiny_base.model,
+        "bases": [tiny_base.model],
         "engine": "dlib",
         "class_noun": "woman",
         "trigger": "zmkl",
@@ -76,7 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base, prefect_ser
 
 
 def at_shell(subject: str, given: dict[str, Any], *more: str) -> tuple[int, str, str]:
-    flags = {"values": "--set", "loras": "--lora"}
+    flags = {"values": "--set", "loras": "--lora", "bases": "--base"}
     options = [
         f"{flags.get(name, '--' + name.replace('_', '-'))}={each}"
         for name, value in given.items()
@@ -123,7 +123,7 @@ def test_scores_lie_in_the_store_and_in_the_ui_and_are_forgotten_with_the_person
 
 
 def test_a_machine_of_a_pool_finds_the_consent_in_the_state_and_refuses_without(place: Place) -> None:
-    given = {**place.given, "loras": [], "pictures": [str(place.folder / "theirs")], "base": ""}
+    given = {**place.given, "loras": [], "pictures": [str(place.folder / "theirs")], "bases": []}
     with pytest.raises(InputError, match="zoe has no consent yet; give its file with --consent"):
         score(ScoreSpec(subject="zoe", placement="pools", **given))
     with pytest.raises(InputError, match="is the consent of 'ada' and not of 'zoe'"):

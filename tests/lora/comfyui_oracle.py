@@ -74,10 +74,12 @@ def _comfy() -> Any:
     import comfy.cli_args  # type: ignore[import-not-found]
 
     comfy.cli_args.args.cpu = True
+    import comfy.float  # type: ignore[import-not-found]
     import comfy.lora  # type: ignore[import-not-found]
     import comfy.lora_convert  # type: ignore[import-not-found]
     import comfy.model_base  # type: ignore[import-not-found]
     import comfy.supported_models  # type: ignore[import-not-found]
+    import comfy.weight_adapter.lora  # type: ignore[import-not-found]
 
     return comfy
 
@@ -151,6 +153,16 @@ def changes(path: Path, model: Any = None, weights: Mapping[str, Tensor] | None 
         before = weights[name] if weights and name in weights else torch.zeros(shapes[name])
         found[name] = _comfy().lora.calculate_weight(patches, before.clone(), name) - before
     return found
+
+
+def merged(weight: Tensor, down: Tensor, up: Tensor, *, strength: float) -> Tensor:
+    """Return a weight with a LoRA merged by ComfyUI as its ModelPatcher.patch_weight_to_device does on a CPU."""
+    comfy = _comfy()
+    adapter = comfy.weight_adapter.lora.LoRAAdapter(set(), (up, down, None, None, None, None))
+    compute = comfy.model_management.lora_compute_dtype(torch.device("cpu"))
+    patches = [(strength, adapter, 1.0, None, None)]
+    summed = comfy.lora.calculate_weight(patches, weight.to(compute, copy=True), "weight")
+    return comfy.float.stochastic_rounding(summed, weight.dtype, seed=0)  # type: ignore[no-any-return]
 
 
 def _patches(path: Path, model: Any, with_text_encoder: bool = False) -> tuple[dict[Any, Any], set[str]]:

@@ -231,7 +231,7 @@ def test_photos_that_cannot_be_read_are_one_sentence(files: list[str], said: str
         broken_png(tmp_path / "photos" / "broken.png")
         (tmp_path / "photos" / "text.png").write_text("no picture", encoding="utf-8")
     with pytest.raises(InputError, match=said):
-        score(request(place, photos=tmp_path / "photos", base=str(tiny_of(place))), tmp_path / "out")
+        score(request(place, photos=tmp_path / "photos", bases=[tiny_of(place)]), tmp_path / "out")
 
 
 def test_photos_that_are_left_out_are_counted(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -257,7 +257,7 @@ def tiny_of(place: Path) -> str:
 def test_the_base_alone_has_a_row_and_a_page(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     hand_in(place, out, {"base": small(of_another(8, seed=5))})
-    lines = score(request(place, base=tiny_of(place), trigger=""), out)
+    lines = score(request(place, bases=[tiny_of(place)], trigger=""), out)
     found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert list(found["results"]) == ["base"] and found["results"]["base"]["verdict"] is None
     assert found["results"]["base"]["estimates"]["same_of_all"]["n"] == 4 * SEEDS

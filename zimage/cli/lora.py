@@ -125,11 +125,11 @@ def _convert(parsed: argparse.Namespace) -> int:
 
 def _merge(parsed: argparse.Namespace) -> int:
     from zimage.lora.convert.conversion import merge
+    from zimage.lora.files.given import file_and_strength
 
-    pairs = [_with_strength(file) for file in parsed.files]
-    return _print_outcome(
-        merge([path for path, _ in pairs], [strength for _, strength in pairs], parsed.out, _plan(parsed))
-    )
+    pairs = [file_and_strength(file) for file in parsed.files]
+    strengths = [1.0 if strength is None else strength for _, strength in pairs]
+    return _print_outcome(merge([Path(file) for file, _ in pairs], strengths, parsed.out, _plan(parsed)))
 
 
 def _resize(parsed: argparse.Namespace) -> int:
@@ -163,16 +163,6 @@ def _alpha_choice(text: str | None) -> "Literal['tensors', 'metadata'] | float |
     if not 0 < number < float("inf"):
         raise InputError(f"--alpha is `tensors`, `metadata` or a number above zero, not {text!r}.")
     return number
-
-
-def _with_strength(text: str) -> tuple[Path, float]:
-    path, _, strength = text.rpartition(":")
-    if not path or Path(text).exists():
-        return Path(text), 1.0
-    try:
-        return Path(path), float(strength)
-    except ValueError:
-        raise InputError(f"{text!r} does not end in a strength; write it as FILE:0.8.") from None
 
 
 def _print_outcome(outcome: "Converted") -> int:

@@ -75,7 +75,11 @@ LIKENESS = MEASURES[0]
 
 
 def differences(
-    sets: Mapping[str, Sequence[PictureRow]], *, resamples: int, generator: np.random.Generator
+    sets: Mapping[str, Sequence[PictureRow]],
+    *,
+    resamples: int,
+    generator: np.random.Generator,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> list[Difference]:
     """Return the difference of every measure for every pair of sets, those of likeness first.
 
@@ -83,8 +87,9 @@ def differences(
         sets: The scored pictures of each LoRA, or other source, by its name; leak prompts among them.
         resamples: Bootstrap resamples of the prompts.
         generator: Where the draws come from.
+        pairs: The names of the sets that are compared; None for every two.
     """
-    pairs = list(combinations(sets, 2))
+    pairs = list(combinations(sets, 2)) if pairs is None else pairs
     found = []
     for measure in MEASURES:
         for first, second in pairs:

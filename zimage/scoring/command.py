@@ -27,7 +27,21 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="finished pictures, in a folder or an archive; repeat it",
     )
     parser.add_argument(
-        "--base", default="", metavar="MODEL", help="a folder or a hub id; alone, the base model is scored"
+        "--base",
+        dest="bases",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="a folder or a hub id; repeat it to score on several; alone, the base model is scored",
+    )
+    parser.add_argument(
+        "--as",
+        dest="used_as",
+        action="append",
+        default=[],
+        metavar="USE",
+        help="also score everything as it is used: merged (as ComfyUI applies a LoRA), bfloat16, fp8, int8, dpmpp_2m, "
+        "unipc, side_px=N, steps=N, guidance_scale=N, several with commas between them; repeat it",
     )
     parser.add_argument("--blind", action="store_true", help="also write blind.html, without names, and blind_key.json")
     parser.add_argument(
@@ -51,7 +65,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
     names = (
         *("photos", "consent", "class_noun", "trigger", "seeds", "params_file", "pictures"),
-        *("base", "strength", "blind", "precision"),
+        *("bases", "used_as", "strength", "blind", "precision"),
     )
     lines = score(Request(loras=parsed.lora, **{name: getattr(parsed, name) for name in names}), parsed.out)
     print(*lines, f"report: {parsed.out / 'score.html'}", sep="\n")  # noqa: T201

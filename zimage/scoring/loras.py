@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zimage.core.errors import InputError
 from zimage.lora.convert.conversion import Plan, convert
+from zimage.lora.files.given import file_and_strength
 from zimage.lora.files.inspection import inspect_file
 
 TRIGGER_KEY = "modelspec.trigger_phrase"
@@ -71,19 +72,12 @@ def given_loras(files: Sequence[str], folder: Path, *, trigger: str, strength: f
 
 def _parsed(written: str) -> tuple[Path, float | None]:
     """Return file and strength of `FILE` or `FILE:STRENGTH`; None for the strength of the former."""
-    if Path(written).is_file():
-        return Path(written), None
-    file, colon, strength = written.rpartition(":")
-    if not colon or not Path(file).is_file():
+    file, strength = file_and_strength(written)
+    if not Path(file).is_file():
         raise InputError(
             f"There is no LoRA file {written}; give its path, or PATH:STRENGTH such as ada.safetensors:0.8."
         )
-    try:
-        return Path(file), float(strength)
-    except ValueError:
-        raise InputError(
-            f"The strength in {written} is not a number; write PATH:STRENGTH, such as ada.safetensors:0.8."
-        ) from None
+    return Path(file), strength
 
 
 def _free(name: str, taken: set[str]) -> str:

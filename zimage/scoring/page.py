@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from zimage.core.assets import read_asset
 from zimage.evaluation.compare import MEASURES, Difference
-from zimage.evaluation.generate.image_cache import Sampling
+from zimage.evaluation.generate.image_cache import SAMPLER_NAMES, machine_precision
 from zimage.evaluation.protocol import PROTOCOL_VERSION
 from zimage.evaluation.score.reals import Reals
 from zimage.photos.pictures import jpeg_uri, read_rgb
 
 if TYPE_CHECKING:
     from zimage.scoring.score import Result
+    from zimage.scoring.usage import Use
 
 SIDE_PX, QUALITY, REFERENCES = 224, 86, 8
 SAYS = {measure.name: measure.says for measure in MEASURES}
@@ -36,7 +37,7 @@ def write_page(
     lines: Sequence[str],
     reals: Reals,
     *,
-    sampling: Sampling,
+    uses: Sequence["Use"],
     seeds: int,
 ) -> None:
     """Write the page; it holds real photos of the person, and nothing in it is loaded from elsewhere.
@@ -47,7 +48,7 @@ def write_page(
         found: Their differences.
         lines: What a person should read first.
         reals: The real photos.
-        sampling: How pictures were made.
+        uses: How pictures were made; the usual use first.
         seeds: Pictures of each prompt.
     """
     from jinja2 import Environment, StrictUndefined
@@ -57,27 +58,55 @@ def write_page(
         lines=lines,
         names=[one.name for one in results],
         table=_table(results),
+        uses=_uses(results, uses),
         rules=[(one.name, one.judgement) for one in results if one.judgement],
         differences=[(SAYS[one.measure], one, _range(one.value, one.low, one.high, signed=True)) for one in found],
         references=[_uri(real.file) for real in reals.holdout[:REFERENCES]],
         photos=len(reals.holdout),
         sheet=_sheet(folder, results),
-        sampling=sampling,
+        sampling=uses[0].sampling,
         seeds=seeds,
         protocol=PROTOCOL_VERSION,
     )
     (folder / "score.html").write_text(page, encoding="utf-8")
 
 
-def _table(results: Sequence["Result"]) -> list[tuple[str, list[str]]]:
+def _table(results: Sequence["Result"]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the measures that any result has, and for each result its name and a cell for each of them."""
+    cells = {one.name: [_cell(one, name) for name, _ in SHOWN] for one in results}
+    there = [at for at in range(len(SHOWN)) if any(row[at] != "–" for row in cells.values())]
+    return [SHOWN[at][1] for at in there], [(name, [row[at] for at in there]) for name, row in cells.items()]
+
+
+def _cell(result: "Result", name: str) -> str:
+    estimate = getattr(result.figures, name) if result.figures else None
+    return "–" if estimate is None else _range(estimate.value, estimate.low, estimate.high)
+
+
+def _uses(results: Sequence["Result"], uses: Sequence["Use"]) -> list[dict[str, str]]:
+    """Return the settings of each use, and what merging leaves of each LoRA; none where there is only the usual one."""
+    if len(uses) < 2:
+        return []
     rows = []
-    for name, says in SHOWN:
-        cells = []
-        for one in results:
-            estimate = getattr(one.figures, name) if one.figures else None
-            cells.append("–" if estimate is None else _range(estimate.value, estimate.low, estimate.high))
-        if any(cell != "–" for cell in cells):
-            rows.append((says, cells))
+    for use in uses:
+        left = [
+            f"{one.source}: {one.about['merging']['share']:.2f} of a change of {one.about['merging']['relative']:.2%}"
+            for one in results
+            if one.use == use.name and one.about.get("merging")
+        ]
+        sampling = use.sampling
+        rows.append(
+            {
+                "name": use.name or "usual",
+                "base": Path(use.base.model).name,
+                "precision": sampling.precision or machine_precision(),
+                "lora": "merged" if sampling.merged else "apart",
+                "sampler": f"{SAMPLER_NAMES[sampling.sampler]}, {sampling.steps} steps",
+                "side": f"{sampling.side_px} px",
+                "guidance": f"{sampling.guidance_scale:g}",
+                "left": "; ".join(left),
+            }
+        )
     return rows
 
 

@@ -1,9 +1,11 @@
 """Score LoRA files and folders of pictures against real photos of a person, and compare them."""
 
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from zimage.evaluation.compare import LIKENESS, Difference, differences, sentenc
 from zimage.evaluation.figures import Evidence, Figures, PairValues, figures
 from zimage.evaluation.gate import GateParams, Judgement, judge
 from zimage.evaluation.generate.gallery import Gallery
-from zimage.evaluation.generate.image_cache import ImageCache, Sampling
+from zimage.evaluation.generate.image_cache import ImageCache, Sampling, delete_others, machine_precision
 from zimage.evaluation.generate.suite import Half, Prompt, read_suite, with_subject, without_trigger
 from zimage.evaluation.intervals import Estimate
 from zimage.evaluation.protocol import PROTOCOL_VERSION
@@ -27,7 +29,7 @@ from zimage.evaluation.rows import PictureRow, write_csv
 from zimage.evaluation.score.picture import Search
 from zimage.evaluation.score.reals import Reals
 from zimage.evaluation.select.scorer import Scorer, asked_of_base, asked_of_lora
-from zimage.model.base import Base, identify
+from zimage.model.base import Base, resolve
 from zimage.permission import require_for, today
 from zimage.photos.cache import cache_of
 from zimage.scoring.blind import write_blind_page
@@ -36,14 +38,14 @@ from zimage.scoring.page import write_page
 from zimage.scoring.pictures import GivenPicture, numbered, pictures_in, prompt_of, rows_of, same_words
 from zimage.scoring.power import WORST_SHARE, Plan, plan
 from zimage.scoring.references import References, references
+from zimage.scoring.usage import Use, open_used, uses
 from zimage.stages.evaluate import (
     EvaluateParams,
     absent,
     engines_of,
-    generator_of,
     out_of_memory_explained,
     picture_scorer_of,
-    precision,
+    prompt_texts,
     require_pinned_models,
     varieties,
 )
@@ -53,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 OF_THE_TRAINING = ("copy_rate_max", "nearest_share_max", "shared_session_max")  # limits that need the training photos
 BASE = "base"
+NOT_IN_A_PATH = re.compile(r"[^\w.=-]+")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Request:
         trigger: The word that calls the person; "" for what each file's metadata says.
         seeds: Pictures of each prompt; 0 for `evaluate.seeds.test`.
         params_file: A params.yaml: its base, its face engines, its sampling and its limits.
-        base: Another base model: a folder or a hub id; it is scored even where nothing else is. "" for params.yaml's.
+        bases: Other base models than params.yaml's: folders or hub ids. They are scored even where nothing else is.
+        used_as: Further ways to use everything, such as `merged,fp8`; see `zimage.scoring.usage.sampling_of`.
         strength: What LoRAs are multiplied with that say no strength of their own.
         blind: Write a page that shows the pictures side by side without names.
         precision: Half of the width that the interval of the share of the same person shall have; it chooses the seeds.
@@ -83,7 +87,8 @@ class Request:
     trigger: str
     seeds: int
     params_file: Path
-    base: str = ""
+    bases: list[str] = field(default_factory=list)
+    used_as: list[str] = field(default_factory=list)
     strength: float = 1.0
     blind: bool = False
     precision: float = 0.0
@@ -95,6 +100,8 @@ class Result:
 
     Args:
         name: Its name in tables.
+        source: The LoRA's name, the folder's, or `base`.
+        use: In which way it was used; "" for the usual one.
         about: Facts that identify it.
         rows: Its scored pictures.
         figures: What they amount to; None where there is no base to compare with.
@@ -102,6 +109,8 @@ class Result:
     """
 
     name: str
+    source: str
+    use: str
     about: dict[str, Any]
     rows: list[PictureRow]
     figures: Figures | None
@@ -122,7 +131,7 @@ def score(asked: Request, out: Path) -> list[str]:
     """
     from zimage.model.device import use_one_thread_on_a_cpu
 
-    if not asked.loras and not asked.pictures and not asked.base:
+    if not asked.loras and not asked.pictures and not asked.bases:
         raise InputError(
             "There is nothing to score; name a LoRA with --lora, a folder of pictures with --pictures, or a base model "
             "alone with --base."
@@ -131,7 +140,8 @@ def score(asked: Request, out: Path) -> list[str]:
     require_for(["ingest", "evaluate"], read_consent(asked.consent), today())
     params = read_section(asked.params_file, "evaluate", EvaluateParams)
     planned = _plan(asked, read_suite(params.suite))
-    base = _base(asked)
+    pinned = read_section(asked.params_file, "base", Base)
+    ways = uses(asked.bases, asked.used_as, pinned, Sampling(**params.sampling.model_dump()))
     require_pinned_models(params)
     cache = cache_of(out)
     loras = given_loras(asked.loras, cache / "loras", trigger=asked.trigger, strength=asked.strength)
@@ -139,10 +149,11 @@ def score(asked: Request, out: Path) -> list[str]:
     found = references(asked.photos, asked.consent, cache, asked.params_file)
     use_one_thread_on_a_cpu()
     with made_aside(out) as folder, Search(engines_of(params)) as search:
-        scoring = _Scoring(asked, params, base, found.reals, folder, search, cache, planned)
+        scoring = _Scoring(asked, params, ways, found.reals, folder, search, cache, planned)
         results = scoring.results(loras, sets)
         compared = differences(
-            {one.name: one.rows for one in results if one.name != BASE},
+            {one.name: one.rows for one in results if one.source != BASE},
+            pairs=_pairs(results),
             resamples=params.resampling.resamples,
             generator=params.resampling.generator(),
         )
@@ -150,7 +161,7 @@ def score(asked: Request, out: Path) -> list[str]:
         write_metrics(folder / "metrics.json", scoring.summary(results, compared, lines))
         write_csv(folder / "scores.csv", [row for one in results for row in one.rows])
         write_csv(folder / "differences.csv", compared)
-        write_page(folder, results, compared, lines, found.reals, sampling=scoring.sampling, seeds=scoring.seeds)
+        write_page(folder, results, compared, lines, found.reals, uses=ways, seeds=scoring.seeds)
         if asked.blind:
             write_blind_page(folder, results, found.reals, generator=params.resampling.generator())
     return lines
@@ -170,12 +181,14 @@ def _plan(asked: Request, prompts: Sequence[Prompt]) -> Plan | None:
     return found
 
 
-def _base(asked: Request) -> Base:
-    """Return the base that was asked for; where params.yaml names the same one, what it pins holds."""
-    pinned = read_section(asked.params_file, "base", Base)
-    if asked.base in {"", pinned.model}:
-        return pinned
-    return Base(model=asked.base, identity=identify(asked.base))
+def _pairs(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """Return which results are compared: one LoRA in two uses, or two LoRAs in one, so that one thing differs."""
+    scored = [one for one in results if one.source != BASE]
+    return [
+        (first.name, second.name)
+        for first, second in combinations(scored, 2)
+        if first.source == second.source or first.use == second.use
+    ]
 
 
 def _sets(asked: Request, loras: Sequence[GivenLora], folder: Path) -> dict[str, list[GivenPicture]]:
@@ -196,24 +209,23 @@ class _Scoring:
         self,
         asked: Request,
         params: EvaluateParams,
-        base: Base,
+        ways: Sequence[Use],
         reals: Reals,
         folder: Path,
         search: Search,
         cache: Path,
         planned: Plan | None,
     ) -> None:
-        self.asked, self.params, self.base, self.folder, self.search = asked, params, base, folder, search
-        self.sampling = Sampling(**params.sampling.model_dump())
+        self.asked, self.params, self.uses, self.folder, self.search = asked, params, ways, folder, search
         self.prompts = read_suite(params.suite)
         self.plan = planned
         self.seeds = planned.seeds if planned else asked.seeds or params.seeds.test
         self.picture_scorer = picture_scorer_of(params, reals, search)
-        self._images = ImageCache(cache / "pictures", base.identity, self.sampling)
+        self._images = cache / "pictures"
 
     def results(self, loras: Sequence[GivenLora], sets: Mapping[str, Sequence[GivenPicture]]) -> list[Result]:
-        found = self._generated(loras) if loras or self.asked.base else []
-        base_rows = [row for one in found if one.name == BASE for row in one.rows]
+        found = self._generated(loras) if loras or self.asked.bases else []
+        base_rows = next((one.rows for one in found if one.source == BASE), [])
         triggers = {lora.trigger for lora in loras} | ({self.asked.trigger} if self.asked.trigger else set())
         prompts = {
             same_words(text): prompt
@@ -243,7 +255,7 @@ class _Scoring:
                 "with_seed": sum(one.metadata.seed is not None for one in pictures),
                 "of_the_suite": sum(prompt_of(one, prompts)[1] is not None for one in pictures),
             }
-            found.append(Result(name, about, rows, self._figures(rows, base_rows), None))
+            found.append(Result(name, name, "", about, rows, self._figures(rows, base_rows), None))
         return found
 
     def summary(self, results: Sequence[Result], found: Sequence[Difference], lines: Sequence[str]) -> dict[str, Any]:
@@ -271,73 +283,105 @@ class _Scoring:
             "suite": self.params.suite,
             "seeds": self.seeds,
             "plan": asdict(self.plan) if self.plan else None,
-            "base": self.base.identity,
-            "sampled": asdict(self.sampling) | {"precision": precision()},
+            "base": self.uses[0].base.identity,
+            "sampled": _sampled(self.uses[0]),
+            "uses": {use.name: {"base": use.base.identity} | _sampled(use) for use in self.uses},
         }
 
     def _generated(self, loras: Sequence[GivenLora]) -> list[Result]:
-        loras_gb = max((lora.loaded.stat().st_size for lora in loras), default=0) / 1e9
-        texts = {lora.trigger: self._subject(lora.trigger) for lora in loras} or {"": self._subject("")}
-        subject = next(iter(texts.values()))
-        gallery = Gallery(
-            self._images,
-            lambda: generator_of(self.base, self.sampling, self.prompts, list(texts.values()), loras_gb),
-        )
-        scorer = Scorer(gallery, self.picture_scorer, self.search, self.folder)
-        sides: dict[str, Half] = {prompt.id: "test" if prompt.kind == "likeness" else "leak" for prompt in self.prompts}
-        likeness = [prompt for prompt in self.prompts if prompt.kind == "likeness"]
-        leaks = [prompt for prompt in self.prompts if prompt.kind != "likeness"]
-        with out_of_memory_explained(self.base, self.sampling, loras_gb):
-            of_base = [
-                scorer.rows(asked_of_base(prompts, sides, self.seeds, subject=subject), f"base model, {what}")
-                for prompts, what in ((likeness, "likeness"), (leaks, "leaks"))
-            ]
-            rows = [*of_base[0], *of_base[1]]
-            found = [Result(BASE, {"base": self.base.identity}, rows, self._figures(rows, rows), None)]
-            base_variety = varieties(scorer, of_base[0])
-            for lora in loras:
-                found.append(self._of_lora(lora, scorer, likeness, leaks, of_base, base_variety, texts[lora.trigger]))
-        gallery.close()
+        found: list[Result] = []
+        of_bases: dict[Use, _OfBase] = {}
+        shown: set[Path] = set()
+        for use in self.uses:
+            results, files = self._used(use, loras, of_bases)
+            found += results
+            shown |= files
+        delete_others(self._images, shown)
         return found
 
-    def _of_lora(  # noqa: PLR0917
-        self,
-        lora: GivenLora,
-        scorer: Scorer,
-        likeness: Sequence[Prompt],
-        leaks: Sequence[Prompt],
-        of_base: Sequence[list[PictureRow]],
-        base_variety: Mapping[str, PairValues],
-        subject: Subject,
-    ) -> Result:
-        halves: list[tuple[Sequence[Prompt], Half, str]] = [(likeness, "test", "likeness"), (leaks, "leak", "leaks")]
-        rows = [
+    def _used(
+        self, use: Use, loras: Sequence[GivenLora], of_bases: dict[Use, "_OfBase"]
+    ) -> tuple[list[Result], set[Path]]:
+        """Return the results of one use, and the cached pictures that they show; `of_bases` gets those of its base."""
+        loras_gb = max((lora.loaded.stat().st_size for lora in loras), default=0) / 1e9
+        subjects = {lora.trigger: self._subject(lora.trigger) for lora in loras} or {"": self._subject("")}
+        texts = prompt_texts(self.prompts, list(subjects.values()))
+        gallery = Gallery(
+            ImageCache(self._images, use.base.identity, use.sampling),
+            lambda: open_used(use, texts, adapters_gb=loras_gb),
+        )
+        found: list[Result] = []
+        with out_of_memory_explained(use.base, use.sampling, loras_gb):
+            if use.of_base not in of_bases:
+                of_bases[use.of_base] = self._of_base(
+                    self._scorer(gallery, use.of_base), use.of_base, next(iter(subjects.values()))
+                )
+                found.append(of_bases[use.of_base].result)
+            scorer = self._scorer(gallery, use)
+            found += [self._of_lora(lora, use, scorer, of_bases[use.of_base], subjects[lora.trigger]) for lora in loras]
+        return found, gallery.used
+
+    def _scorer(self, gallery: Gallery, use: Use) -> Scorer:
+        return Scorer(gallery, self.picture_scorer, self.search, self.folder, NOT_IN_A_PATH.sub("-", use.name))
+
+    def _of_base(self, scorer: Scorer, use: Use, subject: Subject) -> "_OfBase":
+        sides: dict[str, Half] = {prompt.id: half for prompts, half in self._halves() for prompt in prompts}
+        likeness, leaks = (
+            scorer.rows(
+                asked_of_base(prompts, sides, self.seeds, subject=subject), f"{use.called('base model')}, {half}"
+            )
+            for prompts, half in self._halves()
+        )
+        rows = [*likeness, *leaks]
+        about = {"base": use.base.identity, "sampled": _sampled(use)}
+        result = Result(use.called(BASE), BASE, use.name, about, rows, self._figures(rows, rows), None)
+        return _OfBase(result, likeness, leaks, varieties(scorer, likeness))
+
+    def _of_lora(self, lora: GivenLora, use: Use, scorer: Scorer, base: "_OfBase", subject: Subject) -> Result:
+        likeness, leaks = (
             scorer.rows(
                 asked_of_lora(prompts, half, self.seeds, subject=subject, lora=lora.loaded, strength=lora.strength),
-                f"{lora.name}, {what}",
+                f"{use.called(lora.name)}, {half}",
             )
-            for prompts, half, what in halves
-        ]
+            for prompts, half in self._halves()
+        )
         evidence = Evidence(
-            lora=rows[0],
-            base=of_base[0],
-            leaks=rows[1],
-            base_leaks=of_base[1],
-            variety=varieties(scorer, rows[0]),
-            base_variety=base_variety,
+            lora=likeness,
+            base=base.likeness,
+            leaks=leaks,
+            base_leaks=base.leaks,
+            variety=varieties(scorer, likeness),
+            base_variety=base.variety,
             ceiling=self.picture_scorer.targets.genuine(),
             sessions=[],
         )
         found = self._computed(evidence)
-        embedded = self.picture_scorer.targets.info.embedded
+        judgement = judge(found, self._limits(), embedded=self.picture_scorer.targets.info.embedded)
         about = {
             "file": lora.file.name,
             "sha256": sha256_of(lora.file),
             "strength": lora.strength,
             "trigger": lora.trigger,
             "converted": lora.is_converted,
+            "base": use.base.identity,
+            "sampled": _sampled(use),
+            "merging": self._merging(lora, use),
         }
-        return Result(lora.name, about, [*rows[0], *rows[1]], found, judge(found, self._limits(), embedded=embedded))
+        return Result(use.called(lora.name), lora.name, use.name, about, [*likeness, *leaks], found, judgement)
+
+    def _merging(self, lora: GivenLora, use: Use) -> dict[str, float] | None:
+        """Return what is left of a LoRA that is merged; None where it stays apart, and at strength 0."""
+        from zimage.scoring.merging import survival
+
+        if not use.sampling.merged:
+            return None
+        left = survival(resolve(use.base), lora.loaded, lora.strength, use.sampling.precision)
+        return asdict(left) if left else None
+
+    def _halves(self) -> list[tuple[list[Prompt], Half]]:
+        """Return the prompts that ask for the person, and those that ask for others."""
+        likeness = [prompt for prompt in self.prompts if prompt.kind == "likeness"]
+        return [(likeness, "test"), ([prompt for prompt in self.prompts if prompt.kind != "likeness"], "leak")]
 
     def _figures(self, rows: Sequence[PictureRow], base: Sequence[PictureRow]) -> Figures:
         """Return the figures of pictures on likeness and leak prompts, without variety, beside the base's."""
@@ -364,6 +408,20 @@ class _Scoring:
 
     def _subject(self, trigger: str) -> Subject:
         return Subject(trigger=trigger, class_noun=self.asked.class_noun)
+
+
+@dataclass(frozen=True)
+class _OfBase:
+    """The pictures of a base in one use, without a LoRA."""
+
+    result: Result
+    likeness: list[PictureRow]
+    leaks: list[PictureRow]
+    variety: dict[str, PairValues]
+
+
+def _sampled(use: Use) -> dict[str, Any]:
+    return asdict(use.sampling) | {"precision": use.sampling.precision or machine_precision()}
 
 
 def _estimates(found: Figures | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from zimage.core.section import Section
 from zimage.evaluation.figures import Evidence, PairValues, by_prompt, figures
 from zimage.evaluation.gate import GateParams, judge
 from zimage.evaluation.generate.gallery import Gallery
-from zimage.evaluation.generate.image_cache import ImageCache, Sampling
+from zimage.evaluation.generate.image_cache import ImageCache, Sampling, machine_precision
 from zimage.evaluation.generate.suite import Prompt, read_suite, with_subject, without_trigger
 from zimage.evaluation.report.advice import Trained, advice, spread_of
 from zimage.evaluation.report.coaching import Measurements, coaching
@@ -119,7 +119,7 @@ def evaluate(
     loras_gb = max(path.stat().st_size for path in candidates) / 1e9
     gallery = Gallery(
         ImageCache(cache_of(out), base.identity, sampling),
-        lambda: generator_of(base, sampling, prompts, [subject], loras_gb),
+        lambda: generator_of(base, sampling, prompts, subject, loras_gb),
     )
     with (
         out_of_memory_explained(base, sampling, loras_gb),
@@ -172,13 +172,6 @@ def engines_of(params: EvaluateParams) -> list[EngineParams]:
     return [params.engine] if second is None or not is_present(second) else [params.engine, second]
 
 
-def precision() -> str:
-    """Return the precision of the pictures: float32 or bfloat16."""
-    from zimage.model.device import device_and_dtype
-
-    return str(device_and_dtype()[1]).removeprefix("torch.")
-
-
 def absent(params: EvaluateParams, judge: PictureScorer) -> list[str]:
     """Return what was asked for and is not on this machine, to be said wherever its numbers are missing."""
     missing = []
@@ -205,14 +198,18 @@ def picture_scorer_of(params: EvaluateParams, reals: Reals, search: Search) -> P
 
 
 def generator_of(
-    base: Base, sampling: Sampling, prompts: Sequence[Prompt], subjects: Sequence[Subject], loras_gb: float
+    base: Base, sampling: Sampling, prompts: Sequence[Prompt], subject: Subject, loras_gb: float
 ) -> "Generator":
-    """Return a generator with all prompts read, for each subject and for the class alone."""
+    """Return a generator with all prompts read, for the subject and for the class alone."""
     from zimage.evaluation.generate.generator import open_studio
 
+    return open_studio(base, sampling, prompt_texts(prompts, [subject]), adapters_gb=loras_gb)
+
+
+def prompt_texts(prompts: Sequence[Prompt], subjects: Sequence[Subject]) -> list[str]:
+    """Return every text that pictures are asked for with, for each subject and for the class alone."""
     texts = [with_subject(prompt, subject) for subject in subjects for prompt in prompts]
-    texts += [without_trigger(prompt, subjects[0].class_noun) for prompt in prompts]
-    return open_studio(base, sampling, texts, adapters_gb=loras_gb)
+    return texts + [without_trigger(prompt, subjects[0].class_noun) for prompt in prompts]
 
 
 @contextmanager
@@ -303,7 +300,7 @@ def _findings(
             **params.sampling.model_dump(),
             shift=shift_of(resolve(base)),
             packaged=is_packaged(base.model),
-            precision=precision(),
+            precision=machine_precision(),
         ),
         advice=advice(
             {rule.name for rule in verdict.rules if rule.verdict == "fail"},

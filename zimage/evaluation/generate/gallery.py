@@ -42,6 +42,11 @@ class Gallery:
         logger.info("%s: %d pictures made, %d kept from before", what, len(missing), len(requests) - len(missing))
         return [self._image_cache.path(request) for request in requests]
 
+    @property
+    def used(self) -> set[Path]:
+        """Where the pictures lie that were asked for."""
+        return {self._image_cache.path(request) for request in self.shown}
+
     def close(self) -> None:
         """Delete the cached pictures that this evaluation did not use."""
         self._image_cache.forget_all_but(self.shown)

@@ -2,9 +2,9 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,43 @@ CAPTION_MULTIPLE = 32
 LATENT_PX = 8
 
 
+class LoraLoader(Protocol):
+    """How a LoRA reaches the weights of a pipeline; it has at most one LoRA at a time."""
+
+    def apply(self, pipeline: Any, lora: Path, strength: float) -> None:
+        """Give the pipeline this LoRA at this strength, instead of the one that it has.
+
+        Raises:
+            InputError: it does not fit the base model.
+        """
+        ...
+
+    def remove(self, pipeline: Any) -> None:
+        """Give the pipeline the base's own weights back."""
+        ...
+
+
+class UnmergedLoader:
+    """Keeps the LoRA apart from the weights, as diffusers' `load_lora_weights` and `set_adapters` do."""
+
+    def __init__(self) -> None:
+        self._loaded: Path | None = None
+
+    def apply(self, pipeline: Any, lora: Path, strength: float) -> None:
+        """Load the file unless it is loaded, and set its strength."""
+        if lora != self._loaded:
+            self.remove(pipeline)
+            wear(pipeline, lora)
+            self._loaded = lora
+        pipeline.set_adapters(ADAPTER, strength)
+
+    def remove(self, pipeline: Any) -> None:
+        """Unload what is loaded."""
+        if self._loaded is not None:
+            pipeline.unload_lora_weights()
+        self._loaded = None
+
+
 class Generator:
     """A pipeline that generates pictures with one LoRA after another.
 
@@ -35,6 +72,7 @@ class Generator:
         sampling: Size, steps and guidance of every picture.
         batch_size: Pictures in a batch.
         processes: That share the batches; each picture is the same however many these are.
+        loader: How LoRAs reach the weights.
     """
 
     def __init__(
@@ -45,10 +83,11 @@ class Generator:
         batch_size: int,
         *,
         processes: int = 1,
+        loader: LoraLoader | None = None,
     ) -> None:
         self._pipeline, self._embeddings, self._sampling, self._at_once = pipeline, texts, sampling, batch_size
         self._processes = processes
-        self._worn: Path | None = None
+        self._loader: LoraLoader = loader or UnmergedLoader()
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()
 
@@ -61,7 +100,7 @@ class Generator:
         batches = list(self._batches(requests))
         for batch, pictures in zip(batches, spread(self._sample, batches, self._processes), strict=True):
             yield from zip(batch, pictures, strict=True)
-        self._wear(None, 0.0)
+        self._loader.remove(self._pipeline)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Yield requests for the same weights whose captions pad to the same length, at most `batch_size` together."""
@@ -73,17 +112,12 @@ class Generator:
             for start in range(0, len(group), self._at_once):
                 yield group[start : start + self._at_once]
 
-    def _wear(self, lora: Path | None, strength: float) -> None:
-        if self._worn is not None and lora != self._worn:
-            self._pipeline.unload_lora_weights()
-        if lora is not None:
-            if lora != self._worn:
-                wear(self._pipeline, lora)
-            self._pipeline.set_adapters(ADAPTER, strength)
-        self._worn = lora
-
     def _sample(self, batch: Sequence[Request]) -> NDArray[np.uint8]:
-        self._wear(batch[0].lora, batch[0].strength)
+        first = batch[0]
+        if first.lora is None:
+            self._loader.remove(self._pipeline)
+        else:
+            self._loader.apply(self._pipeline, first.lora, first.strength)
         guided = self._sampling.guidance_scale > 0
         pictures = self._pipeline(
             prompt_embeds=[self._embeddings[request.text] for request in batch],
@@ -107,7 +141,16 @@ class Generator:
 ADAPTER = "judged"
 
 
-def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapters_gb: float) -> Generator:
+def open_studio(
+    base: Base,
+    sampling: Sampling,
+    texts: Sequence[str],
+    *,
+    adapters_gb: float,
+    dtype: torch.dtype | None = None,
+    loader: LoraLoader | None = None,
+    prepare: Callable[[Any], None] | None = None,
+) -> Generator:
     """Return a generator with all prompts read: in bfloat16 on a GPU where there is one, whatever its size.
 
     The text encoder is gone before the transformer comes, whose blocks stay on the GPU where they fit beside a picture,
@@ -118,9 +161,13 @@ def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapter
         sampling: Size, steps and guidance of every picture.
         texts: Of all pictures that will be asked for.
         adapters_gb: What the largest LoRA takes.
+        dtype: Of weights and products; None for the machine's.
+        loader: How LoRAs reach the weights; None leaves them apart.
+        prepare: Called with the pipeline before its first picture.
     """
     folder = resolve(base)
-    device, dtype = device_and_dtype()
+    device, usual_dtype = device_and_dtype()
+    dtype = dtype or usual_dtype
     guided = sampling.guidance_scale > 0
     wanted = list(dict.fromkeys([*texts, ""] if guided else texts))
     tokenizer, encoder = open_text_encoder(folder, dtype=dtype)
@@ -139,7 +186,9 @@ def open_studio(base: Base, sampling: Sampling, texts: Sequence[str], *, adapter
     else:
         chosen = Fit(False, usual_batch(sampling.side_px, guided=guided, device=device.type), 0.0)
     pipeline = open_pipeline(folder, device=device, dtype=dtype, travelling=chosen.travelling)
-    return Generator(pipeline, embeddings, sampling, chosen.batch_size, processes=processes_on(device))
+    if prepare is not None:
+        prepare(pipeline)
+    return Generator(pipeline, embeddings, sampling, chosen.batch_size, processes=processes_on(device), loader=loader)
 
 
 def wear(pipeline: Any, lora: Path) -> None:

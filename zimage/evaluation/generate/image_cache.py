@@ -4,8 +4,9 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,20 +15,30 @@ from PIL.PngImagePlugin import PngInfo
 
 from zimage.core.folder import write_whole
 
+Sampler = Literal["euler", "dpmpp_2m", "unipc"]
+Precision = Literal["float32", "bfloat16", "fp8", "int8"]
+SAMPLER_NAMES: dict[Sampler, str] = {"euler": "Euler", "dpmpp_2m": "DPM++ 2M", "unipc": "UniPC"}
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """Everything that a picture depends on besides the weights, the prompt and the noise.
+    """Everything that a picture depends on besides the files of the weights, the prompt and the noise.
 
     Args:
         side_px: Height and width.
-        steps: Euler steps.
+        steps: Steps of the sampler.
         guidance_scale: As diffusers' ZImagePipeline counts it: 0 is none, 4 is 5 elsewhere.
+        sampler: The integrator; the base's own scheduler is Euler.
+        precision: Of weights and products, or fp8 and int8 of the blocks' weights alone; None for the machine's.
+        merged: Whether a LoRA is added to the weights and rounded with them, as ComfyUI does, or stays apart.
     """
 
     side_px: int
     steps: int
     guidance_scale: float
+    sampler: Sampler = "euler"
+    precision: Precision | None = None
+    merged: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,8 @@ class ImageCache:
     """
 
     def __init__(self, folder: Path, base: str, sampling: Sampling) -> None:
-        self.folder, self._base, self._sampling = folder, base, sampling
+        precision = sampling.precision or machine_precision()
+        self.folder, self._base, self._sampling = folder, base, replace(sampling, precision=precision)
         self._hashes: dict[Path, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -77,6 +89,7 @@ class ImageCache:
             "text": request.text,
             "noise": request.noise_seed,
             **asdict(self._sampling),
+            "merged": self._sampling.merged and request.lora is not None,  # the base alone is one and the same
         }
         return self.folder / f"{hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()}.png"
 
@@ -93,17 +106,14 @@ class ImageCache:
 
     def forget_all_but(self, requests: Iterable[Request]) -> None:
         """Delete the pictures of no request, so that the folder never grows beyond one evaluation."""
-        wanted = {self.path(request) for request in requests}
-        for path in self.folder.iterdir():
-            if path not in wanted:
-                path.unlink()
+        delete_others(self.folder, {self.path(request) for request in requests})
 
     def _parameters(self, request: Request) -> str:
         """Return prompt, seed and sampling in one text (A1111 counts guidance as 1 more than diffusers' pipeline)."""
         made = self._sampling
         return (
-            f"{request.text}\nSteps: {made.steps}, Sampler: Euler, CFG scale: {made.guidance_scale + 1:g}, "
-            f"Seed: {request.noise_seed}, Size: {made.side_px}x{made.side_px}"
+            f"{request.text}\nSteps: {made.steps}, Sampler: {SAMPLER_NAMES[made.sampler]}, "
+            f"CFG scale: {made.guidance_scale + 1:g}, Seed: {request.noise_seed}, Size: {made.side_px}x{made.side_px}"
         )
 
     def _hash(self, lora: Path) -> str:
@@ -111,3 +121,18 @@ class ImageCache:
             with lora.open("rb") as file:
                 self._hashes[lora] = hashlib.file_digest(file, "sha256").hexdigest()
         return self._hashes[lora]
+
+
+def machine_precision() -> Precision:
+    """Return the precision of pictures unless another one is asked for: float32 on a CPU, bfloat16 on a GPU."""
+    from zimage.model.device import device_and_dtype
+
+    name: Precision = "bfloat16" if str(device_and_dtype()[1]) == "torch.bfloat16" else "float32"
+    return name
+
+
+def delete_others(folder: Path, wanted: set[Path]) -> None:
+    """Delete every cached picture of a folder that is not wanted."""
+    for path in folder.iterdir():
+        if path not in wanted:
+            path.unlink()

@@ -33,10 +33,10 @@ class Asked:
 
     @property
     def file(self) -> str:
-        """Where the picture lies in the evaluate folder."""
+        """Where the picture lies below pictures/."""
         lora = self.request.lora
         weights = "base" if lora is None else f"{lora.stem}-x{self.request.strength:g}"
-        return f"pictures/{weights}/{self.prompt.id}-{self.request.seed}.png"
+        return f"{weights}/{self.prompt.id}-{self.request.seed}.png"
 
 
 def asked_of_base(prompts: Sequence[Prompt], sides: dict[str, Half], seeds: int, *, subject: Subject) -> list[Asked]:
@@ -70,22 +70,24 @@ class Scorer:
         picture_scorer: Scores them.
         search: Finds the faces that are scored.
         folder: The evaluate folder in the making; gets pictures/.
+        subfolder: Below pictures/, for sets of pictures that would have the same names; "" for none.
     """
 
     gallery: Gallery
     picture_scorer: PictureScorer
     search: Search
     folder: Path
+    subfolder: str = ""
 
     def rows(self, asked: Sequence[Asked], what: str) -> list[PictureRow]:
         """Return the scored row of each picture that was asked for; `what` names them in the progress."""
         self._place(asked, what)
-        files = [self.folder / one.file for one in asked]
+        files = [self.folder / self._file(one) for one in asked]
         info = self.picture_scorer.targets.info
         return [
             PictureRow(
                 **self.picture_scorer.scored(read_rgb(file), found, one.judged_text, one.prompt.language).model_dump(),
-                file=one.file,
+                file=self._file(one),
                 prompt=one.prompt.id,
                 kind=one.prompt.kind,
                 aspect=one.prompt.aspect,
@@ -105,8 +107,12 @@ class Scorer:
             )
         ]
 
+    def _file(self, one: Asked) -> str:
+        """Return where the picture lies in the evaluate folder."""
+        return (Path("pictures") / self.subfolder / one.file).as_posix()
+
     def _place(self, asked: Sequence[Asked], what: str) -> None:
         for one, path in zip(asked, self.gallery.files([one.request for one in asked], what), strict=True):
-            target = self.folder / one.file
+            target = self.folder / self._file(one)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
