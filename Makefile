@@ -12,6 +12,8 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Each process would compile our code again; a test run starts hundreds.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test same-result audit lock format fingerprints pages install clean
@@ -79,8 +81,10 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 # insightface without what it asks for: its opencv-python and our opencv-python-headless own the same files.
+# bitsandbytes where nothing but its tests finds it: diffusers and peft import it at their start if they can.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	@$(PIP) --editable '.[pipeline,sign,dev]'
 	@$(PIP) --no-deps "$$(grep '^insightface==' constraints.txt)"
+	@$(PIP) --no-deps --upgrade --target $(VENV)/8bit "$$(grep '^bitsandbytes==' constraints.txt)"
 	@$(BIN)/python -m flows.server.database
 	@touch $@

@@ -8,6 +8,7 @@ tests one file.
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -97,6 +98,14 @@ def tiny_encoded(tiny_base: "Base", tmp_path_factory: pytest.TempPathFactory) ->
     params = EncodeParams(mirror=False, class_pictures=None, sample_prompts=["a photo of {subject}"])
     encode(detect, caption, folder / "encode", params=params, base=tiny_base, subject=SUBJECT)
     return folder / "encode"
+
+
+@pytest.fixture
+def bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process, and those it starts, import bitsandbytes from where `make install` puts it for them alone."""
+    folder = Path(sys.prefix) / "8bit"
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
 
 
 @pytest.fixture

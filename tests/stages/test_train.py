@@ -156,8 +156,16 @@ def test_a_run_goes_on_in_less_memory_and_ends_with_the_same_lora(
     ],
 )
 def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(  # noqa: PLR0917
-    preserving: bool, adapter: str, optimiser: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+    preserving: bool,
+    adapter: str,
+    optimiser: str,
+    tiny_base: Base,
+    tiny_encoded: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if optimiser == "adamw_8bit":
+        request.getfixturevalue("bitsandbytes")
     preservation = {"weight": 1.0, "every": 2, "batch_size": 2, "pictures": "crops", "target": "base"}
     changes: dict[str, Any] = {
         "steps": 16,

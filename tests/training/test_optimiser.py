@@ -18,6 +18,8 @@ from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.optimiser import Optimiser, rate_factor, schedule_of
 from zimage.training.params import Adapter, OptimiserName, ScheduleParams, TrainParams
 
+pytestmark = pytest.mark.usefixtures("bitsandbytes")
+
 OPTIMISERS: tuple[OptimiserName, ...] = get_args(OptimiserName)
 
 COSINE = ScheduleParams(type="cosine", warmup_steps=4, final_fraction=0.1)
