@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 from skimage import data
 
-from zimage.curation.bursts import Moment, Sameness, bursts, mirrored, near_duplicates, shots
+from zimage.curation.bursts import Moment, Sameness, bursts, groups, mirrored, near_duplicates
 from zimage.faces.quality import dhash
 
 SAME = Sameness(bits=6, face=0.2, metric="l2")
@@ -22,7 +22,7 @@ def moment(
 
 
 def grouped(moments: list[Moment], *, gap_s: float, same: Sameness = SAME) -> list[int]:
-    return bursts(moments, shots(len(moments), same.one_shot(moments)), gap_s=gap_s)
+    return bursts(moments, groups(len(moments), same.one_shot(moments)), gap_s=gap_s)
 
 
 def duplicates(moments: list[Moment], same: Sameness = SAME) -> dict[str, str]:
@@ -75,7 +75,7 @@ def test_copies_by_their_faces_or_mirrored_are_one_shot_and_photos_of_one_sessio
     moments = [moment("a", 0.0, far(0)), moment("b", 5.0, far(1)), moment("c", None, far(2)), moment("d", None, far(3))]
     moments.append(moment("e", None, mirrored(far(1))))
     same = Sameness(6, 0.2, "l2", copies=frozenset({frozenset({"c", "a"})}))
-    assert shots(len(moments), same.one_shot(moments)) == [0, 1, 0, 2, 1]
+    assert groups(len(moments), same.one_shot(moments)) == [0, 1, 0, 2, 1]
     assert grouped(moments, gap_s=10, same=same) == [0, 0, 0, 1, 0]
 
 

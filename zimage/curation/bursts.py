@@ -88,16 +88,6 @@ def mirrored(dhash: int) -> int:
     return sum((int(f"{row:08b}"[::-1], 2) ^ 0xFF) << shift for row, shift in zip(rows, range(0, 64, 8), strict=True))
 
 
-def shots(count: int, one_shot: list[tuple[int, int]]) -> list[int]:
-    """Return the number of the shot of each of `count` photos, counted from 0 in the order of first appearance.
-
-    Args:
-        count: Of photos.
-        one_shot: Pairs that are one shot; see `Sameness.one_shot`.
-    """
-    return _numbered(count, one_shot)
-
-
 def _alike(hashes: list[int], bits: int) -> Iterator[tuple[int, int]]:
     """Yield the pairs of pictures whose hashes, also mirrored, differ in at most `bits`."""
     plain, flipped = (np.array(each, np.uint64) for each in (hashes, [mirrored(each) for each in hashes]))
@@ -115,7 +105,7 @@ def bursts(moments: list[Moment], shot_of: list[int], *, gap_s: float) -> list[i
     timed = sorted((m.taken_at, i) for i, m in enumerate(moments) if m.taken_at is not None)
     in_one_go = ((i, j) for (earlier, i), (later, j) in itertools.pairwise(timed) if later - earlier <= gap_s)
     first = {shot: i for i, shot in reversed(list(enumerate(shot_of)))}
-    return _numbered(len(moments), itertools.chain(in_one_go, ((first[shot], i) for i, shot in enumerate(shot_of))))
+    return groups(len(moments), itertools.chain(in_one_go, ((first[shot], i) for i, shot in enumerate(shot_of))))
 
 
 def near_duplicates(moments: list[Moment], one_shot: list[tuple[int, int]], same: Sameness) -> dict[str, str]:
@@ -146,8 +136,13 @@ def _rank(moment: Moment) -> tuple[bool, float, int, str]:
     return not moment.in_colour, -round(moment.quality / STEP), -moment.size_bytes, moment.photo
 
 
-def _numbered(count: int, joined: Iterable[tuple[int, int]]) -> list[int]:
-    """Return the group number of each of `count` items; groups are numbered in order of first appearance."""
+def groups(count: int, joined: Iterable[tuple[int, int]]) -> list[int]:
+    """Return the group number of each of `count` items; groups are numbered in order of first appearance.
+
+    Args:
+        count: Of items, such as photos.
+        joined: Pairs of items in one group, as places: of one shot (see `Sameness.one_shot`) or of one burst.
+    """
     parent = list(range(count))
     for i, j in joined:
         first, second = sorted((_root(parent, i), _root(parent, j)))

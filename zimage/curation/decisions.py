@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zimage.core.errors import InputError
-from zimage.curation.bursts import DuplicateParams, Moment, Sameness, bursts, near_duplicates, shots
+from zimage.curation.bursts import DuplicateParams, Moment, Sameness, bursts, groups, near_duplicates
 from zimage.curation.crops import CropParams, head_plan, plans
 from zimage.curation.overrides import Override
 from zimage.curation.photo_decision import PhotoDecision
@@ -301,7 +301,7 @@ def _thin_out(cases: list[PhotoDecision], info: EngineInfo, params: DuplicatePar
     ]
     same = Sameness(params.same_bits, params.same_face * info.threshold, info.metric, _copies(standing, info, params))
     one_shot = same.one_shot(moments)
-    shot_of = shots(len(moments), one_shot)
+    shot_of = groups(len(moments), one_shot)
     burst_of = bursts(moments, shot_of, gap_s=params.burst_gap_s)
     stands_for = near_duplicates(moments, one_shot, same)
     names = {case.row.photo: case.row.name for case in standing}
