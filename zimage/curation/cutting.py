@@ -26,7 +26,7 @@ OVAL: dict[PointsKind, tuple[tuple[float, float], tuple[float, float]]] = {
 TURNED = 0.28  # shift of the oval, times the sine of the yaw: the points follow the nose, the cheek stays behind
 SOFT = 0.05  # of the half width: the edge fades over this standard deviation
 BACKGROUND_PX = 256  # long side, at most, of the pixels of which the background's colour is taken
-FINEST_SOFT_PX = 8.0  # standard deviation of an edge at which a mask is drawn at least
+FINEST_SOFT_PX = 4.0  # standard deviation of an edge at which a mask is drawn at least
 OUTSIDE_HEAD = 1.5  # the oval times this holds hair and ears, so that what is beyond is background or clothes
 
 
