@@ -256,6 +256,9 @@ def errors() -> str:
 BEGIN, END = "<!-- written by `make pages` from the code -->", "<!-- end of what is written -->"
 
 
+BETTER = {True: "more", False: "less", None: "neither"}
+
+
 def protocol() -> str:
     """Return the page of the evaluation's protocol: its own text, with the constants of the code between the marks."""
     page = (PROJECT / "infra" / "protocol.md").read_text(encoding="utf-8")
@@ -265,12 +268,13 @@ def protocol() -> str:
 
 def _constants() -> Iterator[str]:
     """Yield the lines of the constants that a number of the evaluation depends on."""
-    from zimage.evaluation import compare, intervals
+    from zimage.evaluation import compare, hidden, intervals
     from zimage.evaluation.gate import USUAL
     from zimage.evaluation.generate import suite
     from zimage.evaluation.generate.image_cache import Request
     from zimage.evaluation.protocol import PROTOCOL_VERSION
     from zimage.evaluation.score import copies, impostors
+    from zimage.faces import quality
     from zimage.faces.engine import open_engine
     from zimage.faces.engine_defaults import EMBEDDED, INSIGHTFACE_MAX_DISTANCE, INSIGHTFACE_MIN_SCORE
     from zimage.faces.insightface_engine import RELEASED
@@ -287,6 +291,9 @@ def _constants() -> Iterator[str]:
         ("`thumb`: side of a grey square, px", copies.SIDE_PX, "zimage/evaluation/score/copies.py"),
         ("`copy_correlation`", evaluated["copy_correlation"], "evaluate.copy_correlation"),
         ("side of a control's picture over that of its face", impostors.AROUND, "zimage/evaluation/score/impostors.py"),
+        ("a head is turned from, degrees", quality.FRONTAL_DEG, "zimage/faces/quality.py"),
+        ("a face is small below, share of the picture's height", hidden.SMALL_FACE, "zimage/evaluation/hidden.py"),
+        ("light is dim below, mean luma of the face", hidden.DIM, "zimage/captions/template.py"),
         ("share of photos held out", params["detect"]["split"]["holdout_share"], "detect.split.holdout_share"),
         ("photos held out at least", params["detect"]["split"]["min_holdout"], "detect.split.min_holdout"),
         ("seed of what is held out", params["detect"]["split"]["seed"], "detect.split.seed"),
@@ -297,7 +304,7 @@ def _constants() -> Iterator[str]:
         yield f"| `{name}` | {limit} |"
     yield from ("", "| compared by `score` | what it is | better is |", "|---|---|---|")
     for measure in compare.MEASURES:
-        yield f"| `{measure.name}` | {measure.says} | {'more' if measure.more_is_better else 'less'} |"
+        yield f"| `{measure.name}` | {measure.says} | {BETTER[measure.more_is_better]} |"
     yield from (
         "",
         "| engine | metric | threshold | detector's score from | file | SHA-256 |",

@@ -210,6 +210,11 @@ class ScoreSpec(PlacedSpec):
         description="Half of the width that the interval of the share of the same person shall have, such as 0.05; "
         "chooses the seeds.",
     )
+    review: str = Field(
+        "",
+        title="Review",
+        description="What review.html of an earlier run of the same pictures saved: a file, or s3://bucket/key of one.",
+    )
     blind: bool = Field(
         False,
         title="Blind page too",

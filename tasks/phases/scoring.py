@@ -25,6 +25,7 @@ from tasks.transfer.state import read_state
 from tasks.workspace.dvc import Follower, StageFailedError, environment
 from tasks.workspace.photos import brought, refuse_absent
 from tasks.workspace.scratch import scratch
+from tasks.workspace.sources import content
 from tasks.workspace.subject import (
     CLASS_NOUN,
     DEFAULT_PRESET,
@@ -41,6 +42,7 @@ from zimage.consent import read_consent
 from zimage.core.errors import InputError
 from zimage.core.folder import write_whole
 from zimage.core.plain_yaml import dump, load_plain
+from zimage.evaluation.review import MAX_BYTES
 from zimage.lora.files.given import file_and_strength
 from zimage.model.base import Base
 from zimage.permission import require_for, today
@@ -71,6 +73,7 @@ class Asked:
         strength: Of LoRAs that say none.
         seeds: Pictures of each prompt; 0 for `evaluate.seeds.test`.
         precision: Half of the interval's width that is wanted, which chooses the seeds; 0 for none.
+        review: What review.html of an earlier run of the same pictures saved; "" for none.
         blind: Also make a page without names.
         values: New values by `section.key`.
     """
@@ -88,6 +91,7 @@ class Asked:
     strength: float
     seeds: int
     precision: float
+    review: str
     blind: bool
     values: dict[str, Any]
 
@@ -122,16 +126,16 @@ def check_consent(settings: Settings, subject: str, consent: str, *, shared: boo
     """
     known = settings.workspace(subject) / "data" / "consent.yaml"
     if consent:
-        agreed, content = given_consent(consent, subject)
+        agreed, text = given_consent(consent, subject)
     elif known.is_file():
-        agreed, content = read_consent(known), known.read_bytes()
+        agreed, text = read_consent(known), known.read_bytes()
     else:
         state = read_state(open_store(settings.store), subject).state if shared else None
         if state is None or state.consent is None:
             raise no_consent(subject)
-        agreed, content = state.consent, dump(state.consent.model_dump()).encode()
+        agreed, text = state.consent, dump(state.consent.model_dump()).encode()
     require_for(STAGES, agreed, today())
-    return content
+    return text
 
 
 @store_task("score", tag="gpu", retry_after_s=RETRY_AFTER_S)
@@ -164,6 +168,7 @@ def run_score(settings: Settings, subject: str, asked: Asked, *, shared: bool) -
             ),
             *(f"--base={base.model}" for base in bases),
             *(f"--as={each}" for each in asked.used_as),
+            *(["--review", _review(asked.review, folder / "review.json")] if asked.review else []),
             *(["--blind"] if asked.blind else []),
             *_given(asked, folder / "given"),
         ]
@@ -212,6 +217,19 @@ def _local(address: str, target: Path) -> str:
         return str(Path(address).expanduser().absolute())
     with brought(address, target):
         pass  # it is in place with the end of the block
+    return str(target)
+
+
+def _review(address: str, target: Path) -> str:
+    """Return the path of a copy of a person's answers, which lie in a file or a bucket.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = content(address, max_bytes=MAX_BYTES)
+    if found is None:
+        raise InputError(f"There is no review {address}; name a file that review.html saved, or s3://bucket/key.")
+    write_whole(target, found)
     return str(target)
 
 
@@ -299,8 +317,8 @@ def _run(arguments: list[str], on_progress: Callable[[dict[str, Any]], None]) ->
 def _stored(settings: Settings, subject: str, out: Path) -> str:
     """Upload the results, and return the key below which they lie."""
     files = sorted(path for path in out.rglob("*") if path.is_file())
-    content = hashlib.sha256(b"".join((out / name).read_bytes() for name in ("metrics.json", "score.html")))
-    key = f"subjects/{subject}/pages/score-{content.hexdigest()[:16]}"
+    digest = hashlib.sha256(b"".join((out / name).read_bytes() for name in ("metrics.json", "score.html")))
+    key = f"subjects/{subject}/pages/score-{digest.hexdigest()[:16]}"
     store = open_store(settings.store)
     with unless_forgotten(store, subject, settings.workspace(subject)) as written:
         written.append(key)

@@ -23,11 +23,13 @@ from tests.evaluation.tiny_lora import write_tiny_lora
 from tests.lora.dialect_files import write_dialect
 from zimage.captions.subject import Subject
 from zimage.core.errors import InputError
+from zimage.core.jsonl import read_rows
 from zimage.core.section import read_section
 from zimage.evaluation.generate.image_cache import ImageCache, Sampling
 from zimage.evaluation.generate.image_cache import Request as CachedPicture
 from zimage.evaluation.generate.suite import read_suite, with_subject
 from zimage.evaluation.protocol import PROTOCOL_VERSION
+from zimage.evaluation.review import Item, identity_of
 from zimage.evaluation.select.scorer import asked_of_base, asked_of_lora
 from zimage.lora.comfyui.workflow import Evaluated, Use, api_form, workflow
 from zimage.lora.files.inspection import inspect_file
@@ -291,6 +293,35 @@ def test_the_blind_page_names_nothing_and_its_key_says_what_is_what(place: Path,
             first = out / "pictures" / rows[prompt, key[prompt][letter]]["file"].split("/", 1)[1]
             first = first.with_name(re.sub(r"-\d+\.png$", "-0.png", first.name))
             assert uri == jpeg_uri(read_rgb(first), 320, 88)
+
+
+def test_a_person_s_answers_and_the_rank_among_other_people_are_in_the_results(place: Path, tmp_path: Path) -> None:
+    params = yaml.safe_load((place / "params.yaml").read_text(encoding="utf-8"))
+    params["evaluate"]["impostors"] = "packaged"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    out = tmp_path / "out"
+    hand_in(place, out, {"ada": small(views(8, seed=50)), "base": small(of_another(8, seed=5))})
+    asked = request(place, loras=[str(place / "ada.safetensors")], params_file=tmp_path / "params.yaml")
+    score(asked, out)
+    first = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["results"]["ada"]
+    assert "reviewed" not in first["estimates"]
+    assert first["estimates"]["ranked_first"]["value"] > 0.8 and first["estimates"]["base_ranked_first"]["value"] == 0
+    assert set(first["drifts"]) == {"contrast", "saturation", "skin"} and first["drifts"]["contrast"]["low"] is not None
+    items = read_rows(out / "review.jsonl", Item)
+    assert sum(item.kind == "picture" for item in items) == 4 * SEEDS
+    said = {item.id: "no" if item.kind == "impostor" else "yes" for item in items}
+    answers = {"format": "zimage-review-1", "review": identity_of(items), "answers": said}
+    (tmp_path / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
+    score(replace(asked, review=tmp_path / "answers.json"), out)
+    second = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["results"]["ada"]
+    assert second["estimates"]["reviewed"] == {"value": 1.0, "low": second["estimates"]["reviewed"]["low"],
+                                               "high": 1.0, "n": 4 * SEEDS}  # fmt: skip
+    assert second["review"].startswith("8 of 8 pictures are the person to a reviewer")
+    page = (out / "score.html").read_text(encoding="utf-8")
+    assert "What likeness hides" in page and "same person to a reviewer" in page
+    (tmp_path / "answers.json").write_text(json.dumps(answers | {"review": "0" * 16}), encoding="utf-8")
+    with pytest.raises(InputError, match="it is of other pictures than"):
+        score(replace(asked, review=tmp_path / "answers.json"), out)
 
 
 def test_pictures_of_the_suite_s_prompts_are_paired_with_the_loras(place: Path, tmp_path: Path) -> None:

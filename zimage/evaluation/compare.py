@@ -5,6 +5,7 @@ resampled is the prompt, as everywhere in the evaluation. Intervals of one measu
 each has a confidence of 1 - 0.05 / k (Bonferroni).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -47,19 +48,27 @@ class Measure:
         name: Its key in metrics.json.
         says: It in words.
         of: Its value for one picture; None where it was not measured. True and false make a share.
-        more_is_better: Whether a larger value is better.
+        more_is_better: Whether a larger value is better; None where neither is.
         leaks: Whether it is taken on the leak prompts, instead of those that ask for the person.
     """
 
     name: str
     says: str
     of: Callable[[PictureRow], float | bool | None]
-    more_is_better: bool = True
+    more_is_better: bool | None = True
     leaks: bool = False
 
 
 def _leaked(row: PictureRow) -> bool:
     return row.matching_faces > (1 if row.kind == "leak_two" else 0)
+
+
+def _first(row: PictureRow) -> bool | None:
+    return None if row.rank is None else row.rank == 1
+
+
+def _log(value: float | None) -> float | None:
+    return math.log(value) if value else None
 
 
 MEASURES = (
@@ -69,6 +78,10 @@ MEASURES = (
     Measure("face_found", "share of pictures that show a face", lambda row: row.faces > 0),
     Measure("following", "share of the prompt that is found in the picture", lambda row: row.following),
     Measure("clip", "agreement of prompt and picture in CLIP", lambda row: row.clip),
+    Measure("ranked_first", "share of pictures that are nearer to the person than to others", _first),
+    Measure("contrast", "contrast (ln of its ratio)", lambda row: _log(row.contrast), more_is_better=None),
+    Measure("saturation", "saturation (ln of its ratio)", lambda row: _log(row.saturation), more_is_better=None),
+    Measure("skin", "fine structure of the skin (ln of its ratio)", lambda row: _log(row.skin), more_is_better=None),
     Measure("leaks", "share of pictures of others that show the person", _leaked, more_is_better=False, leaks=True),
 )
 LIKENESS = MEASURES[0]
@@ -141,7 +154,12 @@ def _difference(
 
 def _row(measure: Measure, first: str, second: str, estimate: Estimate, confidence: float) -> Difference:
     better: Better = "not shown"
-    if estimate.low is not None and estimate.high is not None and (estimate.low > 0 or estimate.high < 0):
+    if (
+        measure.more_is_better is not None
+        and estimate.low is not None
+        and estimate.high is not None
+        and (estimate.low > 0 or estimate.high < 0)
+    ):
         better = "first" if (estimate.low > 0) == measure.more_is_better else "second"
     return Difference(
         measure=measure.name,

@@ -2,14 +2,25 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zimage.evaluation.generate.suite import Kind
+from zimage.evaluation.hidden import (
+    LOOKS,
+    Look,
+    by_condition,
+    drift,
+    drift_from_photos,
+    nearer_to_training,
+    second_person,
+    spread_ratio,
+)
 from zimage.evaluation.intervals import Estimate, bootstrap, mean, rate, rate_difference
 from zimage.evaluation.rows import PictureRow
+from zimage.faces.looks import Looks
 from zimage.photos.rows import Session
 
 UNMEASURED = Estimate(None, None, None, 0)
@@ -46,6 +57,16 @@ class Figures:
         floor: Mean distance of the base model's faces.
         shared_session: Share of the held-out photos that are from a session that was also trained on.
         reviewed: Share of all pictures that a person calls the same; unmeasured until somebody answers review.html.
+        ranked_first: Share of all pictures to whose face no other person is nearer; no face is a failure.
+        base_ranked_first: As ranked_first, for the base model.
+        memorised: By how much faces are nearer to the training photos than to the held-out ones, in thresholds.
+        pose_variety_ratio: Spread of the turn of the head, over the base model's, over the same prompts and seeds.
+        light_variety_ratio: The same of the light on the face.
+        second_person: Share of the pictures of two people with two faces, of which at most one is the subject's.
+        base_second_person: As second_person, for the base model.
+        drifts: For each look, the mean ln(LoRA / base model) over the same prompts and seeds.
+        drifts_from_photos: For each look, mean ln of the pictures less that of the held-out photos.
+        conditions: Of faces that are hard to draw, the share that is the person.
     """
 
     face_found: Estimate
@@ -72,6 +93,16 @@ class Figures:
     floor: Estimate
     shared_session: Estimate
     reviewed: Estimate = UNMEASURED
+    ranked_first: Estimate = UNMEASURED
+    base_ranked_first: Estimate = UNMEASURED
+    memorised: Estimate = UNMEASURED
+    pose_variety_ratio: Estimate = UNMEASURED
+    light_variety_ratio: Estimate = UNMEASURED
+    second_person: Estimate = UNMEASURED
+    base_second_person: Estimate = UNMEASURED
+    drifts: dict[Look, Estimate] = field(default_factory=dict)
+    drifts_from_photos: dict[Look, Estimate] = field(default_factory=dict)
+    conditions: dict[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +118,7 @@ class Evidence:
         base_variety: The same for the base model.
         ceiling: Distances of real training photos to the held-out centroid.
         sessions: Of each held-out photo, whether its session was also trained on; see zimage.photos.rows.ManifestRow.
+        photos: How the held-out photos look at the pictures' size.
     """
 
     lora: Sequence[PictureRow]
@@ -97,6 +129,7 @@ class Evidence:
     base_variety: Mapping[str, PairValues]
     ceiling: NDArray[np.float32]
     sessions: Sequence[Session | None]
+    photos: Sequence[Looks] = ()
 
 
 def figures(evidence: Evidence, *, copy_correlation: float, resamples: int, generator: np.random.Generator) -> Figures:
@@ -106,6 +139,7 @@ def figures(evidence: Evidence, *, copy_correlation: float, resamples: int, gene
         return mean(values, resamples=resamples, generator=generator)
 
     lora, base = by_prompt(evidence.lora), by_prompt(evidence.base)
+    pairs = paired(evidence.lora, evidence.base)
     leaks: dict[str, Estimate] = {kind: rate(_leaked(by_prompt(evidence.leaks), kind)) for kind in LEAKS}
     return Figures(
         face_found=rate([[row.faces > 0 for row in rows] for rows in lora]),
@@ -131,6 +165,19 @@ def figures(evidence: Evidence, *, copy_correlation: float, resamples: int, gene
         ceiling=Estimate(float(evidence.ceiling.mean()), None, None, len(evidence.ceiling)),
         floor=averaged(_present(base, lambda row: row.distance)),
         shared_session=_shared_session(evidence.sessions),
+        ranked_first=rate(_ranked_first(lora)),
+        base_ranked_first=rate(_ranked_first(base)),
+        memorised=averaged(_present(lora, nearer_to_training)),
+        pose_variety_ratio=spread_ratio(pairs, lambda row: row.yaw_deg, resamples=resamples, generator=generator),
+        light_variety_ratio=spread_ratio(pairs, lambda row: row.face_luma, resamples=resamples, generator=generator),
+        second_person=second_person(_of_two(evidence.leaks)),
+        base_second_person=second_person(_of_two(evidence.base_leaks)),
+        drifts={look: drift(pairs, look, resamples=resamples, generator=generator) for look in LOOKS},
+        drifts_from_photos={
+            look: drift_from_photos(lora, evidence.photos, look, resamples=resamples, generator=generator)
+            for look in LOOKS
+        },
+        conditions=by_condition(lora),
     )
 
 
@@ -257,6 +304,14 @@ def _leaked(groups: Sequence[Sequence[PictureRow]], kind: Kind) -> list[list[boo
     """Return whether the subject appeared where it was not wanted: at all, or twice where it was wanted once."""
     wanted = 1 if kind == "leak_two" else 0
     return [[row.matching_faces > wanted for row in rows] for rows in groups if rows[0].kind == kind]
+
+
+def _ranked_first(groups: Sequence[Sequence[PictureRow]]) -> list[list[bool]]:
+    return [[row.rank == 1 for row in rows if row.rank is not None] for rows in groups]
+
+
+def _of_two(rows: Sequence[PictureRow]) -> list[list[PictureRow]]:
+    return by_prompt([row for row in rows if row.kind == "leak_two"])
 
 
 def _nearest_share(rows: Sequence[PictureRow]) -> Estimate:

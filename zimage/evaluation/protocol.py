@@ -4,4 +4,4 @@ infra/protocol.md says what the version holds. Whoever changes a definition, a p
 interval, so that a number of today could not be compared with one of before, adds 1 here.
 """
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2

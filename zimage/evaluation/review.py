@@ -95,10 +95,17 @@ def parsed_answers(content: bytes, name: str) -> Answers:
         ) from None
 
 
-def review_of(items: Sequence[Item], answers: Answers) -> Review:
-    """Return what the answers amount to; see `Review.unusable` for when they do not count."""
+def review_of(items: Sequence[Item], answers: Answers, of: frozenset[str] | None = None) -> Review:
+    """Return what the answers amount to; see `Review.unusable` for when they do not count.
+
+    Args:
+        items: All that was asked about.
+        answers: What a person said.
+        of: Names of the pictures that the figures are of; None for all. Controls always count.
+    """
     given = answers.answers
-    pictures = [item for item in items if item.kind == "picture"]
+    wanted = [item for item in items if item.kind != "picture" or of is None or item.name in of]
+    pictures = [item for item in wanted if item.kind == "picture"]
     controls = {kind: [item for item in items if item.kind == kind] for kind in ("impostor", "real")}
     right = {
         kind: (sum(given.get(item.id) == ("yes" if kind == "real" else "no") for item in found), len(found))
@@ -107,7 +114,7 @@ def review_of(items: Sequence[Item], answers: Answers) -> Review:
     unusable = _unusable(items, answers, right)
     if unusable:
         return Review(unusable, NOT_MEASURED, NOT_MEASURED, None, 0, 0, right)
-    decided = [item for item in items if given[item.id] != "unsure" and item.engine_same is not None]
+    decided = [item for item in wanted if given[item.id] != "unsure" and item.engine_same is not None]
     pairs = [(given[item.id] == "yes", bool(item.engine_same)) for item in decided]
     return Review(
         unusable="",
@@ -154,10 +161,20 @@ def with_review(metrics: dict[str, Any], evaluate: Path, answers: Path) -> dict[
     """
     if not answers.is_file() or not (evaluate / ITEMS).is_file():
         return metrics
-    if answers.stat().st_size > MAX_BYTES:
-        raise InputError(f"{answers} is too large for a review; replace it by the file that review.html saved.")
-    given = parsed_answers(answers.read_bytes(), str(answers))
-    return reviewed(metrics, review_of(read_rows(evaluate / ITEMS, Item), given))
+    return reviewed(metrics, review_of(read_rows(evaluate / ITEMS, Item), read_answers(answers)))
+
+
+def read_answers(file: Path) -> Answers:
+    """Return the answers in a file that review.html saved.
+
+    Raises:
+        InputError: there is no such file, it is too large, or it is none.
+    """
+    if not file.is_file():
+        raise InputError(f"There is no review {file}; name a file that review.html saved.")
+    if file.stat().st_size > MAX_BYTES:
+        raise InputError(f"{file} is too large for a review; replace it by the file that review.html saved.")
+    return parsed_answers(file.read_bytes(), str(file))
 
 
 def reviewed(metrics: Mapping[str, Any], review: Review) -> dict[str, Any]:

@@ -45,6 +45,19 @@ class Scored(Row):
     """Share of the prompt's phrases that are found again in the picture; null for prompts in free words."""
     clip: float | None
     """Cosine of picture and prompt in CLIP; null where CLIP is absent."""
+    rank: int | None = None
+    """1 + how many other people of the gallery are nearer to the largest face than half of the held-out photos are; the
+    last without a face, null without a gallery."""
+    contrast: float | None = None
+    """Standard deviation of the luma, 0 to 0.5."""
+    saturation: float | None = None
+    """Mean distance of the strongest from the weakest channel, 0 to 1."""
+    skin: float | None = None
+    """Fine structure of the largest face (zimage.faces.quality.sharpness); null without a face."""
+    face_luma: float | None = None
+    """Mean luma of that face, 0 to 1."""
+    face_share: float | None = None
+    """Its height over the picture's."""
 
 
 class PictureRow(Scored):

@@ -43,6 +43,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="also score everything as it is used: merged (as ComfyUI applies a LoRA), bfloat16, fp8, int8, dpmpp_2m, "
         "unipc, side_px=N, steps=N, guidance_scale=N, several with commas between them; repeat it",
     )
+    parser.add_argument(
+        "--review", type=Path, metavar="FILE", help="what you saved in review.html of an earlier run of these pictures"
+    )
     parser.add_argument("--blind", action="store_true", help="also write blind.html, without names, and blind_key.json")
     parser.add_argument(
         "--class-noun", choices=["person", "man", "woman"], required=True, help="what the base model calls the person"
@@ -65,7 +68,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
     names = (
         *("photos", "consent", "class_noun", "trigger", "seeds", "params_file", "pictures"),
-        *("bases", "used_as", "strength", "blind", "precision"),
+        *("bases", "used_as", "strength", "blind", "precision", "review"),
     )
     lines = score(Request(loras=parsed.lora, **{name: getattr(parsed, name) for name in names}), parsed.out)
     print(*lines, f"report: {parsed.out / 'score.html'}", sep="\n")  # noqa: T201

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from zimage.core.assets import read_asset
 from zimage.evaluation.compare import MEASURES, Difference
 from zimage.evaluation.generate.image_cache import SAMPLER_NAMES, machine_precision
+from zimage.evaluation.hidden import Shown, shown
 from zimage.evaluation.protocol import PROTOCOL_VERSION
 from zimage.evaluation.score.reals import Reals
 from zimage.photos.pictures import jpeg_uri, read_rgb
@@ -20,6 +21,7 @@ SAYS = {measure.name: measure.says for measure in MEASURES}
 SHOWN = (
     ("same_of_all", "same person, of all pictures"),
     ("second_same", "same person by the second engine"),
+    ("reviewed", "same person to a reviewer"),
     ("face_found", "a face is found"),
     ("distance", "distance to the photos' centroid"),
     ("gain", "gain: 0 base model, 1 real photos"),
@@ -58,6 +60,7 @@ def write_page(
         lines=lines,
         names=[one.name for one in results],
         table=_table(results),
+        hidden=_hidden(results),
         uses=_uses(results, uses),
         rules=[(one.name, one.judgement) for one in results if one.judgement],
         differences=[(SAYS[one.measure], one, _range(one.value, one.low, one.high, signed=True)) for one in found],
@@ -76,6 +79,19 @@ def _table(results: Sequence["Result"]) -> tuple[list[str], list[tuple[str, list
     cells = {one.name: [_cell(one, name) for name, _ in SHOWN] for one in results}
     there = [at for at in range(len(SHOWN)) if any(row[at] != "–" for row in cells.values())]
     return [SHOWN[at][1] for at in there], [(name, [row[at] for at in there]) for name, row in cells.items()]
+
+
+def _hidden(results: Sequence["Result"]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the figures beside likeness that any result has, and for each result its name and a cell for each."""
+    found = {one.name: {each.says: each for each in shown(one.figures)} for one in results if one.figures}
+    says = list(dict.fromkeys(name for figures in found.values() for name in figures))
+    return says, [(name, [_shown(figures.get(each)) for each in says]) for name, figures in found.items()]
+
+
+def _shown(figure: Shown | None) -> str:
+    if figure is None:
+        return "–"
+    return figure.value + (f" [{figure.interval}]" if figure.interval else "")
 
 
 def _cell(result: "Result", name: str) -> str:

@@ -4,7 +4,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,17 @@ from zimage.evaluation.gate import GateParams, Judgement, judge
 from zimage.evaluation.generate.gallery import Gallery
 from zimage.evaluation.generate.image_cache import ImageCache, Sampling, delete_others, machine_precision
 from zimage.evaluation.generate.suite import Half, Prompt, read_suite, with_subject, without_trigger
+from zimage.evaluation.hidden import overcooked
 from zimage.evaluation.intervals import Estimate
 from zimage.evaluation.protocol import PROTOCOL_VERSION
-from zimage.evaluation.report.results import sha256_of
+from zimage.evaluation.report.results import hidden_metrics, sha256_of
+from zimage.evaluation.report.review_page import REFERENCES, Shown, questions_of, spread_out, write_questions
+from zimage.evaluation.review import Answers, Item, read_answers, review_of, summary_line
 from zimage.evaluation.rows import PictureRow, write_csv
 from zimage.evaluation.score.picture import Search
 from zimage.evaluation.score.reals import Reals
 from zimage.evaluation.select.scorer import Scorer, asked_of_base, asked_of_lora
+from zimage.faces.looks import Looks
 from zimage.model.base import Base, resolve
 from zimage.permission import require_for, today
 from zimage.photos.cache import cache_of
@@ -77,6 +81,7 @@ class Request:
         blind: Write a page that shows the pictures side by side without names.
         precision: Half of the width that the interval of the share of the same person shall have; it chooses the seeds.
             0 leaves them to `seeds`.
+        review: What a person saved in the review.html of an earlier run of the same pictures; None for none.
     """
 
     photos: Path
@@ -92,6 +97,7 @@ class Request:
     strength: float = 1.0
     blind: bool = False
     precision: float = 0.0
+    review: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ class Result:
 def score(asked: Request, out: Path) -> list[str]:
     """Write metrics.json, scores.csv, differences.csv, score.html and pictures/, and return what a person should read.
 
+    And review.html, in which a person says who the pictures show; its answers are given to the next run as `review`.
     With `blind` also blind.html, which names nothing, and blind_key.json, which says what is what.
 
     The photos are all held out: nothing is trained here. Pictures and the base's own are kept beside `out`, so that a
@@ -136,6 +143,7 @@ def score(asked: Request, out: Path) -> list[str]:
             "There is nothing to score; name a LoRA with --lora, a folder of pictures with --pictures, or a base model "
             "alone with --base."
         )
+    answers = read_answers(asked.review) if asked.review else None
     check_out(out, (asked.photos, asked.consent, *asked.pictures), holds="scores.csv")
     require_for(["ingest", "evaluate"], read_consent(asked.consent), today())
     params = read_section(asked.params_file, "evaluate", EvaluateParams)
@@ -150,7 +158,7 @@ def score(asked: Request, out: Path) -> list[str]:
     use_one_thread_on_a_cpu()
     with made_aside(out) as folder, Search(engines_of(params)) as search:
         scoring = _Scoring(asked, params, ways, found.reals, folder, search, cache, planned)
-        results = scoring.results(loras, sets)
+        results = scoring.reviewed(scoring.results(loras, sets), answers)
         compared = differences(
             {one.name: one.rows for one in results if one.source != BASE},
             pairs=_pairs(results),
@@ -220,7 +228,9 @@ class _Scoring:
         self.prompts = read_suite(params.suite)
         self.plan = planned
         self.seeds = planned.seeds if planned else asked.seeds or params.seeds.test
-        self.picture_scorer = picture_scorer_of(params, reals, search)
+        self.picture_scorer, self._strangers = picture_scorer_of(params, reals, search)
+        self._reals = reals
+        self._photos: dict[int, list[Looks]] = {}
         self._images = cache / "pictures"
 
     def results(self, loras: Sequence[GivenLora], sets: Mapping[str, Sequence[GivenPicture]]) -> list[Result]:
@@ -258,6 +268,51 @@ class _Scoring:
             found.append(Result(name, name, "", about, rows, self._figures(rows, base_rows), None))
         return found
 
+    def reviewed(self, results: Sequence[Result], answers: Answers | None) -> list[Result]:
+        """Write review.html, and return the results with what a person answered in that of an earlier run.
+
+        Raises:
+            InputError: the answers are of other pictures, not complete, or wrong on the controls.
+        """
+        shown = [one for one in results if one.source != BASE]
+        questions = questions_of(
+            self.folder,
+            Shown(
+                rows=[row for one in shown for row in one.rows if row.kind == "likeness"],
+                strangers=self._strangers,
+                targets=self.picture_scorer.targets,
+                reals=self._reals,
+                side_px=self.uses[0].sampling.side_px,
+            ),
+            self.params.resampling.seed,
+        )
+        items = [question.item for question in questions]
+        controls = {item.name for item in items if item.kind == "real"}
+        others = [real for real in self._reals.holdout if real.photo not in controls] or self._reals.holdout
+        subject = self._subject(next((one.about["trigger"] for one in shown if "trigger" in one.about), "the person"))
+        if shown:
+            write_questions(
+                self.folder,
+                questions,
+                spread_out(others, REFERENCES),
+                picture_px=self.params.report.picture_px,
+                subject=subject,
+            )
+        return [self._with_review(one, items, answers) if one in shown and answers else one for one in results]
+
+    def _with_review(self, result: Result, items: Sequence[Item], answers: Answers) -> Result:
+        """Return a result with the share of its pictures that are the person to a reviewer, and the verdict with it."""
+        review = review_of(items, answers, frozenset(row.file for row in result.rows))
+        if review.unusable:
+            raise InputError(review.unusable)
+        about = {**result.about, "review": summary_line({**asdict(review)})}
+        if result.figures is None:
+            return replace(result, about=about)
+        found = replace(result.figures, reviewed=review.same)
+        embedded = self.picture_scorer.targets.info.embedded
+        judgement = judge(found, self._limits(), embedded=embedded) if result.judgement else None
+        return replace(result, about=about, figures=found, judgement=judgement)
+
     def summary(self, results: Sequence[Result], found: Sequence[Difference], lines: Sequence[str]) -> dict[str, Any]:
         """Return metrics.json: everything that is needed to read a number, and to make it again."""
         targets = self.picture_scorer.targets
@@ -271,6 +326,7 @@ class _Scoring:
                     "why": one.judgement.why if one.judgement else None,
                     "estimates": _estimates(one.figures),
                     "leaks": {kind: asdict(value) for kind, value in one.figures.leaks.items()} if one.figures else {},
+                    **(hidden_metrics(one.figures) if one.figures else {}),
                 }
                 for one in results
             },
@@ -354,6 +410,7 @@ class _Scoring:
             base_variety=base.variety,
             ceiling=self.picture_scorer.targets.genuine(),
             sessions=[],
+            photos=self._looks(use),
         )
         found = self._computed(evidence)
         judgement = judge(found, self._limits(), embedded=self.picture_scorer.targets.info.embedded)
@@ -391,7 +448,15 @@ class _Scoring:
             for wanted in (True, False)
         )
         ceiling = self.picture_scorer.targets.genuine()
-        return self._computed(Evidence(likeness, base_likeness, leaks, base_leaks, {}, {}, ceiling, []))
+        photos = self._looks(self.uses[0])
+        return self._computed(Evidence(likeness, base_likeness, leaks, base_leaks, {}, {}, ceiling, [], photos))
+
+    def _looks(self, use: Use) -> list[Looks]:
+        """Return how the real photos look at the size of a use's pictures."""
+        side_px = use.sampling.side_px
+        if side_px not in self._photos:
+            self._photos[side_px] = self._reals.looks(self.search, side_px)
+        return self._photos[side_px]
 
     def _computed(self, evidence: Evidence) -> Figures:
         resampling = self.params.resampling
@@ -439,6 +504,9 @@ def _lines(results: Sequence[Result], found: Sequence[Difference], photos: Refer
             verdict = f"{one.judgement.verdict}: " if one.judgement else ""
             interval = "" if same.low is None or same.high is None else f" [{same.low:.0%}, {same.high:.0%}]"
             lines.append(f"{one.name}: {verdict}same person in {same.value:.0%}{interval} of {same.n} pictures.")
+        if one.figures is not None and one.source != BASE:
+            said = overcooked(one.figures.drifts, one.figures.drifts_from_photos)
+            lines += [f"{one.name}: {each}" for each in said]
     if photos.refused:
         lines.append(f"{photos.refused} of the {photos.files} files of the photos could not be used.")
     return lines

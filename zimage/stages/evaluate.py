@@ -126,10 +126,10 @@ def evaluate(
         made_aside(out) as folder,
         Search(engines_of(params)) as search,
     ):
-        scorer = Scorer(gallery, picture_scorer_of(params, reals, search), search, folder)
+        picture_scorer, strangers = picture_scorer_of(params, reals, search)
+        scorer = Scorer(gallery, picture_scorer, search, folder)
         selection = CheckpointSelection(scorer, prompts, subject, params.seeds, params.sweep, params.resampling)
         outcome = selection.run(candidates)
-        strangers = impostors_of(scorer, params)
         material = Material(train, reals, crops, captions)
         findings = _findings(outcome, scorer, strangers, material, params=params, base=base, subject=subject)
         write_results(folder, findings)
@@ -182,19 +182,17 @@ def absent(params: EvaluateParams, judge: PictureScorer) -> list[str]:
     return missing
 
 
-def impostors_of(scorer: Scorer, params: EvaluateParams) -> Impostors | None:
-    """Return the faces of other people by the same engines; None where none are asked for."""
-    if params.impostors is None:
-        return None
-    targets = [one for one in (scorer.picture_scorer.targets, scorer.picture_scorer.second) if one is not None]
-    return impostors(scorer.search, targets, params.sampling.side_px)
+def picture_scorer_of(params: EvaluateParams, reals: Reals, search: Search) -> tuple[PictureScorer, Impostors | None]:
+    """Return what pictures are scored with, and the faces of other people by the same engines; None for none asked for.
 
-
-def picture_scorer_of(params: EvaluateParams, reals: Reals, search: Search) -> PictureScorer:
-    """Return what pictures are scored with: the real photos by each engine, and CLIP where it is present."""
+    They are the real photos by each engine, the others' faces as a gallery, and CLIP where it is present.
+    """
     targets = reals.targets(search, params.sampling.side_px)
+    strangers = impostors(search, targets, params.sampling.side_px) if params.impostors else None
     clip = None if params.clip is None else open_clip(params.clip)
-    return PictureScorer(targets[0], targets[1] if len(targets) > 1 else None, reals.originals(), clip)
+    second = targets[1] if len(targets) > 1 else None
+    gallery = strangers.gallery if strangers else None
+    return PictureScorer(targets[0], second, reals.originals(), clip, gallery), strangers
 
 
 def generator_of(
@@ -268,6 +266,7 @@ def _findings(
         base_variety=varieties(scorer, outcome.base),
         ceiling=scorer.picture_scorer.targets.ceiling(),
         sessions=material.reals.sessions,
+        photos=material.reals.looks(scorer.search, params.sampling.side_px),
     )
     found = figures(
         evidence,

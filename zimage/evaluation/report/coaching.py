@@ -23,6 +23,7 @@ from zimage.core.errors import first_of
 from zimage.core.jsonl import Row
 from zimage.evaluation.figures import Figures
 from zimage.evaluation.gate import USUAL
+from zimage.evaluation.hidden import nearer_to_training
 from zimage.evaluation.report.advice import FEW_PHOTOS, ONE_PICTURE, few_photos, one_picture
 from zimage.evaluation.rows import PictureRow
 from zimage.evaluation.wording import counted, percent, quantity
@@ -170,14 +171,8 @@ def _repeated(measured: Measurements) -> float | None:
 
 
 def _memorised(measured: Measurements) -> float | None:
-    """Return by how much the faces are nearer to the middle of the training photos than to that of the held-out ones,
-    over the engine's threshold.
-    """
-    drops = [
-        (row.distance - row.training_distance) / row.threshold
-        for row in measured.rows
-        if row.distance is not None and row.training_distance is not None
-    ]
+    """Return the mean of `nearer_to_training`."""
+    drops = [drop for row in measured.rows if (drop := nearer_to_training(row)) is not None]
     return float(np.mean(drops)) if len(drops) >= FEWEST else None
 
 

@@ -22,6 +22,7 @@ from zimage.core.folder import write_whole
 from zimage.core.losses import read_losses
 from zimage.core.section import Section
 from zimage.core.svg_charts import Group, Point, curve, strips, whiskers
+from zimage.evaluation import hidden
 from zimage.evaluation.figures import by_prompt
 from zimage.evaluation.gate import Ruled
 from zimage.evaluation.intervals import Estimate
@@ -207,6 +208,8 @@ class _Page:
             "pairs": self._pairs(),
             "leaks": self._leaks(),
             "aspects": _aspects(outcome.test),
+            "hidden": hidden.shown(findings.figures),
+            "overcooked": hidden.overcooked(findings.figures.drifts, findings.figures.drifts_from_photos),
             "figures": findings.figures,
             "outcome": outcome,
             "findings": findings,

@@ -9,6 +9,7 @@ from typing import Any
 from zimage.core.jsonl import Row, write_metrics
 from zimage.evaluation.figures import Figures
 from zimage.evaluation.gate import Judgement
+from zimage.evaluation.hidden import overcooked
 from zimage.evaluation.intervals import Estimate
 from zimage.evaluation.protocol import PROTOCOL_VERSION
 from zimage.evaluation.report.coaching import Tip
@@ -138,6 +139,7 @@ def metrics_of(findings: Findings) -> dict[str, Any]:
             if isinstance(value := getattr(figures, field.name), Estimate)
         },
         "leaks": {kind: asdict(estimate) for kind, estimate in figures.leaks.items()},
+        **hidden_metrics(figures),
         "gate": {rule.name: rule.model_dump(exclude={"name"}) for rule in findings.judgement.rules},
         "chosen": {
             "file": outcome.lora.name,
@@ -154,6 +156,16 @@ def metrics_of(findings: Findings) -> dict[str, Any]:
         "suite": findings.suite,
         "base": findings.base,
         "sampled": asdict(findings.sampled),
+    }
+
+
+def hidden_metrics(figures: Figures) -> dict[str, Any]:
+    """Return what stands beside likeness and is kept by look or by condition."""
+    return {
+        "drifts": {look: asdict(estimate) for look, estimate in figures.drifts.items()},
+        "drifts_from_photos": {look: asdict(estimate) for look, estimate in figures.drifts_from_photos.items()},
+        "overcooked": overcooked(figures.drifts, figures.drifts_from_photos),
+        "conditions": {name: asdict(estimate) for name, estimate in figures.conditions.items()},
     }
 
 

@@ -19,6 +19,9 @@ from zimage.core.folder import write_whole
 from zimage.core.jsonl import write_rows
 from zimage.evaluation.report.results import Findings
 from zimage.evaluation.review import FORMAT, ITEMS, Item, Kind, identity_of
+from zimage.evaluation.rows import PictureRow
+from zimage.evaluation.score.impostors import Impostors
+from zimage.evaluation.score.likeness import Targets
 from zimage.evaluation.score.reals import RealPhoto, Reals
 from zimage.photos.pictures import Picture, fitted, jpeg_uri, read_rgb
 
@@ -41,6 +44,25 @@ class Question:
     picture: Picture
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a review is about.
+
+    Args:
+        rows: The pictures that are asked about.
+        strangers: Faces of other people; None where none were asked for.
+        targets: The real photos in the engine.
+        reals: The real photos.
+        side_px: Of the pictures.
+    """
+
+    rows: Sequence[PictureRow]
+    strangers: Impostors | None
+    targets: Targets
+    reals: Reals
+    side_px: int
+
+
 def write_review(
     folder: Path, findings: Findings, reals: Reals, *, seed: int, picture_px: int, subject: Subject
 ) -> None:
@@ -54,7 +76,29 @@ def write_review(
         picture_px: Longer side of the pictures in the page.
         subject: Who was learnt.
     """
-    questions = questions_of(folder, findings, reals, seed)
+    shown = Shown(
+        rows=findings.outcome.test,
+        strangers=findings.impostors,
+        targets=findings.picture_scorer.targets,
+        reals=reals,
+        side_px=findings.sampled.side_px,
+    )
+    references = spread_out(reals.training, REFERENCES)
+    write_questions(folder, questions_of(folder, shown, seed), references, picture_px=picture_px, subject=subject)
+
+
+def write_questions(
+    folder: Path, questions: Sequence[Question], references: Sequence[RealPhoto], *, picture_px: int, subject: Subject
+) -> None:
+    """Write review.html and review.jsonl.
+
+    Args:
+        folder: Gets both.
+        questions: In the order in which they are asked.
+        references: Real photos that are shown beside each picture.
+        picture_px: Longer side of the pictures in the page.
+        subject: Who is looked for.
+    """
     items = [question.item for question in questions]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(asset(".")), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -64,17 +108,17 @@ def write_review(
         subject=subject,
         format=FORMAT,
         identity=identity_of(items),
-        references=[_uri(read_rgb(real.file), picture_px) for real in spread_out(reals.training, REFERENCES)],
+        references=[_uri(read_rgb(real.file), picture_px) for real in references],
         questions=[{"id": each.item.id, "src": _uri(each.picture, picture_px)} for each in questions],
     )
     write_rows(folder / ITEMS, items)
     write_whole(folder / PAGE, page.encode())
 
 
-def questions_of(folder: Path, findings: Findings, reals: Reals, seed: int) -> list[Question]:
-    """Return what the page asks, in the order that the seed draws."""
+def questions_of(folder: Path, shown: Shown, seed: int) -> list[Question]:
+    """Return what the page asks, in the order that the seed draws; the pictures lie in `folder`."""
     drawn = np.random.default_rng(seed)
-    made = [*_pictures(folder, findings), *_impostors(findings), *_reals(findings, reals, drawn)]
+    made = [*_pictures(folder, shown), *_impostors(shown), *_reals(shown, drawn)]
     return [made[place] for place in drawn.permutation(len(made))]
 
 
@@ -84,28 +128,28 @@ def spread_out(photos: Sequence[RealPhoto], most: int) -> list[RealPhoto]:
     return [photos[place] for place in places]
 
 
-def _pictures(folder: Path, findings: Findings) -> Iterator[Question]:
-    for row in findings.outcome.test:
+def _pictures(folder: Path, shown: Shown) -> Iterator[Question]:
+    for row in shown.rows:
         yield _question(read_rgb(folder / row.file), "picture", row.file, row.same, row.prompt)
 
 
-def _impostors(findings: Findings) -> Iterator[Question]:
+def _impostors(shown: Shown) -> Iterator[Question]:
     """Yield the other people who are nearest to the person, for these are the ones that are mistaken."""
-    found = findings.impostors.found if findings.impostors else []
+    found = shown.strangers.found if shown.strangers else []
     nearest_first = sorted(found, key=lambda one: one.distance or 0.0)[:CONTROLS]
     for number, one in enumerate(nearest_first):
         yield _question(square(one.picture), "impostor", f"{one.photo} {number}", one.same)
 
 
-def _reals(findings: Findings, reals: Reals, drawn: np.random.Generator) -> Iterator[Question]:
+def _reals(shown: Shown, drawn: np.random.Generator) -> Iterator[Question]:
     """Yield held-out photos that the seed draws, with what the engine makes of each against the others."""
-    targets = findings.picture_scorer.targets
+    targets, holdout = shown.targets, shown.reals.holdout
     known = dict(zip(targets.holdout_photos, targets.genuine().tolist(), strict=False))
-    for place in sorted(drawn.permutation(len(reals.holdout))[:CONTROLS].tolist()):
-        photo = reals.holdout[place]
+    for place in sorted(drawn.permutation(len(holdout))[:CONTROLS].tolist()):
+        photo = holdout[place]
         distance = known.get(photo.photo)
         same = None if distance is None else distance <= targets.info.threshold
-        picture = fitted(square(read_rgb(photo.file)), findings.sampled.side_px)
+        picture = fitted(square(read_rgb(photo.file)), shown.side_px)
         yield _question(picture, "real", photo.photo, same)
 
 

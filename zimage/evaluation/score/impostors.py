@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from zimage.core.errors import InputError
-from zimage.evaluation.score.likeness import Targets, likeness
+from zimage.evaluation.score.likeness import Embeddings, Targets, likeness
 from zimage.evaluation.score.picture import Search, SearchedPicture
 from zimage.photos.pictures import Picture, fitted, read_rgb, write_png
 from zimage.photos.rows import Box
@@ -44,6 +47,7 @@ class Impostor:
         distance: To the held-out centroid by the primary engine; None where it finds no face at that size.
         second_distance: The same by the second engine; None where there is none.
         same: Whether it passes for the person by the primary engine.
+        embedding: Of the face at that size by the primary engine, (D,); None without a face.
     """
 
     photo: str
@@ -51,6 +55,7 @@ class Impostor:
     distance: float | None
     second_distance: float | None
     same: bool
+    embedding: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ class Impostors:
     def found(self) -> list[Impostor]:
         """Those with a face at the pictures' size: the distances that strangers have."""
         return [one for one in self.faces if one.distance is not None]
+
+    @property
+    def gallery(self) -> Embeddings:
+        """Their embeddings by the primary engine, (N, D), the nearest to the person first."""
+        nearest_first = sorted(self.found, key=lambda one: one.distance or 0.0)
+        return np.array([one.embedding for one in nearest_first], np.float32)
 
 
 def impostors(search: Search, targets: Sequence[Targets], side_px: int) -> Impostors:
@@ -97,7 +108,14 @@ def impostors(search: Search, targets: Sequence[Targets], side_px: int) -> Impos
     logger.info("%d faces of other people in %s", len(cut), ", ".join(present))
     return Impostors(
         faces=[
-            Impostor(photo, picture, first.distance, rest[0].distance if rest else None, first.same)
+            Impostor(
+                photo,
+                picture,
+                first.distance,
+                rest[0].distance if rest else None,
+                first.same,
+                first.face.embedding if first.face else None,
+            )
             for (photo, picture), (first, *rest) in zip(cut, scored, strict=True)
         ],
     )

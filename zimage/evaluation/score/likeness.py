@@ -123,6 +123,26 @@ def likeness(faces: Sequence[Face], targets: Targets) -> Likeness:
     )
 
 
+def rank_among(found: Likeness, gallery: Embeddings | None, info: EngineInfo) -> int | None:
+    """Return the person's rank among other people, nearest first: 1 where none of them is nearer to the picture's face,
+    the last without a face, None without other people.
+
+    The person stands there with the median distance of the held-out photos, single photos like those of the others. The
+    centroid is nearer to every face than a single photo is, which would flatter.
+
+    Args:
+        found: The largest face.
+        gallery: Of the others, (N, D); None for none.
+        info: The engine.
+    """
+    if gallery is None or not len(gallery):
+        return None
+    if found.face is None:
+        return len(gallery) + 1
+    others = between(found.face.embedding[None], gallery, info.metric)[0]
+    return 1 + int((others < found.median_distance).sum())
+
+
 def _nearest(embedding: Embeddings, targets: Targets) -> tuple[str | None, float | None]:
     """Return the nearest training photo and its distance; None where no training photo is known."""
     if not len(targets.training):

@@ -14,8 +14,9 @@ from zimage.evaluation.rows import Scored
 from zimage.evaluation.score.clip import Clip
 from zimage.evaluation.score.copies import Originals, most_alike
 from zimage.evaluation.score.following import template_following
-from zimage.evaluation.score.likeness import Likeness, Targets, likeness
+from zimage.evaluation.score.likeness import Embeddings, Likeness, Targets, likeness, rank_among
 from zimage.faces.engine import Engine, EngineParams, Face, open_engine
+from zimage.faces.looks import looks_of
 from zimage.photos.pictures import fitted, read_rgb
 from zimage.photos.worker_pool import Lost, WorkerPool
 
@@ -91,12 +92,14 @@ class PictureScorer:
         second: The same in an independent second engine, or None.
         originals: The training crops that may come back.
         clip: Prompt following, or None where no model is present.
+        gallery: Faces of other people in the primary engine, (N, D), among which the person is ranked; None for none.
     """
 
     targets: Targets
     second: Targets | None
     originals: Originals
     clip: Clip | None
+    gallery: Embeddings | None = None
 
     def scored(
         self, image_rgb: NDArray[np.uint8], found: Sequence[Sequence[Face]], text: str, language: Language
@@ -112,6 +115,7 @@ class PictureScorer:
         first = likeness(found[0], self.targets)
         second: Likeness | None = likeness(found[1], self.second) if self.second else None
         copy_of, correlation = most_alike(image_rgb, self.originals)
+        looks = looks_of(image_rgb, first.face, self.targets.info.points_kind)
         judged_by_clip = self.clip is not None and language in self.clip.languages
         return Scored(
             faces=first.faces,
@@ -130,4 +134,10 @@ class PictureScorer:
             second_same=second.same if second else None,
             following=template_following(text, image_rgb, first.face, language),
             clip=self.clip.agreement(image_rgb, text) if self.clip and judged_by_clip else None,
+            rank=rank_among(first, self.gallery, self.targets.info),
+            contrast=looks.contrast,
+            saturation=looks.saturation,
+            skin=looks.skin,
+            face_luma=looks.face_luma,
+            face_share=looks.face_share,
         )

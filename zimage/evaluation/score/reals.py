@@ -9,7 +9,8 @@ from zimage.evaluation.score.copies import Originals, originals_of
 from zimage.evaluation.score.likeness import Targets, targets_of
 from zimage.evaluation.score.picture import Search, SearchedPicture
 from zimage.faces.engine import open_engine
-from zimage.photos.pictures import read_rgb
+from zimage.faces.looks import Looks, looks_of
+from zimage.photos.pictures import fitted, read_rgb
 from zimage.photos.rows import CropRow, Session
 
 
@@ -63,6 +64,15 @@ class Reals:
                 [(real.photo, faces[number]) for real, faces in found[held:]],
             )
             for number, one in enumerate(search.params)
+        ]
+
+    def looks(self, search: Search, side_px: int) -> list[Looks]:
+        """Return how each held-out photo looks at the size of the generated pictures."""
+        seen = [SearchedPicture(one.file, side_px) for one in self.holdout]
+        kind = open_engine(search.params[0]).info.points_kind
+        return [
+            looks_of(fitted(read_rgb(real.file), side_px), faces[0][0] if faces[0] else None, kind)
+            for real, faces in zip(self.holdout, search.faces_in(seen), strict=True)
         ]
 
 
