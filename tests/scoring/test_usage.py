@@ -66,15 +66,15 @@ def test_steps_and_guidance_of_distilled_and_other_bases_are_those_of_the_preset
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "unipc"])
-def test_another_sampler_walks_over_the_base_s_own_sigmas(sampler: str) -> None:
+@pytest.mark.parametrize(("sampler", "differs_by"), [("dpmpp_2m", 3e-3), ("unipc", 2e-6)])
+def test_another_sampler_walks_over_the_base_s_own_sigmas(sampler: str, differs_by: float) -> None:
     own = FlowMatchEulerDiscreteScheduler(shift=3.0)
     other = scheduler_of(sampler, own)  # type: ignore[arg-type]
     sigmas = torch.linspace(1.0, 1 / 16, 16).tolist()
     own.set_timesteps(sigmas=sigmas)
     other.set_timesteps(sigmas=sigmas, mu=0.5)
     assert len(other.timesteps) == 16
-    assert torch.allclose(other.sigmas.float(), own.sigmas.float(), atol=2e-3)
+    assert torch.allclose(other.sigmas.float(), own.sigmas.float(), atol=differs_by)
 
 
 def test_one_lora_is_a_row_for_each_way_with_paired_differences(place: Path, tmp_path: Path) -> None:  # noqa: F811
