@@ -404,17 +404,23 @@ def test_a_run_stopped_while_it_makes_sample_pictures_makes_them_when_it_goes_on
     params = recipe(steps=6, checkpoint_every=3, samples={"steps": 60, "guidance_scale": 1.5, "seed": 5})
     train(tiny_encoded, tmp_path / "whole", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
     with _running(tiny_encoded, tmp_path / "stopped", tiny_base, params, tmp_path) as process:
-        while not (aside_of(tmp_path / "stopped") / "samples").exists():
+        while not (aside_of(tmp_path / "stopped") / "checkpoints" / "step-000003.safetensors").exists():
             assert process.poll() is None
             time.sleep(0.001)
         process.terminate()
         process.wait()
-    assert not list((aside_of(tmp_path / "stopped") / "samples").iterdir())
+    assert not list((aside_of(tmp_path / "stopped") / "samples").glob("*.png"))
 
     train(tiny_encoded, tmp_path / "stopped", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
 
     assert json.loads((tmp_path / "stopped" / "metrics.json").read_text())["resumed_after"] == 3
-    for name in ("lora.safetensors", "loss.csv", "samples/step-000003-0.png", "samples/step-000006-0.png"):
+    for name in (
+        "lora.safetensors",
+        "loss.csv",
+        "samples/step-000003-0.png",
+        "samples/step-000006-0.png",
+        "samples/validation.csv",
+    ):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
