@@ -18,6 +18,7 @@ from typing import Any
 from tasks.log import log_line
 from tasks.policy import RETRY_AFTER_S, store_task
 from tasks.prefect_api.artifacts import FINISHED, Bar, how_stopped, show_score
+from tasks.release.review import read_review
 from tasks.settings import Settings
 from tasks.store.bucket import Bucket
 from tasks.store.s3 import open_store
@@ -25,7 +26,6 @@ from tasks.transfer.state import read_state
 from tasks.workspace.dvc import Follower, StageFailedError, environment
 from tasks.workspace.photos import brought, refuse_absent
 from tasks.workspace.scratch import scratch
-from tasks.workspace.sources import content
 from tasks.workspace.subject import (
     CLASS_NOUN,
     DEFAULT_PRESET,
@@ -42,7 +42,6 @@ from zimage.consent import read_consent
 from zimage.core.errors import InputError
 from zimage.core.folder import write_whole
 from zimage.core.plain_yaml import dump, load_plain
-from zimage.evaluation.review import MAX_BYTES
 from zimage.lora.files.given import file_and_strength
 from zimage.model.base import Base
 from zimage.permission import require_for, today
@@ -221,15 +220,8 @@ def _local(address: str, target: Path) -> str:
 
 
 def _review(address: str, target: Path) -> str:
-    """Return the path of a copy of a person's answers, which lie in a file or a bucket.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = content(address, max_bytes=MAX_BYTES)
-    if found is None:
-        raise InputError(f"There is no review {address}; name a file that review.html saved, or s3://bucket/key.")
-    write_whole(target, found)
+    """Return the path of a copy of a person's answers, which lie in a file or a bucket; see `read_review`."""
+    write_whole(target, read_review(address))
     return str(target)
 
 

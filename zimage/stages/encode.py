@@ -33,6 +33,7 @@ from zimage.training.validation import ITEMS, LATENTS, MOST_CROPS, ValidationIte
 
 if TYPE_CHECKING:
     import numpy as np
+    from diffusers import AutoencoderKL
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -77,7 +78,7 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
             encoder does not read, or a size the model cannot take, or the base or the class pictures are not those that
             were pinned.
     """
-    from zimage.model.device import use_one_thread_on_a_cpu
+    from zimage.model.device import device_and_dtype, use_one_thread_on_a_cpu
 
     check_out(out, (detect, caption), holds="items.jsonl")
     use_one_thread_on_a_cpu()
@@ -94,9 +95,10 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
     validation = held_out_pictures(detect, held_out, _sizes(crops), subject)
     with _out_of_memory_explained(folder, crops), made_aside(out) as aside:
         texts = _write_texts(aside, folder, [*pictures, *validation], params, subject)
+        vae = open_vae(folder, device=device_and_dtype()[0])
         if validation:
-            _write_validation(aside, folder, validation, texts)
-        items = _write_latents(aside, folder, pictures, texts, subject)
+            _write_validation(aside, vae, validation, texts)
+        items = _write_latents(aside, vae, pictures, texts, subject)
         write_faces(aside, (picture.pixels() for picture in pictures if picture.photo and not picture.mirrored))
         write_rows(aside / "items.jsonl", items)
         write_metrics(aside / "metrics.json", {**_metrics(items, texts.values()), "captions_cut": cut})
@@ -132,18 +134,15 @@ def _write_texts(
 
 
 def _write_latents(
-    aside: Path, base: Path, pictures: Sequence[Picture], texts: dict[str, TextRow], subject: Subject
+    aside: Path, vae: "AutoencoderKL", pictures: Sequence[Picture], texts: dict[str, TextRow], subject: Subject
 ) -> list[ItemRow]:
     """Write posteriors and face masks; return the items' rows."""
     from torch import from_numpy
 
     from zimage.core.tensor_file import write_tensors
-    from zimage.model.device import device_and_dtype, processes_on
+    from zimage.model.device import processes_on
     from zimage.model.latents import pixels_of, posterior
     from zimage.training.pictures import on_latents
-
-    device = device_and_dtype()[0]
-    vae = open_vae(base, device=device)
 
     def encoded(picture: Picture) -> Encoded:
         pixels, face = picture.pixels(), picture.face()
@@ -154,7 +153,7 @@ def _write_latents(
     items: list[ItemRow] = []
     latents: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
-    found = tracked(spread(encoded, pictures, processes_on(device)), "pictures", len(pictures))
+    found = tracked(spread(encoded, pictures, processes_on(vae.device)), "pictures", len(pictures))
     for picture, (width, height, mean, std, mask) in zip(pictures, found, strict=True):
         name = f"{len(items):04d}"
         latents[f"{name}.mean"], latents[f"{name}.std"] = from_numpy(mean), from_numpy(std)
@@ -179,13 +178,13 @@ def _write_latents(
     return items
 
 
-def _write_validation(aside: Path, base: Path, pictures: Sequence[Picture], texts: dict[str, TextRow]) -> None:
+def _write_validation(
+    aside: Path, vae: "AutoencoderKL", pictures: Sequence[Picture], texts: dict[str, TextRow]
+) -> None:
     """Write the latents of held-out crops, and what each of them is."""
     from zimage.core.tensor_file import write_tensors
-    from zimage.model.device import device_and_dtype
     from zimage.model.latents import pixels_of, posterior
 
-    vae = open_vae(base, device=device_and_dtype()[0])
     rows: list[ValidationItemRow] = []
     latents: dict[str, Tensor] = {}
     for number, picture in enumerate(pictures):

@@ -5,7 +5,6 @@ training may not know these, and what somebody stops a run by must not be what r
 when the face of the photos is learnt, and nothing about other days; `evaluate` tells about these.
 """
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +12,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
+from zimage.core.csv_rows import read_whole_rows, write_table
 from zimage.core.jsonl import Row
 from zimage.faces.engine import Engine, between, closeness, open_engine
 from zimage.faces.engine_defaults import YUNET_SFACE_PARAMS
@@ -68,10 +68,7 @@ class LikenessCurve:
         """Score the pictures (H, W, 3) of a checkpoint, write them down, and return their mean closeness."""
         scored = [self._row(step, number, picture) for number, picture in enumerate(pictures)]
         self._rows = [row for row in self._rows if row.step < step] + scored
-        with self._path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(LikenessRow.model_fields), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(row.model_dump() for row in self._rows)
+        write_table(self._path, list(LikenessRow.model_fields), (row.model_dump() for row in self._rows))
         return fmean(row.closeness for row in scored)
 
     def closeness_upto(self, done: int) -> list[float]:
@@ -104,10 +101,7 @@ def open_curve(encode: Path, train: Path, begin: int) -> LikenessCurve | None:
 
 def read_likeness(path: Path) -> list[LikenessRow]:
     """Return the rows of a curve, without a last one that is half written."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    rows = read_whole_rows(path)
     return [LikenessRow.model_validate({**row, "distance": row["distance"] or None}) for row in rows]
 
 

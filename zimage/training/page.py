@@ -1,7 +1,6 @@
 """Render the progress of a training as one self-contained HTML page."""
 
 import base64
-import csv
 import io
 import re
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zimage.core.assets import read_asset
+from zimage.core.csv_rows import read_whole_rows
 from zimage.core.svg_charts import curve
 
 SAMPLE = re.compile(r"step-([0-9]+)-([0-9]+)\.png")
@@ -50,7 +50,7 @@ def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> P
     from zimage.training.validation import CURVE as VALIDATION
     from zimage.training.validation import mean_loss, read_validation
 
-    rows, known = _rows(folder / "loss.csv"), before or {}
+    rows, known = read_whole_rows(folder / "loss.csv"), before or {}
     matches = [(SAMPLE.fullmatch(path.name), path) for path in (folder / "samples").glob("*.png")]
     paths = {(int(match[1]), int(match[2])): path for match, path in matches if match}
     found = {place: known.get(place) or _data_uri(path) for place, path in paths.items()}
@@ -96,13 +96,6 @@ def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pic
         pictured=pictured,
         working=working,
     )
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]  # the last line may be half written
 
 
 def _data_uri(path: Path) -> str:

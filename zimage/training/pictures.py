@@ -90,7 +90,7 @@ def class_pictures(wanted: ClassPictures, sizes: Sequence[tuple[int, int]], subj
         own = path.with_suffix(".txt")
         text = own.read_text(encoding="utf-8").strip() if own.is_file() else f"a photo of a {subject.class_noun}"
         picture = Picture(path, path.name, [text])
-        picture.size = min(sizes, key=lambda size: abs(_shape_of(path) - size[0] / size[1]))
+        picture.size = _nearest(sizes, _shape_of(path))
         pictures.append(picture)
     return pictures
 
@@ -103,7 +103,7 @@ def held_out_pictures(
     pictures = []
     for crop in crops:
         picture = Picture(detect / crop.file, crop.file, [caption], photo=crop.photo)
-        picture.size = min(sizes, key=lambda size: abs(crop.width / crop.height - size[0] / size[1]))
+        picture.size = _nearest(sizes, crop.width / crop.height)
         pictures.append(picture)
     return pictures
 
@@ -129,6 +129,11 @@ def on_latents(face: "NDArray[np.uint8]", size: "Size") -> "Tensor":
 
 def _sides_exchanged(text: str) -> str:
     return re.sub(r"\b(left|right)\b|[左右]", lambda found: SIDES[found[0]], text)
+
+
+def _nearest(sizes: Sequence[tuple[int, int]], shape: float) -> tuple[int, int]:
+    """Return the size whose width over height is nearest to a shape."""
+    return min(sizes, key=lambda size: abs(shape - size[0] / size[1]))
 
 
 def _shape_of(path: Path) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from zimage.core.csv_rows import read_whole_rows, write_table
 from zimage.training.divergence import StepMetrics
 
 if TYPE_CHECKING:
@@ -26,16 +27,13 @@ class Record:
     """
 
     def __init__(self, path: Path, begin: int) -> None:
-        rows = _read(path)[:begin]
+        rows = read_whole_rows(path)[:begin]
         self.losses = [float(row["loss"]) for row in rows]
         self._path = path
         self._sum = self._weight = 0.0
         for loss in self.losses:
             self._remember(loss)
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(path, COLUMNS, rows)
 
     def add(self, readings: list[StepMetrics], rate: Callable[[int], float]) -> None:
         """Append the numbers of some steps; `rate` tells the learning rate of each."""
@@ -59,14 +57,6 @@ class Record:
     def _remember(self, loss: float) -> None:
         self._sum = MEMORY * self._sum + (1 - MEMORY) * loss
         self._weight = MEMORY * self._weight + (1 - MEMORY)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        # The last line may be torn where a run was killed; a whole one has a value in every column.
-        return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 SHOWN_EVERY_S = 5

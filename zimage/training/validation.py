@@ -6,16 +6,18 @@ It is drawn beside the loss and read by no stage: which checkpoint is taken, and
 held-out photos, for these report afterwards.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from zimage.core.csv_rows import read_whole_rows, write_table
 from zimage.core.jsonl import Row, read_rows
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from zimage.training.objective import Objective
 
 ITEMS, LATENTS = "validation.jsonl", "validation.safetensors"  # in the encode folder
@@ -55,53 +57,49 @@ class ValidationCurve:
     """`samples/validation.csv`: a row for each sigma at each checkpoint, in order of steps.
 
     Args:
-        encode: The folder of the encode stage.
-        train: The folder of the training.
+        path: The file.
         objective: Whose model is measured, with its adapters as they are.
+        crops: Of each held-out crop its latents and its noise (1, C, H, W), on the model's device, and the number of
+            its caption.
     """
 
-    encode: Path
-    train: Path
+    path: Path
     objective: "Objective"
+    crops: "Sequence[tuple[Tensor, Tensor, int]]"
 
     def add(self, step: int) -> float:
         """Measure the loss after so many steps, write it down, and return its mean over sigmas."""
         measured = [ValidationRow(step=step, sigma=sigma, loss=round(self._loss(sigma), 6)) for sigma in SIGMAS]
-        rows = [row for row in read_validation(self.train / CURVE) if row.step < step] + measured
-        with (self.train / CURVE).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(ValidationRow.model_fields), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(row.model_dump() for row in rows)
+        rows = [row for row in read_validation(self.path) if row.step < step] + measured
+        write_table(self.path, list(ValidationRow.model_fields), (row.model_dump() for row in rows))
         return fmean(row.loss for row in measured)
 
     def _loss(self, sigma: float) -> float:
-        import torch
-        from safetensors.torch import load_file
-
-        from zimage.model.device import sent
-        from zimage.training.noise import generator_of
-
-        objective, losses = self.objective, []
-        latents = load_file(self.encode / LATENTS)
-        for row in read_rows(self.encode / ITEMS, ValidationItemRow):
-            noise = torch.randn(latents[row.item].shape, generator=generator_of(objective.seed, "validation", row.item))
-            clean, noise = (sent(each[None], objective.denoiser.device) for each in (latents[row.item], noise))
-            losses.append(objective.plain_loss(clean, noise, sigma, objective.dataset.number[row.text]))
-        return fmean(losses)
+        return fmean(self.objective.plain_loss(clean, noise, sigma, text) for clean, noise, text in self.crops)
 
 
 def open_validation(encode: Path, train: Path, objective: "Objective") -> ValidationCurve | None:
     """Return the curve of a training; None where no held-out crop was encoded, or an older version encoded them."""
-    return ValidationCurve(encode, train, objective) if (encode / ITEMS).is_file() else None
+    if not (encode / ITEMS).is_file():
+        return None
+    import torch
+    from safetensors.torch import load_file
+
+    from zimage.model.device import sent
+    from zimage.training.noise import generator_of
+
+    latents, crops = load_file(encode / LATENTS), []
+    for row in read_rows(encode / ITEMS, ValidationItemRow):
+        clean = latents[row.item]
+        noise = torch.randn(clean.shape, generator=generator_of(objective.seed, "validation", row.item))
+        device = objective.denoiser.device
+        crops.append((sent(clean[None], device), sent(noise[None], device), objective.dataset.number[row.text]))
+    return ValidationCurve(train / CURVE, objective, crops)
 
 
 def read_validation(path: Path) -> list[ValidationRow]:
     """Return the rows of a curve, without a last one that is half written."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [ValidationRow.model_validate(row) for row in rows]
+    return [ValidationRow.model_validate(row) for row in read_whole_rows(path)]
 
 
 def mean_loss(rows: Sequence[ValidationRow]) -> dict[int, float]:
