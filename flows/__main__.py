@@ -220,10 +220,13 @@ def _run(name: str, asked: spec.SubjectSpec) -> Any:
             temporary_settings,
         )
 
-        from flows.preflight import refuse
+        from flows.preflight import refuse, warnings_of
 
         served = server is None or bool(PREFECT_API_URL.value())  # a profile may name one
-        refuse(asked, from_environment(), served=served)
+        settings = from_environment()
+        refuse(asked, settings, served=served)
+        for warning in warnings_of(asked, settings):
+            print(f"flows: {printable(warning)}", file=sys.stderr)
         if getattr(asked, "approval", False):
             return _start(name, asked)
         _tell_refusals_once()

@@ -28,14 +28,37 @@ from tasks.workspace.subject import DEFAULT_PRESET, Choices, check, planned_valu
 from zimage.consent import Consent, require
 from zimage.core.errors import InputError
 from zimage.core.plain_yaml import load_plain
+from zimage.core.section import checked
 from zimage.core.signatures import STAGES
 from zimage.evaluation.wording import TOY
 from zimage.faces.engine_defaults import EMBEDDED
-from zimage.model.base import is_packaged
+from zimage.model.base import Base, find, is_packaged
 from zimage.permission import require_for, today
+from zimage.training.params import TrainParams
+from zimage.training.turbo import turbo_warning
 
 SERVER = "set PREFECT_API_URL to a server with workers, such as the one of `make serve` (http://127.0.0.1:4200/api)"
 PREPARES = ("ingest", "detect")
+
+
+def warnings_of(asked: SubjectSpec, settings: Settings) -> list[str]:
+    """Return what a run of `asked` on this machine would warn of only once it trains; the request is allowed.
+
+    Args:
+        asked: The request; its type names the flow.
+        settings: Where things are.
+    """
+    if not isinstance(asked, PersonalizeSpec | LearnSpec) or asked.placement == "pools":
+        return []
+    plan = check(settings, asked.subject, **given(asked), **chosen(asked)) if isinstance(asked, PrepareSpec) else None
+    params = plan.params if plan else (settings.workspace(asked.subject) / "params.yaml").read_text(encoding="utf-8")
+    content = load_plain(params)
+    try:
+        base = checked({**content["base"], "identity": ""}, Base, "base")  # a base that is given is not hashed yet
+        warning = turbo_warning(base, find(base.model), checked(content["train"], TrainParams, "train"))
+    except InputError:  # the base is not needed where everything is up to date; the stage refuses it otherwise
+        return []
+    return [warning] if warning else []
 
 
 def refuse(asked: SubjectSpec, settings: Settings, *, served: bool) -> None:

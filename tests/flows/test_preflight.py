@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from flows.__main__ import SPECS, _parser
-from flows.preflight import refuse
+from flows.preflight import refuse, warnings_of
 from tasks.settings import PROJECT, Settings
 from tests.agreed import agreed
 from tests.faces.tiny_pack import write_pack
@@ -137,3 +138,21 @@ def test_an_approval_at_the_shell_is_one_sentence(settings: Settings) -> None:
 
     assert said.startswith("`--approval` waits for a person in Prefect's UI; set PREFECT_API_URL to a server")
     assert said.endswith("or leave it out and decide by this command.")
+
+
+def test_turbo_without_a_training_adapter_is_warned_of_before_a_run_exists(
+    settings: Settings, given: list[str], tmp_path: Path
+) -> None:
+    turbo = tmp_path / "Z-Image-Turbo"
+    shutil.copytree(PROJECT / "zimage" / "tiny" / "model", turbo)
+
+    def warnings(*arguments: str) -> list[str]:
+        values = vars(_parser().parse_args(["personalize", "--subject", "ada", *given, *arguments]))
+        return warnings_of(SPECS[values.pop("flow")](**values), settings)
+
+    (warning,) = warnings("--base", str(turbo))
+    assert warning.startswith(f"The base model {turbo} is Turbo by its name") and "train.training_adapter" in warning
+    adapter = "train.training_adapter={file: adapter.safetensors, sha256: '00', strength: 1.0}"
+    assert warnings("--base", str(turbo), "--set", adapter) == warnings() == []
+    assert warnings("--base", str(turbo), "--placement", "pools") == []
+    assert not settings.workspaces.exists()

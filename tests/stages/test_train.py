@@ -31,6 +31,7 @@ from zimage.lora.files.inspection import inspect_file
 from zimage.model.base import Base
 from zimage.model.latents import image_of
 from zimage.stages.train import _out_of_memory_explained, train
+from zimage.training.page import seen
 from zimage.training.params import MachineParams, OptimiserName, TrainParams
 
 ROOT = Path(__file__).parents[2]
@@ -321,6 +322,16 @@ def test_a_run_that_explodes_before_its_first_checkpoint_writes_no_lora(
     with pytest.raises(InputError, match=r"stopped at step \d: the mean loss of the first \d steps, .* began with"):
         _trained(tiny_encoded, tmp_path / "train", tiny_base, **changes)
     assert not (tmp_path / "train").exists()
+
+
+def test_a_running_training_shows_its_warnings_on_its_page(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
+    """The tiny base of the tests has Turbo's noise schedule."""
+    _kill_after_first_state(tiny_encoded, tmp_path / "train", tiny_base, recipe(steps=16, checkpoint_every=1), tmp_path)
+
+    page = seen(aside_of(tmp_path / "train"))
+
+    assert 0 < page.done < 16
+    assert len(page.warnings) == 1 and "is Turbo by its name or its noise schedule (shift 3)" in page.warnings[0]
 
 
 def test_turbo_without_a_training_adapter_is_warned_of_in_the_log_and_in_the_metrics(

@@ -61,3 +61,11 @@ def test_a_page_without_pictures_says_why(tmp_path: Path) -> None:
     assert "The first are made at the first checkpoint." in page(tmp_path)
     assert "<code>train.samples</code> is not set." in page(tmp_path, pictured=False)
     assert "No step has been written down yet." in page(tmp_path)
+
+
+def test_a_page_shows_the_warnings_that_a_training_wrote_before_its_first_step(tmp_path: Path) -> None:
+    assert 'role="alert"' not in page(tmp_path)
+    (tmp_path / "metrics.json").write_text('{"warnings": ["it is Turbo <b>"]}', encoding="utf-8")
+    assert '<p class="warning" role="alert">it is Turbo &lt;b&gt;</p>' in page(tmp_path)
+    (tmp_path / "metrics.json").write_text('{"warn', encoding="utf-8")
+    assert 'role="alert"' not in page(tmp_path)

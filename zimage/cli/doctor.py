@@ -152,7 +152,7 @@ def _training(params_file: Path, machine: "Callable[[], MachineParams]") -> Find
     from zimage.model.device import device_and_dtype
     from zimage.training.memory import check, sizes_of
     from zimage.training.params import TrainParams
-    from zimage.training.training_adapter import turbo_warning
+    from zimage.training.turbo import turbo_warning
 
     try:
         base, params = read_section(params_file, "base", Base), read_section(params_file, "train", TrainParams)

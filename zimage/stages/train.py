@@ -52,7 +52,7 @@ def train(
     from zimage.training.checkpoint import run_identity
     from zimage.training.distributed import begin_world
     from zimage.training.setup import build_run
-    from zimage.training.training_adapter import turbo_warning
+    from zimage.training.turbo import turbo_warning
 
     check_out(out, (encode,), holds="lora.safetensors")
     use_one_thread_on_a_cpu()
@@ -115,6 +115,7 @@ def _lead(
             _empty(aside)
         else:
             _restore(prepared, state)
+        write_metrics(aside / "metrics.json", {"warnings": warnings})  # for the page of the running training
         begin = prepared.loop.world.broadcast_int(state.step if state else 0)
         devices = tuple(dict.fromkeys([*(state.devices if state else ()), device]))
         metadata = {**metadata, "zimage.devices": "; ".join(devices)}

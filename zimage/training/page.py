@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class PageContent:
         losses: Of each step.
         likeness: Mean closeness of the sample pictures to the training photos, by step; see zimage.training.likeness.
         validation: Mean loss on held-out crops, by step; see zimage.training.validation.
+        warnings: What the training warns of, in sentences.
     """
 
     done: int
@@ -37,6 +39,7 @@ class PageContent:
     losses: list[float]
     likeness: dict[int, float]
     validation: dict[int, float]
+    warnings: list[str]
 
 
 def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> PageContent:
@@ -59,7 +62,8 @@ def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> P
     loss = float(rows[-1][SMOOTH]) if rows else None
     likeness = mean_closeness(read_likeness(folder / CURVE))
     validation = mean_loss(read_validation(folder / VALIDATION))
-    return PageContent(int(steps[-1]) if steps else 0, loss, pictures, steps, losses, likeness, validation)
+    done = int(steps[-1]) if steps else 0
+    return PageContent(done, loss, pictures, steps, losses, likeness, validation, _warnings(folder / "metrics.json"))
 
 
 def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pictured: bool, working: bool) -> str:
@@ -95,7 +99,18 @@ def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pic
         rows=rows,
         pictured=pictured,
         working=working,
+        warnings=seen.warnings,
     )
+
+
+def _warnings(metrics: Path) -> list[str]:
+    """Return the warnings in a training's metrics, which it writes before its first step; none without the file."""
+    try:
+        content = json.loads(metrics.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # not there yet, or half written
+        return []
+    found: list[str] = content.get("warnings", [])
+    return found
 
 
 def _data_uri(path: Path) -> str:
