@@ -55,6 +55,12 @@ def test_another_base_or_sampling_is_another_picture(base: str, sampling: Sampli
     assert ImageCache(tmp_path / "image_cache", base, sampling).path(request(lora)) != first.path(request(lora))
 
 
+def test_weights_that_are_rounded_otherwise_after_merging_are_another_picture(tmp_path: Path, lora: Path) -> None:
+    ways = [replace(SAMPLING, merged=True, precision=each) for each in (None, "float32", "fp8")]  # type: ignore[arg-type]
+    paths = {ImageCache(tmp_path / "image_cache", "sha256:base", way).path(request(lora)) for way in ways}
+    assert len(paths) == 3
+
+
 def test_pictures_that_nobody_wants_any_more_are_removed(tmp_path: Path, lora: Path) -> None:
     image_cache = ImageCache(tmp_path / "image_cache", "sha256:base", SAMPLING)
     old, new = replace(request(lora), strength=0.5), request(lora)

@@ -40,6 +40,11 @@ class Sampling:
     precision: Precision | None = None
     merged: bool = False
 
+    @property
+    def merged_weights(self) -> Precision | None:
+        """The precision to which weights are rounded once a LoRA is merged into them; None where none is merged."""
+        return (self.precision or "bfloat16") if self.merged else None
+
 
 @dataclass(frozen=True)
 class Request:
@@ -77,6 +82,7 @@ class ImageCache:
     def __init__(self, folder: Path, base: str, sampling: Sampling) -> None:
         precision = sampling.precision or machine_precision()
         self.folder, self._base, self._sampling = folder, base, replace(sampling, precision=precision)
+        self._merged_weights = sampling.merged_weights
         self._hashes: dict[Path, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -89,7 +95,7 @@ class ImageCache:
             "text": request.text,
             "noise": request.noise_seed,
             **asdict(self._sampling),
-            "merged": self._sampling.merged and request.lora is not None,  # the base alone is one and the same
+            "merged": (request.lora is not None and self._merged_weights) or False,  # the base alone is never merged
         }
         return self.folder / f"{hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()}.png"
 
