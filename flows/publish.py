@@ -21,6 +21,7 @@ from tasks.release import publish as publishing
 from tasks.release.hub.hub import publish_to_hub
 from tasks.release.publish import Release
 from tasks.release.review import take_review
+from tasks.release.score import read_score
 from tasks.settings import Settings, from_environment
 from tasks.store.s3 import open_store
 from tasks.transfer.repair import fetching, made_by
@@ -49,6 +50,7 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
     settings = from_environment()
     workspace = settings.workspace(spec.subject)
     shared = spec.placement == "pools"
+    score = read_score(spec.score) if spec.score else None
     with working_on(settings, workspace, shared=shared):
         if shared:
             _require_result(checkout(settings, spec.subject, only_reads=True), spec.subject)
@@ -66,6 +68,7 @@ def publish(spec: PublishSpec) -> Release | State[Any]:
             use=spec.use,
             accept_toy=spec.accept_toy,
             signing=settings.signing,
+            score=score,
         )
         if spec.hub_repository:
             on_hub = publish_to_hub(settings, store, spec.subject, release.name, spec.hub_repository)

@@ -250,6 +250,12 @@ class PublishSpec(PlacedSpec):
     hub_repository: HubRepository = ""
     approval: bool = Field(False, title="Ask first", description="Wait for a person who sees verdict and report.")
     review: str = Field("", title="Review", description="What review.html saved: a file, or s3://bucket/key of one.")
+    score: str = Field(
+        "",
+        title="Score",
+        description="The metrics.json of a zimage score of this LoRA, or s3://bucket/key of one: the release states "
+        "strength and settings for each way of use in it.",
+    )
 
 
 class RetrainSpec(BaseModel):

@@ -1,6 +1,6 @@
 """Write the model card of a release in the Hugging Face Hub's format (hf.co/docs/hub/model-cards)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ import jinja2
 import yaml
 
 from tasks.release.licences import shown_base
-from tasks.store.releases import Agreed, Use
+from tasks.release.score import found_of
+from tasks.store.releases import Agreed, ScoredUse, Use
 from zimage.core.assets import asset
 from zimage.evaluation.wording import FEW, FIGURES, OF_THE_RELEASE, TOY, estimate_of, rule_of, shown
 from zimage.lora.comfyui.workflow import Use as ComfyUse
@@ -30,6 +31,7 @@ class CardFacts:
         params: The subject's params.yaml.
         metrics: What evaluate found.
         licences: Of each model that had a part.
+        uses: Further ways in which the LoRA was scored.
     """
 
     subject: str
@@ -39,6 +41,7 @@ class CardFacts:
     params: Mapping[str, Any]
     metrics: Mapping[str, Any]
     licences: Mapping[str, str]
+    uses: Sequence[ScoredUse] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ def card(facts: CardFacts) -> str:
         suite=Path(metrics["suite"]).name,
         protocol=metrics.get("protocol"),
         licences=facts.licences,
+        uses=[(one, found_of(one)) for one in facts.uses],
+        chosen_by_them=any(len(one.strengths) > 1 for one in facts.uses),
     )
 
 

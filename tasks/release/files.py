@@ -1,6 +1,8 @@
 """Collect the files of a release from a finished workspace; the same workspace gives the same bytes."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ from tasks.release.card import CardFacts, card
 from tasks.release.licences import licences_of, without_place
 from tasks.release.samples import FOLDER as SAMPLES
 from tasks.release.samples import write_samples
-from tasks.store.releases import Agreed, Use, described
+from tasks.release.score import in_words
+from tasks.store.releases import Agreed, ScoredUse, Use, described
 from zimage.captions.template import subject as called
 from zimage.consent import Consent
 from zimage.core.errors import InputError
@@ -24,23 +27,26 @@ EVALUATE = Path("data/evaluate")
 PREFIX = "diffusion_model."  # that of zimage.lora.files.portable, which would load torch
 
 
-def collect(workspace: Path, folder: Path, subject: str, *, use: Use, consent: Consent) -> dict[str, Path]:
+def collect(
+    workspace: Path, folder: Path, subject: str, *, use: Use, consent: Consent, uses: Sequence[ScoredUse] = ()
+) -> dict[str, Path]:
     """Return the files of the release by name; new files are written to `folder`.
 
     The LoRA that was chosen, the model card, how to use it, workflows for ComfyUI, the numbers, the report without real
-    photos, a person's review where there is one, and some pictures. Embeddings and photos are no part of it.
+    photos, a person's review where there is one, and some pictures. Embeddings and photos are no part of it. `uses` are
+    further ways in which the LoRA was scored, which card and USAGE.txt state and the workflows take over.
 
     Raises:
         InputError: the workspace is not finished, or the LoRA is not the one that was evaluated.
     """
     metrics, params = metrics_of(workspace), params_of(workspace)
     licences = licences_of(raw_params(workspace), metrics)
-    lora = how_used(workspace, subject)
+    lora = replace(how_used(workspace, subject), scored=tuple(map(in_words, uses)))
     parts = {lora.lora: _checked_lora(workspace, metrics), METRICS: _made(folder / METRICS, _public(metrics))}
     parts[REPORT] = workspace / EVALUATE / "release.html"
     if not parts[REPORT].is_file():
         raise InputError(f"{parts[REPORT]} is missing, the report without real photos; run the flow `learn` again.")
-    facts = CardFacts(subject, use, lora, agreed(consent), params, metrics, licences)
+    facts = CardFacts(subject, use, lora, agreed(consent), params, metrics, licences, uses)
     parts[CARD] = _made(folder / CARD, card(facts).encode())
     if "review" in metrics and not metrics["review"]["unusable"]:
         parts[ANSWERS.name] = workspace / ANSWERS

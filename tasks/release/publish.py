@@ -15,6 +15,7 @@ from tasks.release.files import agreed, collect, how_used, metrics_of, params_of
 from tasks.release.licences import check_use, licences_of
 from tasks.release.provenance import check_signing, kept_key, signed_pictures, signer_of
 from tasks.release.samples import is_sample
+from tasks.release.score import Score, scored_uses
 from tasks.settings import PROJECT, Signing, built_from
 from tasks.store.protocol import ConflictError, Store, StoreError
 from tasks.store.releases import (
@@ -22,6 +23,7 @@ from tasks.store.releases import (
     SIGNATURE,
     Manifest,
     Published,
+    ScoredUse,
     Use,
     Verdict,
     content_hash,
@@ -77,24 +79,27 @@ def publish(
     use: Use = "non-commercial",
     accept_toy: bool = False,
     signing: Signing | None = None,
+    score: Score | None = None,
 ) -> Release:
     """Publish the content of `workspace` as a release, unless a release with it exists; return the release.
 
     Files come first and the manifest last, all under a name that holds the content's hash: what an interrupted attempt
     left is completed by the next one, and a release with a manifest never changes. Every file is checked in the store
     after it was sent. Signed pictures count as the unsigned ones and who signs, since no two signatures are equal. The
-    manifest is signed too, and a release from before that is by publishing it again.
+    manifest is signed too, and a release from before that is by publishing it again. `score` adds the ways in which the
+    LoRA was scored, with strength and settings for each.
 
     Raises:
         InputError: the verdict, the consent or a licence forbids it, the workspace is not finished, pictures are to be
-            signed and cannot be, or the subject was forgotten, before or meanwhile.
+            signed and cannot be, the score is of another LoRA, or the subject was forgotten, before or meanwhile.
     """
     verdict = gate(workspace, accept_provisional=accept_provisional, use=use, accept_toy=accept_toy)
     if signing:
         check_signing(signing)
     consent = read_consent(workspace / "data" / "consent.yaml")
+    uses = _uses(workspace, score) if score else []
     with unless_forgotten(store, subject, workspace) as written, scratch(workspace, "release") as aside:
-        sources = collect(workspace, aside, subject, use=use, consent=consent)
+        sources = collect(workspace, aside, subject, use=use, consent=consent, uses=uses)
         written.append(releases_key(subject))
         unsigned = [described(name, path) for name, path in sources.items()]
         name = numbered(store, subject, content_hash([*unsigned, *signer_of(signing)]))
@@ -109,7 +114,7 @@ def publish(
         stored = kept | {f"{key}/{each}": path for each, path in sources.items()}
         damaged = [each.removeprefix(f"{key}/") for each, path in stored.items() if _put(store, each, path)]
         manifest = Manifest(
-            subject=subject, release=name, verdict=verdict, use=use, consent=agreed(consent), files=files,
+            subject=subject, release=name, verdict=verdict, use=use, consent=agreed(consent), files=files, uses=uses,
             **_origin(workspace, subject),
         )  # fmt: skip
         content = there.content if there else manifest.model_dump_json(indent=2).encode()
@@ -161,6 +166,12 @@ def ends_soon(consent: Consent) -> str | None:
     if left > ENDS_SOON:
         return None
     return f"The consent of {consent.pseudonym} ends in {left.days} days ({consent.expires}); renew it, or forget them."
+
+
+def _uses(workspace: Path, score: Score) -> list[ScoredUse]:
+    """Return the ways in which the LoRA that is published was scored; see `scored_uses`."""
+    trigger = params_of(workspace)["subject"]["trigger"]
+    return scored_uses(score, sha256=metrics_of(workspace)["chosen"]["sha256"], trigger=trigger)
 
 
 def _put(store: Store, key: str, source: Path) -> bool:

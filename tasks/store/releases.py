@@ -55,6 +55,45 @@ class Agreed(Document):
     document_sha256: str
 
 
+class Share(Document):
+    """A share of pictures with its 95 % interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class ScoredUse(Document):
+    """A way in which the LoRA of a release was measured by `zimage score`, and what it is used with there."""
+
+    use: str
+    """Its name, such as `Z-Image-Turbo, merged`; "" for the settings of params.yaml."""
+    base: str
+    """Public name of the base model."""
+    identity: str
+    """What pins the base; see `zimage.model.base.Base`."""
+    variant: Literal["base", "turbo"] | None
+    strength: float
+    strengths: list[float]
+    """All that were scored; the lowest to which none is shown to be better was chosen, by these same pictures."""
+    side_px: int
+    steps: int
+    guidance_scale: float
+    shift: float
+    sampler: str
+    precision: str
+    merged_weights: str | None
+    """Precision to which weights were rounded with the LoRA in them; null where it stayed apart."""
+    survival: float | None
+    """Share of the LoRA's change that merging left; null where it stayed apart."""
+    verdict: str | None
+    same_of_all: Share | None
+    """Share of all pictures that are the same person."""
+    protocol: int
+    """Version of infra/protocol.md."""
+
+
 class Manifest(Document):
     """What a release is made of and where it comes from; written last, so that a release with it is whole."""
 
@@ -68,6 +107,7 @@ class Manifest(Document):
     lora: FileName
     strength: float
     trigger: str
+    uses: list[ScoredUse] = []
     consent: Agreed
     engines: list[str]
     licences: dict[str, str]

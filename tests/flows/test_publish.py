@@ -8,7 +8,7 @@ import pytest
 from flows.publish import publish
 from flows.spec import PublishSpec
 from tasks.settings import from_environment
-from tests.tasks.finished import finished
+from tests.tasks.finished import INSIGHTFACE, finished
 from zimage.core.errors import InputError
 from zimage.core.jsonl import write_rows
 from zimage.evaluation.review import FORMAT, ITEMS, Item, Kind, identity_of
@@ -46,3 +46,17 @@ def test_a_review_is_taken_before_the_gate_looks_and_refused_if_it_is_none(
     with pytest.raises(InputError, match="1 of 1 photos of other people were not recognised; let somebody answer who"):
         publish(PublishSpec(subject="ada-here", review=str(given)))
     assert not (workspace / "data/review.json").exists()
+
+
+def test_a_score_of_another_lora_stops_the_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: None
+) -> None:
+    monkeypatch.setenv("ZIMAGE_WORKSPACES", str(tmp_path / "workspaces"))
+    monkeypatch.setenv("ZIMAGE_STORE", str(tmp_path / "store"))
+    finished(from_environment().workspace("ada-here"), engine=INSIGHTFACE)
+    given = tmp_path / "metrics.json"
+    given.write_text(json.dumps({"protocol": 2, "results": {}, "differences": [], "uses": {}}))
+
+    with pytest.raises(InputError, match="The score is of other LoRAs than the one that is published"):
+        publish(PublishSpec(subject="ada-here", score=str(given)))
+    assert not list((tmp_path / "store").rglob("manifest.json"))

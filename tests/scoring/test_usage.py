@@ -96,6 +96,7 @@ def test_one_lora_is_a_row_for_each_way_with_paired_differences(place: Path, tmp
     other = "bfloat16, unipc, steps=2, side_px=96"
     assert found["results"][f"ada ({other})"]["sampled"] == {
         "side_px": 96, "steps": 2, "guidance_scale": 0.0, "sampler": "unipc", "precision": "bfloat16", "merged": False,
+        "merged_weights": None,
     }  # fmt: skip
     pairs = {(one["first"], one["second"]) for one in found["differences"]}
     assert ("ada", "ada (merged)") in pairs and ("ada (int8)", "eve (int8)") in pairs

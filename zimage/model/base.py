@@ -81,6 +81,11 @@ def is_packaged(model: str) -> bool:
     return model == TINY
 
 
+def public_name(model: str) -> str:
+    """Return the name of a base without its place on this machine: a hub id, `tiny`, or the folder's own name."""
+    return model if _folder_of(model) is None else Path(model).name
+
+
 def shift_of(folder: Path) -> float:
     """Return the shift of a resolved base's noise schedule (Base 6.0, Turbo 3.0 as released)."""
     config = _read_json(folder / "scheduler" / "scheduler_config.json") or {}

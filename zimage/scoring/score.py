@@ -33,7 +33,7 @@ from zimage.evaluation.score.picture import Search
 from zimage.evaluation.score.reals import Reals
 from zimage.evaluation.select.scorer import Scorer, asked_of_base, asked_of_lora
 from zimage.faces.looks import Looks
-from zimage.model.base import Base, resolve
+from zimage.model.base import Base, public_name, resolve, shift_of
 from zimage.permission import require_for, today
 from zimage.photos.cache import cache_of
 from zimage.scoring.blind import write_blind_page
@@ -321,6 +321,7 @@ class _Scoring:
             "says": lines,
             "results": {
                 one.name: {
+                    "use": one.use,
                     **one.about,
                     "verdict": one.judgement.verdict if one.judgement else None,
                     "why": one.judgement.why if one.judgement else None,
@@ -341,7 +342,15 @@ class _Scoring:
             "plan": asdict(self.plan) if self.plan else None,
             "base": self.uses[0].base.identity,
             "sampled": _sampled(self.uses[0]),
-            "uses": {use.name: {"base": use.base.identity} | _sampled(use) for use in self.uses},
+            "uses": {
+                use.name: {
+                    "base": use.base.identity,
+                    "model": public_name(use.base.model),
+                    "shift": shift_of(resolve(use.base)),
+                    **_sampled(use),
+                }
+                for use in self.uses
+            },
         }
 
     def _generated(self, loras: Sequence[GivenLora]) -> list[Result]:
@@ -486,7 +495,10 @@ class _OfBase:
 
 
 def _sampled(use: Use) -> dict[str, Any]:
-    return asdict(use.sampling) | {"precision": use.sampling.precision or machine_precision()}
+    return asdict(use.sampling) | {
+        "precision": use.sampling.precision or machine_precision(),
+        "merged_weights": use.sampling.merged_weights,
+    }
 
 
 def _estimates(found: Figures | None) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from zimage.lora.comfyui.workflow import (
     Evaluated,
     Link,
     Node,
+    Scored,
     Use,
     Variant,
     api_form,
     check,
     release_files,
+    settings_of,
     signatures,
     ui_form,
     usage,
@@ -85,6 +87,38 @@ def test_the_other_variant_is_marked_as_not_measured(
     found = settings(evaluated, variant)
     assert (found["title"], found["steps"], found["cfg"]) == ("Draw (not measured)", steps, cfg)
     assert f"comfyui-{variant}.json (not measured: {steps} steps" in usage(replace(USE, evaluated=evaluated))
+
+
+MERGED_TURBO = Scored("Z-Image-Turbo, merged", 0.7, OF_TURBO, "euler", "bfloat16", "same person in 85 % of 48 pictures")
+
+
+def test_a_variant_that_was_scored_draws_as_it_was_scored_and_at_that_strength() -> None:
+    use = replace(USE, scored=(MERGED_TURBO,))
+    found = settings_of(use, "turbo")
+    assert (found.steps, found.cfg, found.shift, found.side_px) == (9, 1, 3.0, 768)
+    graph = api_form(workflow(use, "turbo"))
+    assert graph["5"]["inputs"]["strength_model"] == 0.7 and graph["9"]["_meta"]["title"] == "Draw (as scored)"
+    assert api_form(workflow(use, "base"))["5"]["inputs"]["strength_model"] == 0.9
+    lines = usage(use).splitlines()
+    assert "(as evaluated: 28 steps, cfg 4, euler, simple, shift 6, 512 px) at strength 0.9 or" in lines[0]
+    assert "(as scored: 9 steps, cfg 1, euler, simple, shift 3, 768 px) at strength 0.7." in lines[0]
+    assert lines[3].startswith("Scored, Z-Image-Turbo, merged: on ") and lines[3].endswith("of 48 pictures.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "how", "strength"),
+    [
+        ({"made": OF_BASE}, "as scored", 0.7),  # merged, as ComfyUI does it, comes before the evaluation
+        ({"made": OF_BASE, "merged_weights": None}, "as evaluated", 0.9),
+        ({"made": OF_BASE, "merged_weights": "fp8"}, "as evaluated", 0.9),
+        ({"made": OF_BASE, "sampler": "unipc"}, "as evaluated", 0.9),
+    ],
+)
+def test_only_what_was_merged_as_comfyui_merges_replaces_the_evaluation(
+    changes: dict[str, Any], how: str, strength: float
+) -> None:
+    found = settings_of(replace(USE, scored=(replace(MERGED_TURBO, **changes),)), "base")
+    assert (found.measured, found.strength) == (how, strength)
 
 
 @pytest.mark.parametrize(
