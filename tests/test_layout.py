@@ -35,6 +35,7 @@ ACROSS = {
     "tests/test_layout.py",
     "tests/test_infra.py",
     "tests/evaluation/test_truth.py",
+    "tests/lora/test_dora.py",
     "tests/lora/test_lokr.py",  # reading, converting, merging and both loaders
     "tests/lora/test_matrix.py",
     "tests/test_access.py",
@@ -45,6 +46,7 @@ ACROSS = {
     "tests/tasks/test_contact_sheet.py",  # a stage's page, the store and the page server in a browser
     "tests/test_documents.py",
     "tests/test_documents_run.py",
+    "tests/training/test_kinds.py",
     "tests/training/test_parity.py",
     "tests/training/test_on_a_gpu.py",
     "tests/training/test_gpu_benchmark.py",

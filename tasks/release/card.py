@@ -92,8 +92,11 @@ def card(facts: CardFacts) -> str:
 
 def form_of(train: Mapping[str, Any]) -> str:
     """Return what was trained, in words; a workspace that was trained before there was LoKr says nothing of it."""
-    if train.get("adapter", "lora") == "lora":
-        return f"rank {train['rank']}"
+    match train.get("adapter", "lora"):
+        case "lora":
+            return f"rank {train['rank']}"
+        case "dora":
+            return f"DoRA, rank {train['rank']}"
     lokr = train["lokr"]
     size = "full matrix" if lokr["full_matrix"] else f"rank {train['rank']}, alpha {lokr['alpha']:g}"
     return f"LoKr, factor {lokr['factor']}, {size}"

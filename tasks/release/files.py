@@ -24,7 +24,7 @@ from zimage.lora.files.header import read_header
 METRICS, REPORT, CARD = "metrics.json", "report.html", "README.md"  # as they are called in a release
 USAGE = "USAGE.txt"
 EVALUATE = Path("data/evaluate")
-PREFIX = "diffusion_model."  # that of zimage.lora.files.portable, which would load torch
+PREFIX, DORA_PREFIX = "diffusion_model.", "transformer."  # of zimage.lora.files.portable, which would load torch
 
 
 def collect(
@@ -124,7 +124,9 @@ def _checked_lora(workspace: Path, metrics: dict[str, Any]) -> Path:
         raise InputError(f"{lora}, the LoRA that was evaluated, is not there; run the flow `learn` again.")
     if described(lora.name, lora).sha256 != chosen["sha256"]:
         raise InputError(f"{lora} is not the LoRA that was evaluated; run the flow `learn` again.")
-    foreign = [name for name in read_header(lora).entries if not name.startswith(PREFIX)]
+    names = list(read_header(lora).entries)
+    prefix = DORA_PREFIX if any(name.endswith(".dora_scale") for name in names) else PREFIX
+    foreign = [name for name in names if not name.startswith(prefix)]
     if foreign:
         raise InputError(
             f"{lora} is not in the dialect that all loaders read ({foreign[0]}); run `zimage convert --to portable`."

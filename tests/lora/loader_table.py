@@ -50,7 +50,8 @@ PAIRS = {
 }
 OTHER_FORMS = (
     *("LoKr w1 w2", "LoKr w1 w2ab", "LoKr w1ab w2ab", "LoKr unbalanced", "LoHa", "DoRA in", "DoRA out"),
-    *("DoRA magnitude", "FP8 lora_A", "FP8 lora_down", "diff", "lora_A bias", "lora_down diff_b", "OFT", "IA3"),
+    *("DoRA magnitude", "DoRA both", "FP8 lora_A", "FP8 lora_down", "diff", "lora_A bias", "lora_down diff_b"),
+    *("OFT", "IA3"),
 )
 STRENGTHS = ("none", "alpha", "metadata", "both")
 # The layers of one file, by what they are for a loader.
@@ -251,10 +252,14 @@ def _form(way: Way, weight: Tensor, generator: torch.Generator, *, has_bias: boo
     if form == "DoRA in":
         size = weight.norm(dim=0, keepdim=True) * 1.1
         return parts | {".dora_scale": size}, merged * (size / merged.norm(dim=0, keepdim=True)) - weight
-    if form in {"DoRA out", "DoRA magnitude"}:
+    if form in {"DoRA out", "DoRA magnitude", "DoRA both"}:
         size = weight.norm(dim=1, keepdim=True) * 1.1
-        change = merged * (size / merged.norm(dim=1, keepdim=True)) - weight
-        return parts | ({".dora_scale": size} if form == "DoRA out" else {".lora_magnitude_vector": size[:, 0]}), change
+        share = size / merged.norm(dim=1, keepdim=True)
+        # ComfyUI divides by the norm of the weight without the LoRA, so its scale is another number in "DoRA both".
+        scale = {".dora_scale": share * weight.norm(dim=1, keepdim=True) if form == "DoRA both" else size}
+        magnitude = {".lora_magnitude_vector": size[:, 0]}
+        sizes = {"DoRA out": scale, "DoRA magnitude": magnitude, "DoRA both": magnitude | scale}
+        return parts | sizes[form], merged * share - weight
     if form == "lora_A bias":
         return parts | {".lora_B.bias": draw(out)}, change
     if form == "lora_down diff_b":

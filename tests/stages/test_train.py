@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_lora_and_another_seed_another(
     assert (tmp_path / "a" / "lora.safetensors").read_bytes() == (tmp_path / "b" / "lora.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("adapter", "falls_to"), [("lora", 0.9), ("lokr", 0.95)])
+@pytest.mark.parametrize(("adapter", "falls_to"), [("lora", 0.9), ("lokr", 0.95), ("dora", 0.9)])
 def test_it_learns(adapter: str, falls_to: float, tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
     """The loss on fixed noise of one checkpoint after another falls: the LoRA fits its two pictures."""
     changes: dict[str, Any] = {
@@ -117,6 +117,7 @@ def test_a_run_in_little_memory_takes_the_course_of_one_in_much(  # noqa: PLR091
         {},
         {"precision": "bfloat16"},
         {"adapter": "lokr"},
+        {"adapter": "dora"},
         {"dropout": 0.1},
         {"dropout": 0.1, "memory": {"base_quantization": "int8"}},
         {"memory": {"base_quantization": "nf4"}},
@@ -153,6 +154,7 @@ def test_a_run_goes_on_in_less_memory_and_ends_with_the_same_lora(
         (False, "lora", "adamw"),
         (True, "lora", "adamw"),
         (True, "lokr", "adamw"),
+        (True, "dora", "adamw"),
         *((False, "lora", name) for name in get_args(OptimiserName) if name != "adamw"),
     ],
 )
@@ -193,7 +195,7 @@ def test_other_parameters_begin_anew_and_sweep_away_what_was_left(
     assert len(list((tmp_path / "train" / "checkpoints").iterdir())) == 2
 
 
-@pytest.mark.parametrize(("worn", "adapter"), [(False, "lora"), (True, "lora"), (False, "lokr")])
+@pytest.mark.parametrize(("worn", "adapter"), [(False, "lora"), (True, "lora"), (False, "lokr"), (False, "dora")])
 def test_the_pipeline_loads_every_key_and_draws_the_trainers_own_pictures(
     worn: bool, adapter: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
@@ -215,8 +217,11 @@ def test_the_pipeline_loads_every_key_and_draws_the_trainers_own_pictures(
     pipeline.load_lora_weights(str(tmp_path / "train" / "lora.safetensors"))
     loaded = {name for name, _ in pipeline.transformer.named_parameters() if ".lora_" in name or ".lokr_" in name}
     layers = 2 * 7 + 2
-    assert len(loaded) == len(lora) and len(lora) > layers
-    assert adapter == "lokr" or len(lora) == 2 * layers
+    if adapter == "dora":  # one of the two vectors of a layer is ComfyUI's
+        assert len(loaded) == 3 * layers and len(lora) == 4 * layers
+    else:
+        assert len(loaded) == len(lora) and len(lora) > layers
+    assert adapter != "lora" or len(lora) == 2 * layers
     found = inspect_file(tmp_path / "train" / "lora.safetensors")
     assert (found.verdict, found.diffusers, found.comfyui) == ("usable", "all", "all")
     from PIL import Image
@@ -300,11 +305,18 @@ def test_a_base_that_was_changed_is_refused_before_training(
         _trained(tiny_encoded, tmp_path / "train", tiny_base.model_copy(update={"identity": "sha256:00"}))
 
 
-def test_dropout_of_inputs_is_refused_for_a_lokr(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"train\.dropout drops inputs of a LoRA and does nothing in a LoKr; set it to 0"
-    ):
-        _trained(tiny_encoded, tmp_path / "train", tiny_base, adapter="lokr", dropout=0.1)
+@pytest.mark.parametrize("adapter", ["lokr", "dora"])
+def test_dropout_of_inputs_is_refused_for_a_lokr_or_dora(
+    adapter: str, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"does nothing in a (LoKr|DoRA); set it to 0"):
+        _trained(tiny_encoded, tmp_path / "train", tiny_base, adapter=adapter, dropout=0.1)
+
+
+def test_a_dora_is_not_trained_on_a_training_adapter(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
+    worn = _training_adapter(tmp_path, {"layers.0.attention.to_k": (48, 48)})
+    with pytest.raises(InputError, match=r"magnitudes are those of the weights .* set train\.adapter to lora or lokr"):
+        _trained(tiny_encoded, tmp_path / "train", tiny_base, adapter="dora", training_adapter=worn)
 
 
 def test_a_rank_above_the_width_of_the_base_is_refused(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:

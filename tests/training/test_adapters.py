@@ -16,7 +16,7 @@ from tests.tiny_base import tiny_transformer
 from tests.training.recipe import recipe
 from zimage.core.errors import InputError
 from zimage.lora.files.modules import is_module
-from zimage.lora.files.portable import Kronecker
+from zimage.lora.files.portable import Decomposed, Kronecker
 from zimage.model.denoiser import Denoiser
 from zimage.model.fast import lokr as lokr_module
 from zimage.model.fast.linear import LoraFactors, projection_of
@@ -139,7 +139,15 @@ def test_layers_that_share_an_input_need_plain_and_equal_adapters() -> None:
 
     for config, complaint in (
         (LoraConfig(r=4, target_modules=["to_q", "to_k"], rank_pattern={"to_q": 2}), "equal LoRA ranks"),
-        (LoraConfig(r=4, target_modules=["to_q"], use_dora=True), "no DoRA"),
+        (
+            LoraConfig(r=4, target_modules=r"layers\.\d\.adaLN_modulation\.0", lora_bias=True),
+            "Only one plain LoRA .* no bias",
+        ),
+        (
+            LoraConfig(r=4, target_modules=["to_q"], lora_dropout=0.1, use_dora=True),
+            "Only one plain DoRA .* no dropout",
+        ),
+        (LoraConfig(r=4, target_modules=["to_q", "to_k"], rank_pattern={"to_q": 2}, use_dora=True), "LoRA scales"),
     ):
         transformer = tiny_transformer()
         inject_adapter_in_model(config, transformer)
@@ -300,6 +308,49 @@ def test_pefts_own_state_is_the_lokr_that_is_trained(full_matrix: bool) -> None:
         assert isinstance(change, Kronecker)
         delta = layers[name].get_delta_weight("default")
         torch.testing.assert_close(torch.kron(change.left, change.right.float()), delta, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_new_dora_changes_nothing_and_has_the_lengths_of_the_rows(dtype: torch.dtype) -> None:
+    transformer, denoiser, adapters = _with_dora(dtype)
+    layers = dict(transformer.named_modules())
+    weights = adapters.weights(adapters.values)
+    assert len(weights) == 2 * 7
+    for name, dora in weights.items():
+        assert isinstance(dora, Decomposed) and dora.factors.down.any() and not dora.factors.up.any()
+        lengths = layers[name].get_base_layer().weight.norm(dim=1)
+        torch.testing.assert_close(dora.magnitude, lengths)
+        torch.testing.assert_close(dora.comfyui[:, 0], lengths)
+    projection, x = denoiser.layers[0].qkv, torch.randn(9, 48, dtype=dtype)
+    with torch.no_grad():
+        changed, projection.adapted = projection(x), False
+        assert torch.equal(changed, projection(x)) or dtype is torch.float32
+        torch.testing.assert_close(changed, projection(x))
+
+
+def test_pefts_own_layers_are_the_dora_that_is_trained() -> None:
+    transformer, denoiser, adapters = _with_dora()
+    adapters.values.add_(0.2 * torch.randn(len(adapters.values), generator=torch.Generator().manual_seed(0)))
+    block, module = denoiser.layers[1], transformer.layers[1]
+    x = torch.randn(5, 48, generator=torch.Generator().manual_seed(1))
+    attention = [module.attention.to_q, module.attention.to_k, module.attention.to_v]
+    with torch.no_grad():
+        expected = torch.cat([layer(x) for layer in attention], dim=-1)
+        assert _relative(block.qkv(x).double(), expected.double()) < 1e-6
+        for layer, name in zip(attention, ("to_q", "to_k", "to_v"), strict=True):
+            dora = adapters.weights(adapters.values)[f"layers.1.attention.{name}"]
+            assert isinstance(dora, Decomposed)
+            weight = layer.get_base_layer().weight
+            change = layer(torch.eye(48)).T - weight  # peft's way to count lengths and ComfyUI's give the same weight
+            torch.testing.assert_close(dora.added_to(weight).float(), change, rtol=1e-4, atol=1e-6)
+
+
+def _with_dora(dtype: torch.dtype = torch.float32) -> tuple[ZImageTransformer2DModel, Denoiser, Adapters]:
+    transformer = tiny_transformer()
+    generator = torch.Generator().manual_seed(0)
+    inject(transformer, ["attention", "feed_forward"], rank=2, dropout=0.0, generator=generator, adapter="dora")
+    denoiser = Denoiser(transformer, dtype=dtype, stream=torch.float32)
+    return transformer, denoiser, Adapters(denoiser, module_names(transformer))
 
 
 def test_a_factor_that_diffusers_could_not_find_again_is_refused() -> None:

@@ -66,7 +66,7 @@ def _steps(adapters: Adapters, optimiser: Optimiser, numbers: range) -> None:
         optimiser.step(min(1.0, (number + 1) / 3), number)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "lokr"])
+@pytest.mark.parametrize("adapter", get_args(Adapter))
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_an_optimiser_goes_on_from_its_state_to_the_last_bit(
     name: OptimiserName, adapter: Adapter, tmp_path: Path

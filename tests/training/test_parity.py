@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests.training.recipe import MACHINE, recipe
 from zimage.model.base import Base, open_transformer
-from zimage.model.fast.lokr import Lokr
+from zimage.model.fast.dora import Dora
+from zimage.model.fast.linear import LoraFactors
 from zimage.training.adapters import inject
 from zimage.training.distributed import World
 from zimage.training.noise import StepNoise
@@ -50,23 +51,28 @@ def test_loss_and_gradients_equal_the_plain_formula_in_float64(
             assert float((gradients[name].double() - gradient).norm()) < 1e-5 * scale, name
 
 
-@pytest.mark.parametrize("full_matrix", [False, True])
-def test_loss_and_gradients_of_a_lokr_equal_pefts_in_float64(
-    full_matrix: bool, tiny_base: Base, tiny_encoded: Path
+@pytest.mark.parametrize(
+    ("adapter", "full_matrix", "parts"), [("lokr", False, 3), ("lokr", True, 2), ("dora", False, 3)]
+)
+def test_loss_and_gradients_of_a_lokr_or_dora_equal_pefts_in_float64(
+    adapter: str, full_matrix: bool, parts: int, tiny_base: Base, tiny_encoded: Path
 ) -> None:
     """Ten seeds of the adapters' numbers, over steps of all buckets."""
     lokr = {"factor": 8, "full_matrix": full_matrix, "alpha": 6.0}
-    params = recipe(adapter="lokr", lokr=lokr, rank=2, caption_dropout=0.0, steps=10)
-    prepared = _prepared(tiny_base, tiny_encoded, params)
+    params = recipe(adapter=adapter, lokr=lokr, rank=2, caption_dropout=0.0, steps=10)
+    prepared = build_run(tiny_encoded, Path(tiny_base.model), params, MACHINE, World())
+    before = prepared.adapters.values.clone()
     transformer = _injected(tiny_base, params)
     for seed in range(10):
         _fill(prepared, seed)
+        if adapter == "dora":
+            prepared.adapters.values.add_(before)  # magnitudes near the lengths of the rows
         prepared.adapters.gradient.zero_()
         loss = prepared.loop.backward(seed)
         expected_loss, gradients = _reference_of(transformer, tiny_encoded, params, prepared, seed)
         assert abs(float(loss) - expected_loss) < 1e-5 * expected_loss
         found = dict(_pefts_gradients(prepared))
-        assert found.keys() == gradients.keys() and len(found) == (2 if full_matrix else 3) * 14
+        assert found.keys() == gradients.keys() and len(found) == parts * 14
         for name, gradient in gradients.items():
             scale = max(float(gradient.norm()), 1e-3 * max(float(other.norm()) for other in gradients.values()))
             assert float((found[name].double() - gradient).norm()) < 1e-5 * scale, name
@@ -76,10 +82,11 @@ def _pefts_gradients(prepared: Run) -> Iterator[tuple[str, Tensor]]:
     """What was added to the gradient vector, by peft's names of the matrices."""
     names = prepared.adapters._names
     for lora in prepared.denoiser.loras():
-        assert isinstance(lora, Lokr) and lora.down.grad is not None and lora.up.grad is not None
+        assert not isinstance(lora, LoraFactors) and lora.down.grad is not None and lora.up.grad is not None
+        suffix = "default.weight" if isinstance(lora, Dora) else "default"
         for member, parts in zip(lora.members, lora.parts(lora.down.grad, lora.up.grad), strict=True):
             for name, part in parts.items():
-                yield f"{names[id(member)]}.{name}.default", part
+                yield f"{names[id(member)]}.{name}.{suffix}", part.squeeze(1) if "magnitude" in name else part
 
 
 def test_the_data_has_padding_mixed_captions_and_mixed_sizes(tiny_base: Base, tiny_encoded: Path) -> None:

@@ -169,6 +169,7 @@ def _print_outcome(outcome: "Converted") -> int:
     from zimage.lora.files.loaders import NAMES
 
     form = f"rank {', '.join(map(str, outcome.ranks))}" if outcome.ranks else "LoKr"
+    form = f"DoRA, {form}" if outcome.is_dora else form
     size_mb = outcome.out.stat().st_size / 1e6
     print(  # noqa: T201
         f"{outcome.out}: {outcome.dialect}, {outcome.num_layers} layers, {form}, {outcome.dtype}, {size_mb:.1f} MB"

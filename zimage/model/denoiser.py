@@ -17,8 +17,7 @@ from torch.nn import functional
 from zimage.model import sequence
 from zimage.model.fast.block import Block
 from zimage.model.fast.block_swap import BlockSwapper
-from zimage.model.fast.linear import LoraFactors, Projection, projection_of
-from zimage.model.fast.lokr import Lokr
+from zimage.model.fast.linear import AdapterFactors, Projection, projection_of
 from zimage.model.fast.weight_formats import WeightFormat, quantizer_of
 from zimage.model.sequence import SequenceBucket
 
@@ -186,7 +185,7 @@ class Denoiser:
         blocks = [p for block in (*self.noise_refiner, *self.layers) for p in block.projections()]
         return [self.time_in, self.time_out, self.image_in, *blocks, self.final_modulation, self.final_out]
 
-    def loras(self) -> list[LoraFactors | Lokr]:
+    def loras(self) -> list[AdapterFactors]:
         """Return all adapters, one a projection that has any."""
         return [projection.lora for projection in self.projections() if projection.lora is not None]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zimage.core.errors import InputError
 from zimage.evaluation.generate.image_cache import Precision
-from zimage.lora.convert.change import Change, written_out
+from zimage.lora.convert.change import Change, added_to, shape_of
 from zimage.lora.convert.reading import read_lora
 from zimage.model.fast.quantized import FP8_MAX, fp8_of, int8_of
 
@@ -69,7 +69,7 @@ def merged(weight: Tensor, name: str, change: Change, strength: float, precision
         strength: What it is multiplied with.
         precision: bfloat16, also for None; float32 loses nothing; fp8 rounds stochastically.
     """
-    added = strength * written_out(change).to(weight.device, torch.float32)
+    added = strength * added_to(weight, change).to(torch.float32)
     if precision == "fp8" and is_quantized(name):
         generator = torch.Generator("cpu").manual_seed(zlib.crc32(name.encode()))
         return stochastically_in_fp8(weight.float() + added, generator)
@@ -124,7 +124,7 @@ def require_fit(lora: Path, name: str, change: Change, shape: tuple[int, ...] | 
     Raises:
         InputError: there is no such layer, or it has another shape.
     """
-    wanted = tuple(written_out(change).shape)
+    wanted = shape_of(change)
     if shape != wanted:
         raise InputError(
             f"{lora} changes {name} by a matrix {wanted}, but the base has {shape or 'no such layer'}; score it on the "
@@ -160,7 +160,7 @@ def survival(folder: Path, lora: Path, strength: float, precision: Precision | N
     for name, weight in _weights(folder, changes):
         require_fit(lora, name, changes[name], tuple(weight.shape))
         before = in_8_bits(weight, "fp8") if precision == "fp8" and is_quantized(name) else weight
-        added = strength * written_out(changes[name])
+        added = strength * added_to(before, changes[name])
         got = merged(before, name, changes[name], strength, precision).double() - before.double()
         along += float((got * added).sum())
         wanted += float(added.square().sum())

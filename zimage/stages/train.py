@@ -215,8 +215,8 @@ def _ignored(*_: object) -> None:
 
 def _adapter(params: TrainParams) -> str:
     """Return what is trained, as the file's metadata and its card tell it."""
-    if params.adapter == "lora":
-        return "lora"
+    if params.adapter != "lokr":
+        return params.adapter
     size = "full matrix" if params.lokr.full_matrix else f"rank {params.rank}, alpha {params.lokr.alpha:g}"
     return f"lokr, factor {params.lokr.factor}, {size}"
 

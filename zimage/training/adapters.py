@@ -1,4 +1,4 @@
-"""The LoRA or LoKr in training: its layers, its parameters in one vector, and saving it.
+"""The LoRA, DoRA or LoKr in training: its layers, its parameters in one vector, and saving it.
 
 One vector for all values and one for all gradients make clipping, the optimiser, the average and the exchange between
 processes one operation each, however many layers are adapted.
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from zimage.core.errors import InputError
 from zimage.lora.files.loaders import peft_makes, product_of
-from zimage.lora.files.portable import Factors, Weight, kronecker_of
+from zimage.lora.files.portable import Factors, Weight, decomposed_of, kronecker_of
 from zimage.model.denoiser import Denoiser
-from zimage.model.fast.linear import ADAPTER, LoraFactors
+from zimage.model.fast.dora import DOWN, MAGNITUDE, UP, Dora
+from zimage.model.fast.linear import ADAPTER, AdapterFactors, LoraFactors, Projection
 from zimage.model.fast.lokr import RANDOM, Lokr, shapes_of
 from zimage.training.params import Adapter, LokrParams, Target
 
@@ -58,10 +59,10 @@ def inject(
     Args:
         transformer: Gets the adapters; its own weights are frozen.
         targets: Kinds of layers.
-        rank: Of every adapter. The alpha of a LoRA is the same, so its strength is 1.
-        dropout: Of the adapters' inputs, 0 to 1; a LoKr has none.
+        rank: Of every adapter. The alpha of a LoRA or DoRA is the same, so its strength is 1.
+        dropout: Of the adapters' inputs, 0 to 1; a DoRA or LoKr has none.
         generator: Draws the matrices that do not begin at zero, in peft's law (Kaiming uniform, a = sqrt(5): within
-            1 / sqrt(columns)): of a LoRA the down-matrices, of a LoKr w1 and, where w2 is factored, w2_a.
+            1 / sqrt(columns)): of a LoRA or DoRA the down-matrices, of a LoKr w1 and, where w2 is factored, w2_a.
         adapter: What is put there.
         lokr: Of a LoKr.
 
@@ -74,7 +75,9 @@ def inject(
         assert lokr is not None
         inject_adapter_in_model(_lokr_config(pattern, rank, lokr), frozen)
     else:
-        config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=pattern)
+        config = LoraConfig(
+            r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=pattern, use_dora=adapter == "dora"
+        )
         inject_adapter_in_model(config, frozen)
     for module in transformer.modules():
         if isinstance(module, LoraLayer):
@@ -124,7 +127,8 @@ class Adapters:
     """
 
     def __init__(self, denoiser: Denoiser, names: dict[int, str]) -> None:
-        self._loras, self._names = denoiser.loras(), names
+        self._loras, self._names, self._dtype = denoiser.loras(), names, denoiser.dtype
+        self._projections = [projection for projection in denoiser.projections() if projection.lora is not None]
         sizes = [lora.down.numel() for lora in self._loras] + [lora.up.numel() for lora in self._loras]
         self._sizes = sizes
         self.num_down = sum(lora.down.numel() for lora in self._loras)
@@ -190,7 +194,7 @@ class Adapters:
                     found.append(parameter)
         return downs, ups
 
-    def _split(self, values: Tensor) -> Iterator[tuple[LoraFactors | Lokr, Tensor, Tensor]]:
+    def _split(self, values: Tensor) -> Iterator[tuple[AdapterFactors, Tensor, Tensor]]:
         """Yield each projection's adapters with their down- and up-matrices, of a vector laid out as `values`."""
         downs, ups = values[: self.num_down], values[self.num_down :]
         for lora in self._loras:
@@ -201,18 +205,34 @@ class Adapters:
     def weights(self, values: Tensor) -> dict[str, Weight]:
         """Return each adapted layer's matrices, strength folded in, of a vector laid out as `values`."""
         found: dict[str, Weight] = {}
-        for lora, down, up in self._split(values):
-            for member, weight in zip(lora.members, _weights(lora, down.detach(), up.detach()), strict=True):
+        for projection, (lora, down, up) in zip(self._projections, self._split(values.detach()), strict=True):
+            if isinstance(lora, Dora):
+                weights = _decomposed(lora, projection, down.to(self._dtype), down, up)
+            else:
+                weights = _weights(lora, down, up)
+            for member, weight in zip(lora.members, weights, strict=True):
                 found[self._names[id(member)]] = weight
         return found
 
 
-def _matrices(lora: LoraFactors | Lokr, down: Tensor, up: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _matrices(lora: AdapterFactors, down: Tensor, up: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Return the matrices of each layer of a projection."""
-    if isinstance(lora, Lokr):
+    if not isinstance(lora, LoraFactors):
         parts = [part for each in lora.parts(down, up) for part in each.items()]
-        return [part for name, part in parts if name in RANDOM], [part for name, part in parts if name not in RANDOM]
+        random = [part for name, part in parts if name in lora.random]
+        return random, [part for name, part in parts if name not in lora.random]
     return list(down.split(lora.rank)), list(up.split([rows.stop - rows.start for rows in lora.rows]))
+
+
+def _decomposed(lora: Dora, projection: Projection, low: Tensor, down: Tensor, up: Tensor) -> list[Weight]:
+    """Return what each layer's DoRA makes of its weight; `low` is `down` in the precision of the product."""
+    lengths = lora.lengths(projection.frozen, low, up)
+    return [
+        decomposed_of(
+            Factors(parts[DOWN], parts[UP] * lora.scale), parts[MAGNITUDE][:, 0], before=square.sqrt(), after=length
+        )
+        for parts, square, length in zip(lora.parts(down, up), lora.squares, lengths, strict=True)
+    ]
 
 
 def _weights(lora: LoraFactors | Lokr, down: Tensor, up: Tensor) -> list[Weight]:

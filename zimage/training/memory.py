@@ -97,9 +97,15 @@ def check(params: TrainParams, machine: MachineParams, sizes: Sizes, device: tor
         InputError: with what excludes what, and what to set instead.
     """
     memory = params.memory
-    if params.adapter == "lokr" and params.dropout > 0:
-        raise InputError("train.dropout drops inputs of a LoRA and does nothing in a LoKr; set it to 0.")
-    if params.adapter == "lora" and params.rank > sizes.width:
+    if params.adapter != "lora" and params.dropout > 0:
+        kind = {"lokr": "LoKr", "dora": "DoRA"}[params.adapter]
+        raise InputError(f"train.dropout drops inputs of a LoRA and does nothing in a {kind}; set it to 0.")
+    if params.adapter == "dora" and params.training_adapter is not None:
+        raise InputError(
+            "train.adapter is dora, whose magnitudes are those of the weights that it is trained on, and "
+            "train.training_adapter changes these for the training only; set train.adapter to lora or lokr."
+        )
+    if params.adapter != "lokr" and params.rank > sizes.width:
         raise InputError(
             f"train.rank is {params.rank}, but the base's layers are {sizes.width} wide and no change of them has a "
             f"higher rank; set train.rank to {sizes.width} or less."
@@ -190,7 +196,7 @@ def checkpointing_of(
         tokens,
         usable_gb,
         dropped=dropped(sizes, params),
-        inner=inner_of_lokr(sizes, params),
+        inner=inner_values(sizes, params),
     )
 
 
@@ -223,7 +229,7 @@ def room_for_both_ways(
     memory = params.memory
     if memory.base_quantization not in {"fp8", "int8"} or machine.offloaded_blocks:
         return False
-    asked, inner = dropped(sizes, params), inner_of_lokr(sizes, params)
+    asked, inner = dropped(sizes, params), inner_values(sizes, params)
     kept = activations_gb(learning(sizes, params), tokens, "none", dropped=asked, inner=inner)
     kept *= 2 if machine.cuda_graphs else 1
     adapters = adapters_gb(values_gb(sizes, params), params.optimiser.name)
@@ -245,10 +251,15 @@ def dropped(sizes: Sizes, params: TrainParams) -> int:
     return (4 * D if "attention" in params.targets else 0) + (2 * D + F if "feed_forward" in params.targets else 0)
 
 
-def inner_of_lokr(sizes: Sizes, params: TrainParams) -> int:
-    """Return how many values a token a block's LoKr keeps between its two matrices; 0 for a LoRA."""
+def inner_values(sizes: Sizes, params: TrainParams) -> int:
+    """Return how many more values a token a block's adapters keep for the backward pass than LoRAs do.
+
+    A LoKr keeps what is between its two matrices; a DoRA its layers' outputs before they are given their lengths.
+    """
     if params.adapter == "lora":
         return 0
+    if params.adapter == "dora":
+        return sum(out for out, _ in _adapted(sizes, params))
     inner = 0
     for out, width in _adapted(sizes, params):
         rows, columns = factorized(out, params.lokr.factor), factorized(width, params.lokr.factor)
@@ -290,7 +301,7 @@ def activations_gb(
     selective: the stream (D), qkv (3 D), attended (D), both ends (2 D), the two halves (2 F);
     full: the stream (D), and all of one block while it is computed again.
     What adapters read is kept by `none` once more for each, with a byte of mask a value, if there is dropout;
-    and what a LoKr has between its two matrices (`inner` values).
+    and what a LoKr has between its two matrices, or a DoRA's layers put out (`inner` values).
     """
     D, F = sizes.width, sizes.feed_forward
     chosen = dropped + dropped // 2 + inner
@@ -318,8 +329,9 @@ def adapters_gb(values_gb: float, optimiser: OptimiserName = "adamw") -> float:
 
 def values_gb(sizes: Sizes, params: TrainParams) -> float:
     """Return what the values of the main blocks' adapters take, in float32."""
-    if params.adapter == "lora":
-        return lora_gb(sizes, params.rank)
+    if params.adapter != "lokr":
+        magnitudes = sum(out for out, _ in _adapted(sizes, params)) if params.adapter == "dora" else 0
+        return lora_gb(sizes, params.rank) + 4 * sizes.layers * magnitudes / 1e9
     values = 0
     for out, width in _adapted(sizes, params):
         rows, columns = factorized(out, params.lokr.factor), factorized(width, params.lokr.factor)

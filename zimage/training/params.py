@@ -17,7 +17,7 @@ Target = Literal[
     "time_embedder",
     "final_layer",
 ]
-Adapter = Literal["lora", "lokr"]
+Adapter = Literal["lora", "lokr", "dora"]
 OptimiserName = Literal["adamw", "adamw_8bit", "adafactor", "prodigy", "schedule_free", "came", "muon"]
 LossWeight = Literal["constant", "bell", "cosmap"]
 Resume = Literal["exact", "any", "restart"]
@@ -170,12 +170,13 @@ class TrainParams(Section):
     targets: list[Target] = Field(min_length=1)
     """Kinds of layers that get an adapter."""
     adapter: Adapter
-    """lora: the product of two thin matrices; lokr: the Kronecker product of a small and a large one."""
+    """lora: the product of two thin matrices; lokr: the Kronecker product of a small and a large one; dora: a LoRA and
+    the length of each row of the weight."""
     rank: int = Field(ge=1)
-    """Of every adapter; the alpha of a LoRA is the same, so its strength is 1."""
+    """Of every adapter; the alpha of a LoRA or DoRA is the same, so its strength is 1."""
     lokr: LokrParams
     dropout: float = Field(ge=0, lt=1)
-    """Of the adapters' inputs; 0 for a LoKr."""
+    """Of the inputs of LoRAs; 0 for a DoRA or LoKr."""
     precision: Literal["float32", "bfloat16"]
     """Of the matrix products; adapters and optimiser are float32 in any case."""
     optimiser: OptimiserParams

@@ -109,6 +109,7 @@ def test_a_refusal_names_the_newest_releases_only(bucket: S3Store, manifest: Man
             {"adapter": "lokr", "rank": 16, "lokr": {"factor": -1, "full_matrix": True, "alpha": 8.0}},
             "LoKr, factor -1, full matrix",
         ),
+        ({"adapter": "dora", "rank": 16}, "DoRA, rank 16"),
     ],
 )
 def test_a_card_names_what_was_trained(train: dict[str, Any], said: str) -> None:

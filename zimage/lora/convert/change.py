@@ -1,4 +1,4 @@
-"""The change that a LoRA file makes to one weight, in the four forms of files, and as two thin matrices.
+"""The change that a LoRA file makes to one weight, in the five forms of files, and as two thin matrices.
 
 O, I out and in features; R rank.
 """
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zimage.lora.files.portable import Factors, Kronecker
+from zimage.core.errors import InputError
+from zimage.lora.files.portable import Decomposed, Factors, Kronecker, Weight
 
 # Singular values below this share of the largest are numerical zeros of products of stored (float32) factors.
 NEGLIGIBLE = 1e-9
@@ -31,7 +32,11 @@ class Dense:
     weight: Tensor  # (O, I)
 
 
-Change = Factors | Hadamard | Kronecker | Dense
+Change = Factors | Hadamard | Kronecker | Dense | Decomposed
+DORA_NEEDS_A_BASE = (
+    "it is DoRA, which gives the rows of the base's weights other lengths, so it is no matrix that can be added to "
+    "another one; use it by itself, or train a LoRA or LoKr."
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,14 @@ class Spectrum:
 
 
 def written_out(change: Change) -> Tensor:
-    """Return the change of the weight, (O, I), in float64."""
+    """Return the change of the weight, (O, I), in float64.
+
+    Raises:
+        InputError: it depends on the weight (DoRA); see `added_to`.
+    """
     match change:
+        case Decomposed():
+            raise InputError(f"A change cannot be written out: {DORA_NEEDS_A_BASE}")
         case Factors():
             return change.change()
         case Hadamard():
@@ -68,6 +79,11 @@ def written_out(change: Change) -> Tensor:
             return torch.kron(change.left.double(), change.right.double())
         case Dense():
             return change.weight.double()
+
+
+def added_to(weight: Tensor, change: Change) -> Tensor:
+    """Return what a file adds to a weight (O, I) at strength 1 where ComfyUI reads it, in float64."""
+    return change.added_to(weight) if isinstance(change, Decomposed) else written_out(change).to(weight.device)
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -93,6 +109,10 @@ def thirds(change: Change) -> list[Change]:
             return [Hadamard(Factors(first.down, one), Factors(second.down, other)) for one, other in ups]
         case Kronecker(left, right, parts) if left.shape[0] % 3 == 0:
             return [Kronecker(part, right, _third_of(parts, at)) for at, part in enumerate(left.chunk(3))]
+        case Decomposed(factors, magnitude, comfyui):
+            pairs = [each for each in thirds(factors) if isinstance(each, Factors)]
+            vectors = zip(pairs, magnitude.chunk(3), comfyui.chunk(3), strict=True)
+            return [Decomposed(pair, one.contiguous(), other.contiguous()) for pair, one, other in vectors]
         case _:
             return [Dense(part.contiguous()) for part in written_out(change).chunk(3)]
 
@@ -143,11 +163,16 @@ def spectrum(change: Change, most: int) -> Spectrum:
             return _thin_spectrum(factors, most)
 
 
-def difference(one: Factors | Kronecker, other: Factors | Kronecker) -> float:
+def difference(one: Weight, other: Weight) -> float:
     """Return the Frobenius norm of the difference of two changes, without writing out those of one form.
 
-    Exact to float64 where the factors themselves are close, else to 1e-8 of the changes' size.
+    Exact to float64 where the factors themselves are close, else to 1e-8 of the changes' size. Of DoRAs it is that of
+    their LoRAs where the lengths of all rows are equal, and infinite where one is not.
     """
+    if isinstance(one, Decomposed) or isinstance(other, Decomposed):
+        if not (isinstance(one, Decomposed) and isinstance(other, Decomposed) and _same_lengths(one, other)):
+            return math.inf
+        return difference(one.factors, other.factors)
     if isinstance(one, Kronecker) or isinstance(other, Kronecker):
         return _kronecker_difference(one, other)
     down, up, down2, up2 = one.down.double(), one.up.double(), other.down.double(), other.up.double()
@@ -155,6 +180,10 @@ def difference(one: Factors | Kronecker, other: Factors | Kronecker) -> float:
         # B A - B' A' = (B - B') A + B' (A - A'): nothing large cancels when the factors are alike.
         return _thin_norm(Factors(torch.cat([down, down - down2]), torch.cat([up - up2, up2], dim=1)))
     return _thin_norm(Factors(torch.cat([down, down2]), torch.cat([up, -up2], dim=1)))
+
+
+def _same_lengths(one: Decomposed, other: Decomposed) -> bool:
+    return all(torch.equal(one.lengths[name].float(), other.lengths[name].float()) for name in one.lengths)
 
 
 def _kronecker_difference(one: Factors | Kronecker, other: Factors | Kronecker) -> float:
@@ -192,11 +221,15 @@ def shape_of(change: Change) -> tuple[int, int]:
             return change.shape
         case Dense(weight):
             return weight.shape[0], weight.shape[1]
+        case Decomposed(factors):
+            return shape_of(factors)
 
 
 def norm(change: Change) -> float:
-    """Return the Frobenius norm of a change."""
+    """Return the Frobenius norm of a change; of a DoRA that of its LoRA, for the rest depends on the base."""
     match change:
+        case Decomposed(factors):
+            return _thin_norm(factors)
         case Kronecker(left, right):
             return float(left.double().norm() * right.double().norm())
         case Factors():

@@ -14,6 +14,7 @@ from zimage.core.errors import InputError
 from zimage.core.folder import make_writable
 from zimage.core.tensor_file import TensorWriter
 from zimage.lora.convert.change import (
+    DORA_NEEDS_A_BASE,
     Change,
     Dense,
     Spectrum,
@@ -45,7 +46,7 @@ from zimage.lora.files.layers import layers_of
 from zimage.lora.files.loaders import Loader, Reading, peft_makes, product_of, readings
 from zimage.lora.files.modules import QKV_PARTS
 from zimage.lora.files.obstacles import NO_CHOICES, Choices
-from zimage.lora.files.portable import MODELSPEC, Factors, Kronecker, Weight
+from zimage.lora.files.portable import MODELSPEC, Decomposed, Factors, Kronecker, Weight
 from zimage.lora.files.strength import Strengths
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Converted:
     by_diffusers: float | None  # largest relative difference as diffusers applies it; None where it was not loaded
     by_comfyui: float | None
     from_lokr: bool = False  # a LoKr that was written as a LoRA
+    is_dora: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,9 @@ def convert(path: Path, out: Path, plan: Plan) -> Converted:
     _check_rank(plan.rank)
     lora = read_lora(path, plan.choices)
     about = {"zimage.converted_from": lora.dialect}
+    if lora.is_dora:
+        _check_dora(path, plan)
+        return _write(path, out, lora, _as_it_is, plan=plan, about=about)
     if plan.rank is None and _keeps_its_form(lora, plan.dialect):
         return _write(path, out, lora, _as_it_is, plan=plan, about=about)
     return _write(path, out, lora, _of_file(path, plan.rank), plan=plan, about=about)
@@ -124,6 +129,8 @@ def merge(paths: Sequence[Path], strengths: Sequence[float], out: Path, plan: Pl
     _check_rank(plan.rank)
     _refuse_same(paths, out)
     loras = [read_lora(path, plan.choices) for path in paths]
+    for path, lora in zip(paths, loras, strict=True):
+        _refuse_dora(path, lora)
     names = dict.fromkeys(name for lora in loras for name in lora.changes)
 
     def change_of(name: str) -> Change:
@@ -156,6 +163,7 @@ def resize(path: Path, out: Path, plan: Plan, energy: float | None) -> Converted
         raise InputError(f"The energy to keep is a share above 0 and at most 1, not {energy:g}; try 0.99.")
     _check_rank(plan.rank)
     lora = read_lora(path, plan.choices)
+    _refuse_dora(path, lora)
     about = {"zimage.resized": f"rank {plan.rank}" if energy is None else f"energy {energy:g}"}
     weight_of = _of_file(path, plan.rank) if energy is None else partial(_keeping, energy=energy)
     return _write(path, out, lora, weight_of, plan=plan, about=about)
@@ -201,8 +209,24 @@ def _check_rank(rank: int | None) -> None:
         raise InputError(f"A rank is a whole number from 1 on, not {rank}; try 16.")
 
 
+def _refuse_dora(path: Path, lora: LoraFile) -> None:
+    if lora.is_dora:
+        raise InputError(f"{path}: {DORA_NEEDS_A_BASE}")
+
+
+def _check_dora(path: Path, plan: Plan) -> None:
+    """Refuse what cannot be done with a DoRA without the weights of its base."""
+    if plan.rank is not None:
+        raise InputError(f"{path} is DoRA, the lengths of whose rows belong to its rank; convert it without `--rank`.")
+    if plan.dialect == "lycoris":
+        raise InputError(
+            f"{path} is DoRA, and LyCORIS and ComfyUI read the lengths of its rows in different ways under the same "
+            "name; convert it to portable, diffusers, comfyui or kohya."
+        )
+
+
 def _as_it_is(_: str, change: Change) -> Weight:
-    assert isinstance(change, Kronecker)
+    assert isinstance(change, Kronecker | Decomposed)
     return change
 
 
@@ -318,6 +342,7 @@ def _write(
         by_diffusers=by_diffusers,
         by_comfyui=by_comfyui,
         from_lokr=done.from_lokr,
+        is_dora=lora.is_dora,
     )
 
 
@@ -360,8 +385,8 @@ def _written(
                     raise _InexactError
                 is_same = weight is change and must_be_exact
                 off[name] = 0.0 if is_same else _off(change, rounded[name])
-                if isinstance(weight, Factors):
-                    ranks.add(len(weight.down))
+                if not isinstance(weight, Kronecker):
+                    ranks.add(len(weight.factors.down if isinstance(weight, Decomposed) else weight.down))
                     from_lokr = from_lokr or isinstance(change, Kronecker)
             for key, tensor in sorted(tensors_in(dialect, rounded).items()):
                 writer.add(key, tensor)
@@ -393,15 +418,17 @@ def _check_finite(name: str, weight: Weight, rounded: Weight, dtype: torch.dtype
 
 def _off(change: Change, written: Weight) -> float:
     """The Frobenius norm of what was lost."""
-    if isinstance(change, Factors | Kronecker):
+    if isinstance(change, Factors | Kronecker | Decomposed):
         return difference(change, written)
     return float((written_out(change) - written_out(written)).norm())
 
 
 def _verified(path: Path, dialect: Dialect) -> tuple[float | None, float | None]:
     """Load a file in both loaders, and return the largest difference of each from what the file says."""
-    weights = {
-        name: change for name, change in read_lora(path).changes.items() if isinstance(change, Factors | Kronecker)
+    weights: dict[str, Weight] = {
+        name: change
+        for name, change in read_lora(path).changes.items()
+        if isinstance(change, Factors | Kronecker | Decomposed)
     }
     by_comfyui = worst_difference(weights, applied_by_comfyui(path, depth_of(weights)))
     reads = dialect in {"portable", "diffusers"}

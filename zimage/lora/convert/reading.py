@@ -18,8 +18,8 @@ from zimage.lora.files.inspection import inspect_file
 from zimage.lora.files.keys import Part
 from zimage.lora.files.layers import Layer, layers_of
 from zimage.lora.files.modules import QKV, QKV_PARTS, place_of
-from zimage.lora.files.obstacles import EXTRA, NO_CHOICES, Choices, adapters_of, is_matrix, name_of, obstacles
-from zimage.lora.files.portable import Factors, Kronecker
+from zimage.lora.files.obstacles import EXTRA, NO_CHOICES, Choices, adapters_of, is_dora, is_matrix, name_of, obstacles
+from zimage.lora.files.portable import Decomposed, Factors, Kronecker
 from zimage.lora.files.strength import Strengths, strengths_of
 from zimage.lora.files.verdict import is_peft, is_whole_model
 
@@ -31,6 +31,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+NO_FACTORS: frozenset[Part] = EXTRA | {"alpha", "dora_scale", "magnitude"}
 SAME_CHANGE = 1e-4  # of its size: two ways of writing one change, each rounded by itself
 
 
@@ -42,6 +43,7 @@ class LoraFile:
     metadata: Mapping[str, str]
     dtype: torch.dtype  # of the file's factors, the widest
     dialect: str = ""  # in which the file is written
+    is_dora: bool = False  # then each change is a `Decomposed`
 
 
 def read_lora(path: Path, choices: Choices = NO_CHOICES) -> LoraFile:
@@ -69,7 +71,7 @@ def read_lora(path: Path, choices: Choices = NO_CHOICES) -> LoraFile:
         raise InputError(f"{path}: {found[0].reason.removesuffix('.')}. {found[0].remedy}")
     several = adapters_of(layers)
     chosen = [layer for layer in layers if is_matrix(layer) and _is_chosen(layer, several, choices)]
-    factors = [name for layer in chosen for part, name in layer.keys.items() if part not in {*EXTRA, "alpha"}]
+    factors = [name for layer in chosen for part, name in layer.keys.items() if part not in NO_FACTORS]
     if not factors:
         raise InputError(f"{path}: {inspect_file(path).reason} {inspect_file(path).remedy}")
     dtypes = {header.entries[name].dtype for name in factors}
@@ -77,7 +79,8 @@ def read_lora(path: Path, choices: Choices = NO_CHOICES) -> LoraFile:
         raise InputError(f"{path} stores weights as {', '.join(sorted(strange))}; known are {', '.join(_DTYPES)}.")
     widest = max((_DTYPES[dtype] for dtype in dtypes), key=lambda dtype: dtype.itemsize)
     changes = _Changes(path, header, chosen, _Strength(strengths, choices))
-    return LoraFile(changes, header.metadata, widest if widest.itemsize > 1 else torch.bfloat16, dialect_of(layers))
+    dtype = widest if widest.itemsize > 1 else torch.bfloat16
+    return LoraFile(changes, header.metadata, dtype, dialect_of(layers), is_dora(chosen))
 
 
 class _Changes(Mapping[str, Change]):
@@ -151,6 +154,8 @@ def _is_chosen(layer: Layer, several: list[str], choices: Choices) -> bool:
 
 def _are_equal(one: Change, other: Change) -> bool:
     """Whether two ways of writing say the same: some tools write the fused and the split names side by side."""
+    if isinstance(one, Decomposed) or isinstance(other, Decomposed):
+        return False
     first, second = written_out(one), written_out(other)
     return first.shape == second.shape and float((first - second).norm()) <= SAME_CHANGE * float(first.norm())
 
@@ -210,6 +215,11 @@ def _of_form(layer: Layer, weights: dict[Part, Tensor], alpha: float | None, str
         case {"down": down, "up": up, **rest} if not rest:
             pair = _checked(Factors(_flat(down), _flat(up)))
             return _times(strength.of(layer, alpha, len(pair.down)), pair)
+        case {"down": down, "up": up, "magnitude": magnitude, "dora_scale": scale, **rest} if not rest:
+            pair = _checked(Factors(_flat(down), _flat(up)))
+            if magnitude.numel() != len(pair.up) or scale.shape != (len(pair.up), 1):
+                raise ValueError
+            return Decomposed(_times(strength.of(layer, alpha, len(pair.down)), pair), magnitude.flatten(), scale)
         case {"hada_w1_a": up1, "hada_w1_b": down1, "hada_w2_a": up2, "hada_w2_b": down2, **rest} if not rest:
             first, second = _checked(Factors(down1, up1)), _checked(Factors(down2, up2))
             if first.up.shape[0] != second.up.shape[0] or first.down.shape[1] != second.down.shape[1]:

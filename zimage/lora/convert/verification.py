@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zimage.lora.comfyui.names import names, used_keys
 from zimage.lora.convert.change import difference, norm, thirds
 from zimage.lora.files.modules import QKV, is_module, native_name, width_of
-from zimage.lora.files.portable import Factors, Kronecker, Weight, kronecker_of
+from zimage.lora.files.portable import Decomposed, Factors, Kronecker, Weight, kronecker_of
 
 
 def applied_by_diffusers(path: Path, weights: Mapping[str, Weight]) -> dict[str, Weight]:
@@ -37,14 +37,22 @@ def applied_by_diffusers(path: Path, weights: Mapping[str, Weight]) -> dict[str,
         elif isinstance(layer, Linear):
             (adapter,) = layer.lora_A.keys()
             down, up = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
-            changes[name] = Factors(down.double() * layer.scaling[adapter], up.double())
+            factors = Factors(down.double() * layer.scaling[adapter], up.double())
+            expected = weights.get(name)
+            if adapter in layer.lora_magnitude_vector:
+                magnitude = layer.lora_magnitude_vector[adapter].weight.detach()
+                comfyui = expected.comfyui if isinstance(expected, Decomposed) else magnitude[:, None]
+                changes[name] = Decomposed(factors, magnitude, comfyui)
+            else:
+                changes[name] = factors
     return changes
 
 
 def _shape(weight: Weight) -> tuple[int, int]:
     if isinstance(weight, Kronecker):
         return weight.shape
-    return len(weight.up), weight.down.shape[1]
+    down, up = weight.factors if isinstance(weight, Decomposed) else weight
+    return len(up), down.shape[1]
 
 
 def _parts_of(layer: Any, adapter: str) -> dict[str, Tensor]:
@@ -82,7 +90,10 @@ def applied_by_comfyui(path: Path, num_layers: int) -> dict[str, Weight]:
             if up_key.endswith(up_suffix) and stem in table.accepted and stem + down_suffix in tensors:
                 factors = _with_alpha(tensors[stem + down_suffix], tensors[up_key], tensors.get(f"{stem}.alpha"))
                 target = table.accepted[stem]
-                for third, part in _by_rows(factors, target.native, target.third):
+                change: Factors | Decomposed = factors
+                if (scale := tensors.get(f"{stem}.dora_scale")) is not None:
+                    change = Decomposed(factors, tensors[f"{stem}.lora_magnitude_vector"], scale)
+                for third, part in _by_rows(change, target.native, target.third):
                     changes[ours[target.native, third]] = part
                 break
     return changes
@@ -122,10 +133,14 @@ def _with_alpha(down: Tensor, up: Tensor, alpha: Tensor | None) -> Factors:
     return Factors(down.double() * scale, up.double())
 
 
-def _by_rows(factors: Factors, native: str, third: int | None) -> list[tuple[int | None, Factors]]:
-    if third is None and native.endswith("attention.qkv"):
-        return [(at, Factors(factors.down, part)) for at, part in enumerate(factors.up.chunk(3))]
-    return [(third, factors)]
+def _by_rows(
+    change: Factors | Decomposed, native: str, third: int | None
+) -> list[tuple[int | None, Factors | Decomposed]]:
+    if third is not None or not native.endswith("attention.qkv"):
+        return [(third, change)]
+    if isinstance(change, Decomposed):
+        return [(at, part) for at, part in enumerate(thirds(change)) if isinstance(part, Decomposed)]
+    return [(at, Factors(change.down, part)) for at, part in enumerate(change.up.chunk(3))]
 
 
 def _empty_model(shapes: Mapping[str, tuple[int, int]]) -> Any:

@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zimage.core.errors import InputError
 from zimage.core.tensor_file import HASH_KEY
 from zimage.lora.files.modules import QKV, QKV_PARTS, native_name
-from zimage.lora.files.portable import Factors, Kronecker, Weight, kronecker_of
+from zimage.lora.files.portable import Decomposed, Factors, Kronecker, Weight, kronecker_of, prefix_of
 from zimage.lora.files.strength import METADATA_KEY
 
 Dialect = Literal["portable", "comfyui", "kohya", "diffusers", "lycoris"]
@@ -25,11 +26,15 @@ def tensors_in(dialect: Dialect, weights: Mapping[str, Weight]) -> dict[str, Ten
     comfyui: `diffusion_model.<native>.lora_A/B.weight` with fused qkv: for tools that know only the original names.
     kohya: `lora_unet_<native>.lora_down/up.weight` with alpha and fused qkv.
     lycoris: `lycoris_X.lora_down/up.weight` with alpha, split q, k and v: what LyCORIS itself saves.
-    A LoKr has `lokr_w1` and so on in the place of both factors.
+    A LoKr has `lokr_w1` and so on in the place of both factors; a DoRA has the lengths of its rows besides, and
+    diffusers' prefix as its portable one.
     """
     match dialect:
         case "portable":
-            return _pairs(weights, "diffusion_model.")
+            tensors: dict[str, Tensor] = {}
+            for name, weight in weights.items():
+                tensors |= _pairs({name: weight}, prefix_of(weight))
+            return tensors
         case "diffusers":
             return _pairs(weights, "transformer.")
         case "comfyui":
@@ -58,12 +63,26 @@ def fused(weights: Mapping[str, Weight]) -> dict[str, Weight]:
 
 
 def _joined(parts: Mapping[str, Weight]) -> Weight:
+    decomposed = {part: weight for part, weight in parts.items() if isinstance(weight, Decomposed)}
+    if decomposed:
+        return _joined_lengths(decomposed)
     products = {part: weight for part, weight in parts.items() if isinstance(weight, Kronecker)}
     if products:
         joined = joined_products(products) if len(products) == len(parts) else None
         assert joined is not None, "asked for only where it is possible"
         return joined
     return _joined_factors({part: weight for part, weight in parts.items() if isinstance(weight, Factors)})
+
+
+def _joined_lengths(parts: Mapping[str, Decomposed]) -> Decomposed:
+    if set(parts) != set(QKV_PARTS):
+        raise InputError(
+            "It is DoRA on some of q, k and v of a block, and one of their fused weight needs the lengths of all rows; "
+            "write it with `--to portable`."
+        )
+    factors = _joined_factors({part: weight.factors for part, weight in parts.items()})
+    lengths = [torch.cat([parts[part].lengths[name] for part in QKV_PARTS]) for name in parts[QKV_PARTS[0]].lengths]
+    return Decomposed(factors, *lengths)
 
 
 def joined_products(products: Mapping[str, Kronecker]) -> Kronecker | None:
@@ -106,9 +125,15 @@ def _pairs(weights: Mapping[str, Weight], prefix: str) -> dict[str, Tensor]:
         if isinstance(weight, Kronecker):
             tensors |= {f"{prefix}{name}.{suffix}": part for suffix, part in (weight.parts or {}).items()}
             continue
-        down, up = weight
+        if isinstance(weight, Decomposed):
+            tensors |= {f"{prefix}{name}.{suffix}": part for suffix, part in weight.lengths.items()}
+        down, up = _factors_of(weight)
         tensors[f"{prefix}{name}.lora_A.weight"], tensors[f"{prefix}{name}.lora_B.weight"] = down, up
     return tensors
+
+
+def _factors_of(weight: Factors | Decomposed) -> Factors:
+    return weight.factors if isinstance(weight, Decomposed) else weight
 
 
 def _with_alpha(weights: Mapping[str, Weight], prefix: str) -> dict[str, Tensor]:
@@ -122,8 +147,11 @@ def _with_alpha(weights: Mapping[str, Weight], prefix: str) -> dict[str, Tensor]
             rank = len(factored) if factored is not None else 1
             tensors |= {f"{stem}.{suffix}": part for suffix, part in parts.items()}
         else:
-            rank = len(weight.down)
-            tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = weight
+            if isinstance(weight, Decomposed):
+                tensors |= {f"{stem}.{suffix}": part for suffix, part in weight.lengths.items()}
+            down, up = _factors_of(weight)
+            rank = len(down)
+            tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
         tensors[f"{stem}.alpha"] = torch.tensor(float(rank), dtype=torch.float32)
     return tensors
 
@@ -140,12 +168,15 @@ def groups_in(dialect: Dialect, names: Iterable[str]) -> list[tuple[str, ...]]:
 
 def keys_in(dialect: Dialect, names: Iterable[str]) -> list[str]:
     """Return keys at least as many and as long as those that a file of these layers will have."""
-    longest = [f"transformer.{name}.lora_magnitude" for name in names]
+    longest = [f"transformer.{name}.lora_magnitude_vector" for name in names]
     return [f"{name}{at}" for name in longest for at in range(5)]
 
 
 def as_stored(weight: Weight, dtype: torch.dtype) -> Weight:
     """Return a layer's factors as a file of this dtype holds them."""
+    if isinstance(weight, Decomposed):
+        factors = Factors(weight.factors.down.to(dtype), weight.factors.up.to(dtype))
+        return Decomposed(factors, weight.magnitude.float(), weight.comfyui.float())
     if not isinstance(weight, Kronecker):
         return Factors(weight.down.to(dtype), weight.up.to(dtype))
     assert weight.parts is not None
@@ -154,6 +185,8 @@ def as_stored(weight: Weight, dtype: torch.dtype) -> Weight:
 
 def tensors_of(weight: Weight) -> list[Tensor]:
     """Return the tensors that a file holds of a layer."""
+    if isinstance(weight, Decomposed):
+        return [*weight.factors, *weight.lengths.values()]
     return list((weight.parts or {}).values()) if isinstance(weight, Kronecker) else list(weight)
 
 

@@ -236,6 +236,8 @@ def form_of(layer: Layer, *, balanced: bool = True) -> str:
             second = "w2ab" if "lokr_w2_a" in layer.keys else "w2"
             return "LoKr unbalanced" if not balanced else f"LoKr {first} {second}"
         case "DoRA":
+            if is_dora_for_both(layer):
+                return "DoRA both"
             if "magnitude" in layer.keys:
                 return "DoRA magnitude"
             shape = layer.entries["dora_scale"].shape
@@ -249,6 +251,12 @@ def form_of(layer: Layer, *, balanced: bool = True) -> str:
             return "diff" if set(layer.keys) <= {"diff", "diff_b"} else "full weights"
         case kind:
             return kind
+
+
+def is_dora_for_both(layer: Layer) -> bool:
+    """Return whether a DoRA layer has the lengths of its rows in both forms; see `zimage.lora.files.portable`."""
+    scale = layer.entries.get("dora_scale")
+    return "magnitude" in layer.keys and scale is not None and len(scale.shape) == 2 and scale.shape[1] == 1
 
 
 @dataclass(frozen=True)

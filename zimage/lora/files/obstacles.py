@@ -14,6 +14,7 @@ from zimage.core.errors import InputError
 from zimage.lora.files.header import Header, read_scalars, shown
 from zimage.lora.files.keys import Part
 from zimage.lora.files.layers import Layer
+from zimage.lora.files.loaders import is_dora_for_both
 from zimage.lora.files.modules import NUM_LAYERS, NUM_REFINERS, RELEASED_DIM, place_of, width_of
 from zimage.lora.files.strength import CONFIG_NAME, Strengths
 
@@ -246,13 +247,21 @@ def _told_derivative(metadata: Mapping[str, str]) -> Obstacle | None:
 
 
 def _magnitudes(layers: Sequence[Layer]) -> Obstacle | None:
-    if not any(layer.kind == "DoRA" for layer in layers):
+    if not any(layer.kind == "DoRA" for layer in layers) or is_dora(layers):
         return None
     return Obstacle(
         "magnitudes",
         "It is DoRA, whose magnitudes depend on the base's weights and cannot be written as a LoRA",
         "Otherwise merge it into a base in the tool that trained it.",
     )
+
+
+def is_dora(layers: Sequence[Layer]) -> bool:
+    """Return whether each layer is a DoRA with the lengths of its rows as peft and as ComfyUI count them.
+
+    Only then can it be written in other dialects without the base's weights.
+    """
+    return all(layer.kind == "DoRA" and is_dora_for_both(layer) for layer in layers)
 
 
 def _several_adapters(layers: Sequence[Layer], choices: Choices) -> Obstacle | None:

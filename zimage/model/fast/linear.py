@@ -1,4 +1,4 @@
-"""Frozen linear layers with the same input as one matrix product, together with their LoRA or LoKr.
+"""Frozen linear layers with the same input as one matrix product, together with their LoRA, DoRA or LoKr.
 
 # M rows (samples times tokens), K inputs, N outputs of all layers together, R ranks of all adapters together
 peft makes and names the adapters (`lora_A`, `lora_B`); what runs here reads and trains the very same numbers, in fewer
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
+from zimage.model.fast.dora import Dora, dora_of
 from zimage.model.fast.kernels import sum_of_products
 from zimage.model.fast.lokr import Lokr, lokr_of
 from zimage.model.fast.quantized import Fp8, Int8
@@ -93,6 +94,9 @@ class LoraFactors:
         return self.down.to(dtype), self.up.to(dtype)
 
 
+AdapterFactors = LoraFactors | Lokr | Dora  # the kinds of adapters of one projection
+
+
 class Addend(NamedTuple):
     """A product of two thin matrices that is added to a layer's weight for a while; nothing learns it."""
 
@@ -112,7 +116,7 @@ class Projection:
     """
 
     def __init__(
-        self, layers: Sequence[Any], frozen: FrozenWeight, bias: Tensor | None, lora: LoraFactors | Lokr | None
+        self, layers: Sequence[Any], frozen: FrozenWeight, bias: Tensor | None, lora: AdapterFactors | None
     ) -> None:
         self.layers, self.frozen, self.bias, self.lora = layers, frozen, bias, lora
         self.adapted = True
@@ -131,6 +135,8 @@ class Projection:
             return self.frozen.matmul(x)
         if isinstance(lora, Lokr):
             return lora.added(self.frozen.matmul(x), x)
+        if isinstance(lora, Dora):
+            return lora.applied(self.frozen, x)
         if torch.compiler.is_compiling() or lora.dropout > 0:
             return self._for_the_compiler(x, lora)
         exact = self.frozen.exact()
@@ -167,7 +173,7 @@ def projection_of(layers: Sequence[nn.Module], quantize: Quantizer) -> Projectio
         quantize: Gives the joined weight its format.
 
     Raises:
-        ValueError: an adapter is not a plain LoRA or LoKr, or the adapters' ranks, scales or dropouts differ.
+        ValueError: an adapter is not a plain LoRA, DoRA or LoKr, or the adapters' ranks, scales or dropouts differ.
     """
     plain = [plain_layer(layer) for layer in layers]
     frozen = quantize(_joined(plain))
@@ -190,7 +196,7 @@ def _joined(layers: Sequence[Any]) -> Tensor:
     return weight
 
 
-def _lora_of(layers: Sequence[Any], device: torch.device) -> LoraFactors | Lokr | None:
+def _lora_of(layers: Sequence[Any], device: torch.device) -> AdapterFactors | None:
     rows, start = [], 0
     members: list[Any] = []
     for layer in layers:
@@ -201,9 +207,11 @@ def _lora_of(layers: Sequence[Any], device: torch.device) -> LoraFactors | Lokr 
         start = stop
     if not members:
         return None
-    lora: LoraFactors | Lokr
+    lora: AdapterFactors
     if all(isinstance(member, LoKrLayer) for member in members):
         lora = lokr_of(tuple(members), tuple(rows), ADAPTER, _scale(members))
+    elif any(getattr(member, "lora_magnitude_vector", None) for member in members):
+        lora = dora_of(tuple(members), tuple(rows), ADAPTER, _scale(members))
     else:
         lora = _low_rank(members, tuple(rows))
     lora.bind(torch.empty_like(lora.down, device=device), torch.empty_like(lora.up, device=device))
@@ -228,7 +236,7 @@ def _low_rank(members: Sequence[LoraLayer], rows: tuple[slice, ...]) -> LoraFact
 
 def _dropout(member: LoraLayer) -> float:
     if list(member.lora_A) != [ADAPTER] or member.lora_variant or member.lora_bias.get(ADAPTER):
-        raise ValueError("Only one plain LoRA a layer can be trained here: no DoRA, no bias, no second adapter.")
+        raise ValueError("Only one plain LoRA a layer can be trained here: no variant, no bias, no second adapter.")
     return float(getattr(member.lora_dropout[ADAPTER], "p", 0.0))
 
 

@@ -42,6 +42,7 @@ class Lokr:
     adapter: str
     low: tuple[Tensor, Tensor] | None = None
     dropout: float = 0.0
+    random = RANDOM
 
     def bind(self, down: Tensor, up: Tensor) -> None:
         """Keep the numbers in these tensors from now on, which peft's own parameters then are views of."""
