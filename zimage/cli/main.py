@@ -367,6 +367,7 @@ def _begin(followed: str | None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("zimage").setLevel(logging.INFO)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of ONNX Runtime, which knows neither of the others
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait slow down a busy machine
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)

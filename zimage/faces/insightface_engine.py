@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from zimage.core.errors import InputError
 from zimage.faces.engine import MAX_FACES, Attempt, EngineInfo, EngineParams, Face
 from zimage.faces.landmarks import chip, roll_deg, yaw_deg
+from zimage.faces.onnx_runtime import load_onnxruntime
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +228,7 @@ def require_insightface() -> None:
 def _opened(folder: Path, min_score: float, providers: Sequence[str]) -> Any:
     """Return insightface's FaceAnalysis over a folder that is known to hold models."""
     require_insightface()
+    load_onnxruntime()  # insightface imports it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from insightface.app import FaceAnalysis

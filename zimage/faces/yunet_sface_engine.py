@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from zimage.core.errors import InputError
 from zimage.faces.engine import MAX_FACES, Attempt, EngineInfo, Face
 from zimage.faces.landmarks import chip, roll_deg, yaw_deg
+from zimage.faces.onnx_runtime import load_onnxruntime
 from zimage.photos.pictures import brought_down
 
 YUNET_FILE = "face_detection_yunet_2023mar_int8bq.onnx"
@@ -237,8 +238,7 @@ def _checked_hashes(folder: Path) -> dict[str, str]:
 
 def _session(file: Path, *, input_axes: tuple[int, ...], output_axis: int) -> Any:
     """Return a session of one of the two graphs; see `corrected`."""
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # there is already one process per core
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # or weights are dequantised in each run
