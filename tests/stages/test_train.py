@@ -3,19 +3,15 @@
 import csv
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -24,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_base import whole_pipeline
 from tests.training.crops import SUBJECT
 from tests.training.recipe import MACHINE, recipe
+from tests.training.stage_process import FORKED, stage_process
 from zimage.core.errors import InputError
 from zimage.core.folder import aside_of
 from zimage.lora.files.header import read_header
@@ -137,12 +134,13 @@ def test_a_run_goes_on_in_less_memory_and_ends_with_the_same_lora(
 ) -> None:
     changes: dict[str, Any] = {"steps": 16, "checkpoint_every": 1}
     _trained(tiny_encoded, tmp_path / "whole", tiny_base, **changes)
-    _kill_after_first_state(tiny_encoded, tmp_path / "killed", tiny_base, recipe(**changes), tmp_path)
-    command = [sys.executable, "-m", "zimage", "train", str(tiny_encoded), str(tmp_path / "killed")]
-    here = {**os.environ, "ZIMAGE_MACHINE": "checkpointing=full offloaded_blocks=2", "OMP_NUM_THREADS": "1"}
+    _kill_after_first_state(tiny_encoded, tmp_path / "killed", tiny_base, recipe(**changes))
+    here = {"ZIMAGE_MACHINE": "checkpointing=full offloaded_blocks=2"}
 
-    subprocess.run([*command, "--params", str(tmp_path / "params.yaml")], cwd=ROOT, env=here, check=True)
+    with stage_process(tiny_encoded, tmp_path / "killed", tiny_base, recipe(**changes), environment=here) as process:
+        process.join(300)
 
+    assert process.exitcode == 0
     assert json.loads((tmp_path / "killed" / "metrics.json").read_text())["resumed_after"] >= 1
     for name in ("lora.safetensors", "loss.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -167,7 +165,7 @@ def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(  
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    if optimiser == "adamw_8bit":
+    if imports := optimiser == "adamw_8bit":  # which bitsandbytes has
         request.getfixturevalue("bitsandbytes")
     preservation = {"weight": 1.0, "every": 2, "batch_size": 2, "pictures": "crops", "target": "base"}
     changes: dict[str, Any] = {
@@ -177,8 +175,9 @@ def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(  
     }
     changes["adapter"], changes["optimiser"] = adapter, {"name": optimiser}
     whole = _trained(tiny_encoded, tmp_path / "whole", tiny_base, **changes)
-    _kill_after_first_state(tiny_encoded, tmp_path / "killed", tiny_base, recipe(**changes), tmp_path)
-    assert not (tmp_path / "killed").exists()
+    killed = tmp_path / "killed"
+    _kill_after_first_state(tiny_encoded, killed, tiny_base, recipe(**changes), imports=imports)
+    assert not killed.exists()
     found = _trained(tiny_encoded, tmp_path / "killed", tiny_base, **changes)
     assert json.loads((tmp_path / "killed" / "metrics.json").read_text())["resumed_after"] >= 1
     assert all(torch.equal(found[name], whole[name]) for name in whole)
@@ -188,7 +187,7 @@ def test_a_run_killed_at_any_step_ends_with_the_lora_of_one_never_interrupted(  
 def test_other_parameters_begin_anew_and_sweep_away_what_was_left(
     tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
-    _kill_after_first_state(tiny_encoded, tmp_path / "train", tiny_base, recipe(steps=16, checkpoint_every=1), tmp_path)
+    _kill_after_first_state(tiny_encoded, tmp_path / "train", tiny_base, recipe(steps=16, checkpoint_every=1))
     (aside_of(tmp_path / "train") / "checkpoints" / "step-000099.safetensors").touch()
     _trained(tiny_encoded, tmp_path / "train", tiny_base, steps=4)
     assert json.loads((tmp_path / "train" / "metrics.json").read_text())["resumed_after"] == 0
@@ -406,17 +405,17 @@ def test_a_stopped_run_loses_no_step_and_ends_with_the_lora_of_one_never_interru
 ) -> None:
     params = recipe(steps=16, checkpoint_every=16)
     train(tiny_encoded, tmp_path / "whole", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
-    with _running(tiny_encoded, tmp_path / "stopped", tiny_base, params, tmp_path) as process:
-        assert process.stdout is not None
-        made = [next(line for line in process.stdout if line == f"{number}\n") for number in range(5)]
-        process.send_signal(how)
-        process.send_signal(how)  # a terminal's and a parent's come together
-        process.wait()
-    assert process.returncode == 2
+    steps, made = FORKED.Pipe(duplex=False)
+    with stage_process(tiny_encoded, tmp_path / "stopped", tiny_base, params, made=made, slowly=True) as process:
+        numbers = [steps.recv() for _ in range(5)]
+        for _ in range(2):  # a terminal's and a parent's come together
+            psutil.Process(process.pid).send_signal(how)
+        process.join(300)
+    assert (process.exitcode, numbers) == (2, [0, 1, 2, 3, 4])
 
     train(tiny_encoded, tmp_path / "stopped", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
 
-    assert json.loads((tmp_path / "stopped" / "metrics.json").read_text())["resumed_after"] >= len(made)
+    assert json.loads((tmp_path / "stopped" / "metrics.json").read_text())["resumed_after"] >= len(numbers)
     for name in ("lora.safetensors", "loss.csv"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -426,12 +425,12 @@ def test_a_run_stopped_while_it_makes_sample_pictures_makes_them_when_it_goes_on
 ) -> None:
     params = recipe(steps=6, checkpoint_every=3, samples={"steps": 60, "guidance_scale": 1.5, "seed": 5})
     train(tiny_encoded, tmp_path / "whole", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
-    with _running(tiny_encoded, tmp_path / "stopped", tiny_base, params, tmp_path) as process:
+    with stage_process(tiny_encoded, tmp_path / "stopped", tiny_base, params, slowly=True) as process:
         while not (aside_of(tmp_path / "stopped") / "checkpoints" / "step-000003.safetensors").exists():
-            assert process.poll() is None
+            assert process.exitcode is None
             time.sleep(0.001)
         process.terminate()
-        process.wait()
+        process.join(300)
     assert not list((aside_of(tmp_path / "stopped") / "samples").glob("*.png"))
 
     train(tiny_encoded, tmp_path / "stopped", params=params, base=tiny_base, subject=SUBJECT, machine=MACHINE)
@@ -448,7 +447,7 @@ def test_a_run_stopped_while_it_makes_sample_pictures_makes_them_when_it_goes_on
 
 
 def test_a_run_begun_with_another_instruction_set_is_refused_or_gone_on_with_or_begun_anew(
-    tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+    tiny_base: Base, tiny_encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("NOT CHECKED: this CPU has one instruction set only")
@@ -456,7 +455,8 @@ def test_a_run_begun_with_another_instruction_set_is_refused_or_gone_on_with_or_
     whole = _trained(tiny_encoded, tmp_path / "whole", tiny_base, **changes)
     here = json.loads((tmp_path / "whole" / "metrics.json").read_text())["devices"]
     begun = tmp_path / "begun"
-    _kill_after_first_state(tiny_encoded, begun, tiny_base, recipe(**changes), tmp_path, ATEN_CPU_CAPABILITY="default")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # which torch reads when it is imported
+    _kill_after_first_state(tiny_encoded, begun, tiny_base, recipe(**changes), imports=True)
     shutil.copytree(aside_of(begun), aside_of(tmp_path / "anew"))
 
     with pytest.raises(InputError, match=rf"on CPU .*DEFAULT.*; on {re.escape(here)} it would not end with the LoRA"):
@@ -472,50 +472,15 @@ def test_a_run_begun_with_another_instruction_set_is_refused_or_gone_on_with_or_
     assert all(torch.equal(anew[name], whole[name]) for name in whole)
 
 
-# So that there is time to be killed.
-SLOWLY = """
-import sys, time
-from zimage.cli.main import main
-from zimage.training.loop import Loop
-
-step = Loop.step
-
-def slow(loop, number):
-    time.sleep(0.1)
-    made = step(loop, number)
-    print(number, flush=True)
-    return made
-
-Loop.step = slow
-sys.exit(main())
-"""
-
-
-@contextmanager
-def _running(
-    encoded: Path, out: Path, base: Base, params: TrainParams, folder: Path, **environment: str
-) -> Iterator[subprocess.Popen[str]]:
-    """The stage in a process of its own, which prints the number of each step it has made."""
-    sections = {"train": params, "base": base, "subject": SUBJECT, "machine": MACHINE}
-    (folder / "params.yaml").write_text(yaml.safe_dump({name: each.model_dump() for name, each in sections.items()}))
-    command = [sys.executable, "-c", SLOWLY, "train", str(encoded), str(out), "--params", str(folder / "params.yaml")]
-    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    with subprocess.Popen(command, cwd=ROOT, env=given, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def _kill_after_first_state(
-    encoded: Path, out: Path, base: Base, params: TrainParams, folder: Path, **environment: str
+    encoded: Path, out: Path, base: Base, params: TrainParams, *, imports: bool = False
 ) -> None:
     """Run the stage in a process of its own and kill it, without mercy, once it has left a state behind."""
-    with _running(encoded, out, base, params, folder, **environment) as process:
+    with stage_process(encoded, out, base, params, imports=imports, slowly=True) as process:
         deadline = time.monotonic() + 300
         while not list((aside_of(out) / "resume").glob("step-*.safetensors")):
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.exitcode is None and time.monotonic() < deadline
             time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL

@@ -1,7 +1,6 @@
 """Two processes that share a run, forked from one that has everything imported: torchrun without its start-up."""
 
 import ctypes
-import multiprocessing
 import os
 import signal
 import time
@@ -11,14 +10,10 @@ from pathlib import Path
 
 import torch
 
-# What a run imports late is imported here once, by the process that the two are forked from.
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel  # noqa: F401
-
-import zimage.training.run_writer
-import zimage.training.setup  # noqa: F401
 from tests.ports import free_port
 from tests.training.crops import SUBJECT
 from tests.training.recipe import MACHINE
+from tests.training.stage_process import FORKED
 from zimage.model.base import Base
 from zimage.stages.train import train
 from zimage.training.loop import Loop
@@ -43,11 +38,9 @@ def run_pair(
         killed: Ranks that are killed, without mercy, before their fourth step.
         stopped: Both get SIGTERM in their third step, the one that follows first.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    port, together = free_port(), context.Barrier(len(killed)) if killed else None
+    port, together = free_port(), FORKED.Barrier(len(killed)) if killed else None
     pair = [
-        context.Process(
+        FORKED.Process(
             target=_work, args=(rank, port, together if rank in killed else None, stopped, encoded, out, params, base)
         )
         for rank in (0, 1)

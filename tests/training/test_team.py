@@ -3,29 +3,25 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
-import yaml
 
 from tests.processes import children
 from tests.training.crops import SUBJECT
 from tests.training.recipe import MACHINE, recipe
+from tests.training.stage_process import stage_process
 from zimage.core.errors import InputError
 from zimage.core.folder import aside_of
 from zimage.model.base import Base
 from zimage.stages.train import train
 from zimage.training.loop import Loop
 
-ROOT = Path(__file__).parents[2]
 PRESERVATION = {"weight": 1.0, "every": 2, "batch_size": 3, "pictures": "crops", "target": "base"}
 PARAMS = recipe(
     batch_size=4, micro_batch_size=1, steps=5, dropout=0.1, prior_preservation=PRESERVATION
@@ -122,35 +118,20 @@ def test_no_process_outlives_a_training_that_is_stopped_or_killed(
     how: signal.Signals, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     params = recipe(batch_size=4, micro_batch_size=1, steps=100_000, checkpoint_every=1)
-    sections = {"train": params, "base": tiny_base, "subject": SUBJECT, "machine": MACHINE}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({name: each.model_dump() for name, each in sections.items()}))
     out = tmp_path / "train"
-    command = [sys.executable, "-m", "zimage", "train", str(tiny_encoded), str(out)]
-    process = subprocess.Popen(
-        [*command, "--params", str(tmp_path / "params.yaml")],
-        cwd=ROOT,
-        env={**os.environ, "ZIMAGE_PROCESSES": "3"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _wait(lambda: list((aside_of(out) / "resume").glob("step-*.safetensors")), process)
+    with stage_process(tiny_encoded, out, tiny_base, params, environment={"ZIMAGE_PROCESSES": "3"}) as process:
+        deadline = time.monotonic() + 300
+        while not list((aside_of(out) / "resume").glob("step-*.safetensors")):
+            assert process.exitcode is None and time.monotonic() < deadline
+            time.sleep(0.01)
         others = psutil.Process(process.pid).children()
         assert len(others) == 2
-        process.send_signal(how)
-        _, errors = process.communicate(timeout=300)
+        psutil.Process(process.pid).send_signal(how)
+        process.join(300)
         gone, alive = psutil.wait_procs(others, timeout=60)
         assert (len(gone), alive) == (2, [])
-    finally:
-        process.kill()
     assert not out.exists()
     if how != signal.SIGKILL:
-        assert process.returncode == 2
+        errors = (tmp_path / "stderr.txt").read_text()
+        assert process.exitcode == 2
         assert "Stopped; nothing half done was left" in errors and "Traceback" not in errors
-
-
-def _wait(until: Any, process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 300
-    while not until():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
