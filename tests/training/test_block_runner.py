@@ -1,6 +1,7 @@
 """Compiled and checkpointed blocks: the same step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,39 +16,65 @@ from torch.fx import GraphModule, Node
 
 from tests.dynamo import OWN_WARNINGS
 from tests.tiny_base import TEXT_WIDTH, tiny_transformer
-from zimage.model.denoiser import Denoiser
+from zimage.model.denoiser import Denoiser, run_block
 from zimage.model.fast.weight_formats import WeightFormat
 from zimage.model.sequence import SequenceBucket
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.block_runner import Checkpointing, make_block_runner
 from zimage.training.memory import Sizes, activations_gb
-from zimage.training.params import Adapter, LokrParams
+from zimage.training.params import Adapter, LokrParams, Target
 
 pytestmark = OWN_WARNINGS
 
 
-def _model(
+def _model(  # noqa: PLR0917
     dropout: float = 0.0,
     kind: WeightFormat = "none",
     layers: int = 2,
     dtype: torch.dtype = torch.float32,
     adapter: Adapter = "lora",
+    stream: torch.dtype | None = None,
+    offloaded: int = 0,
+    targets: Sequence[Target] = ("attention", "feed_forward"),
 ) -> tuple[Denoiser, Adapters]:
     torch.manual_seed(0)
     transformer = tiny_transformer(layers=layers)
     inject(
         transformer,
-        ["attention", "feed_forward"],
+        targets,
         rank=4,
         dropout=dropout,
         generator=torch.Generator().manual_seed(1),
         adapter=adapter,
         lokr=LokrParams(factor=4, full_matrix=False, alpha=4.0),
     )
-    denoiser = Denoiser(transformer, dtype=dtype, stream=dtype, weight_format=kind)
+    denoiser = Denoiser(
+        transformer, dtype=dtype, stream=stream or dtype, weight_format=kind, offloaded_blocks=offloaded
+    )
     adapters = Adapters(denoiser, module_names(transformer))
     adapters.values.add_(0.1)
     return denoiser, adapters
+
+
+@contextmanager
+def _counted_nodes() -> Iterator[list[int]]:
+    """Give the number of blocks that each backward pass goes through as one node of autograd."""
+    found: list[int] = []
+    plain: Callable[[Tensor], None] = torch.Tensor.backward
+
+    def backward(loss: Tensor) -> None:
+        seen, waiting = set(), [loss.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                waiting += [following for following, _ in node.next_functions]
+        found.append(sum("OneNode" in node.name() for node in seen))
+        plain(loss)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", backward)
+        yield found
 
 
 def _step(
@@ -68,6 +95,22 @@ def test_checkpointing_changes_nothing(dropout: float, adapter: Adapter) -> None
     denoiser.run = make_block_runner("full", compiled=False, random=dropout > 0)
     found = _step(denoiser, adapters)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("targets", [["attention", "feed_forward"], ["image_embedder", "attention"], ["feed_forward"]])
+@pytest.mark.parametrize("offloaded", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_as_one_node_give_the_same_step_to_the_last_bit(
+    dtype: torch.dtype, offloaded: int, targets: list[Target]
+) -> None:
+    denoiser, adapters = _model(dtype=dtype, stream=torch.float32, layers=3, offloaded=offloaded, targets=targets)
+    expected = _step(denoiser, adapters)
+    denoiser.run = make_block_runner("none", compiled=False)
+    with _counted_nodes() as nodes:
+        found = _step(denoiser, adapters)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    trained_on = 3 + ("image_embedder" in targets)  # main blocks, and the refiner that a gradient passes
+    assert nodes == [trained_on]
 
 
 def test_checkpointing_keeps_less() -> None:
@@ -175,7 +218,8 @@ def _kept(denoiser: Denoiser, adapters: Adapters, checkpointing: Checkpointing) 
         sizes.append(tensor.nbytes)
         return tensor
 
-    denoiser.run = make_block_runner(checkpointing, compiled=False)
+    # Of a block that is one node autograd's hooks see nothing, though it keeps the same.
+    denoiser.run = run_block if checkpointing == "none" else make_block_runner(checkpointing, compiled=False)
     with torch.autograd.graph.saved_tensors_hooks(packed, lambda tensor: tensor):
         _step(denoiser, adapters)
     return sum(sizes)

@@ -112,9 +112,9 @@ def make_block_runner(
         after: Tensor = checkpoint(block, x, condition, table, keep, **again)
         return after
 
-    run = run_block if checkpointing == "none" else checkpointed
     if not compiled:
-        return run
+        return Block.as_one_node if checkpointing == "none" else checkpointed
+    run = run_block if checkpointing == "none" else checkpointed
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST_GRAPHS
     torch._inductor.config.inductor_choices_class = _choices
     return torch.compile(run, dynamic=False if shapes <= FEW_SHAPES else None, backend=backend)

@@ -6,6 +6,8 @@ tests compare the two, and torch.compile, which fuses better than anyone by hand
 Sums of squares and softmax are computed in float32 whatever the inputs are.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -267,3 +269,41 @@ class _Swiglu(Function):
         torch.mul(dout, opened, out=dvalue)
         torch.ops.aten.silu_backward.grad_input(dout * value, gate, grad_input=dgate)
         return dhidden
+
+
+_FUNCTIONS: dict[Any, type[Function]] = {
+    rms_scale: _RmsScale,
+    gated_add: _GatedAdd,
+    heads: _Heads,
+    attention: _Attention,
+    swiglu: _Swiglu,
+}
+
+
+class Context:
+    """What a function of autograd keeps for its backward pass, in place of autograd's own context.
+
+    Args:
+        needs: For which of its inputs, from the first on, a gradient is wanted.
+    """
+
+    def __init__(self, needs: tuple[bool, ...]) -> None:
+        self.needs_input_grad = needs
+        self.saved_tensors: tuple[Tensor, ...] = ()
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Keep these tensors."""
+        self.saved_tensors = tensors
+
+
+def vjp(function: Callable[..., Any], *inputs: Any, needs: tuple[bool, ...] = ()) -> tuple[Any, Callable[..., Any]]:
+    """Run a function without autograd; return its result, and what takes the gradient there to those at its inputs.
+
+    Args:
+        function: A class of autograd's functions, or a function of this module that has a formula beside it.
+        inputs: Of its forward pass.
+        needs: For which inputs, from the first on, a gradient is wanted; functions that do not ask return all.
+    """
+    own: Any = _FUNCTIONS.get(function, function)
+    context = Context(needs)
+    return own.forward(context, *inputs), partial(own.backward, context)

@@ -5,7 +5,7 @@ peft makes and names the adapters (`lora_A`, `lora_B`); what runs here reads and
 and larger products than one peft layer after the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from zimage.model.fast.dora import Dora, dora_of
-from zimage.model.fast.kernels import sum_of_products
+from zimage.model.fast.kernels import sum_of_products, vjp
 from zimage.model.fast.lokr import Lokr, lokr_of
 from zimage.model.fast.quantized import Fp8, Int8
 from zimage.model.fast.weight_formats import Dense, FrozenWeight, Quantizer
@@ -139,10 +139,48 @@ class Projection:
             return lora.applied(self.frozen, x)
         if torch.compiler.is_compiling() or lora.dropout > 0:
             return self._for_the_compiler(x, lora)
+        function, weight = self._way(x.shape[0])
+        return function.apply(x, lora.down, lora.up, weight, lora)  # type: ignore[no-any-return]
+
+    @property
+    def adds_gradients(self) -> bool:
+        """Return whether `vjp` can be used: the only gradients are the input's and those that are added in place."""
+        lora = self.lora
+        in_place = lora is None or (isinstance(lora, LoraFactors) and lora.dropout == 0 and lora.gradients is not None)
+        return in_place and self.bias is None and not self.addends
+
+    def vjp(self, x: Tensor, *, input_gradient: bool = True) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the product without autograd, and what takes the gradient there to that at the input.
+
+        The adapters' gradients are added in place meanwhile.
+
+        Args:
+            x: (..., K).
+            input_gradient: Whether the gradient at x is wanted; else None is returned for it.
+        """
+        shape, x = x.shape[:-1], x.flatten(0, -2)
+        lora = self.lora
+        if lora is None or not self.adapted:
+            return self.frozen.matmul(x).unflatten(0, shape), self._frozen_input_gradient
+        function, weight = self._way(x.shape[0])
+        y, back = vjp(function, x, lora.down, lora.up, weight, lora, needs=(input_gradient,))
+
+        def pull(dy: Tensor) -> Any:
+            dx = back(dy.flatten(0, -2))[0]
+            return None if dx is None else dx.unflatten(0, shape)
+
+        return y.unflatten(0, shape), pull
+
+    def _frozen_input_gradient(self, dy: Tensor) -> Tensor:
+        dx: Tensor = self.frozen.matmul_grad_input(dy.flatten(0, -2)).unflatten(0, dy.shape[:-1])
+        return dx
+
+    def _way(self, rows: int) -> tuple[type[Function], Any]:
+        """Return how a plain LoRA is added to the product for so many rows, and the weight that way reads."""
         exact = self.frozen.exact()
-        if exact is not None and _merges(exact, x.shape[0]):
-            return _Merged.apply(x, lora.down, lora.up, exact, lora)  # type: ignore[no-any-return,no-untyped-call]
-        return _MatmulPlusLora.apply(x, lora.down, lora.up, self.frozen, lora)  # type: ignore[no-any-return,no-untyped-call]
+        if exact is not None and _merges(exact, rows):
+            return _Merged, exact
+        return _MatmulPlusLora, self.frozen
 
     def _for_the_compiler(self, x: Tensor, lora: LoraFactors) -> Tensor:
         """Return the product with all adapters at once, differentiated by autograd; for torch.compile and dropout."""
