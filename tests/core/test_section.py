@@ -1,9 +1,20 @@
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import Tag
 
 from zimage.core.errors import InputError
-from zimage.core.section import MAX_PARAMS_BYTES, Section, checked, read_params, read_section, refuse_unknown
+from zimage.core.section import (
+    MAX_PARAMS_BYTES,
+    PLAIN,
+    Section,
+    checked,
+    read_params,
+    read_section,
+    refuse_unknown,
+    told_by_keys,
+)
 
 
 class Crop(Section):
@@ -129,3 +140,38 @@ def test_an_unknown_section_is_refused_with_the_nearest_known_one() -> None:
 def test_values_from_elsewhere_are_checked_the_same_way() -> None:
     with pytest.raises(InputError, match=r"preset 8gb: `sides_px` is missing"):
         checked({"margin": 0.1}, Crop, "preset 8gb")
+
+
+class Ramp(Section):
+    """A value that rises."""
+
+    first: float
+    last: float
+
+
+class Wave(Section):
+    """A value that swings."""
+
+    height: float
+
+
+class Sized(Section):
+    """A number, or how it changes."""
+
+    size: Annotated[
+        Annotated[float, Tag(PLAIN)] | Annotated[Ramp, Tag("(Ramp)")] | Annotated[Wave, Tag("(Wave)")],
+        told_by_keys(Ramp, Wave),
+    ]
+
+
+def test_a_fault_in_a_value_or_section_is_named_for_the_one_that_is_meant() -> None:
+    for value, message in (
+        ("big", "`size` is 'big': input should be a valid number"),
+        ({"last": 1.0}, "`size.first` is missing"),
+        ({"height": "tall"}, "`size.height` is 'tall'"),
+        ({"height": 1.0, "width": 2.0}, "unknown key `size.width`"),
+    ):
+        with pytest.raises(InputError) as raised:
+            checked({"size": value}, Sized, "p.yaml: sized")
+        assert message in str(raised.value) and ";" not in str(raised.value)
+    assert [checked({"size": value}, Sized, "").size for value in ("1e-1", {"height": 2})] == [0.1, Wave(height=2.0)]

@@ -4,12 +4,13 @@ from typing import get_args
 
 import pytest
 import torch
+from diffusers.training_utils import compute_loss_weighting_for_sd3
 
 from zimage.training.loss_weights import face_weights, sigma_weights, squared_error
 from zimage.training.params import LossWeight
 
 
-@pytest.mark.parametrize("name", get_args(LossWeight))
+@pytest.mark.parametrize("name", [name for name in get_args(LossWeight) if name != "sigma_sqrt"])
 def test_weights_are_one_on_average_for_uniform_sigma(name: LossWeight) -> None:
     sigma = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     assert abs(float(sigma_weights(name, sigma).mean()) - 1) < 1e-4
@@ -20,6 +21,19 @@ def test_bell_and_cosmap_count_the_middle_most() -> None:
     for name in ("bell", "cosmap"):
         low, middle, high = sigma_weights(name, sigma).tolist()
         assert middle > 1 > max(low, high)
+
+
+@pytest.mark.parametrize("name", ["sigma_sqrt", "cosmap"])
+def test_sigma_sqrt_and_cosmap_are_diffusers_own(name: LossWeight) -> None:
+    sigma = torch.linspace(0.01, 0.99, 99)
+    torch.testing.assert_close(sigma_weights(name, sigma), compute_loss_weighting_for_sd3(name, sigma))
+
+
+def test_half_bell_is_the_bell_of_high_noise_and_stays_at_its_top_below() -> None:
+    sigma = torch.tensor([0.0, 0.3, 0.5, 0.7, 0.9])
+    half, bell = sigma_weights("half_bell", sigma), sigma_weights("bell", sigma)
+    torch.testing.assert_close(half[:3], half[2].expand(3))
+    torch.testing.assert_close(half[2:] / half[2], bell[2:] / bell[2])
 
 
 def test_face_weights_have_mean_one_and_the_asked_contrast() -> None:

@@ -1,10 +1,16 @@
 """The laws of sigma."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
-from zimage.training.noise import shifted, sigmas, uniforms
+from zimage.core.errors import InputError
+from zimage.core.section import checked
+from zimage.training.noise import sample_step_noise, shifted, sigmas, uniforms
 from zimage.training.params import TimestepSamplingParams
 
 NORMAL = TimestepSamplingParams(distribution="logit_normal", mean=0.3, std=0.8, shift=1.0, stratified=True)
@@ -54,3 +60,81 @@ def test_sigma_never_reaches_clean_or_pure_noise() -> None:
     ends = uniforms(0, 1, stratified=True, offset=0.0, generator=torch.Generator())
     assert 0 < float(ends) < 1
     assert torch.isfinite(torch.logit(sigmas(ends, NORMAL, sampler_shift=3.0))).all()
+
+
+def _drawn(draws: torch.Tensor, tokens: int = 4096, **changes: Any) -> torch.Tensor:
+    params = TimestepSamplingParams.model_validate({**NORMAL.model_dump(), **changes})
+    return sigmas(draws, params, sampler_shift=3.0, tokens=tokens)
+
+
+@pytest.mark.parametrize("scale", [-0.9, 0.5, 1.29])
+def test_the_mode_law_is_diffusers_own(scale: float) -> None:
+    expected = compute_density_for_timestep_sampling(
+        "mode", 1000, mode_scale=scale, generator=torch.Generator().manual_seed(3)
+    )
+    draws = torch.rand(1000, generator=torch.Generator().manual_seed(3)).double()
+    torch.testing.assert_close(_drawn(draws, distribution={"mode_scale": scale}), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_cosmap_law_has_the_density_that_diffusers_weights_with() -> None:
+    draws = torch.linspace(0.001, 0.999, 9999, dtype=torch.float64)
+    sigma = _drawn(draws, distribution="cosmap").double()
+    density = draws.diff() / sigma.diff()
+    middle = (sigma[1:] + sigma[:-1]) / 2
+    expected = compute_loss_weighting_for_sd3("cosmap", middle)
+    assert float((density / expected - 1).abs().mean()) < 1e-3
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(2.0, 2.0), (0.5, 3.0), (1.0, 1.0)])
+def test_the_beta_law_is_torchs_distribution(alpha: float, beta: float) -> None:
+    torch.manual_seed(0)
+    expected = torch.distributions.Beta(alpha, beta).sample((20_000,)).sort().values
+    found = _drawn(_all(5000, 4, stratified=True), distribution={"alpha": alpha, "beta": beta}).sort().values
+    assert float((found - expected).abs().max()) < 0.03
+    ends = _drawn(torch.tensor([1e-7, 1 - 1e-7], dtype=torch.float64), distribution={"alpha": 0.01, "beta": 0.01})
+    assert float(ends[0]) > 0 and float(ends[1]) < 1
+
+
+@pytest.mark.parametrize(("tokens", "side_px"), [(1024, 512), (2304, 768), (4096, 1024)])
+def test_a_shift_by_tokens_is_the_one_of_diffusers_dynamic_shifting(tokens: int, side_px: int) -> None:
+    from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift
+
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    draws = _all(10, 4, stratified=False)
+    expected = scheduler.time_shift(calculate_shift(tokens), 1.0, draws)
+    shift = {"tokens": [256, 4096], "log_shifts": [0.5, 1.15]}
+    found = _drawn(draws, tokens, distribution="uniform", shift=shift)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
+    params = TimestepSamplingParams.model_validate({**NORMAL.model_dump(), "distribution": "uniform", "shift": shift})
+    shape = (4, 16, side_px // 8, side_px // 8)
+    uniform = params.model_copy(update={"shift": math.exp(calculate_shift(tokens))})
+    by_tokens, plain = (sample_step_noise(0, 3, shape, each, sampler_shift=3.0).sigma for each in (params, uniform))
+    torch.testing.assert_close(by_tokens, plain)
+
+
+def test_each_part_of_a_mixture_gets_its_share_evenly_and_its_own_law() -> None:
+    parts = [
+        {"share": 0.75, "mean": 0.0, "std": 1.0, "shift": {"tokens": [256, 4096], "log_shifts": [0.5, 1.15]}},
+        {"share": 0.25, "mean": -2.68, "std": 0.5, "shift": 1.0},
+    ]
+    draws = _all(1000, 4, stratified=True)
+    found = _drawn(draws, distribution={"mixture": parts})
+    for part, mine in zip(parts, (draws < 0.75, draws >= 0.75), strict=True):
+        alone = _drawn(draws, mean=part["mean"], std=part["std"], shift=part["shift"]).sort().values
+        assert abs(float(mine.double().mean()) - part["share"]) < 0.001  # type: ignore[operator]
+        quantiles = torch.linspace(0.05, 0.95, 19)
+        of_part, expected = (torch.quantile(each, quantiles) for each in (found[mine], alone))
+        assert float((of_part - expected).abs().max()) < 0.005
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distribution": {"mixture": [{"share": 0.5, "mean": 0.0, "std": 1.0, "shift": 1.0}] * 3}}, "add up to 1.5"),
+        ({"shift": {"tokens": [4096, 256], "log_shifts": [0.5, 1.15]}}, "two rising numbers"),
+        ({"shift": 0.0}, "greater than 0"),
+    ],
+)
+def test_laws_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        checked({**NORMAL.model_dump(), **changes}, TimestepSamplingParams, "params.yaml: train.timestep_sampling")

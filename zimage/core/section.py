@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, ValidationError
 
 from zimage.core.errors import InputError
 from zimage.core.plain_yaml import load_plain, number_of
@@ -30,6 +30,29 @@ class Section(BaseModel):
             for field in numbers:
                 field.metadata.append(BeforeValidator(_spelled_number))
             cls.model_rebuild(force=True, raise_errors=False)
+
+
+PLAIN = "(plain)"  # the tag of a value that is no section; a tag is no part of a message
+
+
+def told_by_keys(*kinds: type[Section]) -> Discriminator:
+    """Return what chooses among a plain value and sections, so that a fault is named for the chosen one alone.
+
+    A field that takes either is `Annotated[Annotated[float, Tag(PLAIN)] | Annotated[A, Tag("(A)")], told_by_keys(A)]`.
+
+    Args:
+        kinds: The sections; one is meant by the keys that it alone has, the first one where none are.
+    """
+
+    def tag(value: Any) -> str:
+        if isinstance(value, Section):
+            return f"({type(value).__name__})"
+        if not isinstance(value, Mapping):
+            return PLAIN
+        best = max(kinds, key=lambda kind: len(kind.model_fields.keys() & value.keys()))
+        return f"({best.__name__})"
+
+    return Discriminator(tag)
 
 
 def _spelled_number(value: Any) -> Any:
@@ -116,7 +139,7 @@ def checked(values: Any, kind: type[S], where: str) -> S:
 
 
 def _fault(fault: Mapping[str, Any], kind: type[Section]) -> str:
-    location = ".".join(str(part) for part in fault["loc"]) or "the section"
+    location = ".".join(part for part in map(str, fault["loc"]) if not part.startswith("(")) or "the section"
     match fault["type"]:
         case "extra_forbidden":
             return f"unknown key `{location}`{_did_you_mean(str(fault['loc'][-1]), _keys_at(kind, fault['loc'][:-1]))}"

@@ -15,18 +15,27 @@ BELL_MEAN = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - math.exp(-0.5)
 
 
 def sigma_weights(name: LossWeight, sigma: Tensor) -> Tensor:
-    """Return the weight of each sample's loss (B,), 1 on average where sigma is uniform.
+    """Return the weight of each sample's loss (B,), 1 on average where sigma is uniform, but for sigma_sqrt.
 
     Sources: bell, modelscope/DiffSynth-Studio@fed7b18f:diffsynth/diffusion/flow_match.py (set_training_weight);
-    cosmap, arXiv 2403.03206 section 3.1.
+    half_bell, ostris/ai-toolkit@004e5a68:toolkit/samplers/custom_flowmatch_sampler.py (linear_timesteps_weights2);
+    cosmap, arXiv 2403.03206 section 3.1; sigma, Nerogar/OneTrainer's loss weight SIGMA; sigma_sqrt, diffusers@0.42.1:
+    src/diffusers/training_utils.py (compute_loss_weighting_for_sd3), whose mean over uniform sigma is infinite.
     """
     match name:
         case "constant":
             return torch.ones_like(sigma)
         case "bell":
             return (torch.exp(-2 * (sigma - 0.5) ** 2) - math.exp(-0.5)) / BELL_MEAN
+        case "half_bell":
+            bell = torch.exp(-2 * (sigma.clamp_min(0.5) - 0.5) ** 2) - math.exp(-0.5)
+            return bell / ((BELL_MEAN + 1 - math.exp(-0.5)) / 2)
         case "cosmap":
             return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
+        case "sigma":
+            return 2 * sigma
+        case "sigma_sqrt":
+            return sigma**-2
 
 
 def face_weights(face: Tensor, face_weight: float) -> Tensor:

@@ -1,31 +1,70 @@
 """Sample the sigmas and the noise of a step on the CPU, deterministic in the seed and the step's number."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from zimage.training.params import TimestepSamplingParams
+from zimage.model.sequence import PATCH
+from zimage.training.params import BetaParams, MixtureParams, ModeParams, ShiftByTokens, TimestepSamplingParams
 
 # The fractional parts of its multiples fill the unit interval most evenly, however many are taken (Weyl, 1916;
 # Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences", 2018).
 GOLDEN = (5**0.5 - 1) / 2
 
 
-def sigmas(uniform: Tensor, params: TimestepSamplingParams, *, sampler_shift: float) -> Tensor:
+def sigmas(uniform: Tensor, params: TimestepSamplingParams, *, sampler_shift: float, tokens: int = 4096) -> Tensor:
     """Return sigma for samples of the uniform distribution on (0, 1), float32.
 
-    Sources: logit-normal, arXiv 2403.03206 section 3.1; shift, idem section 5.3.2 (equation 23) and
+    Sources: logit-normal, mode and cosmap, arXiv 2403.03206 section 3.1; shift, idem section 5.3.2 (equation 23) and
     diffusers@0.42.1:src/diffusers/schedulers/scheduling_flow_match_euler_discrete.py, set_timesteps.
+
+    Args:
+        uniform: The samples, float64.
+        params: The distribution.
+        sampler_shift: Of the base's scheduler.
+        tokens: Of the picture, for a shift that depends on them.
     """
     match params.distribution:
-        case "logit_normal":
-            return shifted(torch.sigmoid(params.mean + params.std * torch.special.ndtri(uniform)), params.shift).float()
-        case "uniform":
-            return shifted(uniform, params.shift).float()
         case "scheduler":
             return shifted(uniform, sampler_shift).float()
+        case MixtureParams(mixture=parts):
+            found, start = torch.empty_like(uniform), 0.0
+            for number, part in enumerate(parts):
+                stop = start + part.share if number < len(parts) - 1 else 1.0
+                mine = (uniform >= start) & (uniform < stop)
+                # Stretched to (0, 1), evenly spread samples are so within each part too.
+                stretched = _inside((uniform[mine] - start) / (stop - start))
+                found[mine] = shifted(_logit_normal(stretched, part.mean, part.std), shift_of(part.shift, tokens))
+                start = stop
+            return found.float()
+        case "logit_normal":
+            plain = _logit_normal(uniform, params.mean, params.std)
+        case "uniform":
+            plain = uniform
+        case "cosmap":
+            plain = 1 - 1 / (torch.tan(math.pi / 2 * uniform) + 1)
+        case ModeParams(mode_scale=scale):
+            plain = 1 - uniform - scale * (torch.cos(math.pi / 2 * uniform) ** 2 - 1 + uniform)
+        case BetaParams(alpha=alpha, beta=beta):
+            from scipy.special import betaincinv
+
+            plain = _inside(torch.from_numpy(betaincinv(alpha, beta, uniform.numpy())))
+    return shifted(plain, shift_of(params.shift, tokens)).float()
+
+
+def _logit_normal(uniform: Tensor, mean: float, std: float) -> Tensor:
+    return torch.sigmoid(mean + std * torch.special.ndtri(uniform))
+
+
+def shift_of(shift: float | ShiftByTokens, tokens: int) -> float:
+    """Return the shift of a picture of so many tokens."""
+    if not isinstance(shift, ShiftByTokens):
+        return shift
+    (few, many), (low, high) = shift.tokens, shift.log_shifts
+    return math.exp(low + (high - low) * (tokens - few) / (many - few))
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:
@@ -47,6 +86,10 @@ def uniforms(step: int, batch: int, *, stratified: bool, offset: float, generato
         draws = (offset + GOLDEN * torch.arange(step * batch, (step + 1) * batch, dtype=torch.float64)) % 1.0
     else:
         draws = torch.rand(batch, generator=generator, dtype=torch.float64)
+    return _inside(draws)
+
+
+def _inside(draws: Tensor) -> Tensor:
     edge = torch.finfo(torch.float32).eps
     return draws.clamp(edge, 1 - edge)
 
@@ -99,4 +142,5 @@ def sample_step_noise(
     uniform = uniforms(step, shape[0], stratified=params.stratified, offset=offset, generator=generator)
     noise = torch.randn(shape, generator=generator)
     spread = torch.randn(shape, generator=generator)
-    return StepNoise(sigmas(uniform, params, sampler_shift=sampler_shift), noise, spread)
+    tokens = (shape[2] // PATCH) * (shape[3] // PATCH)
+    return StepNoise(sigmas(uniform, params, sampler_shift=sampler_shift, tokens=tokens), noise, spread)

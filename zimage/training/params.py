@@ -1,10 +1,10 @@
 """The params sections of training; importing them imports nothing heavy."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, Tag, ValidationInfo, field_validator
 
-from zimage.core.section import Section
+from zimage.core.section import PLAIN, Section, told_by_keys
 
 Target = Literal[
     "attention",
@@ -19,23 +19,114 @@ Target = Literal[
 ]
 Adapter = Literal["lora", "lokr", "dora"]
 OptimiserName = Literal["adamw", "adamw_8bit", "adafactor", "prodigy", "schedule_free", "came", "muon"]
-LossWeight = Literal["constant", "bell", "cosmap"]
+LossWeight = Literal["constant", "bell", "half_bell", "cosmap", "sigma", "sigma_sqrt"]
 Resume = Literal["exact", "any", "restart"]
+
+
+class ShiftByTokens(Section):
+    """A shift that grows with the picture: its logarithm is on the line through two points, as in diffusers."""
+
+    tokens: list[int] = Field(min_length=2, max_length=2)
+    """Of two pictures, (height / 16) x (width / 16); FLUX, Lumina 2: 256 and 4096; Qwen-Image: 256 and 8192."""
+    log_shifts: list[float] = Field(min_length=2, max_length=2)
+    """Natural logarithm of the shift of each; FLUX, Lumina 2: 0.5 and 1.15; Qwen-Image: 0.5 and 0.9."""
+
+    @field_validator("tokens")
+    @classmethod
+    def _are_two_points(cls, tokens: list[int]) -> list[int]:
+        if not 0 < tokens[0] < tokens[1]:
+            raise ValueError("the line needs two rising numbers of tokens, such as [256, 4096]")
+        return tokens
+
+
+Shift = Annotated[
+    Annotated[float, Tag(PLAIN)] | Annotated[ShiftByTokens, Tag("(ShiftByTokens)")], told_by_keys(ShiftByTokens)
+]
+
+
+class ModeParams(Section):
+    """Heavy tails around a mode (arXiv 2403.03206, section 3.1): `mode` of diffusers, `HEAVY_TAIL` of OneTrainer."""
+
+    mode_scale: float = Field(ge=-1, le=1.75)
+    """Above 0 the middle comes more often, below 0 both ends; 1.29 in the paper and in diffusers' scripts."""
+
+
+class BetaParams(Section):
+    """Beta distribution of sigma, as SimpleTuner's `flow_use_beta_schedule`."""
+
+    alpha: float = Field(gt=0)
+    """Above `beta` there is more noise, below less; 2 and 2 rise from both ends to the middle."""
+    beta: float = Field(gt=0)
+    """See alpha."""
+
+
+class MixturePart(Section):
+    """A part of the samples, with a logit-normal distribution of their own."""
+
+    share: float = Field(gt=0, le=1)
+    """Of the samples; the shares of all parts are 1 together."""
+    mean: float
+    """Of the normal; of musubi-tuner's `logsnr` it is -logit_mean / 2."""
+    std: float = Field(gt=0)
+    """Of the normal; of musubi-tuner's `logsnr` it is logit_std / 2."""
+    shift: Shift
+    """As `timestep_sampling.shift`, which a mixture does not read."""
+
+    @field_validator("shift")
+    @classmethod
+    def _is_positive(cls, shift: float | ShiftByTokens) -> float | ShiftByTokens:
+        return _above_zero(shift)
+
+
+class MixtureParams(Section):
+    """Several distributions at once, as musubi-tuner's `qinglong_flux` and `qinglong_qwen`."""
+
+    mixture: list[MixturePart] = Field(min_length=2)
+    """Its parts."""
+
+    @field_validator("mixture")
+    @classmethod
+    def _is_a_whole(cls, mixture: list[MixturePart]) -> list[MixturePart]:
+        if abs((total := sum(part.share for part in mixture)) - 1) > 1e-6:
+            raise ValueError(f"the shares of its parts add up to {total:g}; they have to be 1 together")
+        return mixture
+
+
+def _above_zero(shift: float | ShiftByTokens) -> float | ShiftByTokens:
+    if isinstance(shift, float | int) and shift <= 0:
+        raise ValueError("input should be greater than 0")
+    return shift
+
+
+Distribution = Annotated[
+    Annotated[Literal["logit_normal", "uniform", "scheduler", "cosmap"], Tag(PLAIN)]
+    | Annotated[ModeParams, Tag("(ModeParams)")]
+    | Annotated[BetaParams, Tag("(BetaParams)")]
+    | Annotated[MixtureParams, Tag("(MixtureParams)")],
+    told_by_keys(ModeParams, BetaParams, MixtureParams),
+]
 
 
 class TimestepSamplingParams(Section):
     """Distribution of sigma, the share of noise, in (0, 1)."""
 
-    distribution: Literal["logit_normal", "uniform", "scheduler"]
-    """logit_normal: sigmoid of a normal; uniform; scheduler: uniform on the grid the base's sampler walks."""
+    distribution: Distribution
+    """logit_normal: sigmoid of a normal; uniform; scheduler: uniform on the grid the base's sampler walks; cosmap: as
+    SD3, the middle a little more; or {mode_scale: 1.29}, {alpha: 2.0, beta: 2.0}, {mixture: [{share: …}, …]}."""
     mean: float
     """Of the normal; logit_normal only."""
     std: float = Field(gt=0)
     """Of the normal; logit_normal only."""
-    shift: float = Field(gt=0)
-    """Moves towards noise above 1, towards detail below; not used by `scheduler`, which has the base's own."""
+    shift: Shift
+    """Moves towards noise above 1, towards detail below; or by the picture's tokens: {tokens: [256, 4096], log_shifts:
+    [0.5, 1.15]}; not used by `scheduler`, which has the base's own, and mixtures."""
     stratified: bool
     """Spread the samples evenly over all steps instead of drawing each alone: less noise in the gradient."""
+
+    @field_validator("shift")
+    @classmethod
+    def _is_positive(cls, shift: float | ShiftByTokens) -> float | ShiftByTokens:
+        return _above_zero(shift)
 
 
 class OptimiserParams(Section):
@@ -183,7 +274,8 @@ class TrainParams(Section):
     schedule: ScheduleParams
     timestep_sampling: TimestepSamplingParams
     loss_weight: LossWeight
-    """What noise levels count: constant, bell (middle ones more) or cosmap (middle ones a little more)."""
+    """What noise levels count: constant, bell (middle ones more), half_bell (middle and low ones more), cosmap (middle
+    ones a little more), sigma (high ones more) or sigma_sqrt (diffusers' name of 1 / sigma^2: low ones far more)."""
     face_weight: float = Field(gt=0)
     """How much more the face counts than the rest of its picture; 1 for alike."""
     caption_dropout: float = Field(ge=0, lt=1)
