@@ -29,6 +29,7 @@ from zimage.core.process import collect_rarely, quiet_if_unread
 from zimage.core.signatures import STAGES, Signature, imported, signature
 from zimage.migration import migrate
 from zimage.scoring import command as scoring
+from zimage.sweep import command as sweeping
 
 if TYPE_CHECKING:
     import datetime
@@ -356,6 +357,7 @@ def _parser(commands: Sequence[Subcommand]) -> argparse.ArgumentParser:
     lora.register(subparsers)
     migrate.register(subparsers)
     scoring.register(subparsers)
+    sweeping.register(subparsers)
     return parser
 
 

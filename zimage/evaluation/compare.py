@@ -112,7 +112,7 @@ def differences(
             ]
             estimate = _difference(rows, measure, confidence, resamples, generator)
             if estimate.n:
-                found.append(_row(measure, first, second, estimate, confidence))
+                found.append(difference_of(measure, first, second, estimate, confidence))
     return found
 
 
@@ -152,15 +152,16 @@ def _difference(
     return mean(values, resamples=resamples, generator=generator, confidence=confidence)
 
 
-def _row(measure: Measure, first: str, second: str, estimate: Estimate, confidence: float) -> Difference:
-    better: Better = "not shown"
-    if (
-        measure.more_is_better is not None
-        and estimate.low is not None
-        and estimate.high is not None
-        and (estimate.low > 0 or estimate.high < 0)
-    ):
-        better = "first" if (estimate.low > 0) == measure.more_is_better else "second"
+def better_of(measure: Measure, difference: Estimate) -> Better:
+    """Return which of two sets a difference (the first's value less the second's) shows to be better."""
+    low, high = difference.low, difference.high
+    if measure.more_is_better is None or low is None or high is None or low <= 0 <= high:
+        return "not shown"
+    return "first" if (low > 0) == measure.more_is_better else "second"
+
+
+def difference_of(measure: Measure, first: str, second: str, estimate: Estimate, confidence: float) -> Difference:
+    """Return the first set's measure less the second's as a row of differences.csv."""
     return Difference(
         measure=measure.name,
         first=first,
@@ -170,7 +171,7 @@ def _row(measure: Measure, first: str, second: str, estimate: Estimate, confiden
         high=estimate.high,
         n=estimate.n,
         confidence=confidence,
-        better=better,
+        better=better_of(measure, estimate),
     )
 
 

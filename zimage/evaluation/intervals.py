@@ -3,7 +3,7 @@ not the picture, is what is drawn at random; tests/evaluation/test_intervals.py 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +97,42 @@ def mean(
     value = float(clusters[:, 0].sum() / n)
     low, high = bootstrap([clusters], lambda sums: sums[0][:, 0] / sums[0][:, 1], resamples, generator, confidence)
     return Estimate(value, low, high, n)
+
+
+def two_way_mean(values: Mapping[tuple[int, str], Sequence[float]], *, confidence: float = CONFIDENCE) -> Estimate:
+    """Return the mean over all values with an interval that holds for other trainings and other prompts.
+
+    The variance is clustered both ways (Cameron, Gelbach and Miller 2011, Journal of Business and Economic Statistics
+    29:238): that over trainings plus that over prompts, less that over both, and at least the larger of the two. The
+    quantile is Student's with one less than the fewer clusters. With one training it is the prompts' alone.
+
+    Args:
+        values: By training and prompt.
+        confidence: Of the interval.
+    """
+    cells = {key: np.asarray(each, float) for key, each in values.items() if len(each)}
+    n = sum(len(each) for each in cells.values())
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    value = float(sum(each.sum() for each in cells.values()) / n)
+    rests = {key: float((each - value).sum()) / n for key, each in cells.items()}
+    by_training, by_prompt = _clustered(rests, lambda key: key[0]), _clustered(rests, lambda key: key[1])
+    clusters = [counted for counted, _ in (by_training, by_prompt) if counted > 1]
+    if not clusters or by_prompt[0] < 2:
+        return Estimate(value, None, None, n)
+    both = by_training[1] + by_prompt[1] - (_clustered(rests, lambda key: key)[1] if len(clusters) > 1 else 0.0)
+    variance = max(both, by_training[1], by_prompt[1])
+    half = student_quantile(min(clusters) - 1, confidence) * variance**0.5
+    return Estimate(value, value - half, value + half, n)
+
+
+def _clustered(rests: Mapping[tuple[int, str], float], of: Callable[[tuple[int, str]], Hashable]) -> tuple[int, float]:
+    """Return how many clusters there are, and the variance of the mean over them; 0 of one."""
+    sums: dict[Hashable, float] = {}
+    for key, rest in rests.items():
+        sums[of(key)] = sums.get(of(key), 0.0) + rest
+    count = len(sums)
+    return count, count / (count - 1) * sum(each**2 for each in sums.values()) if count > 1 else 0.0
 
 
 def bootstrap(

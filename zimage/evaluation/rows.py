@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from zimage.captions.template import Language
 from zimage.core.jsonl import Row
@@ -93,6 +93,19 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(table[0]) if table else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _cell(value) for name, value in line.items()} for line in table)
+
+
+def read_csv(path: Path) -> list[PictureRow]:
+    """Return the rows that `write_csv` wrote of generated pictures; numbers have six decimals there."""
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    unknown = {name for name, field in PictureRow.model_fields.items() if type(None) in get_args(field.annotation)}
+    return [
+        PictureRow.model_validate(
+            {name: None if value == "" and name in unknown else value for name, value in line.items()}, strict=False
+        )
+        for line in lines
+    ]
 
 
 def _cell(value: object) -> object:

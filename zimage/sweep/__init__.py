@@ -1,0 +1,1 @@
+"""`zimage sweep`: train one dataset with several settings, and compare the LoRAs."""
