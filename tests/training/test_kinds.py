@@ -35,6 +35,26 @@ def test_a_kind_with_an_optimiser_is_resumed_to_equal_bytes_and_its_file_loads(
     kind: str, optimiser: OptimiserName, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
 ) -> None:
     params = recipe(steps=STEPS, caption_dropout=0.0, optimiser={"name": optimiser}, **KINDS[kind])
+    _resumed_and_loaded(params, tiny_base, tiny_encoded, tmp_path)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon", "schedule_free"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_is_one_whose_blocks_have_ranks_and_learning_rates_of_their_own(
+    kind: str, optimiser: OptimiserName, tiny_base: Base, tiny_encoded: Path, tmp_path: Path
+) -> None:
+    own = [{"layers": "attention", "blocks": 1, "rank": 2, "learning_rate_factor": 0.5}, "feed_forward"]
+    params = recipe(steps=STEPS, caption_dropout=0.0, targets=own, optimiser={"name": optimiser}, rank=3, **KINDS[kind])
+    _resumed_and_loaded(params, tiny_base, tiny_encoded, tmp_path)
+    found = inspect_file(tmp_path / "whole.safetensors")
+    assert found.rank == (None if kind == "lokr full" else [2, 3])
+    assert {(target.block, target.role, target.layers) for target in found.targets} == {
+        ("layers", "attention", 4),
+        ("layers", "feed-forward", 6),
+    }
+
+
+def _resumed_and_loaded(params: TrainParams, tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
     whole = _built(tiny_base, tiny_encoded, params)
     before = whole.adapters.values.clone()
     for number in range(KILLED_AFTER):

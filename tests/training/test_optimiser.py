@@ -1,6 +1,7 @@
 """The course of the learning rate, and the optimisers: those of the libraries, resumable to the last bit."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from zimage.core.tensor_file import write_tensors
 from zimage.model.denoiser import Denoiser
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.optimiser import Optimiser, rate_factor, schedule_of
-from zimage.training.params import Adapter, OptimiserName, ScheduleParams, TrainParams
+from zimage.training.params import Adapter, OptimiserName, ScheduleParams, Target, TargetParams, TrainParams
 
 pytestmark = pytest.mark.usefixtures("bitsandbytes")
 
@@ -40,21 +41,30 @@ def test_no_warm_up_begins_at_the_full_rate() -> None:
     assert rate_factor(0, 10, ScheduleParams(type="constant", warmup_steps=0, final_fraction=1.0)) == 1.0
 
 
-def _run(name: OptimiserName, adapter: Adapter = "lora", **changes: Any) -> tuple[Adapters, Optimiser]:
+def _run(
+    name: OptimiserName,
+    adapter: Adapter = "lora",
+    targets: Sequence[Target | TargetParams] = ("attention", "feed_forward"),
+    **changes: Any,
+) -> tuple[Adapters, Optimiser]:
     """Adapters that begin away from zero, and their optimiser."""
     params = recipe(optimiser={"name": name, "clip_norm": 0.0, **changes}, adapter=adapter, rank=8)
     transformer = tiny_transformer()
-    inject(
+    layers = inject(
         transformer,
-        ["attention", "feed_forward"],
+        targets,
         rank=params.rank,
         dropout=0.0,
         generator=torch.Generator().manual_seed(0),
         adapter=adapter,
         lokr=params.lokr,
     )
-    adapters = Adapters(Denoiser(transformer, dtype=torch.float32, stream=torch.float32), module_names(transformer))
-    adapters.values.add_(torch.randn(len(adapters.values), generator=torch.Generator().manual_seed(1)) * 0.1)
+    denoiser = Denoiser(transformer, dtype=torch.float32, stream=torch.float32)
+    adapters = Adapters(denoiser, module_names(transformer), layers)
+    for lora in denoiser.loras():  # each its own, in whatever order they stand
+        for number, part in enumerate((lora.down, lora.up)):
+            generator = torch.Generator().manual_seed(7 * part.numel() + number)
+            part.data.add_(torch.randn(part.shape, generator=generator) * 0.1)
     return adapters, Optimiser(adapters, params.optimiser)
 
 
@@ -93,6 +103,30 @@ def test_an_optimiser_that_has_made_no_step_goes_on_too(name: OptimiserName) -> 
     for each in (whole, resumed):
         _steps(*each, range(2))
     assert torch.equal(resumed[0].values, whole[0].values)
+
+
+# Moments in eight bits share a scale with their neighbours in the vector, which are others then.
+@pytest.mark.parametrize("name", [name for name in OPTIMISERS if name not in {"prodigy", "adamw_8bit"}])
+def test_a_factor_of_the_learning_rate_moves_its_layers_as_that_learning_rate_would(name: OptimiserName) -> None:
+    half = TargetParams(layers="attention", learning_rate_factor=0.5)
+    found: dict[str, dict[str, Any]] = {}
+    for case, targets, rate in (
+        ("both", [half, "feed_forward"], 1e-2),
+        ("slow", ["attention", "feed_forward"], 5e-3),
+        ("fast", ["attention", "feed_forward"], 1e-2),
+    ):
+        adapters, optimiser = _run(name, targets=targets, learning_rate=rate)  # type: ignore[arg-type]
+        values, gradient = adapters.weights(adapters.values), adapters.weights(adapters.gradient)
+        for number in range(4):
+            generator = torch.Generator().manual_seed(number)
+            for layer in sorted(gradient):
+                for part, value in zip(gradient[layer], values[layer], strict=True):
+                    part.copy_(value + 0.1 * torch.randn(part.shape, generator=generator))
+            optimiser.step(1.0, number)
+        found[case] = {layer: torch.cat([part.flatten() for part in each]) for layer, each in values.items()}
+    for layer, value in found["both"].items():
+        expected = found["slow" if "attention" in layer else "fast"][layer]
+        assert torch.equal(value, expected), layer
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)

@@ -16,6 +16,7 @@ from zimage.core.jsonl import read_rows, write_metrics
 from zimage.core.progress import Progress
 from zimage.model.base import Base, identify_files, resolve
 from zimage.training.params import MachineParams, TrainParams
+from zimage.training.targets import said
 
 if TYPE_CHECKING:
     from zimage.training.checkpoint import TrainingState
@@ -233,7 +234,7 @@ def _metadata(params: TrainParams, base: Base, subject: Subject, *, dataset: str
             "steps": str(params.steps),
             "adapter": _adapter(params),
             "rank": str(params.rank),
-            "targets": " ".join(params.targets),
+            "targets": said(params.targets),
             "code": code,
         },
     )

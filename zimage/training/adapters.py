@@ -4,7 +4,7 @@ One vector for all values and one for all gradients make clipping, the optimiser
 processes one operation each, however many layers are adapted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,25 +20,11 @@ from zimage.model.denoiser import Denoiser
 from zimage.model.fast.dora import DOWN, MAGNITUDE, UP, Dora
 from zimage.model.fast.linear import ADAPTER, AdapterFactors, LoraFactors, Projection
 from zimage.model.fast.lokr import RANDOM, Lokr, shapes_of
-from zimage.training.params import Adapter, LokrParams, Target
+from zimage.training.params import Adapter, LokrParams, Target, TargetParams
+from zimage.training.targets import adapted_layers, own_ranks
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
-
-_INNER = r"(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])"
-# Names of diffusers@0.42.1:src/diffusers/models/transformers/transformer_z_image.py.
-MODULES: dict[Target, str] = {
-    "attention": r"layers\.\d+\.attention\.to_(q|k|v|out\.0)",
-    "feed_forward": r"layers\.\d+\.feed_forward\.w[123]",
-    "modulation": r"layers\.\d+\.adaLN_modulation\.0|all_final_layer\.2-1\.adaLN_modulation\.1",
-    "noise_refiner": rf"noise_refiner\.\d+\.{_INNER}",
-    "context_refiner": rf"context_refiner\.\d+\.{_INNER}",
-    "image_embedder": r"all_x_embedder\.2-1",
-    "caption_embedder": r"cap_embedder\.1",
-    "time_embedder": r"t_embedder\.mlp\.[02]",
-    "final_layer": r"all_final_layer\.2-1\.linear",
-}
-
 
 # A rank that no layer reaches: peft then keeps the second matrix of a LoKr whole.
 _WHOLE = 2**30
@@ -46,20 +32,23 @@ _WHOLE = 2**30
 
 def inject(
     transformer: "ZImageTransformer2DModel",
-    targets: Sequence[Target],
+    targets: Sequence[Target | TargetParams],
     *,
     rank: int,
     dropout: float,
     generator: torch.Generator,
     adapter: Adapter = "lora",
     lokr: LokrParams | None = None,
-) -> None:
+) -> dict[str, TargetParams]:
     """Put adapters beside the targets' layers, with peft; they change nothing yet.
+
+    Returns:
+        The target of each layer, by its name.
 
     Args:
         transformer: Gets the adapters; its own weights are frozen.
-        targets: Kinds of layers.
-        rank: Of every adapter. The alpha of a LoRA or DoRA is the same, so its strength is 1.
+        targets: Kinds of layers, some with blocks or values of their own.
+        rank: Of every adapter whose target has none of its own. The alpha of a LoRA or DoRA is the same (strength 1).
         dropout: Of the adapters' inputs, 0 to 1; a DoRA or LoKr has none.
         generator: Draws the matrices that do not begin at zero, in peft's law (Kaiming uniform, a = sqrt(5): within
             1 / sqrt(columns)): of a LoRA or DoRA the down-matrices, of a LoKr w1 and, where w2 is factored, w2_a.
@@ -67,16 +56,23 @@ def inject(
         lokr: Of a LoKr.
 
     Raises:
-        InputError: diffusers would not read the LoKr back.
+        InputError: diffusers would not read the LoKr back, or the targets do not fit the base.
     """
-    pattern = "|".join(f"(?:{MODULES[target]})" for target in targets)
+    layers = adapted_layers(transformer, targets)
+    names, ranks = list(layers), own_ranks(layers, rank)
     frozen = transformer.requires_grad_(False)
     if adapter == "lokr":
         assert lokr is not None
-        inject_adapter_in_model(_lokr_config(pattern, rank, lokr), frozen)
+        inject_adapter_in_model(_lokr_config(names, rank, ranks, lokr), frozen)
     else:
         config = LoraConfig(
-            r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=pattern, use_dora=adapter == "dora"
+            r=rank,
+            lora_alpha=rank,
+            rank_pattern=ranks,
+            alpha_pattern=ranks,
+            lora_dropout=dropout,
+            target_modules=names,
+            use_dora=adapter == "dora",
         )
         inject_adapter_in_model(config, frozen)
     for module in transformer.modules():
@@ -89,15 +85,19 @@ def inject(
                 parameter.data = _drawn(parameter, generator) if name in RANDOM else parameter.data.float()
     if lokr is not None and adapter == "lokr":
         _refuse_unreadable(transformer, lokr)
+    return layers
 
 
-def _lokr_config(pattern: str, rank: int, params: LokrParams) -> LoKrConfig:
+def _lokr_config(names: list[str], rank: int, ranks: Mapping[str, int], params: LokrParams) -> LoKrConfig:
     r, alpha = (_WHOLE, _WHOLE) if params.full_matrix else (rank, params.alpha)
+    own = {} if params.full_matrix else ranks
     return LoKrConfig(
         r=r,
         alpha=alpha,
         decompose_factor=params.factor,
-        target_modules=pattern,
+        target_modules=names,
+        rank_pattern=own,
+        alpha_pattern={name: alpha * own[name] / rank for name in own},  # the same strength everywhere
         init_weights="lycoris",
     )
 
@@ -124,11 +124,19 @@ class Adapters:
     Args:
         denoiser: Its adapters' numbers live in `values` from now on, and their gradients in `gradient`.
         names: Module names by module id, as the transformer knows them.
+        targets: What `inject` returned; only factors of the learning rate are read, and without it all are 1.
     """
 
-    def __init__(self, denoiser: Denoiser, names: dict[int, str]) -> None:
-        self._loras, self._names, self._dtype = denoiser.loras(), names, denoiser.dtype
-        self._projections = [projection for projection in denoiser.projections() if projection.lora is not None]
+    def __init__(
+        self, denoiser: Denoiser, names: dict[int, str], targets: Mapping[str, TargetParams] | None = None
+    ) -> None:
+        self._names, self._dtype = names, denoiser.dtype
+        projections = [projection for projection in denoiser.projections() if projection.lora is not None]
+        factors = {id(each): _factor(each, names, targets or {}) for each in projections}
+        # Adapters of one learning rate lie side by side, so that an optimiser takes them as one vector.
+        self._projections = sorted(projections, key=lambda each: factors[id(each)], reverse=True)
+        self._factors = [factors[id(each)] for each in self._projections]
+        self._loras: list[AdapterFactors] = [each.lora for each in self._projections if each.lora is not None]
         sizes = [lora.down.numel() for lora in self._loras] + [lora.up.numel() for lora in self._loras]
         self._sizes = sizes
         self.num_down = sum(lora.down.numel() for lora in self._loras)
@@ -172,27 +180,37 @@ class Adapters:
         """Return whether the adapters have dropout."""
         return any(lora.dropout > 0 for lora in self._loras)
 
-    def halves(self) -> tuple[Tensor, Tensor]:
-        """Return all down-matrices and all up-matrices as two parameters; their gradients are parts of `gradient`."""
-        halves = []
-        for part in (slice(None, self.num_down), slice(self.num_down, None)):
-            half = torch.nn.Parameter(self.values[part])
-            half.grad = self.gradient[part]
-            halves.append(half)
-        return halves[0], halves[1]
+    @property
+    def factors(self) -> list[float]:
+        """Return the factors of the learning rate, each once, in the order of `vectors` and `matrices`."""
+        return list(dict.fromkeys(self._factors))
 
-    def matrices(self) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-        """Return each down-matrix and each up-matrix as a parameter; their gradients are parts of `gradient`."""
-        downs: list[torch.nn.Parameter] = []
-        ups: list[torch.nn.Parameter] = []
-        for (lora, *values), (_, *gradients) in zip(self._split(self.values), self._split(self.gradient), strict=True):
+    def vectors(self) -> list[torch.nn.Parameter]:
+        """Return for each factor all its down-matrices and then all its up-matrices as one parameter each.
+
+        Their gradients are parts of `gradient`.
+        """
+        found: dict[float, list[torch.nn.Parameter]] = {factor: [] for factor in self.factors}
+        start = 0
+        for sizes in (self._sizes[: len(self._loras)], self._sizes[len(self._loras) :]):
+            for factor, vectors in found.items():
+                stop = start + sum(size for size, own in zip(sizes, self._factors, strict=True) if own == factor)
+                vectors.append(_parameter(self.values[start:stop], self.gradient[start:stop]))
+                start = stop
+        return [vector for pair in found.values() for vector in pair]
+
+    def matrices(self) -> list[list[torch.nn.Parameter]]:
+        """Return for each factor each of its down-matrices and then each of its up-matrices as parameters.
+
+        Their gradients are parts of `gradient`.
+        """
+        found: dict[float, tuple[list[torch.nn.Parameter], ...]] = {factor: ([], []) for factor in self.factors}
+        parts = zip(self._split(self.values), self._split(self.gradient), self._factors, strict=True)
+        for (lora, *values), (_, *gradients), factor in parts:
             pairs = zip(_matrices(lora, *values), _matrices(lora, *gradients), strict=True)
-            for found, (matrices, of_gradient) in zip((downs, ups), pairs, strict=True):
-                for matrix, gradient in zip(matrices, of_gradient, strict=True):
-                    parameter = torch.nn.Parameter(matrix)
-                    parameter.grad = gradient
-                    found.append(parameter)
-        return downs, ups
+            for side, (matrices, of_gradient) in zip(found[factor], pairs, strict=True):
+                side += [_parameter(*pair) for pair in zip(matrices, of_gradient, strict=True)]
+        return [side for sides in found.values() for side in sides]
 
     def _split(self, values: Tensor) -> Iterator[tuple[AdapterFactors, Tensor, Tensor]]:
         """Yield each projection's adapters with their down- and up-matrices, of a vector laid out as `values`."""
@@ -213,6 +231,19 @@ class Adapters:
             for member, weight in zip(lora.members, weights, strict=True):
                 found[self._names[id(member)]] = weight
         return found
+
+
+def _parameter(values: Tensor, gradient: Tensor) -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(values)
+    parameter.grad = gradient
+    return parameter
+
+
+def _factor(projection: Projection, names: Mapping[int, str], targets: Mapping[str, TargetParams]) -> float:
+    """Return the factor of the learning rate of a projection's layers, which are of one target."""
+    assert projection.lora is not None
+    own = [targets[name] for member in projection.lora.members if (name := names[id(member)]) in targets]
+    return own[0].learning_rate_factor if own else 1.0
 
 
 def _matrices(lora: AdapterFactors, down: Tensor, up: Tensor) -> tuple[list[Tensor], list[Tensor]]:

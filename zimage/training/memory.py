@@ -15,7 +15,8 @@ from zimage.model.device import free_gb, has_bfloat16_units
 from zimage.model.fast.block_swap import PLACES
 from zimage.model.sequence import SequenceBucket, padded, sequence_length
 from zimage.training.block_runner import Checkpointing
-from zimage.training.params import MachineParams, MemoryParams, OptimiserName, TrainParams
+from zimage.training.params import MachineParams, MemoryParams, OptimiserName, TargetParams, TrainParams
+from zimage.training.targets import kinds_of, largest_rank
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +106,16 @@ def check(params: TrainParams, machine: MachineParams, sizes: Sizes, device: tor
             "train.adapter is dora, whose magnitudes are those of the weights that it is trained on, and "
             "train.training_adapter changes these for the training only; set train.adapter to lora or lokr."
         )
-    if params.adapter != "lokr" and params.rank > sizes.width:
+    if params.optimiser.name == "prodigy" and any(
+        isinstance(target, TargetParams) and target.learning_rate_factor != 1 for target in params.targets
+    ):
         raise InputError(
-            f"train.rank is {params.rank}, but the base's layers are {sizes.width} wide and no change of them has a "
+            "train.optimiser.name is prodigy, which finds one learning rate for all layers, but train.targets has a "
+            "learning_rate_factor; leave it out, or choose another optimiser."
+        )
+    if params.adapter != "lokr" and (rank := largest_rank(params)) > sizes.width:
+        raise InputError(
+            f"train.rank is {rank}, but the base's layers are {sizes.width} wide and no change of them has a "
             f"higher rank; set train.rank to {sizes.width} or less."
         )
     if machine.checkpointing == "selective" and not memory.compile:
@@ -167,7 +175,7 @@ def _hindrance_of_graphs(params: TrainParams, machine: MachineParams) -> str | N
         return "the random numbers of train.dropout"
     if machine.offloaded_blocks:
         return "the coming and going of machine.offloaded_blocks"
-    before_context = {"context_refiner", "caption_embedder"} & set(params.targets)
+    before_context = {"context_refiner", "caption_embedder"} & kinds_of(params.targets)
     return f"captions that train.targets ({', '.join(sorted(before_context))}) change" if before_context else None
 
 
@@ -239,7 +247,7 @@ def room_for_both_ways(
 
 def learning(sizes: Sizes, params: TrainParams) -> Sizes:
     """Return the sizes with all blocks as layers that the backward pass takes: the picture's too, if it goes so far."""
-    so_far = BEFORE_THE_LAYERS & set(params.targets)
+    so_far = BEFORE_THE_LAYERS & kinds_of(params.targets)
     return replace(sizes, layers=sizes.layers + sizes.refiners) if so_far else sizes
 
 
@@ -248,7 +256,8 @@ def dropped(sizes: Sizes, params: TrainParams) -> int:
     if params.dropout == 0:
         return 0
     D, F = sizes.width, sizes.feed_forward
-    return (4 * D if "attention" in params.targets else 0) + (2 * D + F if "feed_forward" in params.targets else 0)
+    kinds = kinds_of(params.targets)
+    return (4 * D if "attention" in kinds else 0) + (2 * D + F if "feed_forward" in kinds else 0)
 
 
 def inner_values(sizes: Sizes, params: TrainParams) -> int:
@@ -270,8 +279,9 @@ def inner_values(sizes: Sizes, params: TrainParams) -> int:
 def _adapted(sizes: Sizes, params: TrainParams) -> list[tuple[int, int]]:
     """Return the shapes (out, in) of a block's adapted layers."""
     D, F = sizes.width, sizes.feed_forward
-    attention = [(D, D)] * 4 if "attention" in params.targets else []
-    return attention + ([(F, D), (F, D), (D, F)] if "feed_forward" in params.targets else [])
+    kinds = kinds_of(params.targets)
+    attention = [(D, D)] * 4 if "attention" in kinds else []
+    return attention + ([(F, D), (F, D), (D, F)] if "feed_forward" in kinds else [])
 
 
 def _is_factored(rows: int, columns: int, params: TrainParams) -> bool:
@@ -331,7 +341,7 @@ def values_gb(sizes: Sizes, params: TrainParams) -> float:
     """Return what the values of the main blocks' adapters take, in float32."""
     if params.adapter != "lokr":
         magnitudes = sum(out for out, _ in _adapted(sizes, params)) if params.adapter == "dora" else 0
-        return lora_gb(sizes, params.rank) + 4 * sizes.layers * magnitudes / 1e9
+        return lora_gb(sizes, largest_rank(params)) + 4 * sizes.layers * magnitudes / 1e9
     values = 0
     for out, width in _adapted(sizes, params):
         rows, columns = factorized(out, params.lokr.factor), factorized(width, params.lokr.factor)

@@ -54,10 +54,10 @@ class Optimiser:
 
     def __init__(self, adapters: Adapters, params: OptimiserParams) -> None:
         self._adapters, self._params = adapters, params
-        down, up = adapters.matrices() if params.name in {"adafactor", "came", "muon"} else adapters.halves()
-        self._torch = _MAKERS[params.name]([{"params": down}, {"params": up}], params)
+        parts = adapters.matrices() if params.name in {"adafactor", "came", "muon"} else adapters.vectors()
+        self._torch = _MAKERS[params.name]([{"params": part} for part in parts], params)
         ratio = 1.0 if params.name == "prodigy" else params.lora_plus_ratio
-        self._rates = (learning_rate(params), learning_rate(params) * ratio)
+        self._rates = [learning_rate(params) * factor * each for factor in adapters.factors for each in (1.0, ratio)]
         self.average = adapters.values.clone()
 
     def step(self, rate_factor: float, number: int) -> Tensor:
@@ -94,7 +94,8 @@ class Optimiser:
     def _schedule_free_average(self) -> Tensor:
         """Return the average x of arXiv 2405.15682: the values are y = (1 - beta) z + beta x. They are not changed."""
         parts = []
-        for group in self._torch.param_groups:
+        groups = self._torch.param_groups
+        for group in (*groups[::2], *groups[1::2]):  # first all down-matrices
             (values,) = group["params"]
             z = self._torch.state[values].get("z", values)
             parts.append(torch.lerp(values.detach(), z.detach(), 1 - 1 / group["betas"][0]))
@@ -157,7 +158,7 @@ class Optimiser:
         self._torch.load_state_dict({**whole, "state": state})
 
 
-Groups = list[dict[str, Any]]  # of parameters: first down, then up
+Groups = list[dict[str, Any]]  # of parameters: for each factor of the learning rate first down, then up
 
 
 def _adamw(groups: Groups, params: OptimiserParams) -> torch.optim.Optimizer:

@@ -1,6 +1,6 @@
 """The params sections of training; importing them imports nothing heavy."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, ValidationInfo, field_validator
 
@@ -175,6 +175,41 @@ class PriorPreservationParams(Section):
     """base: what the base model itself predicts; picture: the truth, for class pictures."""
 
 
+class TargetParams(Section):
+    """Layers of one kind, some of their blocks or with values of their own; all but `layers` may be left out."""
+
+    layers: Target
+    """Their kind."""
+    blocks: str | None = Field(default=None, pattern=r"^\d{1,3}(-\d{1,3})?$")
+    """Which of the base's blocks, counted from 0, both ends included, such as 10-29; null for all."""
+    rank: int | None = Field(default=None, ge=1)
+    """Of their adapters; null for `train.rank`."""
+    learning_rate_factor: float = Field(default=1.0, gt=0)
+    """By what the learning rate is multiplied; prodigy, which finds one for all, takes 1 only."""
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _is_text(cls, blocks: Any) -> Any:
+        return str(blocks) if isinstance(blocks, int) and not isinstance(blocks, bool) else blocks
+
+    @field_validator("blocks")
+    @classmethod
+    def _rise(cls, blocks: str | None, info: ValidationInfo) -> str | None:
+        if blocks is None:
+            return None
+        if info.data.get("layers") in {"image_embedder", "caption_embedder", "time_embedder", "final_layer"}:
+            raise ValueError(f"{info.data['layers']} is one layer outside the blocks; leave `blocks` out")
+        first, _, last = blocks.partition("-")
+        if int(last or first) < int(first):
+            raise ValueError("the last block comes before the first one; write them as 10-29")
+        return blocks
+
+
+TargetItem = Annotated[
+    Annotated[Target, Tag(PLAIN)] | Annotated[TargetParams, Tag("(TargetParams)")], told_by_keys(TargetParams)
+]
+
+
 class LokrParams(Section):
     """The shape of a LoKr, the Kronecker product of a small matrix w1 and a large one w2; `adapter: lokr` only."""
 
@@ -258,8 +293,9 @@ class TrainParams(Section):
     """Samples in a step, on all devices together."""
     micro_batch_size: int = Field(ge=1)
     """Samples computed together; a batch is cut into such pieces, which processes on a CPU share."""
-    targets: list[Target] = Field(min_length=1)
-    """Kinds of layers that get an adapter."""
+    targets: list[TargetItem] = Field(min_length=1)
+    """Kinds of layers that get an adapter; one may be {layers: attention, blocks: 10-29, rank: 8, learning_rate_factor:
+    0.5} instead of a word, and all but `layers` may be left out."""
     adapter: Adapter
     """lora: the product of two thin matrices; lokr: the Kronecker product of a small and a large one; dora: a LoRA and
     the length of each row of the weight."""

@@ -25,7 +25,7 @@ from zimage.training.memory import check, checkpointing_of, keeps_both_ways, siz
 from zimage.training.noise import generator_of
 from zimage.training.objective import Objective
 from zimage.training.optimiser import NOT_READ, Optimiser, schedule_of
-from zimage.training.params import MachineParams, PriorPreservationParams, TrainParams
+from zimage.training.params import MachineParams, PriorPreservationParams, TargetParams, TrainParams
 from zimage.training.plan import Step, plan
 from zimage.training.training_adapter import addends_of, merge
 
@@ -89,8 +89,8 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
     )
     buckets = {step.bucket for step in (*steps, *preservation_steps)}
     both_ways = keeps_both_ways(params, machine, sizes, buckets, device)
-    denoiser, names, factors = _denoiser(base, params, machine, device, both_ways=both_ways)
-    adapters = Adapters(denoiser, names)
+    denoiser, names, factors, targets = _denoiser(base, params, machine, device, both_ways=both_ways)
+    adapters = Adapters(denoiser, names, targets)
     if denoiser.context_is_fixed:
         dataset.refine(denoiser)
         denoiser.forget_context()
@@ -138,8 +138,8 @@ def build_run(encode: Path, base: Path, params: TrainParams, machine: MachinePar
 
 def _denoiser(
     base: Path, params: TrainParams, machine: MachineParams, device: torch.device, *, both_ways: bool
-) -> tuple[Denoiser, dict[int, str], dict[str, Factors]]:
-    """Return the model with new adapters, its modules' names, and the factors of a training adapter.
+) -> tuple[Denoiser, dict[int, str], dict[str, Factors], dict[str, TargetParams]]:
+    """Return the model with new adapters, its modules' names, the factors of a training adapter, and layers' targets.
 
     On a CPU the frozen weights stay in float32 whatever the products are in: the tiny base is small, and the adapters
     are then added to them exactly. To a GPU they go one product at a time, in the form in which they are kept, so that
@@ -150,7 +150,7 @@ def _denoiser(
     transformer = open_transformer(base, device="cpu", dtype=torch.float32 if on_cpu else dtype)
     factors = merge(transformer, params.training_adapter) if params.training_adapter else {}
     generator = generator_of(params.seed, "adapters")
-    inject(
+    targets = inject(
         transformer,
         params.targets,
         rank=params.rank,
@@ -170,7 +170,7 @@ def _denoiser(
     )
     if not on_cpu:
         _let_go(transformer)
-    return denoiser, module_names(transformer), factors
+    return denoiser, module_names(transformer), factors, targets
 
 
 def products_dtype(precision: str, device: torch.device) -> torch.dtype:
