@@ -50,6 +50,39 @@ def test_a_base_model_that_is_not_there_is_told(workspace: Path) -> None:
     assert "There is no folder /nowhere/base" in found.remedy
 
 
+@pytest.mark.parametrize(
+    ("makers", "torch_has", "found", "remedy"),
+    [
+        (["NVIDIA"], {}, "an NVIDIA GPU, but torch is built without CUDA", "the build of torch for CUDA"),
+        (["NVIDIA"], {"cuda": "12.8"}, "an NVIDIA GPU that torch cannot use", "a driver for CUDA 12.8"),
+        (["AMD"], {}, "an AMD GPU, but torch is built without ROCm", "the build of torch for ROCm"),
+        (["AMD"], {"hip": "6.4"}, "an AMD GPU that torch cannot use", "the groups render and video"),
+        ([], {}, "torch sees none", "needs none"),
+    ],
+)
+def test_a_gpu_that_is_there_and_not_used_is_named_with_what_is_missing(  # noqa: PLR0917
+    makers: list[str],
+    torch_has: dict[str, str],
+    found: str,
+    remedy: str,
+    workspace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = {maker: tmp_path / maker for maker in ("NVIDIA", "AMD")}
+    for maker in makers:
+        there[maker].touch()
+    monkeypatch.setattr(device, "NVIDIA", (there["NVIDIA"],))
+    monkeypatch.setattr(device, "AMD", there["AMD"])
+    for name in ("cuda", "hip"):
+        monkeypatch.setattr(torch.version, name, torch_has.get(name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    gpu = finding(workspace, "GPU")
+
+    assert (gpu.state, gpu.found) == ("without", found) and remedy in gpu.remedy
+
+
 def test_what_stages_need_of_a_gpu_is_told_where_there_is_none_too(workspace: Path) -> None:
     found = finding(workspace, "GPU memory")
 

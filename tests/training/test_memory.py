@@ -180,6 +180,15 @@ def test_what_a_gpu_has_no_units_for_is_refused(
         check(recipe(**changes), MACHINE, RELEASED, torch.device("cuda"))
 
 
+def test_fp8_is_refused_on_an_amd_gpu_whose_8_bit_numbers_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 4))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    fp8 = recipe(precision="bfloat16", memory={"base_quantization": "fp8"})
+    with pytest.raises(InputError, match="this GPU is AMD's"):
+        check(fp8, MACHINE, RELEASED, torch.device("cuda"))
+    check(recipe(precision="bfloat16"), MACHINE, RELEASED, torch.device("cuda"))
+
+
 def test_what_is_small_is_learnt_in_float32_where_there_are_no_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "T4")

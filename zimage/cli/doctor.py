@@ -121,13 +121,17 @@ def _disk(workspace: Path) -> Finding:
 def _gpu() -> Finding:
     import torch
 
-    from zimage.model.device import has_bfloat16_units
+    from zimage.model.device import has_bfloat16_units, unused_gpu
 
+    if unused := unused_gpu():
+        return Finding("GPU", "without", *unused)
     if not torch.cuda.is_available():
         remedy = f"the tiny model needs none; for the real weights use a machine with {REAL_WEIGHTS_GB} GB or more"
-        return Finding("GPU", "without", "no CUDA device is seen by torch", remedy)
+        return Finding("GPU", "without", "torch sees none", remedy)
     device = torch.cuda.get_device_properties(0)
     found = f"{device.name}, {device.total_memory / 1e9:.0f} GB"
+    if torch.version.hip:
+        found += f", by ROCm {torch.version.hip} (never tried by this project)"
     if not has_bfloat16_units(torch.device("cuda")):
         remedy = "the tiny model needs none; for the real weights use one of the Ampere generation or later"
         return Finding("GPU", "without", f"{found}, without bfloat16 units", remedy)

@@ -18,6 +18,8 @@ MADV_HUGEPAGE = 14
 BFLOAT16_CAPABILITY = (8, 0)  # the first GPUs with such units: Ampere
 LARGEST, NEVER = 2**25, 2**30  # bytes; older versions refuse a larger first one
 ROOM, PAGE = 2**29, 2**12  # bytes
+# What the drivers of Linux put there for a GPU that computes: NVIDIA's, also within WSL 2, and AMD's.
+NVIDIA, AMD = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg")), Path("/dev/kfd")
 
 
 def device_and_dtype() -> tuple[torch.device, torch.dtype]:
@@ -25,6 +27,37 @@ def device_and_dtype() -> tuple[torch.device, torch.dtype]:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device()), torch.bfloat16
     return torch.device("cpu"), torch.float32
+
+
+def unused_gpu() -> tuple[str, str] | None:
+    """Return which GPU of this machine is not computed on, and the remedy; None where there is none or it is used.
+
+    Computed on are NVIDIA's GPUs by CUDA, and AMD's by ROCm, whose torch calls itself CUDA.
+    """
+    if torch.cuda.is_available():
+        return None
+    if any(path.exists() for path in NVIDIA):
+        if torch.version.cuda is None:
+            return (
+                "an NVIDIA GPU, but torch is built without CUDA",
+                "install the build of torch for CUDA, see pytorch.org",
+            )
+        return (
+            "an NVIDIA GPU that torch cannot use",
+            f"install a driver for CUDA {torch.version.cuda}; `nvidia-smi` tells",
+        )
+    if AMD.exists():
+        if torch.version.hip is None:
+            return "an AMD GPU, but torch is built without ROCm", "install the build of torch for ROCm, see pytorch.org"
+        return (
+            "an AMD GPU that torch cannot use",
+            f"install ROCm {torch.version.hip} and join the groups render and video",
+        )
+    if torch.xpu.is_available():
+        return "an Intel GPU (XPU), which this project does not use", "use a GPU of NVIDIA or AMD; the CPU computes"
+    if torch.backends.mps.is_available():
+        return "an Apple GPU (MPS), which this project does not use", "use a GPU of NVIDIA or AMD; the CPU computes"
+    return None
 
 
 def use_one_thread_on_a_cpu() -> None:

@@ -160,6 +160,11 @@ def _check_units(params: TrainParams, machine: MachineParams, sizes: Sizes, devi
             "train.memory.base_quantization is `fp8`, whose products come out in bfloat16, but train.precision is "
             "float32; set train.precision to bfloat16, or base_quantization to `int8`."
         )
+    if memory.base_quantization == "fp8" and torch.version.hip:
+        raise InputError(
+            "train.memory.base_quantization is `fp8`, whose numbers are NVIDIA's, and this GPU is AMD's, which has "
+            "others; set it to `int8`, `nf4` or `none`."
+        )
     if memory.base_quantization == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         raise InputError(
             f"train.memory.base_quantization is `fp8`, but {torch.cuda.get_device_name(device)} has no units for it; "
