@@ -7,6 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# The trackers of pyproject.toml and what they import besides packages of the project: 90 MB, 8 s.
+TRACKERS := wandb mlflow-skinny trackio databricks-sdk gradio_client opentelemetry-proto opentelemetry-sdk \
+	opentelemetry-semantic-conventions sqlparse xxhash
+
 # Quiet, and nothing phones home.
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
@@ -88,10 +92,12 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 # insightface without what it asks for: its opencv-python and our opencv-python-headless own the same files.
-# bitsandbytes where nothing but its tests finds it: diffusers and peft import it at their start if they can.
+# bitsandbytes where nothing but its tests finds it: diffusers and peft import it at their start if they can. The trackers
+# too, without what they ask for: MLflow and Trackio would bring older versions of packages that the project has.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	@$(PIP) --editable '.[pipeline,sign,dev]'
 	@$(PIP) --no-deps "$$(grep '^insightface==' constraints.txt)"
 	@$(PIP) --no-deps --upgrade --target $(VENV)/8bit "$$(grep '^bitsandbytes==' constraints.txt)"
+	@$(PIP) --no-deps --upgrade --target $(VENV)/trackers $(TRACKERS)
 	@$(BIN)/python -m flows.server.database
 	@touch $@

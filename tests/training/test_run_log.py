@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from tests.training.recipe import recipe
 from zimage.training.divergence import StepMetrics
-from zimage.training.run_log import Board
+from zimage.training.tracking import TensorBoard, Trackers
 
 
 def _events(folder: Path) -> Iterator[Any]:
@@ -32,7 +33,7 @@ def _scalars(folder: Path, name: str) -> dict[int, float]:
 
 
 def test_every_step_and_the_speed_are_told_under_their_names(tmp_path: Path) -> None:
-    board = Board(tmp_path, begin=0)
+    board = Trackers(tmp_path, 0, [], store=tmp_path / "store", run="run", settings=recipe())
     board.add(
         [StepMetrics(0, 0.5, 2.0), StepMetrics(1, 0.25, 1.0)], lambda step: 0.125 * (step + 1), {"steps_per_s": 4.0}
     )
@@ -45,16 +46,16 @@ def test_every_step_and_the_speed_are_told_under_their_names(tmp_path: Path) -> 
 
 def test_a_resumed_run_takes_back_what_was_told_beyond_its_first_step(tmp_path: Path) -> None:
     """TensorBoard drops from earlier files what lies at or beyond the step of a session's start."""
-    board = Board(tmp_path, begin=3)
-    board.add([StepMetrics(3, 0.5, 1.0)], lambda _: 1.0, {})
+    board = TensorBoard(tmp_path, begin=3)
+    board.log(4, {"loss": 0.5})
     board.close()
     starts = [event.step for event in _events(tmp_path) if event.session_log.status == SessionLog.START]
     assert starts == [4]
 
 
 def test_sample_pictures_are_shown_at_their_step(tmp_path: Path) -> None:
-    board = Board(tmp_path, begin=0)
-    board.picture(1, 200, np.full((8, 6, 3), 7, np.uint8))
+    board = TensorBoard(tmp_path, begin=0)
+    board.picture(200, 1, np.full((8, 6, 3), 7, np.uint8))
     board.close()
     (picture,) = [(event.step, value) for event in _events(tmp_path) for value in event.summary.value]
     assert picture[0] == 200 and picture[1].tag.startswith("samples/1")

@@ -6,6 +6,7 @@ The only place where `zimage` reads the environment:
     DVC_STAGE: set by DVC for what it starts.
     ZIMAGE_PROCESSES: how many processes of one thread share a stage's work on a CPU; as many as it has cores if unset.
     ZIMAGE_MACHINE: values of this machine for the section `machine` of params.yaml, as `KEY=VALUE KEY=VALUE`.
+    TRACKIO_DIR: where the tracker Trackio has its store; set to a part of `machine.tracking_folder` if unset.
 """
 
 import argparse
@@ -125,6 +126,9 @@ def run_stage(stage: Signature, folders: list[Path], params_file: Path) -> None:
     sections = {
         keyword: _section(present, params_file, name, kinds[keyword]) for keyword, name in stage.sections.items()
     }
+    if "machine" in sections:  # which Trackio reads nowhere else
+        folder = Path(sections["machine"].tracking_folder).expanduser() / "trackio"
+        os.environ.setdefault("TRACKIO_DIR", str(folder))
     function(*folders, **sections)
 
 
@@ -369,7 +373,8 @@ def _begin(followed: str | None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("zimage").setLevel(logging.INFO)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of ONNX Runtime, which knows neither of the others
+    # These do not go by DO_NOT_TRACK=1.
+    os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait slow down a busy machine
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)

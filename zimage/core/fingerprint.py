@@ -25,8 +25,8 @@ PACKAGE = Path(__file__).parent.parent
 DEMO_PHOTOS = {"photos": "zimage.demo"}  # the stage of data/dvc.yaml: the demo subject's photos are made, not taken
 ENTRIES = {**{stage: f"zimage.stages.{stage}" for stage in STAGES}, **DEMO_PHOTOS}
 # No result depends on these: this module, modules that only draw pages or give advice from results in the same folder
-# (which is done again when the stage runs again), the curve of held-out loss that no stage reads, and modules
-# that only judge a LoRA file, which decide about refusals and messages.
+# (which is done again when the stage runs again), the curve of held-out loss that no stage reads, trackers, and
+# modules that only judge a LoRA file, which decide about refusals and messages.
 UNCOUNTED = frozenset(
     {
         "zimage.core.fingerprint",
@@ -34,6 +34,7 @@ UNCOUNTED = frozenset(
         "zimage.evaluation.report.coaching",
         "zimage.core.svg_charts",
         "zimage.curation.contact_sheet",
+        "zimage.training.tracking",
         "zimage.training.validation",
         "zimage.lora.files.loaders",
         "zimage.lora.files.obstacles:obstacles",

@@ -43,7 +43,8 @@ def train(
         params: See `TrainParams`.
         base: The model that is adapted.
         subject: Its trigger is written into the LoRA.
-        machine: How the memory of this machine is used; a run goes on with other values, and ends with the same LoRA.
+        machine: How the memory of this machine is used, and what shows the training; a run goes on with other values,
+            and ends with the same LoRA.
 
     Raises:
         InputError: see `check_out`; the run was begun on another kind of device and `params.resume` is `exact`; the
@@ -79,6 +80,7 @@ def train(
                     base=folder,
                     run=run,
                     metadata=metadata,
+                    machine=machine,
                     warnings=[warning] if warning else [],
                 )
         else:
@@ -95,6 +97,7 @@ def _lead(
     base: Path,
     run: str,
     metadata: dict[str, str],
+    machine: MachineParams,
     warnings: list[str],
 ) -> None:
     """Run the training in the main process and write its results."""
@@ -131,6 +134,7 @@ def _lead(
                 begin=begin,
                 devices=devices,
                 progress=progress,
+                machine=machine,
                 likeness=None if params.samples is None else open_curve(encode, aside, begin),
                 validation=open_validation(encode, aside, prepared.loop.objective),
             )

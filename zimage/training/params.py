@@ -21,6 +21,7 @@ Adapter = Literal["lora", "lokr", "dora"]
 OptimiserName = Literal["adamw", "adamw_8bit", "adafactor", "prodigy", "schedule_free", "came", "muon"]
 LossWeight = Literal["constant", "bell", "half_bell", "cosmap", "sigma", "sigma_sqrt"]
 Resume = Literal["exact", "any", "restart"]
+TrackerName = Literal["wandb", "mlflow", "trackio"]
 
 
 class ShiftByTokens(Section):
@@ -271,7 +272,7 @@ class MemoryParams(Section):
 
 
 class MachineParams(Section):
-    """Use of a machine's memory in training. No value changes the LoRA, so no stage depends on this section.
+    """Use of a machine's memory in training, and trackers. No value changes the LoRA, so no stage depends on them.
 
     `ZIMAGE_MACHINE` sets values of one machine: `ZIMAGE_MACHINE="checkpointing=full offloaded_blocks=15"`.
     """
@@ -282,6 +283,10 @@ class MachineParams(Section):
     """Main blocks whose weights wait in the machine's memory and visit the GPU when their turn comes."""
     cuda_graphs: bool
     """Record a CUDA graph for each shape: less waiting for launches at 512 px, more memory; a CPU knows none."""
+    trackers: list[TrackerName] = Field(default_factory=list)
+    """Tools besides TensorBoard that show a training, each an extra of its name; all offline, with numbers only."""
+    tracking_folder: str = "~/zimage-tracking"
+    """Where their stores are, for all trainings of the machine."""
 
 
 class TrainParams(Section):

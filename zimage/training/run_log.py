@@ -1,18 +1,12 @@
-"""Log of a running training: a CSV file and TensorBoard."""
+"""Log of a running training: a CSV file."""
 
 import csv
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from zimage.core.csv_rows import read_whole_rows, write_table
 from zimage.training.divergence import StepMetrics
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 
 COLUMNS = ("step", "loss", "smooth", "gradient_norm", "learning_rate")
 MEMORY = 0.98  # of the smooth loss: about the mean of the last 50 steps
@@ -57,40 +51,3 @@ class Record:
     def _remember(self, loss: float) -> None:
         self._sum = MEMORY * self._sum + (1 - MEMORY) * loss
         self._weight = MEMORY * self._weight + (1 - MEMORY)
-
-
-SHOWN_EVERY_S = 5
-
-
-class Board:
-    """Event files that grow while the run does.
-
-    Args:
-        folder: Gets one file for each process of the run.
-        begin: How many steps are done already; what an earlier process wrote beyond them is no longer shown.
-    """
-
-    def __init__(self, folder: Path, begin: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=begin + 1 if begin else None, flush_secs=SHOWN_EVERY_S)
-
-    def add(self, readings: list[StepMetrics], rate: Callable[[int], float], numbers: dict[str, float]) -> None:
-        """Write steps down: loss, gradients' norm and learning rate of each, and numbers that hold for the last."""
-        for step, loss, norm in readings:
-            for name, value in (("loss", loss), ("gradient_norm", norm), ("learning_rate", rate(step))):
-                self._writer.add_scalar(f"train/{name}", value, step + 1)
-        for name, value in numbers.items():
-            self._writer.add_scalar(f"train/{name}", value, readings[-1].step + 1)
-
-    def number(self, name: str, done: int, value: float) -> None:
-        """Write a number that holds after so many steps."""
-        self._writer.add_scalar(f"train/{name}", value, done)
-
-    def picture(self, number: int, done: int, image: "NDArray[np.uint8]") -> None:
-        """Write the sample picture (H, W, 3) of a prompt after so many steps."""
-        self._writer.add_image(f"samples/{number}", image, done, dataformats="HWC")
-
-    def close(self) -> None:
-        """Write all pending metrics."""
-        self._writer.close()

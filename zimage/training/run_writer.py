@@ -22,9 +22,10 @@ from zimage.training.divergence import DivergedError, DivergenceMonitor, StepMet
 from zimage.training.likeness import LikenessCurve, has_plateaued
 from zimage.training.noise import generator_of
 from zimage.training.optimiser import learning_rate, rate_factor
-from zimage.training.params import SampleParams, TrainParams
-from zimage.training.run_log import Board, Record
+from zimage.training.params import MachineParams, SampleParams, TrainParams
+from zimage.training.run_log import Record
 from zimage.training.setup import DTYPES, Run
+from zimage.training.tracking import Trackers
 from zimage.training.training_adapter import adding
 from zimage.training.validation import ValidationCurve
 
@@ -44,6 +45,7 @@ class RunWriter:
         begin: How many steps are done already.
         devices: The kinds of devices that all steps are made on, those that are done already first.
         progress: Shown to whoever waits.
+        machine: Names the trackers besides TensorBoard.
         likeness: Scores sample pictures; None where there is nothing to score them against.
         validation: Measures the loss on held-out crops; None where there are none.
     """
@@ -60,11 +62,19 @@ class RunWriter:
         begin: int,
         devices: tuple[str, ...],
         progress: Progress,
+        machine: MachineParams,
         likeness: LikenessCurve | None = None,
         validation: ValidationCurve | None = None,
     ) -> None:
         self.record = Record(folder / "loss.csv", begin)
-        self._board = Board(folder / "tensorboard", begin)
+        self._trackers = Trackers(
+            folder / "tensorboard",
+            begin,
+            machine.trackers,
+            store=Path(machine.tracking_folder).expanduser(),
+            run=run,
+            settings=params,
+        )
         self._folder, self._prepared, self._params = folder, prepared, params
         self._base, self._metadata, self._run, self._progress = base, metadata, run, progress
         self._devices, self._last_state, self._likeness, self._validation = devices, begin, likeness, validation
@@ -93,7 +103,7 @@ class RunWriter:
             if fault := self._watch.broken(reading):
                 raise DivergedError(self._sentence(reading, fault))
         speed = {"steps_per_s": self.steps_per_s, "peak_gb": self.peak_gb}
-        self._board.add(readings, self._rate, {"smooth": self.record.smooth, **speed})
+        self._trackers.add(readings, self._rate, {"smooth": self.record.smooth, **speed})
         self._progress.advance(len(readings), loss=self.record.smooth, **speed)
         self._since = time.monotonic()
 
@@ -118,7 +128,7 @@ class RunWriter:
         if self._validation is not None:
             (self._folder / "samples").mkdir(exist_ok=True)
             with self._saved_weights():
-                self._board.number("validation_loss", done, self._validation.add(done))
+                self._trackers.number("validation_loss", done, self._validation.add(done))
             self._since = time.monotonic()
 
     def is_over(self, done: int) -> bool:
@@ -142,7 +152,7 @@ class RunWriter:
 
     def close(self) -> None:
         """Write all pending metrics."""
-        self._board.close()
+        self._trackers.close()
 
     def save_result(self, path: Path) -> None:
         """Write the LoRA of the last step, an earlier one than planned where `train.stop` ended the run."""
@@ -167,10 +177,10 @@ class RunWriter:
                 pixels = decode(vae, latents)
                 image = image_of(pixels[0])
                 Image.fromarray(image).save(self._folder / "samples" / f"step-{done:06d}-{number}.png")
-                self._board.picture(number, done, image)
+                self._trackers.picture(number, done, image)
                 images.append(image)
         if self._likeness is not None and images:
-            self._board.number("likeness", done, self._likeness.add(done, images))
+            self._trackers.number("likeness", done, self._likeness.add(done, images))
 
     def write_prompts(self) -> None:
         """Write the prompts of the sample pictures, numbered as their files are.
