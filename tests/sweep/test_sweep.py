@@ -55,7 +55,7 @@ def test_settings_are_trained_scored_and_compared_once(workspace: Path) -> None:
     assert "3 of 3: too wide, seed 0" in first.stderr
     rows = [line for line in first.stdout.splitlines() if line.startswith("|")]
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| own", "| long"]
-    assert "too wide: could not be trained" in first.stdout
+    assert "too wide, seed 0: could not be trained" in first.stdout
     found = json.loads((out / "sweep.json").read_text(encoding="utf-8"))
     assert {one["measure"] for one in found["differences"]} >= {"likeness", "same_person", "copies"}
     assert {(one["first"], one["second"]) for one in found["differences"]} == {("long", "own")}

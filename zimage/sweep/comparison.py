@@ -137,7 +137,7 @@ def table(found: Compared, *, failed: Sequence[str]) -> list[str]:
 
     Args:
         found: The comparison.
-        failed: Settings that could not be trained.
+        failed: Trainings that could not be made.
     """
     seeds = max(len(one.seeds) for one in found.results.values())
     lines = [

@@ -80,15 +80,21 @@ def sweep(file: Path, out: Path, *, data: Path, params_file: Path) -> list[str]:
         write_whole(one.folder / "params.yaml", one.params.encode())
         for section, kind in (("train", TrainParams), ("evaluate", EvaluateParams)):
             read_section(one.folder / "params.yaml", section, kind)
-    runs: dict[str, list[Run]] = {name: [] for name in settings}
+    runs: dict[str, list[Run]] = {}
+    failed: list[str] = []
+    lines: list[str] = []
     for number, one in enumerate(planned, 1):
         logger.info("%d of %d: %s, seed %d", number, len(planned), one.setting, one.seed)
         if _make(one, out, data, made_of):
-            runs[one.setting].append(_run(one))
-            _write(out, settings, runs, params_file)  # a long sweep can be read while it runs
-    if not any(runs.values()):
+            runs.setdefault(one.setting, []).append(_run(one))
+        else:
+            failed.append(f"{one.setting}, seed {one.seed}")
+        if runs:  # a long sweep can be read while it runs
+            ordered = {name: runs[name] for name in settings if name in runs}
+            lines = _write(out, settings, ordered, failed, params_file)
+    if not runs:
         raise InputError("No setting could be trained; see above why, and change them.")
-    return _write(out, settings, runs, params_file)
+    return lines
 
 
 def _planned(out: Path, setting: str, seed: int, params: str) -> _Planned:
@@ -169,14 +175,18 @@ def _counts(row: PictureRow) -> bool:
 
 
 def _write(
-    out: Path, settings: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Sequence[Run]], params_file: Path
+    out: Path,
+    settings: Mapping[str, Mapping[str, Any]],
+    runs: Mapping[str, Sequence[Run]],
+    failed: Sequence[str],
+    params_file: Path,
 ) -> list[str]:
     """Write what is known so far, and return the table's lines."""
     found: Compared = compared(
-        {name: of for name, of in runs.items() if of},
+        runs,
         copy_correlation=read_section(params_file, "evaluate", EvaluateParams).copy_correlation,
     )
-    lines = table(found, failed=[name for name, of in runs.items() if not of])
+    lines = table(found, failed=failed)
     write_whole(out / "sweep.md", ("\n".join(lines) + "\n").encode())
     write_csv(out / "differences.csv", found.differences)
     write_metrics(
