@@ -73,18 +73,34 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: None
     yield tmp_path
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path:
+    """Workspaces and a store with another person of almost the same name, whom no test changes."""
+    folder = tmp_path_factory.mktemp("other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZIMAGE_WORKSPACES", str(folder / "workspaces"))
+        patch.setenv("ZIMAGE_STORE", str(folder / "store"))
+        promoted(folder, f"{ADA}-2")
+    return folder
+
+
 @pytest.fixture
-def ada(places: Path) -> Path:
+def ada(places: Path, other: Path) -> Path:
     """A person who was learnt, published twice and promoted; and another of almost the same name."""
-    for subject in (ADA, f"{ADA}-2"):
-        delete(runs_of(subject), subject)  # of other tests on this server
-        workspace = finished(places / "workspaces" / subject, seed=1)
-        publish_task.fn(workspace, subject, FolderStore(places / "store"))
-        finished(workspace, seed=2)
-        publish(PublishSpec(subject=subject))
-        promote(PromoteSpec(subject=subject, channel="production"))
-        learn(LearnSpec(subject=subject))
+    shutil.copytree(other, places, dirs_exist_ok=True)
+    promoted(places, ADA)
     return places / "workspaces" / ADA
+
+
+def promoted(places: Path, subject: str) -> None:
+    """Learn, publish twice and promote a person."""
+    delete(runs_of(subject), subject)  # of other tests on this server
+    workspace = finished(places / "workspaces" / subject, seed=1)
+    publish_task.fn(workspace, subject, FolderStore(places / "store"))
+    finished(workspace, seed=2)
+    publish(PublishSpec(subject=subject))
+    promote(PromoteSpec(subject=subject, channel="production"))
+    learn(LearnSpec(subject=subject))
 
 
 def test_nothing_is_promoted_after_the_consent_in_the_workspace_was_withdrawn(ada: Path) -> None:
