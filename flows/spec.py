@@ -115,6 +115,11 @@ class PrepareSpec(PlacedSpec):
     rank: int = Field(
         0, title="Rank of the LoRA", ge=0, le=256, description="Of every adapter; 0 leaves what was chosen before."
     )
+    init_lora: str = Field(
+        "",
+        title="Go on from a LoRA",
+        description="A Z-Image LoRA file of any tool whose change the training begins with, as the worker sees it.",
+    )
     values: list[str] = Field(
         [], title="Own values", description="SECTION.KEY=VALUE as in params.yaml, such as train.steps=800."
     )
@@ -123,9 +128,10 @@ class PrepareSpec(PlacedSpec):
         """Return all values of params.yaml that were chosen here, by `section.key`.
 
         Raises:
-            InputError: an entry of `values` is no assignment.
+            InputError: an entry of `values` is no assignment, or there is no such LoRA file.
         """
         from zimage.core.params import parsed
+        from zimage.lora.files.given import pinned_lora
 
         named = {
             "detect.subject.reference": [name for each in self.reference.split(",") if (name := each.strip())],
@@ -133,6 +139,7 @@ class PrepareSpec(PlacedSpec):
             "subject.trigger": self.trigger,
             "train.steps": self.steps,
             "train.rank": self.rank,
+            "train.init_lora": pinned_lora(self.init_lora) if self.init_lora else None,
         }
         return {key: value for key, value in named.items() if value} | parsed(self.values)
 

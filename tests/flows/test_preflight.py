@@ -1,6 +1,7 @@
 """What is refused before a run exists."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -13,7 +14,10 @@ import yaml
 
 from flows.__main__ import SPECS, _parser
 from flows.preflight import refuse, warnings_of
+from flows.prepare import chosen
+from flows.prepare import given as inputs
 from tasks.settings import PROJECT, Settings
+from tasks.workspace.subject import check
 from tests.agreed import agreed
 from tests.faces.tiny_pack import write_pack
 from tests.tasks.finished import finished
@@ -86,6 +90,7 @@ def test_what_can_be_done_passes(settings: Settings, given: list[str], tmp_path:
         (["--set", "train.stepz=3"], "params.yaml has no key `train.stepz` (did you mean `train.steps`?)"),
         (["--set", "train.steps=-3"], "train with train.steps=-3: `steps` is -3: input should be greater"),
         (["--trigger", "maria"], "`maria` is a given name"),
+        (["--init-lora", "nowhere"], "There is no LoRA file nowhere; correct the path."),
         (["--engine", "nobody_l"], "There is no face pack 'nobody_l'"),
         (["--base", "nobody/none"], "run `hf download nobody/none` once"),
         (["--publish", "provisional", "--accept-toy"], "covers training, evaluation but not publication"),
@@ -98,6 +103,19 @@ def test_a_mistake_is_told_before_a_run_exists(
 ) -> None:
     assert said in refused(settings, "personalize", *given, *arguments)
     assert not settings.workspaces.exists()
+
+
+def test_a_lora_to_go_on_from_is_pinned_by_its_content(settings: Settings, given: list[str], tmp_path: Path) -> None:
+    (tmp_path / "lora.safetensors").write_bytes(b"a LoRA")
+    options = ["personalize", "--subject", "ada", *given, "--init-lora", str(tmp_path / "lora.safetensors")]
+    values = vars(_parser().parse_args(options))
+
+    plan = check(settings, "ada", **inputs(asked := SPECS[values.pop("flow")](**values)), **chosen(asked))
+
+    assert plan is not None
+    digest = hashlib.sha256(b"a LoRA").hexdigest()
+    found = yaml.safe_load(plan.params)["train"]["init_lora"]
+    assert found == {"file": str(tmp_path / "lora.safetensors"), "sha256": digest}
 
 
 def test_a_class_noun_has_to_be_chosen(settings: Settings, given: list[str]) -> None:

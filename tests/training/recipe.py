@@ -33,6 +33,7 @@ PARAMS: dict[str, Any] = {
     "latents": "sample",
     "prior_preservation": None,
     "training_adapter": None,
+    "init_lora": None,
     "memory": {"base_quantization": "none", "compile": False},
     "checkpoint_every": 2,
     "resume": "exact",

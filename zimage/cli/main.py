@@ -88,6 +88,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _commands() -> list[Subcommand]:
     return [_stage_command(signature(stage)) for stage in STAGES] + [
         Subcommand("consent", "Write a subject's consent file from the document they signed.", _add_consent, _consent),
+        Subcommand("sample-now", "Ask a running training for its LoRA and pictures.", _add_train, _sample_now),
         Subcommand("summary", "Show the results of the last run, and where they are.", _add_workspace, _summary),
         Subcommand("demo", "Make the demo subject's photos.", _add_photos, _demo),
         Subcommand("doctor", "Show what is installed, what is missing, and the remedy for each.", _add_params, _doctor),
@@ -202,6 +203,13 @@ def _summary(parsed: argparse.Namespace) -> int:
     from zimage.evaluation.report.summary import summary
 
     print(*summary(parsed.workspace), sep="\n")
+    return 0
+
+
+def _sample_now(parsed: argparse.Namespace) -> int:
+    from zimage.training.demand import demand
+
+    print(f"The training writes them into {demand(parsed.train)} after the step that it is at, and goes on.")
     return 0
 
 
@@ -332,6 +340,12 @@ def _add_consent(parser: argparse.ArgumentParser) -> None:
 
 def _add_workspace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workspace", type=Path, nargs="?", default=Path(), help="else this folder")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "train", type=Path, nargs="?", default=Path("data/train"), help="the folder that it writes; else data/train"
+    )
 
 
 def _add_photos(parser: argparse.ArgumentParser) -> None:

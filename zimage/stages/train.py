@@ -65,7 +65,9 @@ def train(
         logger.warning("%s", warning)
     dataset = identify_files(encode.glob("*.*"), encode)
     code = fingerprint(__name__)
-    run = run_identity(params.model_dump_json(exclude={"resume"}), dataset, base.identity, subject.trigger, code)
+    # Values left at a default are no part of it: a setting that is new, and not used, begins no run anew.
+    settings = params.model_dump_json(exclude={"resume"}, exclude_defaults=True)
+    run = run_identity(settings, dataset, base.identity, subject.trigger, code)
     with _out_of_memory_explained(encode, folder, params, machine):
         prepared = build_run(encode, folder, params, machine, world)
         follow = partial(_follow, out, prepared, params, run=run)
@@ -103,6 +105,7 @@ def _lead(
     """Run the training in the main process and write its results."""
     from zimage.model.device import device_kind
     from zimage.training.checkpoint import take_over
+    from zimage.training.demand import DEMAND
     from zimage.training.likeness import FACES, open_curve
     from zimage.training.run_writer import RunWriter
     from zimage.training.validation import open_validation
@@ -141,6 +144,7 @@ def _lead(
             with closing(writer):
                 if state is None:
                     writer.validate(0)
+                    writer.sample_at_start()
                 elif state.pictures_due:
                     writer.save_checkpoint(begin)
                 prepared.loop.run(
@@ -150,12 +154,14 @@ def _lead(
                     on_checkpoint=writer.save_checkpoint,
                     on_stop=writer.stopped,
                     is_over=writer.is_over,
+                    on_demand=writer.on_demand,
                 )
         writer.save_result(aside / "lora.safetensors")
         writer.write_prompts()
         metrics = _metrics(prepared, writer, params, begin, devices)
         write_metrics(aside / "metrics.json", {**metrics, "warnings": warnings})
         shutil.rmtree(aside / "resume")
+        (aside / DEMAND).unlink(missing_ok=True)  # it came after the last step
 
 
 def _follow(out: Path, prepared: "Run", params: TrainParams, *, run: str) -> None:
@@ -240,6 +246,7 @@ def _metadata(params: TrainParams, base: Base, subject: Subject, *, dataset: str
             "rank": str(params.rank),
             "targets": said(params.targets),
             "code": code,
+            **({"init_lora": f"sha256:{params.init_lora.sha256}"} if params.init_lora else {}),
         },
     )
 

@@ -58,6 +58,7 @@ class Loop:
         on_checkpoint: Callable[[int, Callable[[], None]], None],
         on_stop: Callable[[int], None],
         is_over: Callable[[int], bool],
+        on_demand: Callable[[], Callable[[int, Callable[[], None]], None] | None] | None = None,
     ) -> None:
         """Run all steps from `begin` on; SIGINT and SIGTERM take effect at the end of a step.
 
@@ -68,6 +69,8 @@ class Loop:
             on_checkpoint: Gets the number of steps done, and a function that raises KeyboardInterrupt if a stop was
                 asked for, to be called during long work.
             on_stop: Gets the number of steps done when the run is stopped, to save its state.
+            on_demand: Asked after each step that is no checkpoint; what it returns, if anything, is called as
+                `on_checkpoint` is. None for a process that writes nothing.
             is_over: Gets the number of steps done at a checkpoint and tells whether the run ends there; of several
                 processes the main one decides.
         """
@@ -83,6 +86,9 @@ class Loop:
                     if done % every == 0 or done == len(self.steps):
                         on_metrics(readings.rest())
                         on_checkpoint(done, stop.raise_if_asked)
+                    elif on_demand is not None and (write := on_demand()) is not None:
+                        on_metrics(readings.rest())
+                        write(done, stop.raise_if_asked)
                     if self.world.is_main:  # the others wait for the main process in each step, and end after it
                         stop.raise_if_asked()
             except BaseException:

@@ -240,6 +240,15 @@ class AdapterParams(Section):
     """1 is the whole of it."""
 
 
+class InitLoraParams(Section):
+    """A LoRA with whose change a training begins."""
+
+    file: str
+    """A LoRA file of any dialect."""
+    sha256: str
+    """Of the file, in hex."""
+
+
 class SampleParams(Section):
     """Pictures that are made at checkpoints, of the prompts encode was given."""
 
@@ -249,6 +258,8 @@ class SampleParams(Section):
     """As diffusers' ZImagePipeline counts: 0 none, 4 is 5 elsewhere."""
     seed: int
     """Of their noise, the same at every checkpoint."""
+    at_start: bool = False
+    """Also before the first step: the base, or `train.init_lora`."""
 
 
 class StopParams(Section):
@@ -327,6 +338,8 @@ class TrainParams(Section):
     """What keeps the class as it was; null for nothing."""
     training_adapter: AdapterParams | None
     """For Turbo: the de-distillation LoRA its frozen weights wear; null for Base and De-Turbo."""
+    init_lora: InitLoraParams | None = None
+    """A LoRA to go on from, changed to `rank` where its own is larger; null for new matrices."""
     memory: MemoryParams
     checkpoint_every: int = Field(ge=1)
     """Steps between LoRAs that are kept, and from which a killed run goes on; a stopped one loses no step."""

@@ -18,6 +18,7 @@ from zimage.model.device import peak_memory_gb, sent
 from zimage.model.latents import decode, image_of
 from zimage.model.sampling import sample
 from zimage.training.checkpoint import TrainingState, write_state
+from zimage.training.demand import is_demanded
 from zimage.training.divergence import DivergedError, DivergenceMonitor, StepMetrics
 from zimage.training.likeness import LikenessCurve, has_plateaued
 from zimage.training.noise import generator_of
@@ -123,6 +124,25 @@ class RunWriter:
         self._write_state(done)  # last of all: a state says that everything before it has been written
         self._since = time.monotonic()
 
+    def sample_at_start(self) -> None:
+        """Write the sample pictures of the model before the first step, where `train.samples` asks for them."""
+        if self._params.samples is not None and self._params.samples.at_start:
+            self._write_samples(0, self._params.samples, lambda: None)
+            self._since = time.monotonic()
+
+    def on_demand(self) -> Callable[[int, Callable[[], None]], None] | None:
+        """Return what writes the LoRA and the pictures of this step if somebody asks for them now."""
+        return self._write_demanded if is_demanded(self._folder) else None
+
+    def _write_demanded(self, done: int, stop: Callable[[], None]) -> None:
+        """Write them beside the sample pictures: what `evaluate` and `train.stop` choose from stays as it is."""
+        (self._folder / "samples").mkdir(exist_ok=True)
+        self.save(self._folder / "samples" / f"step-{done:06d}.safetensors")
+        if self._params.samples is not None:
+            self._write_samples(done, self._params.samples, stop, scored=False)
+        logger.info("wrote the LoRA%s of step %d on demand", " and pictures" if self._params.samples else "", done)
+        self._since = time.monotonic()
+
     def validate(self, done: int) -> None:
         """Write the loss on held-out crops after so many steps, of exactly the values that are saved."""
         if self._validation is not None:
@@ -167,7 +187,7 @@ class RunWriter:
         weights = self._prepared.adapters.weights(self._prepared.loop.optimiser.result)
         save_portable(path, weights, metadata=self._metadata, dtype=DTYPES[self._params.save_dtype])
 
-    def _write_samples(self, done: int, params: SampleParams, stop: Callable[[], None]) -> None:
+    def _write_samples(self, done: int, params: SampleParams, stop: Callable[[], None], *, scored: bool = True) -> None:
         """Write a picture of each sample prompt, of exactly the values that were saved."""
         (self._folder / "samples").mkdir(exist_ok=True)
         vae = open_vae(self._base, device=self._prepared.denoiser.device)
@@ -179,7 +199,7 @@ class RunWriter:
                 Image.fromarray(image).save(self._folder / "samples" / f"step-{done:06d}-{number}.png")
                 self._trackers.picture(number, done, image)
                 images.append(image)
-        if self._likeness is not None and images:
+        if self._likeness is not None and images and scored and done:
             self._trackers.number("likeness", done, self._likeness.add(done, images))
 
     def write_prompts(self) -> None:

@@ -20,6 +20,7 @@ from zimage.training.block_runner import make_block_runner
 from zimage.training.dataset import Dataset
 from zimage.training.distributed import World
 from zimage.training.graphed_step import GraphedStep, Passes, Recorder
+from zimage.training.init_lora import begin_with_lora
 from zimage.training.loop import Loop
 from zimage.training.memory import check, checkpointing_of, keeps_both_ways, sizes_of
 from zimage.training.noise import generator_of
@@ -159,6 +160,7 @@ def _denoiser(
         adapter=params.adapter,
         lokr=params.lokr,
     )
+    begin_with_lora(transformer, params)
     denoiser = Denoiser(
         transformer,
         dtype=dtype,
