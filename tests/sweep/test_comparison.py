@@ -86,3 +86,16 @@ def test_rows_of_scores_come_back_from_their_table(tmp_path: Path) -> None:
     rows = list(run(1, np.array([0.25, 0.5])).rows)
     write_csv(tmp_path / "scores.csv", rows)
     assert read_csv(tmp_path / "scores.csv") == rows
+
+
+def test_the_interval_of_two_trainings_is_wide_and_stays_within_what_shares_can_differ_by() -> None:
+    ones = np.ones(PROMPTS)
+    found = compared(
+        {
+            "own": [run(seed, ones, likeness_to_copy=0.99) for seed in range(2)],
+            "other": [run(seed, ones, likeness_to_copy=0.99 * seed) for seed in range(2)],
+        },
+        copy_correlation=COPY,
+    )
+    (copies,) = [one for one in found.differences if one.measure == "copies"]
+    assert (copies.value, copies.low, copies.high) == (-0.5, -1.0, 1.0)

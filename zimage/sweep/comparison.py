@@ -127,9 +127,9 @@ def _is_share(measure: Measure, runs: Sequence[Run]) -> bool:
 
 
 def _wider(one: Estimate, other: Estimate) -> Estimate:
-    """Return the first estimate with the ends that lie further out."""
+    """Return the first estimate of a difference of shares with the ends that lie further out, within -1 and 1."""
     lows, highs = ([end for end in ends if end is not None] for ends in ((one.low, other.low), (one.high, other.high)))
-    return replace(one, low=min(lows, default=None), high=max(highs, default=None))
+    return replace(one, low=max(min(lows), -1.0) if lows else None, high=min(max(highs), 1.0) if highs else None)
 
 
 def table(found: Compared, *, failed: Sequence[str]) -> list[str]:
