@@ -38,9 +38,10 @@ class Scored(Row):
     yaw_deg: float | None
     """Turn of the largest face."""
     second_distance: float | None
-    """`distance` by the second engine; null where there is none or it finds no face."""
+    """`distance` by the second engine; null where there is none, it finds no face, or it does not look: at a LoRA's
+    pictures that choose, and at those that ask for others."""
     second_same: bool | None
-    """Whether that is within the second engine's threshold; null without a second engine."""
+    """Whether that is within the second engine's threshold; null where no second engine looks."""
     following: float | None
     """Share of the prompt's phrases that are found again in the picture; null for prompts in free words."""
     clip: float | None

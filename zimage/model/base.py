@@ -159,6 +159,12 @@ def require_safetensors(folder: Path) -> None:
         )
 
 
+def import_pipeline() -> None:
+    """Import the libraries of `open_pipeline` and `open_text_encoder`, so that those return sooner."""
+    from diffusers import ZImagePipeline  # noqa: F401
+    from transformers import AutoModel, AutoTokenizer  # noqa: F401
+
+
 def open_pipeline(
     folder: Path, *, device: "torch.device | str", dtype: "torch.dtype", travelling: bool = False
 ) -> "ZImagePipeline":

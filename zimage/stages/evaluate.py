@@ -21,7 +21,7 @@ from zimage.evaluation.figures import Evidence, PairValues, by_prompt, figures
 from zimage.evaluation.gate import GateParams, judge
 from zimage.evaluation.generate.gallery import Gallery
 from zimage.evaluation.generate.image_cache import ImageCache, Sampling, machine_precision
-from zimage.evaluation.generate.suite import Prompt, read_suite, with_subject, without_trigger
+from zimage.evaluation.generate.suite import Prompt, halves, read_suite, with_subject, without_trigger
 from zimage.evaluation.report.advice import Trained, advice, spread_of
 from zimage.evaluation.report.coaching import Measurements, coaching
 from zimage.evaluation.report.report import ReportParams, write_report
@@ -42,7 +42,7 @@ from zimage.evaluation.select.checkpoint_selection import (
     SweepParams,
     candidates_of,
 )
-from zimage.evaluation.select.scorer import Scorer
+from zimage.evaluation.select.scorer import Scorer, asked_of_base
 from zimage.faces.engine import EngineParams, is_present, require_pinned_pack
 from zimage.model.base import Base, is_packaged, resolve, shift_of
 from zimage.model.pinned import require_pinned
@@ -126,6 +126,8 @@ def evaluate(
         made_aside(out) as folder,
         Search(engines_of(params)) as search,
     ):
+        first = asked_of_base(prompts, halves(prompts), params.seeds.base, subject=subject)
+        gallery.expect([one.request for one in first])
         picture_scorer, strangers = picture_scorer_of(params, reals, search)
         scorer = Scorer(gallery, picture_scorer, search, folder)
         selection = CheckpointSelection(scorer, prompts, subject, params.seeds, params.sweep, params.resampling)

@@ -10,7 +10,7 @@ from tests.evaluation.tiny_lora import write_tiny_lokr, write_tiny_lora
 from tests.live_bytes import Crossings
 from tests.tiny_base import TEXT_WIDTH, whole_pipeline
 from zimage.core.errors import InputError
-from zimage.evaluation.generate.generator import Generator, open_studio
+from zimage.evaluation.generate.generator import FusingLoader, Generator, open_studio
 from zimage.evaluation.generate.image_cache import Request, Sampling
 from zimage.lora.files.portable import kronecker_of, save_portable
 from zimage.model.base import Base, open_pipeline
@@ -78,6 +78,25 @@ def test_a_lora_at_strength_0_draws_the_base_models_pictures_and_at_1_others(
     )
     assert np.array_equal(base, at_0)
     assert 0 < np.abs(at_half - base).mean() < np.abs(at_1 - base).mean()
+
+
+@pytest.mark.parametrize("write", [write_tiny_lora, write_tiny_lokr])
+def test_a_lora_that_is_added_to_float32_weights_draws_the_same_and_leaves_no_trace(
+    write: Callable[..., Path], pipeline: Any, tmp_path: Path
+) -> None:
+    first, second = write(tmp_path / "1.safetensors", seed=1), write_tiny_lora(tmp_path / "2.safetensors", seed=2)
+    worn = [(first, 0.5), (first, 1.0), (second, 1.0)]
+    requests = [asked(), *(asked(lora=lora, strength=strength) for lora, strength in worn)]
+    apart = shoot(pipeline, *requests)
+    before = {name: each.clone() for name, each in pipeline.transformer.named_parameters()}
+    states = embed(pipeline.tokenizer, pipeline.text_encoder, [NEAR], torch.device("cpu"))
+    fused = Generator(pipeline, {NEAR: states[0]}, SAMPLING, batch_size=4, loader=FusingLoader())
+    pictures = dict(fused.pictures([*requests[1:], requests[0]]))
+    for request, expected in zip(requests, apart, strict=True):
+        assert np.abs(pictures[request].astype(int) - expected).max() <= 1
+    assert np.array_equal(pictures[requests[0]], apart[0])
+    after = dict(pipeline.transformer.named_parameters())
+    assert after.keys() == before.keys() and all(torch.equal(after[name], each) for name, each in before.items())
 
 
 @pytest.mark.parametrize("write", [write_tiny_lora, write_tiny_lokr])

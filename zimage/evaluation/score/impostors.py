@@ -92,7 +92,7 @@ def impostors(search: Search, targets: Sequence[Targets], side_px: int) -> Impos
         InputError: a photo is not on this machine, or is another one: figures would depend on what is installed.
     """
     present = packaged_photos()
-    whole = search.faces_in([SearchedPicture(path) for path in present.values()])
+    whole = search.faces_in([SearchedPicture(path, engines=1) for path in present.values()])
     cut = [
         (photo, fitted(_around(picture, face.box_xyxy), side_px))
         for (photo, path), faces in zip(present.items(), whole, strict=True)

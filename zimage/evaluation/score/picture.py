@@ -28,10 +28,12 @@ class SearchedPicture:
     Args:
         file: Where it lies.
         long_px: Its long side is brought down to this first; None leaves it.
+        engines: How many of the engines look, the first ones; None for all.
     """
 
     file: Path
     long_px: int | None = None
+    engines: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Finder:
         picture = read_rgb(seen.file)
         if seen.long_px is not None:
             picture = fitted(picture, seen.long_px)
-        return [[face.as_plain() for face in engine.find(picture)] for engine in self.engines]
+        return [[face.as_plain() for face in engine.find(picture)] for engine in self.engines[: seen.engines]]
 
 
 class Search:
@@ -108,12 +110,12 @@ class PictureScorer:
 
         Args:
             image_rgb: The picture.
-            found: Its faces by the primary engine, and by the second where there is one.
+            found: Its faces by the primary engine, and by the second where that has looked.
             text: What it was asked to show.
             language: Of the text.
         """
         first = likeness(found[0], self.targets)
-        second: Likeness | None = likeness(found[1], self.second) if self.second else None
+        second: Likeness | None = likeness(found[1], self.second) if self.second and len(found) > 1 else None
         copy_of, correlation = most_alike(image_rgb, self.originals)
         looks = looks_of(image_rgb, first.face, self.targets.info.points_kind)
         judged_by_clip = self.clip is not None and language in self.clip.languages

@@ -68,7 +68,7 @@ class Reals:
 
     def looks(self, search: Search, side_px: int) -> list[Looks]:
         """Return how each held-out photo looks at the size of the generated pictures."""
-        seen = [SearchedPicture(one.file, side_px) for one in self.holdout]
+        seen = [SearchedPicture(one.file, side_px, engines=1) for one in self.holdout]
         kind = open_engine(search.params[0]).info.points_kind
         return [
             looks_of(fitted(read_rgb(real.file), side_px), faces[0][0] if faces[0] else None, kind)

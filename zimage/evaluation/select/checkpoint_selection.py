@@ -14,7 +14,7 @@ from zimage.evaluation.figures import closeness_by_prompt
 from zimage.evaluation.generate.suite import Half, Prompt, halves
 from zimage.evaluation.rows import PictureRow
 from zimage.evaluation.select.choice import Sweep, choose
-from zimage.evaluation.select.scorer import Scorer, asked_of_base, asked_of_lora
+from zimage.evaluation.select.scorer import Asked, Scorer, asked_of_base, asked_of_lora
 
 
 class SeedParams(Section):
@@ -111,16 +111,27 @@ class CheckpointSelection:
             asked_of_base(prompts, sides, seeds, subject=self.subject)
             for prompts, seeds in ((wanted, self.seeds.base), (leaks, self.seeds.leaks))
         ]
+        chooser = [prompt for prompt in wanted if sides[prompt.id] == "selection"]
+        at = self.sweep.reference_strength
+        competing = [
+            one
+            for lora in (candidates if len(candidates) > 1 else [])
+            for one in self._asked(chooser, "selection", self.seeds.selection, lora, at)
+        ]
+        self.scorer.generate([*asked[0], *asked[1], *competing], "base model and checkpoints")
         of_base = self.scorer.rows([*asked[0], *asked[1]], "base model")
         base, base_leaks = of_base[: len(asked[0])], of_base[len(asked[0]) :]
         swept: dict[tuple[Path, float], list[PictureRow]] = {}
-        chooser = [prompt for prompt in wanted if sides[prompt.id] == "selection"]
-        at = self.sweep.reference_strength
         checkpoints = self._sweep([(one, at) for one in candidates], chooser, swept)
         lora = candidates[checkpoints.chosen] if checkpoints else candidates[-1]
         strength_sweep = self._sweep([(lora, strength) for strength in strengths], chooser, swept)
         strength = strengths[strength_sweep.chosen] if strength_sweep else strengths[0]
         tested = [prompt for prompt in wanted if sides[prompt.id] == "test"]
+        reported = [
+            *self._asked(tested, "test", self.seeds.test, lora, strength),
+            *self._asked(leaks, "leak", self.seeds.leaks, lora, strength),
+        ]
+        self.scorer.generate(reported, f"test and leaks, {lora.stem} × {strength:g}")
         return Selection(
             base=base,
             base_leaks=base_leaks,
@@ -151,8 +162,12 @@ class CheckpointSelection:
         return choose(labels, closeness, resamples=resampling.resamples, generator=resampling.generator())
 
     def _rows(self, prompts: Sequence[Prompt], half: Half, seeds: int, lora: Path, strength: float) -> list[PictureRow]:
-        asked = asked_of_lora(prompts, half, seeds, subject=self.subject, lora=lora, strength=strength)
-        return self.scorer.rows(asked, f"{half}, {lora.stem} × {strength:g}")
+        return self.scorer.rows(
+            self._asked(prompts, half, seeds, lora, strength), f"{half}, {lora.stem} × {strength:g}"
+        )
+
+    def _asked(self, prompts: Sequence[Prompt], half: Half, seeds: int, lora: Path, strength: float) -> list[Asked]:
+        return asked_of_lora(prompts, half, seeds, subject=self.subject, lora=lora, strength=strength)
 
 
 def candidates_of(train: Path, checkpoints: int) -> list[Path]:

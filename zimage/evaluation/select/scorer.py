@@ -38,6 +38,15 @@ class Asked:
         weights = "base" if lora is None else f"{lora.stem}-x{self.request.strength:g}"
         return f"{weights}/{self.prompt.id}-{self.request.seed}.png"
 
+    @property
+    def engines(self) -> int | None:
+        """How many engines look at the picture: the first alone where it chooses or shows others; else all.
+
+        No figure of the second engine rests on such pictures.
+        """
+        chooses = self.half == "selection" and self.request.lora is not None
+        return 1 if chooses or self.half == "leak" else None
+
 
 def asked_of_base(prompts: Sequence[Prompt], sides: dict[str, Half], seeds: int, *, subject: Subject) -> list[Asked]:
     """Return the pictures of the base model alone, asked for the class noun."""
@@ -79,14 +88,20 @@ class Scorer:
     folder: Path
     subfolder: str = ""
 
+    def generate(self, asked: Sequence[Asked], what: str) -> None:
+        """Generate pictures before they are scored: of many at once, no process waits for the last ones of a few."""
+        self.gallery.files([one.request for one in asked], what)
+
     def rows(self, asked: Sequence[Asked], what: str) -> list[PictureRow]:
         """Return the scored row of each picture that was asked for; `what` names them in the progress."""
         self._place(asked, what)
-        files = [self.folder / self._file(one) for one in asked]
+        searched = [SearchedPicture(self.folder / self._file(one), engines=one.engines) for one in asked]
         info = self.picture_scorer.targets.info
         return [
             PictureRow(
-                **self.picture_scorer.scored(read_rgb(file), found, one.judged_text, one.prompt.language).model_dump(),
+                **self.picture_scorer.scored(
+                    read_rgb(seen.file), found, one.judged_text, one.prompt.language
+                ).model_dump(),
                 file=self._file(one),
                 prompt=one.prompt.id,
                 kind=one.prompt.kind,
@@ -102,9 +117,7 @@ class Scorer:
                 threshold=info.threshold,
                 second_engine=self.picture_scorer.second.info.engine_id if self.picture_scorer.second else None,
             )
-            for one, file, found in zip(
-                asked, files, self.search.faces_in([SearchedPicture(file) for file in files]), strict=True
-            )
+            for one, seen, found in zip(asked, searched, self.search.faces_in(searched), strict=True)
         ]
 
     def _file(self, one: Asked) -> str:
