@@ -34,27 +34,29 @@ def until(what: str, look: Any, within_s: float) -> None:
     raise AssertionError(f"{what}: not within {within_s} s")
 
 
-@pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that has our deployments."""
-    port = free_port()
+    folder, port = tmp_path_factory.mktemp("limit"), free_port()
     api = f"http://127.0.0.1:{port}/api"
-    for name, value in {
+    settings = {
         **QUIET,
         **LASTING,
-        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_URL": api,
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PYTHONPATH": str(PROJECT),
-        "ZIMAGE_STORE": str(tmp_path / "store"),
-        "ZIMAGE_WORKSPACES": str(tmp_path / "workspaces"),
+        "ZIMAGE_STORE": str(folder / "store"),
+        "ZIMAGE_WORKSPACES": str(folder / "workspaces"),
         "ZIMAGE_AT_ONCE": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with server(tmp_path / "prefect", port):
-        until("the server", lambda: httpx.get(f"{api}/health").is_success, 90)
-        subprocess.run([sys.executable, "-m", "flows", "deploy"], cwd=PROJECT, check=True, env=os.environ)
-        yield api
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        with server(folder / "prefect", port):
+            until("the server", lambda: httpx.get(f"{api}/health").is_success, 90)
+            subprocess.run([sys.executable, "-m", "flows", "deploy"], cwd=PROJECT, check=True, env=os.environ)
+            yield api
 
 
 def test_parents_wait_in_order_for_their_limit_and_their_phases_do_not(tmp_path: Path, api: str) -> None:
