@@ -22,6 +22,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 PARSERS = {"zimage": lambda: zimage_parser(_commands()), "flows": flows_parser}
 # Options of other programs that messages and documents name.
 OTHERS = {"--include", "--no-deps", "--revision", "--logdir", "--nproc-per-node", "--cd", "--peak-rate", "--count"}
+OTHERS |= {"--backend-store-uri", "--project"}  # of MLflow and Trackio
 PAGES = ("*.jinja", "*.html", "*.css", "*.js")
 LOADS = re.compile(
     r"""(?:<(?:script|img|link|iframe)[^>]*(?:src|href)=["']?|@import\s+|url\(["']?)https?:""", re.IGNORECASE
