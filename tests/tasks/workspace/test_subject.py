@@ -100,7 +100,8 @@ def test_values_of_0_1_are_rewritten_under_their_names_of_today_and_logged_once(
     set_up(settings, "ada")
     set_up(settings, "ada")
 
-    assert params(workspace)["machine"] == {"checkpointing": "full", "offloaded_blocks": 1, "cuda_graphs": False}
+    machine = params(workspace)["machine"]
+    assert (machine["checkpointing"], machine["offloaded_blocks"], machine["cuda_graphs"]) == ("full", 1, False)
     assert params(workspace)["train"]["memory"] == {"base_quantization": "int8", "compile": False}
     logged = [line.partition(" has ")[2] for line in caplog.messages if "names of 0.1" in line]
     assert logged == [
