@@ -337,7 +337,7 @@ def test_a_run_that_explodes_before_its_first_checkpoint_writes_no_lora(
 
 def test_a_running_training_shows_its_warnings_on_its_page(tiny_base: Base, tiny_encoded: Path, tmp_path: Path) -> None:
     """The tiny base of the tests has Turbo's noise schedule."""
-    _kill_after_first_state(tiny_encoded, tmp_path / "train", tiny_base, recipe(steps=16, checkpoint_every=1), tmp_path)
+    _kill_after_first_state(tiny_encoded, tmp_path / "train", tiny_base, recipe(steps=16, checkpoint_every=1))
 
     page = seen(aside_of(tmp_path / "train"))
 
