@@ -16,8 +16,16 @@ from zimage.core.section import checked
 from zimage.core.tensor_file import write_tensors
 from zimage.model.denoiser import Denoiser
 from zimage.training.adapters import Adapters, inject, module_names
-from zimage.training.optimiser import Optimiser, rate_factor, schedule_of
-from zimage.training.params import Adapter, OptimiserName, ScheduleParams, Target, TargetParams, TrainParams
+from zimage.training.optimiser import SCHEDULE_FREE, Optimiser, rate_factor, schedule_of
+from zimage.training.params import (
+    FIND_A_RATE,
+    Adapter,
+    OptimiserName,
+    ScheduleParams,
+    Target,
+    TargetParams,
+    TrainParams,
+)
 
 pytestmark = pytest.mark.usefixtures("bitsandbytes")
 
@@ -106,7 +114,7 @@ def test_an_optimiser_that_has_made_no_step_goes_on_too(name: OptimiserName) -> 
 
 
 # Moments in eight bits share a scale with their neighbours in the vector, which are others then.
-@pytest.mark.parametrize("name", [name for name in OPTIMISERS if name not in {"prodigy", "adamw_8bit"}])
+@pytest.mark.parametrize("name", [name for name in OPTIMISERS if name not in {*FIND_A_RATE, "adamw_8bit"}])
 def test_a_factor_of_the_learning_rate_moves_its_layers_as_that_learning_rate_would(name: OptimiserName) -> None:
     half = TargetParams(layers="attention", learning_rate_factor=0.5)
     found: dict[str, dict[str, Any]] = {}
@@ -161,20 +169,22 @@ def test_matrices_are_updated_as_pefts_own_parameters_would_be() -> None:
             torch.testing.assert_close(part, expected.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_prodigy_finds_a_learning_rate_and_asks_for_none() -> None:
-    adapters, optimiser = _run("prodigy", learning_rate=123.0)
+@pytest.mark.parametrize("name", FIND_A_RATE)
+def test_prodigy_finds_a_learning_rate_and_asks_for_none(name: OptimiserName) -> None:
+    adapters, optimiser = _run(name, learning_rate=123.0)
     assert optimiser.found_learning_rate == 1e-6
     _steps(adapters, optimiser, range(60))
     found = optimiser.found_learning_rate
     assert found is not None and 1e-4 < found < 1.0
-    other, of_another_rate = _run("prodigy", learning_rate=1e-9, lora_plus_ratio=16.0)
+    other, of_another_rate = _run(name, learning_rate=1e-9, lora_plus_ratio=16.0)
     _steps(other, of_another_rate, range(60))
     assert torch.equal(other.values, adapters.values)
     assert _run("adamw")[1].found_learning_rate is None
 
 
-def test_schedule_free_saves_the_average_and_trains_on_with_its_values_unchanged() -> None:
-    adapters, optimiser = _run("schedule_free", ema_decay=0.9)
+@pytest.mark.parametrize("name", SCHEDULE_FREE)
+def test_schedule_free_saves_the_average_and_trains_on_with_its_values_unchanged(name: OptimiserName) -> None:
+    adapters, optimiser = _run(name, ema_decay=0.9)
     _steps(adapters, optimiser, range(8))
     values = adapters.values.clone()
 

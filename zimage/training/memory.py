@@ -15,7 +15,7 @@ from zimage.model.device import free_gb, has_bfloat16_units
 from zimage.model.fast.block_swap import PLACES
 from zimage.model.sequence import SequenceBucket, padded, sequence_length
 from zimage.training.block_runner import Checkpointing
-from zimage.training.params import MachineParams, MemoryParams, OptimiserName, TargetParams, TrainParams
+from zimage.training.params import FIND_A_RATE, MachineParams, MemoryParams, OptimiserName, TargetParams, TrainParams
 from zimage.training.targets import kinds_of, largest_rank
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ MOMENTS: dict[OptimiserName, float] = {
     "adafactor": 0.0,
     "prodigy": 4.0,
     "schedule_free": 2.0,
+    "prodigy_schedule_free": 2.2,  # of p0 and s, one value in eleven
     "came": 1.0,
     "muon": 1.0,
 }
@@ -106,12 +107,12 @@ def check(params: TrainParams, machine: MachineParams, sizes: Sizes, device: tor
             "train.adapter is dora, whose magnitudes are those of the weights that it is trained on, and "
             "train.training_adapter changes these for the training only; set train.adapter to lora or lokr."
         )
-    if params.optimiser.name == "prodigy" and any(
+    if params.optimiser.name in FIND_A_RATE and any(
         isinstance(target, TargetParams) and target.learning_rate_factor != 1 for target in params.targets
     ):
         raise InputError(
-            "train.optimiser.name is prodigy, which finds one learning rate for all layers, but train.targets has a "
-            "learning_rate_factor; leave it out, or choose another optimiser."
+            f"train.optimiser.name is {params.optimiser.name}, which finds one learning rate for all layers, but "
+            "train.targets has a learning_rate_factor; leave it out, or choose another optimiser."
         )
     if params.adapter != "lokr" and (rank := largest_rank(params)) > sizes.width:
         raise InputError(

@@ -1,6 +1,7 @@
 """The optimisers of several libraries behind one name, with clipping and a moving average; resumable.
 
-AdamW and Muon are torch's, the 8-bit AdamW is bitsandbytes', all others are those of pytorch-optimizer. What a value is
+AdamW and Muon are torch's, the 8-bit AdamW is bitsandbytes', Prodigy's schedule-free form is that of
+prodigy-plus-schedule-free, all others are those of pytorch-optimizer. What a value is
 updated by depends on that value's own gradients alone in AdamW, so its parameters are two vectors. Adafactor, CAME and
 Muon look at rows and columns, so theirs are the matrices of every layer.
 """
@@ -16,7 +17,7 @@ from torch import Tensor
 from zimage.core.errors import InputError
 from zimage.training.adapters import Adapters
 from zimage.training.checkpoint import restore
-from zimage.training.params import OptimiserName, OptimiserParams, ScheduleParams
+from zimage.training.params import FIND_A_RATE, OptimiserName, OptimiserParams, ScheduleParams
 
 NUMBERS = "numbers"  # what is no tensor in a torch optimiser's state, as JSON in a tensor of bytes
 CAME_BETA = 0.9999  # the third decay of CAME, of the residuals; as in arXiv 2307.02047
@@ -26,7 +27,15 @@ NOT_READ: dict[OptimiserName, tuple[str, ...]] = {
     "adafactor": ("optimiser.betas",),
     "prodigy": ("optimiser.learning_rate", "optimiser.lora_plus_ratio"),
     "schedule_free": ("optimiser.ema_decay", "schedule.type"),
+    "prodigy_schedule_free": (
+        "optimiser.learning_rate",
+        "optimiser.lora_plus_ratio",
+        "optimiser.clip_norm",
+        "optimiser.ema_decay",
+        "schedule.type",
+    ),
 }
+SCHEDULE_FREE: tuple[OptimiserName, ...] = ("schedule_free", "prodigy_schedule_free")
 
 
 def rate_factor(step: int, steps: int, params: ScheduleParams) -> float:
@@ -41,12 +50,12 @@ def rate_factor(step: int, steps: int, params: ScheduleParams) -> float:
 
 def schedule_of(params: OptimiserParams, schedule: ScheduleParams) -> ScheduleParams:
     """Return the schedule that an optimiser takes: a schedule-free one has a warm-up and then a constant rate."""
-    return schedule.model_copy(update={"type": "constant"}) if params.name == "schedule_free" else schedule
+    return schedule.model_copy(update={"type": "constant"}) if params.name in SCHEDULE_FREE else schedule
 
 
 def learning_rate(params: OptimiserParams) -> float:
     """Return the learning rate of the down-matrices; Prodigy's is a factor of the one that it finds."""
-    return 1.0 if params.name == "prodigy" else params.learning_rate
+    return 1.0 if params.name in FIND_A_RATE else params.learning_rate
 
 
 class Optimiser:
@@ -56,7 +65,7 @@ class Optimiser:
         self._adapters, self._params = adapters, params
         parts = adapters.matrices() if params.name in {"adafactor", "came", "muon"} else adapters.vectors()
         self._torch = _MAKERS[params.name]([{"params": part} for part in parts], params)
-        ratio = 1.0 if params.name == "prodigy" else params.lora_plus_ratio
+        ratio = 1.0 if params.name in FIND_A_RATE else params.lora_plus_ratio
         self._rates = [learning_rate(params) * factor * each for factor in adapters.factors for each in (1.0, ratio)]
         self.average = adapters.values.clone()
 
@@ -69,7 +78,7 @@ class Optimiser:
         """
         gradient = self._adapters.gradient
         norm: Tensor = torch.linalg.vector_norm(gradient)
-        if self._params.clip_norm > 0:
+        if self._params.clip_norm > 0 and "optimiser.clip_norm" not in NOT_READ.get(self._params.name, ()):
             gradient.mul_((self._params.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         for group, rate in zip(self._torch.param_groups, self._rates, strict=True):
             group["lr"] = rate * rate_factor
@@ -82,12 +91,12 @@ class Optimiser:
 
     @property
     def _averages(self) -> bool:
-        return self._params.ema_decay > 0 and self._params.name != "schedule_free"
+        return self._params.ema_decay > 0 and self._params.name not in SCHEDULE_FREE
 
     @property
     def result(self) -> Tensor:
         """Return the values that become the LoRA: the average where there is one."""
-        if self._params.name == "schedule_free":
+        if self._params.name in SCHEDULE_FREE:
             return self._schedule_free_average()
         return self.average if self._averages else self._adapters.values
 
@@ -104,7 +113,7 @@ class Optimiser:
     @property
     def found_learning_rate(self) -> float | None:
         """Return the learning rate that the optimiser has found; None where it was told one."""
-        return float(self._torch.param_groups[0]["d"]) if self._params.name == "prodigy" else None
+        return float(self._torch.param_groups[0]["d"]) if self._params.name in FIND_A_RATE else None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the optimiser's state; without moments before the first step."""
@@ -115,7 +124,7 @@ class Optimiser:
                 found[name] = value
             else:
                 numbers[name] = value
-        found[NUMBERS] = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
+        found[NUMBERS] = torch.frombuffer(bytearray(json.dumps(numbers, sort_keys=True).encode()), dtype=torch.uint8)
         return found
 
     def _state(self) -> dict[str, Any]:
@@ -156,6 +165,13 @@ class Optimiser:
                 else:
                     of_parameter[outer] = own
         self._torch.load_state_dict({**whole, "state": state})
+        parameters = [each for group in self._torch.param_groups for each in group["params"]]
+        for place, of_parameter in state.items():
+            loaded = self._torch.state[parameters[place]]
+            for key, value in of_parameter.items():
+                # torch gives a state the dtype of its parameter, but one in bfloat16 goes on in bfloat16 only.
+                if isinstance(value, Tensor) and loaded[key].dtype != value.dtype:
+                    loaded[key] = value
 
 
 Groups = list[dict[str, Any]]  # of parameters: for each factor of the learning rate first down, then up
@@ -220,6 +236,16 @@ def _schedule_free(groups: Groups, params: OptimiserParams) -> torch.optim.Optim
     return found
 
 
+def _prodigy_schedule_free(groups: Groups, params: OptimiserParams) -> torch.optim.Optimizer:
+    from prodigyplus import ProdigyPlusScheduleFree
+
+    # One step size for all, as Prodigy's paper has it; the package's own default is one for each group.
+    found: torch.optim.Optimizer = ProdigyPlusScheduleFree(
+        groups, lr=1.0, betas=_betas(params), weight_decay=params.weight_decay, split_groups=False
+    )
+    return found
+
+
 def _came(groups: Groups, params: OptimiserParams) -> torch.optim.Optimizer:
     from pytorch_optimizer import CAME
 
@@ -244,6 +270,7 @@ _MAKERS: dict[OptimiserName, Callable[[Groups, OptimiserParams], torch.optim.Opt
     "adamw_8bit": _adamw_8bit,
     "adafactor": _adafactor,
     "prodigy": _prodigy,
+    "prodigy_schedule_free": _prodigy_schedule_free,
     "schedule_free": _schedule_free,
     "came": _came,
     "muon": _muon,

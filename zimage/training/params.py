@@ -18,7 +18,10 @@ Target = Literal[
     "final_layer",
 ]
 Adapter = Literal["lora", "lokr", "dora"]
-OptimiserName = Literal["adamw", "adamw_8bit", "adafactor", "prodigy", "schedule_free", "came", "muon"]
+OptimiserName = Literal[
+    "adamw", "adamw_8bit", "adafactor", "prodigy", "prodigy_schedule_free", "schedule_free", "came", "muon"
+]
+FIND_A_RATE: tuple[OptimiserName, ...] = ("prodigy", "prodigy_schedule_free")  # one for all layers
 LossWeight = Literal["constant", "bell", "half_bell", "cosmap", "sigma", "sigma_sqrt"]
 Resume = Literal["exact", "any", "restart"]
 TrackerName = Literal["wandb", "mlflow", "trackio"]
@@ -135,9 +138,10 @@ class OptimiserParams(Section):
 
     name: OptimiserName
     """adamw; adamw_8bit: moments in 8 bits, needs `.[8bit]`; adafactor, came: moments of rows and columns; muon:
-    orthogonal steps; prodigy: finds the learning rate; schedule_free: AdamW with an average instead of a schedule."""
+    orthogonal steps; prodigy: finds the learning rate; schedule_free: AdamW with an average instead of a schedule;
+    prodigy_schedule_free: both."""
     learning_rate: float = Field(gt=0)
-    """Of the down-matrices; moved by the schedule; not read by prodigy, which finds it."""
+    """Of the down-matrices; moved by the schedule; not read by prodigy and prodigy_schedule_free, which find it."""
     lora_plus_ratio: float = Field(gt=0)
     """Learning rate of up-matrices over that of down-matrices; 1 is plain LoRA, 4 to 16 is LoRA+ (arXiv 2402.12354)."""
     betas: list[float] = Field(min_length=2, max_length=2)
@@ -145,9 +149,10 @@ class OptimiserParams(Section):
     weight_decay: float = Field(ge=0)
     """Decoupled, per step, times the learning rate."""
     clip_norm: float = Field(ge=0)
-    """Largest norm of all gradients together; larger ones are scaled down; 0 for no limit."""
+    """Largest norm of all gradients together; larger ones are scaled down; 0 for no limit; not read by
+    prodigy_schedule_free, which scales its own steps."""
     ema_decay: float = Field(ge=0, lt=1)
-    """Of the moving average that becomes the LoRA; 0 for none: the last values become it; schedule_free has its own."""
+    """Of the moving average that becomes the LoRA; 0 for none: the last values become it; schedule-free: none."""
 
 
 class ScheduleParams(Section):
@@ -186,7 +191,7 @@ class TargetParams(Section):
     rank: int | None = Field(default=None, ge=1)
     """Of their adapters; null for `train.rank`."""
     learning_rate_factor: float = Field(default=1.0, gt=0)
-    """By what the learning rate is multiplied; prodigy, which finds one for all, takes 1 only."""
+    """By what the learning rate is multiplied; optimisers that find one for all layers take 1 only."""
 
     @field_validator("blocks", mode="before")
     @classmethod
