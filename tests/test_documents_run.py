@@ -161,7 +161,7 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            process_group=0,  # not a session of its own, which would take no part in giving way (tests/conftest.py)
+            start_new_session=True,
         ) as process:
             assert process.stdout is not None
             says, said = SAYS.get(command.text), ""
