@@ -13,7 +13,6 @@ of the process that trains alone.
 """
 
 import argparse
-import csv
 import json
 import os
 import shutil
@@ -34,7 +33,7 @@ from zimage.captions.rows import CaptionRow
 from zimage.core.jsonl import read_rows
 from zimage.core.params import with_values
 from zimage.evaluation.compare import differences
-from zimage.evaluation.rows import PictureRow
+from zimage.evaluation.rows import PictureRow, read_csv
 from zimage.model.base import TINY, find
 
 PARTS = Path(__file__).with_name("peer_parts")
@@ -232,18 +231,16 @@ def evaluated(work: Work, name: str, file: Path, cost: Cost, cache: Path) -> Lea
     (train / "loss.csv").write_text(losses.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
     params = work.folder / "scored" / "params.yaml"
     params.write_text(work.params, encoding="utf-8")
-    command = ["-m", "zimage", "evaluate", str(work.data / "detect"), str(train), str(out), "--params", str(params)]
+    command = ["-m", "zimage", "evaluate", *(str(work.data / name) for name in ("detect", "caption"))]
+    command += [str(train), str(out), "--params", str(params)]
     run(command, work.folder, cwd=PROJECT)
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    return Learned(name, work.seed, cost, metrics, reporting(out / "scores.csv"))
+    return Learned(name, work.seed, cost, metrics, of_test_half(out / "scores.csv"))
 
 
-def reporting(scores: Path) -> list[PictureRow]:
-    """Return the pictures of the LoRA on the half of the prompts that reports."""
-    with scores.open(encoding="utf-8", newline="") as file:
-        lines = [{name: value or None for name, value in line.items()} for line in csv.DictReader(file)]
-    rows = [PictureRow.model_validate(line, strict=False) for line in lines]
-    return [row for row in rows if row.weights == "lora" and row.half == "reporting"]
+def of_test_half(scores: Path) -> list[PictureRow]:
+    """Return the scored pictures of the LoRA on the half of the prompts that chose nothing."""
+    return [row for row in read_csv(scores) if row.weights == "lora" and row.half == "test"]
 
 
 def trainers(checkouts: list[Path]) -> dict[str, Trainer]:
