@@ -19,18 +19,20 @@ from zimage.lora.files.modules import is_module
 from zimage.lora.files.portable import Decomposed, Kronecker
 from zimage.model.denoiser import Denoiser
 from zimage.model.fast import lokr as lokr_module
-from zimage.model.fast.linear import LoraFactors, projection_of
+from zimage.model.fast.linear import ADAPTER, LoraFactors, projection_of
 from zimage.model.fast.weight_formats import quantizer_of
 from zimage.training.adapters import Adapters, inject, module_names
 from zimage.training.optimiser import Optimiser
-from zimage.training.params import LokrParams, OptimiserParams, Target
+from zimage.training.params import Adapter, LokrParams, OptimiserParams, Target
 
 
 def _adapted(
-    targets: list[Target], *, rank: int = 4, dtype: torch.dtype = torch.float32
+    targets: list[Target], *, rank: int = 4, dtype: torch.dtype = torch.float32, adapter: Adapter = "lora"
 ) -> tuple[ZImageTransformer2DModel, Denoiser, Adapters]:
     transformer = tiny_transformer()
-    inject(transformer, targets, rank=rank, dropout=0.0, generator=torch.Generator().manual_seed(0))
+    lokr = LokrParams(factor=4, full_matrix=False, alpha=4.0)
+    generator = torch.Generator().manual_seed(0)
+    inject(transformer, targets, rank=rank, dropout=0.0, generator=generator, adapter=adapter, lokr=lokr)
     denoiser = Denoiser(transformer, dtype=dtype, stream=torch.float32)
     return transformer, denoiser, Adapters(denoiser, module_names(transformer))
 
@@ -119,6 +121,31 @@ def test_the_average_follows_the_values_and_becomes_the_result() -> None:
         expected = decay * expected + (1 - decay) * adapters.values
     torch.testing.assert_close(optimiser.result, expected)
     assert not torch.equal(optimiser.result, adapters.values)
+
+
+def test_no_layer_is_changed_by_more_than_the_limit_and_smaller_changes_stay_as_they_are() -> None:
+    transformer, _, adapters = _adapted(["attention", "feed_forward"])
+    params = recipe(optimiser={"learning_rate": 0.1, "max_layer_norm": 2.0, "ema_decay": 0.0}).optimiser
+    limited, generator = Optimiser(adapters, params), torch.Generator().manual_seed(0)
+    norms: list[float] = []
+    for number in range(6):
+        adapters.gradient.copy_(torch.randn(len(adapters.values), generator=generator))
+        limited.step(1.0, number)
+        loras = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+        norms = [float(lora.get_delta_weight(ADAPTER).detach().norm()) for lora in loras]
+        assert max(norms) <= 2.0 * (1 + 1e-5)
+    assert max(norms) > 2.0 * (1 - 1e-5)
+
+    before = adapters.values.clone()
+    adapters.limit_changes(2.1)
+    assert torch.equal(adapters.values, before)
+
+
+@pytest.mark.parametrize(("adapter", "name"), [("lokr", "adamw"), ("dora", "adamw"), ("lora", "schedule_free")])
+def test_a_limit_of_changes_is_refused_where_it_would_not_hold(adapter: Adapter, name: str) -> None:
+    _, _, adapters = _adapted(["attention"], adapter=adapter)
+    with pytest.raises(InputError, match="max_layer_norm"):
+        Optimiser(adapters, recipe(optimiser={"name": name, "max_layer_norm": 1.0}).optimiser)
 
 
 def test_dropout_thins_the_adapters_input_in_training_only() -> None:

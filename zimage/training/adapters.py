@@ -176,6 +176,25 @@ class Adapters:
             lora.low = (down.view_as(lora.down), up.view_as(lora.up))
 
     @property
+    def are_loras(self) -> bool:
+        """Return whether all are plain LoRAs."""
+        return all(isinstance(lora, LoraFactors) for lora in self._loras)
+
+    @torch.no_grad()
+    def limit_changes(self, limit: float) -> None:
+        """Scale down every LoRA whose change of its layer's weight has a larger Frobenius norm, both matrices alike.
+
+        The norm of B A is taken from two matrices of the rank's size, so no matrix of the weight's size is made.
+        """
+        for lora in self._loras:
+            assert isinstance(lora, LoraFactors)
+            for A, B in zip(lora.exact.down.split(lora.rank), lora.exact.ups, strict=True):
+                norm = ((A @ A.t()) * (B.t() @ B)).sum().clamp_min(0).sqrt() * lora.scale
+                factor = (limit / norm).clamp(max=1.0).sqrt()  # 1 where the norm is 0
+                A.mul_(factor)
+                B.mul_(factor)
+
+    @property
     def drop_inputs(self) -> bool:
         """Return whether the adapters have dropout."""
         return any(lora.dropout > 0 for lora in self._loras)

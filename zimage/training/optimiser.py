@@ -68,6 +68,12 @@ class Optimiser:
         ratio = 1.0 if params.name in FIND_A_RATE else params.lora_plus_ratio
         self._rates = [learning_rate(params) * factor * each for factor in adapters.factors for each in (1.0, ratio)]
         self.average = adapters.values.clone()
+        if params.max_layer_norm > 0 and (params.name in SCHEDULE_FREE or not adapters.are_loras):
+            raise InputError(
+                "train.optimiser.max_layer_norm limits LoRAs whose values the optimiser keeps itself, and not those of "
+                f"{params.name} with other adapters or with an average of its own; set it to 0, or train.adapter to "
+                "lora and train.optimiser.name to adamw."
+            )
 
     def step(self, rate_factor: float, number: int) -> Tensor:
         """Update the adapters and return the gradient norm before clipping, on the device.
@@ -83,6 +89,8 @@ class Optimiser:
         for group, rate in zip(self._torch.param_groups, self._rates, strict=True):
             group["lr"] = rate * rate_factor
         self._torch.step()
+        if self._params.max_layer_norm > 0:
+            self._adapters.limit_changes(self._params.max_layer_norm)
         if self._averages:
             # The warm-up of the decay is that of tensorflow's ExponentialMovingAverage(num_updates).
             decay = min(self._params.ema_decay, (1 + number) / (10 + number))

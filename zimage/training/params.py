@@ -153,6 +153,9 @@ class OptimiserParams(Section):
     prodigy_schedule_free, which scales its own steps."""
     ema_decay: float = Field(ge=0, lt=1)
     """Of the moving average that becomes the LoRA; 0 for none: the last values become it; schedule-free: none."""
+    max_layer_norm: float = Field(default=0.0, ge=0)
+    """Largest norm of the change that a LoRA makes to one layer's weight: after each step a larger one is scaled down,
+    as by kohya's `scale_weight_norms`; 0 for no limit."""
 
 
 class ScheduleParams(Section):
