@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.tiny_base import whole_pipeline
 from tests.training.crops import SUBJECT, write_detect_and_caption
+from tests.training.recipe import recipe
 from zimage.core.errors import InputError
 from zimage.core.jsonl import read_rows
 from zimage.model import device
@@ -20,7 +21,9 @@ from zimage.model.base import Base, identify_files
 from zimage.model.rows import ItemRow, TextRow
 from zimage.photos.rows import CropRow
 from zimage.stages.encode import EncodeParams, _out_of_memory_explained, encode
+from zimage.training.dataset import Dataset
 from zimage.training.pictures import ClassPictures
+from zimage.training.setup import _plan_steps
 
 PARAMS = EncodeParams(mirror=False, class_pictures=None, sample_prompts=["a photo of {subject}"])
 
@@ -70,6 +73,31 @@ def test_the_empty_text_class_captions_and_sample_prompts_are_embedded_too(tiny_
     assert "" in {text.prompt for text in texts}
     assert [by_key[key].prompt for key in items[0].class_texts] == ["a photo of a woman, turned left", "一张女人的照片"]
     assert [text.prompt for text in texts if text.sample] == ["a photo of ohzw woman"]
+
+
+def test_crops_are_also_learnt_at_smaller_sizes_with_their_masks_and_captions(tiny_base: Base, tmp_path: Path) -> None:
+    items, _ = _encoded(tmp_path, tiny_base, also_px=[32, 48, 512])
+    found = [(item.file, item.width, item.height) for item in items]
+    assert found == [
+        ("train/aa-full.png", 48, 64), ("train/aa-full.png", 32, 32), ("train/aa-full.png", 48, 48),
+        ("train/bb-head.png", 64, 64), ("train/bb-head.png", 32, 32), ("train/bb-head.png", 48, 48),
+    ]  # fmt: skip
+    assert len({tuple(item.texts) for item in items[:3]}) == 1
+    tensors, masks = (load_file(tmp_path / "encode" / f"{name}.safetensors") for name in ("latents", "masks"))
+    assert tensors[f"{items[4].item}.mean"].shape == (16, 4, 4)
+    assert {name: tuple(mask.shape) for name, mask in masks.items()} == {"0000": (8, 6), "0001": (4, 4), "0002": (6, 6)}
+    with Image.open(tmp_path / "detect" / "train" / "bb-head.png") as image:
+        small = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.LANCZOS))
+    vae = whole_pipeline(tiny_base).vae
+    with torch.no_grad():
+        pixels = torch.from_numpy(small.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        expected = (vae.encode(pixels).latent_dist.mean[0] - vae.config.shift_factor) * vae.config.scaling_factor
+    torch.testing.assert_close(tensors[f"{items[4].item}.mean"], expected, rtol=1e-3, atol=1e-3)
+    dataset = Dataset(tmp_path / "encode", device=torch.device("cpu"), face_weight=2.0)
+    recipe_of_all = recipe(steps=12, batch_size=2)
+    assert {(step.bucket.height, step.bucket.width) for step in _plan_steps(dataset, recipe_of_all)} == {
+        (8, 6), (4, 4), (6, 6), (8, 8)
+    }  # fmt: skip
 
 
 def test_a_mirrored_crop_exchanges_left_and_right_in_pixels_mask_and_words(tiny_base: Base, tmp_path: Path) -> None:

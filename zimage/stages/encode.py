@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic import Field, field_validator
+
 from zimage.captions.length import count_cut_captions
 from zimage.captions.rows import CaptionRow
 from zimage.captions.subject import Subject
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SMALLEST_PX = 16  # a token
+
 
 class Encoded(NamedTuple):
     """A picture as training reads it: its size in px, its posterior (C, h, w) and, where it has a face, that's mask."""
@@ -59,6 +63,15 @@ class EncodeParams(Section):
     """Pictures for preservation; null for none."""
     sample_prompts: list[str]
     """Texts of which training makes sample pictures; {subject} stands for trigger and class noun."""
+    also_px: list[int] = Field(default_factory=list)
+    """Also learn each crop at smaller sizes: sides in px of squares of their area, such as [512, 768] beside 1024."""
+
+    @field_validator("also_px")
+    @classmethod
+    def _are_sizes(cls, also_px: list[int]) -> list[int]:
+        if any(side < SMALLEST_PX for side in also_px):
+            raise ValueError(f"a side is at least {SMALLEST_PX} px")
+        return also_px
 
 
 def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base: Base, subject: Subject) -> None:
@@ -88,7 +101,7 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
     captions = {row.file: row.captions for row in read_rows(caption / "captions.jsonl", CaptionRow)}
     _check(crops, captions, detect, caption)
     cut = count_cut_captions({crop.file: captions[crop.file] for crop in crops}, subject.trigger, tokenizer_of(folder))
-    pictures = crop_pictures(detect, crops, captions, mirror=params.mirror)
+    pictures = crop_pictures(detect, crops, captions, mirror=params.mirror, also_px=params.also_px)
     if params.class_pictures is not None:
         pictures += class_pictures(params.class_pictures, _sizes(crops), subject)
     held_out = [row for row in found if row.split == "holdout"][:MOST_CROPS]
@@ -99,7 +112,8 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
         if validation:
             _write_validation(aside, vae, validation, texts)
         items = _write_latents(aside, vae, pictures, texts, subject)
-        write_faces(aside, (picture.pixels() for picture in pictures if picture.photo and not picture.mirrored))
+        whole = [picture for picture in pictures if picture.photo and not picture.mirrored and picture.size is None]
+        write_faces(aside, (picture.pixels() for picture in whole))
         write_rows(aside / "items.jsonl", items)
         write_metrics(aside / "metrics.json", {**_metrics(items, texts.values()), "captions_cut": cut})
     logger.info("%d items and %d texts encoded", len(items), len(texts))

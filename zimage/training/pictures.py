@@ -39,7 +39,7 @@ class Picture:
         self.path, self.file, self.photo, self.mirrored = path, file, photo, mirrored
         self.captions = [_sides_exchanged(text) for text in captions] if mirrored else list(captions)
         self.mask: Path | None = None
-        self.size: tuple[int, int] | None = None
+        self.size: tuple[int, int] | None = None  # what it is cut to, in px; None for its own
 
     def pixels(self) -> "NDArray[np.uint8]":
         """Return (H, W, 3)."""
@@ -47,23 +47,49 @@ class Picture:
 
     def face(self) -> "NDArray[np.uint8] | None":
         """Return (H, W), 255 on the face."""
-        return None if self.mask is None else self._turned(_read(self.mask, "L", None))
+        return None if self.mask is None else self._turned(_read(self.mask, "L", self.size))
 
     def _turned(self, image: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
         return image[:, ::-1] if self.mirrored else image
 
 
 def crop_pictures(
-    detect: Path, crops: Sequence[CropRow], captions: dict[str, list[str]], *, mirror: bool
+    detect: Path, crops: Sequence[CropRow], captions: dict[str, list[str]], *, mirror: bool, also_px: Sequence[int] = ()
 ) -> list[Picture]:
-    """Return the training crops and, where wanted, each mirrored."""
+    """Return the training crops and, where wanted, each mirrored, and each of them at smaller sizes too.
+
+    Args:
+        detect: The folder of the detect stage.
+        crops: Its rows.
+        captions: Of each crop's file.
+        mirror: Also each mirrored.
+        also_px: Sides of squares of the area that a smaller copy has; none is made that would not be smaller.
+    """
     pictures = []
     for crop in crops:
         for mirrored in (False, True)[: 1 + mirror]:
-            picture = Picture(detect / crop.file, crop.file, captions[crop.file], photo=crop.photo, mirrored=mirrored)
-            picture.mask = detect / crop.mask if crop.mask else None
-            pictures.append(picture)
+            for size in (None, *_smaller_sizes(crop, also_px)):
+                picture = Picture(
+                    detect / crop.file, crop.file, captions[crop.file], photo=crop.photo, mirrored=mirrored
+                )
+                picture.mask, picture.size = detect / crop.mask if crop.mask else None, size
+                pictures.append(picture)
     return pictures
+
+
+def _smaller_sizes(crop: CropRow, sides: Sequence[int]) -> list[tuple[int, int]]:
+    """Return width and height, in multiples of 16 px, of a crop with the area of a square of each side."""
+    from zimage.model.latents import PIXELS_A_TOKEN
+
+    found = []
+    for side in sides:
+        share = side / (crop.width * crop.height) ** 0.5
+        if share < 1:
+            width, height = (
+                max(1, round(each * share / PIXELS_A_TOKEN)) * PIXELS_A_TOKEN for each in (crop.width, crop.height)
+            )
+            found.append((width, height))
+    return [size for size in dict.fromkeys(found) if size[0] * size[1] < crop.width * crop.height]
 
 
 def class_pictures(wanted: ClassPictures, sizes: Sequence[tuple[int, int]], subject: Subject) -> list[Picture]:
