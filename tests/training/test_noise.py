@@ -10,7 +10,7 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 
 from zimage.core.errors import InputError
 from zimage.core.section import checked
-from zimage.training.noise import sample_step_noise, shifted, sigmas, uniforms
+from zimage.training.noise import noise_levels, sample_step_noise, shifted, sigmas, uniforms
 from zimage.training.params import TimestepSamplingParams
 
 NORMAL = TimestepSamplingParams(distribution="logit_normal", mean=0.3, std=0.8, shift=1.0, stratified=True)
@@ -138,3 +138,14 @@ def test_each_part_of_a_mixture_gets_its_share_evenly_and_its_own_law() -> None:
 def test_laws_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         checked({**NORMAL.model_dump(), **changes}, TimestepSamplingParams, "params.yaml: train.timestep_sampling")
+
+
+def test_noise_levels_are_the_density_that_samples_have() -> None:
+    params = NORMAL.model_copy(update={"shift": 2.0})
+    levels = noise_levels(params, sampler_shift=3.0, tokens=64)
+    assert len(levels) == 20 and abs(sum(density for _, density in levels) / 20 - 1) < 1e-6
+    uniform = torch.rand(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = sigmas(uniform, params, sampler_shift=3.0)
+    for sigma, density in levels:
+        share = float(((drawn >= sigma - 0.025) & (drawn < sigma + 0.025)).double().mean())
+        assert abs(share * 20 - density) < 0.05

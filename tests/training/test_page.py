@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from zimage.training.page import render, seen
+from zimage.training.page import NOISE_LEVELS, render, seen
 
 HEAD = "step,loss,smooth,gradient_norm,learning_rate\n"
 PROMPTS = ["a photo of ohzw woman", "ohzw & <others>"]
@@ -49,6 +49,12 @@ def test_a_page_needs_nothing_but_itself(folder: Path) -> None:
 
     assert "<script" not in text and "http://" not in text and "https://" not in text
     assert len(text) < 100_000  # pictures of 1024 px were made smaller
+
+
+def test_a_page_shows_how_often_each_noise_level_is_trained_on(folder: Path) -> None:
+    assert "Noise levels" not in page(folder)
+    (folder / NOISE_LEVELS).write_text("sigma,density\n0.25,0.5\n0.75,1.5\n")
+    assert page(folder).count("<polyline") == 3 and "<h2>Noise levels</h2>" in page(folder)
 
 
 def test_a_page_looks_for_news_until_the_training_has_ended(folder: Path) -> None:

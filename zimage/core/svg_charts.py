@@ -95,6 +95,17 @@ def curve(steps: Sequence[float], values: Sequence[float], unit: str) -> str:
     return _svg(NARROW, height, parts, unit)
 
 
+def line(places: Sequence[float], values: Sequence[float], unit: str) -> str:
+    """Return a curve from 0 up, over places that are the middles of equal parts of [0, 1]."""
+    height, top, bottom = 180.0, 12.0, 138.0
+    across, scale = _Scale(0.0, 1.0, LEFT, NARROW - RIGHT), _Scale(0.0, max(values) * 1.05, bottom, top)
+    parts = [_grid(scale, tick) for tick in _ticks(scale.start, scale.stop, 4)]
+    parts += [_text(across(tick), bottom + 20, f"{tick:g}", "tick", "middle") for tick in _ticks(0, 1, 5)]
+    parts.append(_line(places, values, across, scale, "smooth"))
+    parts.append(_text(LEFT + (NARROW - LEFT - RIGHT) / 2, height - 4, unit, "tick", "middle"))
+    return _svg(NARROW, height, parts, unit)
+
+
 @dataclass(frozen=True)
 class _Scale:
     """Map [start, stop] to [first, last] px; values outside are clamped."""

@@ -89,6 +89,22 @@ def uniforms(step: int, batch: int, *, stratified: bool, offset: float, generato
     return _inside(draws)
 
 
+def noise_levels(params: TimestepSamplingParams, *, sampler_shift: float, tokens: int) -> list[tuple[float, float]]:
+    """Return the middle of each twentieth of [0, 1] and the density of sigma there, 1 where all come alike.
+
+    Args:
+        params: The distribution.
+        sampler_shift: Of the base's scheduler.
+        tokens: Of the picture, for a shift that depends on them.
+    """
+    bins, draws = 20, 100_000
+    found = sigmas(
+        (torch.arange(draws, dtype=torch.float64) + 0.5) / draws, params, sampler_shift=sampler_shift, tokens=tokens
+    )
+    counts = torch.histc(found, bins=bins, min=0.0, max=1.0)
+    return [((number + 0.5) / bins, float(count) * bins / draws) for number, count in enumerate(counts)]
+
+
 def _inside(draws: Tensor) -> Tensor:
     edge = torch.finfo(torch.float32).eps
     return draws.clamp(edge, 1 - edge)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from zimage.core.assets import read_asset
 from zimage.core.csv_rows import read_whole_rows
-from zimage.core.svg_charts import curve
+from zimage.core.svg_charts import curve, line
 
 SAMPLE = re.compile(r"step-([0-9]+)-([0-9]+)\.png")
 SIDE_PX = 320  # of a picture on the page
+NOISE_LEVELS = "noise_levels.csv"  # how often each sigma is trained on
 SMOOTH = "smooth"  # the column of loss.csv with the mean of the last steps
 
 
@@ -29,6 +30,7 @@ class PageContent:
         losses: Of each step.
         likeness: Mean closeness of the sample pictures to the training photos, by step; see zimage.training.likeness.
         validation: Mean loss on held-out crops, by step; see zimage.training.validation.
+        noise_levels: Sigma, and how often it is trained on, 1 where all come alike; see zimage.training.noise.
         warnings: What the training warns of, in sentences.
     """
 
@@ -39,6 +41,7 @@ class PageContent:
     losses: list[float]
     likeness: dict[int, float]
     validation: dict[int, float]
+    noise_levels: dict[float, float]
     warnings: list[str]
 
 
@@ -63,7 +66,9 @@ def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> P
     likeness = mean_closeness(read_likeness(folder / CURVE))
     validation = mean_loss(read_validation(folder / VALIDATION))
     done = int(steps[-1]) if steps else 0
-    return PageContent(done, loss, pictures, steps, losses, likeness, validation, _warnings(folder / "metrics.json"))
+    levels = {float(row["sigma"]): float(row["density"]) for row in read_whole_rows(folder / NOISE_LEVELS)}
+    warnings = _warnings(folder / "metrics.json")
+    return PageContent(done, loss, pictures, steps, losses, likeness, validation, levels, warnings)
 
 
 def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pictured: bool, working: bool) -> str:
@@ -95,6 +100,9 @@ def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pic
         if len(seen.validation) > 1
         else "",
         likeness=curve(list(seen.likeness), list(seen.likeness.values()), "steps") if len(seen.likeness) > 1 else "",
+        noise_levels=line(list(seen.noise_levels), list(seen.noise_levels.values()), "share of noise (sigma)")
+        if seen.noise_levels
+        else "",
         prompts=prompts,
         rows=rows,
         pictured=pictured,

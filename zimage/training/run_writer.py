@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from zimage.core.csv_rows import write_table
 from zimage.core.progress import Progress
 from zimage.lora.files.portable import save_portable
 from zimage.model.base import open_vae
@@ -17,12 +18,14 @@ from zimage.model.denoiser import run_block
 from zimage.model.device import peak_memory_gb, sent
 from zimage.model.latents import decode, image_of
 from zimage.model.sampling import sample
+from zimage.model.sequence import PATCH
 from zimage.training.checkpoint import TrainingState, write_state
 from zimage.training.demand import is_demanded
 from zimage.training.divergence import DivergedError, DivergenceMonitor, StepMetrics
 from zimage.training.likeness import LikenessCurve, has_plateaued
-from zimage.training.noise import generator_of
+from zimage.training.noise import generator_of, noise_levels
 from zimage.training.optimiser import learning_rate, rate_factor
+from zimage.training.page import NOISE_LEVELS
 from zimage.training.params import MachineParams, SampleParams, TrainParams
 from zimage.training.run_log import Record
 from zimage.training.setup import DTYPES, Run
@@ -37,7 +40,8 @@ class RunWriter:
     """Writes losses, checkpoints, sample pictures and resume states of a run.
 
     Args:
-        folder: Where it goes; `checkpoints/`, `samples/`, `resume/`, `tensorboard/` and `loss.csv` are made in it.
+        folder: Where it goes; `checkpoints/`, `samples/`, `resume/`, `tensorboard/`, `loss.csv` and `noise_levels.csv`
+            are made in it.
         prepared: The run.
         params: Of the run.
         base: The folder of the base model, whose autoencoder makes sample pictures visible.
@@ -80,9 +84,22 @@ class RunWriter:
         self._base, self._metadata, self._run, self._progress = base, metadata, run, progress
         self._devices, self._last_state, self._likeness, self._validation = devices, begin, likeness, validation
         self._watch = DivergenceMonitor(params.divergence_factor, self.record.losses)
+        self._write_noise_levels()
         self._since = time.monotonic()
         self._training_s = 0.0
         self._steps_here = 0
+
+    def _write_noise_levels(self) -> None:
+        """Write how often each noise level is trained on, for the page."""
+        objective, dataset = self._prepared.loop.objective, self._prepared.loop.objective.dataset
+        height, width = dataset.commonest_size()
+        levels = noise_levels(
+            objective.timestep_sampling,
+            sampler_shift=objective.sampler_shift,
+            tokens=(height // PATCH) * (width // PATCH),
+        )
+        rows = [{"sigma": f"{sigma:g}", "density": f"{density:.6g}"} for sigma, density in levels]
+        write_table(self._folder / NOISE_LEVELS, ("sigma", "density"), rows)
 
     @property
     def steps_per_s(self) -> float:
