@@ -52,6 +52,7 @@ def test_it_leaves_a_lora_checkpoints_numbers_and_no_rest(tiny_base: Base, tiny_
         "lora.safetensors",
         "loss.csv",
         "metrics.json",
+        "samples/noise_levels.csv",
         "samples/prompts.txt",
         "samples/validation.csv",
     ]

@@ -14,7 +14,7 @@ from zimage.core.svg_charts import curve, line
 
 SAMPLE = re.compile(r"step-([0-9]+)-([0-9]+)\.png")
 SIDE_PX = 320  # of a picture on the page
-NOISE_LEVELS = "noise_levels.csv"  # how often each sigma is trained on
+NOISE_LEVELS = "samples/noise_levels.csv"  # how often each sigma is trained on
 SMOOTH = "smooth"  # the column of loss.csv with the mean of the last steps
 
 

@@ -40,8 +40,7 @@ class RunWriter:
     """Writes losses, checkpoints, sample pictures and resume states of a run.
 
     Args:
-        folder: Where it goes; `checkpoints/`, `samples/`, `resume/`, `tensorboard/`, `loss.csv` and `noise_levels.csv`
-            are made in it.
+        folder: Where it goes; `checkpoints/`, `samples/`, `resume/`, `tensorboard/` and `loss.csv` are made in it.
         prepared: The run.
         params: Of the run.
         base: The folder of the base model, whose autoencoder makes sample pictures visible.
@@ -99,6 +98,7 @@ class RunWriter:
             tokens=(height // PATCH) * (width // PATCH),
         )
         rows = [{"sigma": f"{sigma:g}", "density": f"{density:.6g}"} for sigma, density in levels]
+        (self._folder / NOISE_LEVELS).parent.mkdir(exist_ok=True)
         write_table(self._folder / NOISE_LEVELS, ("sigma", "density"), rows)
 
     @property
