@@ -105,7 +105,10 @@ BEFORE = {
         "python -m flows promote --subject ada --channel production --accept-provisional",
     ),
 }
-CODES = {"zimage inspect ada-sdxl.safetensors": 2}  # what the verdict `unusable` ends with
+CODES = {
+    "zimage inspect ada-sdxl.safetensors": 2,  # what the verdict `unusable` ends with
+    "zimage sample-now workspaces/ada/data/train": 2,  # no training runs then; tests/training/test_demand.py asks one
+}
 SAYS = {  # what a command that goes on until Ctrl-C prints once it works
     "tensorboard --logdir workspaces/ada/data/train": "http://",
 }
