@@ -33,7 +33,7 @@ from zimage.captions.rows import CaptionRow
 from zimage.core.jsonl import read_rows
 from zimage.core.params import with_values
 from zimage.evaluation.compare import differences
-from zimage.evaluation.rows import PictureRow, read_csv
+from zimage.evaluation.rows import PictureRow, read_tested
 from zimage.model.base import TINY, find
 
 PARTS = Path(__file__).with_name("peer_parts")
@@ -235,12 +235,7 @@ def evaluated(work: Work, name: str, file: Path, cost: Cost, cache: Path) -> Lea
     command += [str(train), str(out), "--params", str(params)]
     run(command, work.folder, cwd=PROJECT)
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    return Learned(name, work.seed, cost, metrics, of_test_half(out / "scores.csv"))
-
-
-def of_test_half(scores: Path) -> list[PictureRow]:
-    """Return the scored pictures of the LoRA on the half of the prompts that chose nothing."""
-    return [row for row in read_csv(scores) if row.weights == "lora" and row.half == "test"]
+    return Learned(name, work.seed, cost, metrics, read_tested(out / "scores.csv"))
 
 
 def trainers(checkouts: list[Path]) -> dict[str, Trainer]:

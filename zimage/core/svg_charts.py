@@ -8,6 +8,7 @@ from dataclasses import dataclass
 # Px of the view boxes: about what a column of the page, or a phone, shows, so that type keeps its size.
 WIDE, NARROW = 400, 330
 LEFT, RIGHT = 40.0, 18.0
+HEIGHT, TOP, BOTTOM = 180.0, 12.0, 138.0  # of charts with a vertical scale
 
 
 @dataclass(frozen=True)
@@ -62,48 +63,34 @@ def strips(groups: Sequence[Group], threshold: float) -> str:
 
 def whiskers(points: Sequence[Point], unit: str) -> str:
     """Return values with their intervals side by side; the chosen one is highlighted."""
-    height, top, bottom = 180.0, 12.0, 138.0
     ends = [end for point in points for end in (point.low, point.high, point.value) if end is not None]
-    scale = _Scale(*_room(min(ends), max(ends)), bottom, top)
+    scale = _Scale(*_room(min(ends), max(ends)), BOTTOM, TOP)
     step = (NARROW - LEFT - RIGHT) / len(points)
-    parts = [_grid(scale, tick) for tick in _ticks(scale.start, scale.stop, 4)]
+    parts: list[str] = []
     for number, point in enumerate(points):
         x, kind = LEFT + step * (number + 0.5), "chosen" if point.chosen else "other"
         if point.low is not None and point.high is not None:
             span = f'y1="{scale(point.low):.1f}" y2="{scale(point.high):.1f}"'
             parts.append(f'<line class="whisker {kind}" x1="{x:.1f}" x2="{x:.1f}" {span}/>')
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{scale(point.value):.1f}" r="5.5"/>')
-        parts.append(_text(x, bottom + 20, point.label, "tick strong" if point.chosen else "tick", "middle"))
-    parts.append(_text(LEFT + (NARROW - LEFT - RIGHT) / 2, height - 4, unit, "tick", "middle"))
-    return _svg(NARROW, height, parts, unit)
+        parts.append(_text(x, BOTTOM + 20, point.label, "tick strong" if point.chosen else "tick", "middle"))
+    return _chart(scale, parts, unit)
 
 
 def curve(steps: Sequence[float], values: Sequence[float], unit: str) -> str:
     """Return a noisy curve as it is, pale, with its running mean on top."""
-    height, top, bottom = 180.0, 12.0, 138.0
     smooth = _running_mean(values, max(1, len(values) // 20))
     shown = sorted(values)
     across = _Scale(steps[0], max(steps[-1], steps[0] + 1), LEFT, NARROW - RIGHT)
-    scale = _Scale(*_room(shown[0], shown[max(0, round(0.98 * len(shown)) - 1)]), bottom, top)
-    parts = [_grid(scale, tick) for tick in _ticks(scale.start, scale.stop, 4)]
-    parts += [
-        _text(across(tick), bottom + 20, f"{tick:g}", "tick", "middle") for tick in _ticks(steps[0], steps[-1], 5)
-    ]
-    parts.append(_line(steps, values, across, scale, "raw"))
-    parts.append(_line(steps, smooth, across, scale, "smooth"))
-    parts.append(_text(LEFT + (NARROW - LEFT - RIGHT) / 2, height - 4, unit, "tick", "middle"))
-    return _svg(NARROW, height, parts, unit)
+    scale = _Scale(*_room(shown[0], shown[max(0, round(0.98 * len(shown)) - 1)]), BOTTOM, TOP)
+    lines = [_line(steps, values, across, scale, "raw"), _line(steps, smooth, across, scale, "smooth")]
+    return _chart(scale, [*_below(across, steps[0], steps[-1]), *lines], unit)
 
 
 def line(places: Sequence[float], values: Sequence[float], unit: str) -> str:
     """Return a curve from 0 up, over places that are the middles of equal parts of [0, 1]."""
-    height, top, bottom = 180.0, 12.0, 138.0
-    across, scale = _Scale(0.0, 1.0, LEFT, NARROW - RIGHT), _Scale(0.0, max(values) * 1.05, bottom, top)
-    parts = [_grid(scale, tick) for tick in _ticks(scale.start, scale.stop, 4)]
-    parts += [_text(across(tick), bottom + 20, f"{tick:g}", "tick", "middle") for tick in _ticks(0, 1, 5)]
-    parts.append(_line(places, values, across, scale, "smooth"))
-    parts.append(_text(LEFT + (NARROW - LEFT - RIGHT) / 2, height - 4, unit, "tick", "middle"))
-    return _svg(NARROW, height, parts, unit)
+    across, scale = _Scale(0.0, 1.0, LEFT, NARROW - RIGHT), _Scale(0.0, max(values) * 1.05, BOTTOM, TOP)
+    return _chart(scale, [*_below(across, 0, 1), _line(places, values, across, scale, "smooth")], unit)
 
 
 @dataclass(frozen=True)
@@ -118,6 +105,18 @@ class _Scale:
     def __call__(self, value: float) -> float:
         share = (min(max(value, self.start), self.stop) - self.start) / (self.stop - self.start)
         return self.first + share * (self.last - self.first)
+
+
+def _chart(scale: _Scale, parts: Sequence[str], unit: str) -> str:
+    """Return parts on a grid of the vertical scale, with the unit of the horizontal one below."""
+    grid = [_grid(scale, tick) for tick in _ticks(scale.start, scale.stop, 4)]
+    below = _text(LEFT + (NARROW - LEFT - RIGHT) / 2, HEIGHT - 4, unit, "tick", "middle")
+    return _svg(NARROW, HEIGHT, [*grid, *parts, below], unit)
+
+
+def _below(across: _Scale, first: float, last: float) -> list[str]:
+    """Return the numbers below a horizontal scale."""
+    return [_text(across(tick), BOTTOM + 20, f"{tick:g}", "tick", "middle") for tick in _ticks(first, last, 5)]
 
 
 def _heaped(values: Sequence[float], scale: _Scale, radius: float) -> list[tuple[float, float]]:

@@ -109,6 +109,11 @@ def read_csv(path: Path) -> list[PictureRow]:
     ]
 
 
+def read_tested(path: Path) -> list[PictureRow]:
+    """Return the rows of the chosen LoRA on the half of the prompts that chose nothing: no other LoRA is asked them."""
+    return [row for row in read_csv(path) if row.weights == "lora" and row.half == "test"]
+
+
 def _cell(value: object) -> object:
     if isinstance(value, bool):
         return int(value)

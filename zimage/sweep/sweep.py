@@ -18,7 +18,7 @@ from zimage.core.folder import make_writable, write_whole
 from zimage.core.jsonl import write_metrics
 from zimage.core.params import with_values
 from zimage.core.section import read_params, read_section
-from zimage.evaluation.rows import PictureRow, read_csv, write_csv
+from zimage.evaluation.rows import read_tested, write_csv
 from zimage.model.base import identify_files
 from zimage.permission import require_for, today
 from zimage.stages.evaluate import EvaluateParams
@@ -69,7 +69,12 @@ def sweep(file: Path, out: Path, *, data: Path, params_file: Path) -> list[str]:
     require_for(["train", "evaluate"], read_consent(data / "consent.yaml"), today())
     text = params_file.read_text(encoding="utf-8")
     planned = [
-        _planned(out, name, seed, with_values(text, {**values, "train.seed": seed}, f"{file}, `{name}`"))
+        _Planned(
+            name,
+            seed,
+            with_values(text, {**values, "train.seed": seed}, f"{file}, `{name}`"),
+            out / "runs" / f"{name} seed {seed}",
+        )
         for seed in seeds
         for name, values in settings.items()
     ]
@@ -95,10 +100,6 @@ def sweep(file: Path, out: Path, *, data: Path, params_file: Path) -> list[str]:
     if not runs:
         raise InputError("No setting could be trained; see above why, and change them.")
     return lines
-
-
-def _planned(out: Path, setting: str, seed: int, params: str) -> _Planned:
-    return _Planned(setting, seed, params, out / "runs" / f"{setting} seed {seed}")
 
 
 def _made_of(data: Path) -> dict[str, str]:
@@ -164,14 +165,8 @@ def _replace(made: Path, target: Path) -> None:
 
 def _run(one: _Planned) -> Run:
     trained = json.loads((one.folder / "train" / "metrics.json").read_text(encoding="utf-8"))
-    rows = [row for row in read_csv(one.folder / "evaluate" / "scores.csv") if _counts(row)]
-    chosen = json.loads((one.folder / "evaluate" / "metrics.json").read_text(encoding="utf-8"))["chosen"]
-    rows = [row for row in rows if (row.checkpoint, row.strength) == (chosen["file"], chosen["strength"])]
+    rows = read_tested(one.folder / "evaluate" / "scores.csv")
     return Run(one.seed, rows, float(trained["steps"]) / float(trained["steps_per_s"]))
-
-
-def _counts(row: PictureRow) -> bool:
-    return row.weights == "lora" and row.kind == "likeness" and row.half == "test"
 
 
 def _write(

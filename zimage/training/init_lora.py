@@ -5,7 +5,6 @@ rank is at most `train.rank`: a smaller one gets further rows as a new LoRA draw
 larger one, or a change in another form than two matrices, becomes its best approximation of `train.rank` by SVD.
 """
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +15,10 @@ from peft.tuners.lora import LoraLayer
 from zimage.core.errors import InputError
 from zimage.lora.convert.change import Change, exact_factors, spectrum
 from zimage.lora.convert.reading import read_lora
+from zimage.lora.files.given import require_pinned
 from zimage.lora.files.portable import Decomposed, Factors
 from zimage.model.fast.linear import ADAPTER
-from zimage.training.params import InitLoraParams, TrainParams
+from zimage.training.params import TrainParams
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
@@ -40,7 +40,7 @@ def begin_with_lora(transformer: "ZImageTransformer2DModel", params: TrainParams
     """
     if params.init_lora is None:
         return
-    path = _pinned(params.init_lora)
+    path = require_pinned(params.init_lora.file, params.init_lora.sha256, setting="train.init_lora", what="LoRA")
     if params.adapter != "lora":
         raise InputError(
             f"train.init_lora goes on with a LoRA, but train.adapter is {params.adapter}; set it to lora, or "
@@ -56,7 +56,7 @@ def begin_with_lora(transformer: "ZImageTransformer2DModel", params: TrainParams
     reduced = 0
     for name, change in changes.items():
         down, up = layers[name].lora_A[ADAPTER].weight, layers[name].lora_B[ADAPTER].weight
-        factors = _factors(change, len(down), path)
+        factors, is_reduced = _factors(change, len(down), path)
         if (factors.up.shape[0], factors.down.shape[1]) != (up.shape[0], down.shape[1]):
             raise InputError(
                 f"train.init_lora names {path}, which changes {name} by a matrix "
@@ -66,35 +66,17 @@ def begin_with_lora(transformer: "ZImageTransformer2DModel", params: TrainParams
         rank = len(factors.down)
         down[:rank] = factors.down.to(down)
         up[:, :rank] = factors.up.to(up) / layers[name].scaling[ADAPTER]
-        reduced += not _fits(change, len(down))
+        reduced += is_reduced
     logger.info("going on from %s: %d of %d layers begin with its change", path, len(changes), len(layers))
     if reduced:
         logger.warning("%s has a larger rank than its adapter, or another form, in %d layers: reduced", path, reduced)
 
 
-def _pinned(params: InitLoraParams) -> Path:
-    """Return the file once it is clear that it is the one that was pinned."""
-    path = Path(params.file).expanduser()
-    if not path.is_file():
-        raise InputError(f"train.init_lora names {path}, which does not exist; correct it or set it to null.")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != params.sha256:
-        raise InputError(
-            f"The LoRA {path} has SHA-256 {found}, but params.yaml pins {params.sha256}; restore the file, or set "
-            "train.init_lora.sha256 if the change is meant."
-        )
-    return path
-
-
-def _fits(change: Change, rank: int) -> bool:
-    """Return whether a change is, as it stands, two matrices of at most this rank."""
-    exact = exact_factors(change)
-    return exact is not None and len(exact.down) <= rank
-
-
-def _factors(change: Change, rank: int, path: Path) -> Factors:
-    """Return a change as two matrices of at most this rank."""
+def _factors(change: Change, rank: int, path: Path) -> tuple[Factors, bool]:
+    """Return a change as two matrices of at most this rank, and whether it is only approximated so."""
     if isinstance(change, Decomposed):
         raise InputError(f"train.init_lora names {path}, which is DoRA and so no sum with the base; choose a LoRA.")
     exact = exact_factors(change)
-    return exact if exact is not None and len(exact.down) <= rank else spectrum(change, rank).factors(rank)
+    if exact is not None and len(exact.down) <= rank:
+        return exact, False
+    return spectrum(change, rank).factors(rank), True

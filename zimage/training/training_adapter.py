@@ -3,11 +3,9 @@
 It is worn while something is learnt and never after: sample pictures are made without it, as the LoRA will be used.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +13,7 @@ import torch
 from zimage.core.errors import InputError
 from zimage.lora.convert.change import exact_factors, written_out
 from zimage.lora.convert.reading import read_lora
+from zimage.lora.files.given import require_pinned
 from zimage.lora.files.portable import Factors
 from zimage.model.denoiser import Denoiser
 from zimage.model.fast.linear import Addend, Projection, plain_layer
@@ -36,15 +35,7 @@ def merge(transformer: "ZImageTransformer2DModel", params: AdapterParams) -> dic
     Raises:
         InputError: the file is absent, another one than was pinned, for another model, or of other widths.
     """
-    path = Path(params.file).expanduser()
-    if not path.is_file():
-        raise InputError(f"train.training_adapter names {path}, which does not exist; correct it or set it to null.")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != params.sha256:
-        raise InputError(
-            f"The training adapter {path} has SHA-256 {found}, but params.yaml pins {params.sha256}; "
-            "restore the file, or set train.training_adapter.sha256 if the change is meant."
-        )
+    path = require_pinned(params.file, params.sha256, setting="train.training_adapter", what="training adapter")
     changes = read_lora(path).changes
     layers = dict(transformer.named_modules())
     for name, change in changes.items():

@@ -1,4 +1,4 @@
-"""Read `FILE` or `FILE:STRENGTH` as a person writes a LoRA, and pin one; the one place that knows this form."""
+"""Read `FILE` or `FILE:STRENGTH` as a person writes a LoRA, and pin one; the one place that knows these forms."""
 
 import hashlib
 from pathlib import Path
@@ -25,6 +25,30 @@ def file_and_strength(written: str) -> tuple[str, float | None]:
         ) from None
 
 
+def require_pinned(file: str, sha256: str, *, setting: str, what: str) -> Path:
+    """Return a LoRA file that params.yaml names, once it is clear that it is the one that was pinned.
+
+    Args:
+        file: As params.yaml names it.
+        sha256: As params.yaml pins it.
+        setting: Dotted key of the setting, for the messages.
+        what: What the file is, for the messages.
+
+    Raises:
+        InputError: there is no such file, or another one.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise InputError(f"{setting} names {path}, which does not exist; correct it or set it to null.")
+    found = _sha256(path)
+    if found != sha256:
+        raise InputError(
+            f"The {what} {path} has SHA-256 {found}, but params.yaml pins {sha256}; restore the file, or set "
+            f"{setting}.sha256 if the change is meant."
+        )
+    return path
+
+
 def pinned_lora(file: str) -> dict[str, str]:
     """Return the setting that names a LoRA file and pins its content.
 
@@ -34,4 +58,9 @@ def pinned_lora(file: str) -> dict[str, str]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise InputError(f"There is no LoRA file {file}; correct the path.")
-    return {"file": str(path.absolute()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"file": str(path.absolute()), "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
