@@ -12,6 +12,7 @@ from tests.cli.test_main import zimage
 from tests.evaluation.photos import DLIB, views, write_detect
 from tests.stages.test_evaluate import after_training, cheap_params
 from zimage.core.errors import InputError
+from zimage.evaluation.rows import read_tested
 from zimage.faces.engine import open_engine
 from zimage.model.base import Base
 from zimage.sweep.settings import read_sweep
@@ -48,18 +49,22 @@ def write(folder: Path, **content: Any) -> Path:
 
 def test_settings_are_trained_scored_and_compared_once(workspace: Path) -> None:
     common = {**SMALL, "evaluate.sweep.checkpoints": 0, "evaluate.sweep.strengths": [1.0]}
+    common["evaluate.copy_correlation"] = 0.05
     runs: dict[str, Any] = {"own": {}, "long": {"train.steps": 8}, "too wide": {"train.rank": 500}}
     file, out = write(workspace, runs=runs, common=common), workspace / "out"
     first = zimage("sweep", file, out, cwd=workspace)
     assert first.returncode == 0, first.stderr
     assert "3 of 3: too wide, seed 0" in first.stderr
-    rows = [line for line in first.stdout.splitlines() if line.startswith("|")]
-    assert [row.split(" | ")[0] for row in rows[2:]] == ["| own", "| long"]
+    shown = [line for line in first.stdout.splitlines() if line.startswith("|")]
+    assert [row.split(" | ")[0] for row in shown[2:]] == ["| own", "| long"]
     assert "too wide, seed 0: could not be trained" in first.stdout
     found = json.loads((out / "sweep.json").read_text(encoding="utf-8"))
     assert {one["measure"] for one in found["differences"]} >= {"likeness", "same_person", "copies"}
     assert {(one["first"], one["second"]) for one in found["differences"]} == {("long", "own")}
     assert found["settings"]["long"]["train.steps"] == 8
+    rows = read_tested(out / "runs" / "own seed 0" / "evaluate" / "scores.csv")
+    copies = sum(row.likeness_to_copy >= 0.05 for row in rows)
+    assert copies > 0 and found["results"]["own"]["copies"]["value"] == copies / len(rows)
     trained = {name: out / "runs" / f"{name} seed 0" / "train" / "lora.safetensors" for name in ("own", "long")}
     assert trained["own"].read_bytes() != trained["long"].read_bytes()
 

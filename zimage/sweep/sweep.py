@@ -22,7 +22,7 @@ from zimage.evaluation.rows import read_tested, write_csv
 from zimage.model.base import identify_files
 from zimage.permission import require_for, today
 from zimage.stages.evaluate import EvaluateParams
-from zimage.sweep.comparison import Compared, Run, compared, table
+from zimage.sweep.comparison import Run, compared, table
 from zimage.sweep.settings import read_sweep
 from zimage.training.params import TrainParams
 
@@ -85,6 +85,7 @@ def sweep(file: Path, out: Path, *, data: Path, params_file: Path) -> list[str]:
         write_whole(one.folder / "params.yaml", one.params.encode())
         for section, kind in (("train", TrainParams), ("evaluate", EvaluateParams)):
             read_section(one.folder / "params.yaml", section, kind)
+    evaluated = read_section(planned[0].folder / "params.yaml", "evaluate", EvaluateParams)  # alike in all
     runs: dict[str, list[Run]] = {}
     failed: list[str] = []
     lines: list[str] = []
@@ -96,7 +97,7 @@ def sweep(file: Path, out: Path, *, data: Path, params_file: Path) -> list[str]:
             failed.append(f"{one.setting}, seed {one.seed}")
         if runs:  # a long sweep can be read while it runs
             ordered = {name: runs[name] for name in settings if name in runs}
-            lines = _write(out, settings, ordered, failed, params_file)
+            lines = _write(out, settings, ordered, failed, evaluated.copy_correlation)
     if not runs:
         raise InputError("No setting could be trained; see above why, and change them.")
     return lines
@@ -174,13 +175,10 @@ def _write(
     settings: Mapping[str, Mapping[str, Any]],
     runs: Mapping[str, Sequence[Run]],
     failed: Sequence[str],
-    params_file: Path,
+    copy_correlation: float,
 ) -> list[str]:
     """Write what is known so far, and return the table's lines."""
-    found: Compared = compared(
-        runs,
-        copy_correlation=read_section(params_file, "evaluate", EvaluateParams).copy_correlation,
-    )
+    found = compared(runs, copy_correlation=copy_correlation)
     lines = table(found, failed=failed)
     write_whole(out / "sweep.md", ("\n".join(lines) + "\n").encode())
     write_csv(out / "differences.csv", found.differences)
