@@ -4,7 +4,8 @@ from typing import get_args
 
 import pytest
 import torch
-from diffusers.training_utils import compute_loss_weighting_for_sd3
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 
 from zimage.training.loss_weights import face_weights, sigma_weights, squared_error
 from zimage.training.params import LossWeight
@@ -34,6 +35,23 @@ def test_half_bell_is_the_bell_of_high_noise_and_stays_at_its_top_below() -> Non
     half, bell = sigma_weights("half_bell", sigma), sigma_weights("bell", sigma)
     torch.testing.assert_close(half[:3], half[2].expand(3))
     torch.testing.assert_close(half[2:] / half[2], bell[2:] / bell[2])
+
+
+def test_min_snr_weighs_the_predicted_picture_by_diffusers_own_snr_up_to_5() -> None:
+    """Pictures scaled to alpha^2 + sigma^2 = 1, as diffusers has them, have the same SNR and the same clean picture."""
+    sigma = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
+    scheduler = DDPMScheduler(num_train_timesteps=len(sigma))
+    scheduler.alphas_cumprod = (1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2)
+    weights = compute_snr(scheduler, torch.arange(len(sigma))).clamp(max=5)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise, wrong = (torch.randn((49, 4), generator=generator, dtype=torch.float64) for _ in range(3))
+    noisy = (1 - sigma[:, None]) * clean + sigma[:, None] * noise
+    velocity = noise - clean + 0.1 * wrong
+    of_picture = weights * (noisy - sigma[:, None] * velocity - clean).square().mean(dim=1)
+    of_velocity = sigma_weights("min_snr", sigma) * (velocity - (noise - clean)).square().mean(dim=1)
+    ratio = of_velocity / of_picture
+    torch.testing.assert_close(ratio, ratio[0].expand(49), rtol=1e-4, atol=0)  # diffusers' are float32
+    assert abs(float(sigma[sigma_weights("min_snr", sigma).argmax()]) - 1 / (1 + 5**0.5)) < 0.02
 
 
 def test_face_weights_have_mean_one_and_the_asked_contrast() -> None:

@@ -13,6 +13,10 @@ from zimage.training.params import LossWeight
 # Integral over [0, 1] of exp(-2 (s - 1/2)^2) - exp(-1/2), so that `bell` is 1 on average for uniform sigma.
 BELL_MEAN = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - math.exp(-0.5)
 
+MIN_SNR_GAMMA = 5.0  # arXiv 2303.09556, section 4.2: the results differ little between 1 and 20
+# Integral over [0, 1] of min((1 - s)^2, gamma s^2), so that `min_snr` is 1 on average for uniform sigma.
+MIN_SNR_MEAN = MIN_SNR_GAMMA / (3 * (1 + math.sqrt(MIN_SNR_GAMMA)) ** 2)
+
 
 def sigma_weights(name: LossWeight, sigma: Tensor) -> Tensor:
     """Return the weight of each sample's loss (B,), 1 on average where sigma is uniform, but for sigma_sqrt.
@@ -21,6 +25,9 @@ def sigma_weights(name: LossWeight, sigma: Tensor) -> Tensor:
     half_bell, ostris/ai-toolkit@004e5a68:toolkit/samplers/custom_flowmatch_sampler.py (linear_timesteps_weights2);
     cosmap, arXiv 2403.03206 section 3.1; sigma, Nerogar/OneTrainer's loss weight SIGMA; sigma_sqrt, diffusers@0.42.1:
     src/diffusers/training_utils.py (compute_loss_weighting_for_sd3), whose mean over uniform sigma is infinite.
+    min_snr, arXiv 2303.09556: the error of the predicted picture counts min(SNR, 5), where SNR is ((1 - s) / s)^2 for
+    x_t = (1 - s) x_0 + s noise; that error is s times the velocity's, since x_0 = x_t - s v, so the velocity's squared
+    error counts s^2 min(SNR, 5). Trainers that divide by SNR, as for predicted noise, give another weight.
     """
     match name:
         case "constant":
@@ -36,6 +43,8 @@ def sigma_weights(name: LossWeight, sigma: Tensor) -> Tensor:
             return 2 * sigma
         case "sigma_sqrt":
             return sigma**-2
+        case "min_snr":
+            return torch.minimum((1 - sigma) ** 2, MIN_SNR_GAMMA * sigma**2) / MIN_SNR_MEAN
 
 
 def face_weights(face: Tensor, face_weight: float) -> Tensor:

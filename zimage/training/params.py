@@ -22,7 +22,7 @@ OptimiserName = Literal[
     "adamw", "adamw_8bit", "adafactor", "prodigy", "prodigy_schedule_free", "schedule_free", "came", "muon"
 ]
 FIND_A_RATE: tuple[OptimiserName, ...] = ("prodigy", "prodigy_schedule_free")  # one for all layers
-LossWeight = Literal["constant", "bell", "half_bell", "cosmap", "sigma", "sigma_sqrt"]
+LossWeight = Literal["constant", "bell", "half_bell", "cosmap", "sigma", "sigma_sqrt", "min_snr"]
 Resume = Literal["exact", "any", "restart"]
 TrackerName = Literal["wandb", "mlflow", "trackio"]
 
@@ -335,7 +335,8 @@ class TrainParams(Section):
     timestep_sampling: TimestepSamplingParams
     loss_weight: LossWeight
     """What noise levels count: constant, bell (middle ones more), half_bell (middle and low ones more), cosmap (middle
-    ones a little more), sigma (high ones more) or sigma_sqrt (diffusers' name of 1 / sigma^2: low ones far more)."""
+    ones a little more), sigma (high ones more), sigma_sqrt (diffusers' name of 1 / sigma^2: low ones far more) or
+    min_snr (Min-SNR with gamma 5: those around 0.3 most, both ends hardly)."""
     face_weight: float = Field(gt=0)
     """How much more the face counts than the rest of its picture; 1 for alike."""
     caption_dropout: float = Field(ge=0, lt=1)
