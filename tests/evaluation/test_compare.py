@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from tests.evaluation.test_figures import row
-from zimage.evaluation.compare import differences, sentence
+from zimage.evaluation.compare import differences, same_person, sentence
 from zimage.evaluation.rows import PictureRow
 
 PROMPTS, SEEDS = 12, 2
 
 
 def picture(prompt: str, seed: int, closeness: float = 0.5) -> PictureRow:
-    """Return a picture of which only prompt, seed and closeness matter."""
-    return row(0, 0.4).model_copy(update={"prompt": prompt, "seed": seed, "closeness": closeness})
+    """Return a picture of the person of which only prompt, seed and closeness matter."""
+    return row(0, 0.4).model_copy(update={"prompt": prompt, "seed": seed, "closeness": closeness, "same": True})
 
 
 def pictures(shift: float, rng: np.random.Generator, common: np.ndarray) -> list[PictureRow]:
@@ -66,5 +66,32 @@ def test_the_sentence_says_what_the_interval_shows(shift: float, said: str) -> N
     common = rng.normal(0.5, 0.1, (PROMPTS, SEEDS))
     sets = {"a": pictures(shift, rng, common), "b": pictures(0.0, rng, common)}
     (likeness,) = [one for one in differences(sets, resamples=400, generator=rng) if one.measure == "likeness"]
-    assert sentence(likeness).startswith(said)
-    assert f"over {PROMPTS * SEEDS} pairs of pictures" in sentence(likeness)
+    found = sentence(likeness, (same_person(sets["a"]), same_person(sets["b"])))
+    assert found.startswith(said) and f"over {PROMPTS * SEEDS} pairs of pictures" in found
+
+
+@pytest.mark.parametrize(
+    ("same", "said"),
+    [
+        (
+            (2, 0),
+            "Neither a nor b is the person: 2 of 24 pictures of a and 0 of 24 pictures of b show",
+        ),
+        ((11, 11), "Neither a nor b is the person: 11 of 24 "),
+        ((12, 0), "a keeps the face better than b: +0."),
+        ((0, 12), "a keeps the face better than b: +0."),
+    ],
+)
+def test_of_two_sets_that_mostly_show_others_neither_is_said_to_keep_the_face(same: tuple[int, int], said: str) -> None:
+    rng = np.random.default_rng(6)
+    common = rng.normal(0.2, 0.05, (PROMPTS, SEEDS))
+    sets = {
+        name: [
+            row.model_copy(update={"same": number < passes}) for number, row in enumerate(pictures(shift, rng, common))
+        ]
+        for name, passes, shift in zip("ab", same, (0.1, 0.0), strict=True)
+    }
+    (likeness,) = [one for one in differences(sets, resamples=400, generator=rng) if one.measure == "likeness"]
+    found = sentence(likeness, (same_person(sets["a"]), same_person(sets["b"])))
+    assert likeness.better == "first" and found.startswith(said)
+    assert ("keeps the face" in found) == (max(same) >= PROMPTS * SEEDS / 2)

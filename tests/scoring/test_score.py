@@ -109,7 +109,7 @@ def compared(place: Path) -> Path:
 
 def test_the_lora_that_draws_the_person_is_said_to_keep_the_face_better(compared: Path) -> None:
     found = json.loads((compared / "metrics.json").read_text(encoding="utf-8"))
-    assert re.match(r"ada keeps the face better than eve: \+0\.\d\d \[\+0\.\d\d, \+\d\.\d\d\]", found["says"][0])
+    assert re.match(r"ada keeps the face better than eve: \+0\.\d{3} \[\+0\.\d{3}, \+\d\.\d{3}\]", found["says"][0])
     assert found["results"]["ada"]["estimates"]["same_of_all"]["value"] > 0.9
     assert found["results"]["eve"]["estimates"]["same_of_all"]["value"] < 0.2
     assert found["results"]["ada"]["verdict"] == "provisional" and found["results"]["eve"]["verdict"] == "fail"
@@ -143,8 +143,12 @@ def test_a_lora_really_drawn_and_one_that_diffusers_cannot_read_as_it_is(place: 
         *("--lora", f"{place / 'ada.safetensors'}:0.5", "--lora", tmp_path / "web.safetensors"),
         *("--class-noun", "woman", "--trigger", "zmkl", "--seeds", 1, "--params", place / "params.yaml"),
     )
-    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["results"]
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert done.returncode == 3, done.stderr  # noise shows nobody
+    assert metrics["says"][0].startswith(
+        "Neither ada nor web is the person: 0 of 4 pictures of ada and 0 of 4 pictures of web show the same person."
+    )
+    found = metrics["results"]
     assert f"report: {out / 'score.html'}" in done.stdout
     assert found["web"]["converted"] and not found["ada"]["converted"]
     assert (found["ada"]["strength"], found["web"]["strength"]) == (0.5, 1.0)

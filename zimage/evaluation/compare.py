@@ -14,11 +14,13 @@ from typing import Literal
 import numpy as np
 
 from zimage.core.jsonl import Row
-from zimage.evaluation.figures import paired
-from zimage.evaluation.intervals import Estimate, mean, rate_difference
+from zimage.evaluation.figures import by_prompt, paired
+from zimage.evaluation.intervals import Estimate, mean, rate, rate_difference
 from zimage.evaluation.rows import PictureRow
+from zimage.evaluation.wording import counted, quantity
 
 ERROR = 0.05  # that any interval of one measure misses
+MOSTLY = 0.5  # share of pictures of the same person from which a set keeps the face at all
 
 Better = Literal["first", "second", "not shown"]
 
@@ -116,16 +118,36 @@ def differences(
     return found
 
 
-def sentence(difference: Difference) -> str:
-    """Return what a difference of likeness says, as one sentence for a person."""
+def sentence(difference: Difference, same: tuple[Estimate, Estimate]) -> str:
+    """Return what a difference of likeness says, for a person.
+
+    Args:
+        difference: Of likeness.
+        same: The share of pictures that are the same person, of the first set and of the second. Where both are below
+            one half, neither set is said to keep a face.
+    """
     interval = f"{_signed(difference.value)} [{_signed(difference.low)}, {_signed(difference.high)}]"
     first, second = difference.first, difference.second
-    pictures = f"{difference.n} pairs of pictures"
+    pictures = f"over {quantity(difference.n, 'pair')} of pictures"
+    if all(share.value is not None and share.value < MOSTLY for share in same):
+        shares = " and ".join(
+            f"{counted(share.value or 0.0, share.n)} pictures of {name}"
+            for share, name in zip(same, (first, second), strict=True)
+        )
+        return (
+            f"Neither {first} nor {second} is the person: {shares} show the same person. Likeness differs by "
+            f"{interval} ({first} less {second}) {pictures}, most of which show somebody else or nobody."
+        )
     if difference.better == "first":
-        return f"{first} keeps the face better than {second}: {interval} over {pictures}."
+        return f"{first} keeps the face better than {second}: {interval} {pictures}."
     if difference.better == "second":
-        return f"{second} keeps the face better than {first}: {interval} ({first} less {second}) over {pictures}."
-    return f"No difference in likeness between {first} and {second} is shown: {interval} over {pictures}."
+        return f"{second} keeps the face better than {first}: {interval} ({first} less {second}) {pictures}."
+    return f"No difference in likeness between {first} and {second} is shown: {interval} {pictures}."
+
+
+def same_person(rows: Sequence[PictureRow]) -> Estimate:
+    """Return the share of the pictures that ask for the person and show the same person."""
+    return rate([[row.same for row in group] for group in by_prompt([row for row in rows if row.kind == "likeness"])])
 
 
 def _difference(
@@ -176,4 +198,4 @@ def difference_of(measure: Measure, first: str, second: str, estimate: Estimate,
 
 
 def _signed(value: float | None) -> str:
-    return "?" if value is None else f"{value:+.2f}"
+    return "?" if value is None else f"{value:+.3f}"

@@ -16,7 +16,7 @@ from zimage.core.errors import InputError
 from zimage.core.folder import check_out, made_aside
 from zimage.core.jsonl import write_metrics
 from zimage.core.section import read_section
-from zimage.evaluation.compare import LIKENESS, Difference, differences, sentence
+from zimage.evaluation.compare import LIKENESS, Difference, differences, same_person, sentence
 from zimage.evaluation.figures import Evidence, Figures, PairValues, figures
 from zimage.evaluation.gate import GateParams, Judgement, judge
 from zimage.evaluation.generate.gallery import Gallery
@@ -509,13 +509,14 @@ def _estimates(found: Figures | None) -> dict[str, Any]:
 
 def _lines(results: Sequence[Result], found: Sequence[Difference], photos: References) -> list[str]:
     """Return the comparisons of likeness, then a line for each result, as a person reads them."""
-    lines = [sentence(one) for one in found if one.measure == LIKENESS.name]
+    same = {one.name: same_person(one.rows) for one in results}
+    lines = [sentence(one, (same[one.first], same[one.second])) for one in found if one.measure == LIKENESS.name]
     for one in results:
         if one.figures is not None and one.figures.same_of_all.value is not None:
-            same = one.figures.same_of_all
+            share = one.figures.same_of_all
             verdict = f"{one.judgement.verdict}: " if one.judgement else ""
-            interval = "" if same.low is None or same.high is None else f" [{same.low:.0%}, {same.high:.0%}]"
-            lines.append(f"{one.name}: {verdict}same person in {same.value:.0%}{interval} of {same.n} pictures.")
+            interval = "" if share.low is None or share.high is None else f" [{share.low:.0%}, {share.high:.0%}]"
+            lines.append(f"{one.name}: {verdict}same person in {share.value:.0%}{interval} of {share.n} pictures.")
         if one.figures is not None and one.source != BASE:
             said = overcooked(one.figures.drifts, one.figures.drifts_from_photos)
             lines += [f"{one.name}: {each}" for each in said]

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
-from zimage.evaluation.compare import ERROR, MEASURES, Difference, Measure, difference_of
+from zimage.evaluation.compare import ERROR, LIKENESS, MEASURES, Difference, Measure, difference_of, sentence
 from zimage.evaluation.figures import by_prompt, paired
 from zimage.evaluation.intervals import Estimate, rate, rate_difference, two_way_mean
 from zimage.evaluation.rows import PictureRow
@@ -159,17 +159,14 @@ def table(found: Compared, *, failed: Sequence[str]) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"{name}: could not be trained; see its messages." for name in failed)]
-    lines += [_sentence(one, found) for one in found.differences if one.measure == "likeness"]
+    lines += [
+        sentence(one, (found.results[one.first].same_person, found.results[one.second].same_person))
+        for one in found.differences
+        if one.measure == LIKENESS.name
+    ]
     scope = "other trainings and other prompts" if seeds > 1 else "other prompts of this one training only; give seeds"
     lines.append(f"Intervals hold for {scope}; all of one measure hold together with 95 %.")
     return lines
-
-
-def _sentence(one: Difference, found: Compared) -> str:
-    word = {"first": "keeps the face better than", "second": "keeps the face less well than"}.get(
-        one.better, "is not shown to differ in likeness from"
-    )
-    return f"{one.first} {word} {one.second}: {_signed(found, one.first, 'likeness')} over {one.n} pairs of pictures."
 
 
 def _percent(share: Estimate) -> str:
