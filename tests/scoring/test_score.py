@@ -311,6 +311,7 @@ def test_a_person_s_answers_and_the_rank_among_other_people_are_in_the_results(p
     assert "reviewed" not in first["estimates"]
     assert first["estimates"]["ranked_first"]["value"] > 0.8 and first["estimates"]["base_ranked_first"]["value"] == 0
     assert set(first["drifts"]) == {"contrast", "saturation", "skin"} and first["drifts"]["contrast"]["low"] is not None
+    assert set(first["degradations"]) == {"blur", "noise", "blocking"} and "degraded" in first
     items = read_rows(out / "review.jsonl", Item)
     assert sum(item.kind == "picture" for item in items) == 4 * SEEDS
     said = {item.id: "no" if item.kind == "impostor" else "yes" for item in items}

@@ -85,6 +85,10 @@ MEASURES = (
     Measure("saturation", "saturation (ln of its ratio)", lambda row: _log(row.saturation), more_is_better=None),
     Measure("skin", "fine structure of the skin (ln of its ratio)", lambda row: _log(row.skin), more_is_better=None),
     Measure("leaks", "share of pictures of others that show the person", _leaked, more_is_better=False, leaks=True),
+    # Behind the others, so that these keep their draws and with them the bits of their intervals.
+    Measure("blur", "blur (ln of its ratio)", lambda row: _log(row.blur), more_is_better=None),
+    Measure("noise", "noise (ln of its ratio)", lambda row: _log(row.noise), more_is_better=None),
+    Measure("blocking", "blocking on a grid of 8 px (ln of its ratio)", lambda row: _log(row.blocking), None),
 )
 LIKENESS = MEASURES[0]
 

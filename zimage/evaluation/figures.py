@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from zimage.evaluation.generate.suite import Kind
 from zimage.evaluation.hidden import (
+    DEGRADATIONS,
     LOOKS,
     Look,
     by_condition,
@@ -67,6 +68,8 @@ class Figures:
         drifts: For each look, the mean ln(LoRA / base model) over the same prompts and seeds.
         drifts_from_photos: For each look, mean ln of the pictures less that of the held-out photos.
         conditions: Of faces that are hard to draw, the share that is the person.
+        degradations: As drifts, of blur, noise and blocking.
+        degradations_from_photos: As drifts_from_photos, of blur, noise and blocking.
     """
 
     face_found: Estimate
@@ -103,6 +106,8 @@ class Figures:
     drifts: dict[Look, Estimate] = field(default_factory=dict)
     drifts_from_photos: dict[Look, Estimate] = field(default_factory=dict)
     conditions: dict[str, Estimate] = field(default_factory=dict)
+    degradations: dict[Look, Estimate] = field(default_factory=dict)
+    degradations_from_photos: dict[Look, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,11 @@ def figures(evidence: Evidence, *, copy_correlation: float, resamples: int, gene
             for look in LOOKS
         },
         conditions=by_condition(lora),
+        degradations={look: drift(pairs, look, resamples=resamples, generator=generator) for look in DEGRADATIONS},
+        degradations_from_photos={
+            look: drift_from_photos(lora, evidence.photos, look, resamples=resamples, generator=generator)
+            for look in DEGRADATIONS
+        },
     )
 
 

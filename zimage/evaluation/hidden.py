@@ -1,4 +1,4 @@
-"""What likeness hides: over-cooking, look-alikes, faces that are hard to draw, sameness of pose and light.
+"""What likeness hides: over-cooking, blur, noise, look-alikes, faces that are hard to draw, sameness of pose and light.
 
 None of these is a rule of the gate: their limits would be guesses. They are compared with the base model over the same
 prompts and noise wherever that is possible.
@@ -20,8 +20,9 @@ from zimage.faces.quality import FRONTAL_DEG
 if TYPE_CHECKING:
     from zimage.evaluation.figures import Figures
 
-Look = Literal["contrast", "saturation", "skin"]
-LOOKS: tuple[Look, ...] = ("contrast", "saturation", "skin")
+Look = Literal["contrast", "saturation", "skin", "blur", "noise", "blocking"]
+LOOKS: tuple[Look, ...] = ("contrast", "saturation", "skin")  # what training too long changes
+DEGRADATIONS: tuple[Look, ...] = ("blur", "noise", "blocking")  # what makes a picture worse the more there is of it
 SMALL_FACE = 0.2  # of the picture's height
 DIM = LIGHTS[1][0]  # face luma below which captions speak of dim light
 Rows = Sequence[PictureRow]
@@ -136,25 +137,46 @@ def overcooked(from_base: Mapping[Look, Estimate], from_photos: Mapping[Look, Es
     """Return a sentence for each look that is beyond the base's pictures and beyond real photos, both shown by an
     interval on the same side of 0.
     """
-    said: list[str] = []
-    if not from_base or not from_photos:
-        return said
-    for look in LOOKS:
-        both = from_base[look], from_photos[look]
-        for sign, word in ((1, "above"), (-1, "below")):
-            if all(sign * (end or 0.0) > 0 for one in both for end in (one.low, one.high)):
-                base, photos = (abs(float(np.expm1(one.value or 0.0))) for one in both)
-                said.append(
-                    f"{SAYS_LOOK[look]} is {base:.0%} {word} the base model's pictures and {photos:.0%} {word} real "
-                    "photos, as in a LoRA that was trained too long or is used too strongly."
-                )
-    return said
+    return [
+        f"{change}, as in a LoRA that was trained too long or is used too strongly."
+        for look in LOOKS
+        for change in _beyond_both(look, from_base, from_photos, {1: "above", -1: "below"})
+    ]
+
+
+def degraded(from_base: Mapping[Look, Estimate], from_photos: Mapping[Look, Estimate]) -> list[str]:
+    """Return a sentence for blur, noise and blocks that are above the base's pictures and above real photos, both shown
+    by an interval above 0.
+    """
+    return [
+        f"{change}: see whether the pictures are worse for it."
+        for look in DEGRADATIONS
+        for change in _beyond_both(look, from_base, from_photos, {1: "above"})
+    ]
+
+
+def _beyond_both(
+    look: Look, from_base: Mapping[Look, Estimate], from_photos: Mapping[Look, Estimate], signs: Mapping[int, str]
+) -> list[str]:
+    """Return by how much a look is beyond the base's pictures and real photos, if beyond both in one direction."""
+    if look not in from_base or look not in from_photos:
+        return []
+    both = from_base[look], from_photos[look]
+    base, photos = (abs(float(np.expm1(one.value or 0.0))) for one in both)
+    return [
+        f"{SAYS_LOOK[look]} is {base:.0%} {word} the base model's pictures and {photos:.0%} {word} real photos"
+        for sign, word in signs.items()
+        if all(sign * (end or 0.0) > 0 for one in both for end in (one.low, one.high))
+    ]
 
 
 SAYS_LOOK: dict[Look, str] = {
     "contrast": "Contrast",
     "saturation": "Saturation",
     "skin": "The fine structure of the skin",
+    "blur": "Blur",
+    "noise": "Noise",
+    "blocking": "Blocking on a grid of 8 px",
 }
 
 
@@ -200,8 +222,16 @@ def shown(figures: "Figures") -> list[Shown]:
     found = [
         Shown("the person is ranked first among other people, of all pictures", figures.ranked_first),
         Shown("… in the base model's pictures", figures.base_ranked_first),
-        *(Shown(f"{SAYS_LOOK[look]} against the base model", each, True) for look, each in figures.drifts.items()),
-        *(Shown(f"{SAYS_LOOK[look]} against photos", each, True) for look, each in figures.drifts_from_photos.items()),
+        *(
+            Shown(f"{SAYS_LOOK[look]} against {what}", each, True)
+            for of, what in (
+                (figures.drifts, "the base model"),
+                (figures.drifts_from_photos, "photos"),
+                (figures.degradations, "the base model"),
+                (figures.degradations_from_photos, "photos"),
+            )
+            for look, each in of.items()
+        ),
         *(Shown(f"same person, of the faces {CONDITIONS[name][0]}", each) for name, each in figures.conditions.items()),
         Shown("variety of the head's turn, over the base's", figures.pose_variety_ratio),
         Shown("variety of the light on the face, over the base's", figures.light_variety_ratio),

@@ -59,6 +59,12 @@ class Scored(Row):
     """Mean luma of that face, 0 to 1."""
     face_share: float | None = None
     """Its height over the picture's."""
+    blur: float | None = None
+    """Of the whole picture, 0 for sharp to 1 (zimage.faces.degradation)."""
+    noise: float | None = None
+    """Standard deviation of its noise in levels of 255."""
+    blocking: float | None = None
+    """Jumps between blocks of 8 px over those within; 1 for none."""
 
 
 class PictureRow(Scored):

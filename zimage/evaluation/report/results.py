@@ -9,7 +9,7 @@ from typing import Any
 from zimage.core.jsonl import Row, write_metrics
 from zimage.evaluation.figures import Figures
 from zimage.evaluation.gate import Judgement
-from zimage.evaluation.hidden import overcooked
+from zimage.evaluation.hidden import degraded, overcooked
 from zimage.evaluation.intervals import Estimate
 from zimage.evaluation.protocol import PROTOCOL_VERSION
 from zimage.evaluation.report.coaching import Tip
@@ -165,6 +165,11 @@ def hidden_metrics(figures: Figures) -> dict[str, Any]:
         "drifts": {look: asdict(estimate) for look, estimate in figures.drifts.items()},
         "drifts_from_photos": {look: asdict(estimate) for look, estimate in figures.drifts_from_photos.items()},
         "overcooked": overcooked(figures.drifts, figures.drifts_from_photos),
+        "degradations": {look: asdict(estimate) for look, estimate in figures.degradations.items()},
+        "degradations_from_photos": {
+            look: asdict(estimate) for look, estimate in figures.degradations_from_photos.items()
+        },
+        "degraded": degraded(figures.degradations, figures.degradations_from_photos),
         "conditions": {name: asdict(estimate) for name, estimate in figures.conditions.items()},
     }
 

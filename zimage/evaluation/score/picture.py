@@ -142,4 +142,7 @@ class PictureScorer:
             skin=looks.skin,
             face_luma=looks.face_luma,
             face_share=looks.face_share,
+            blur=looks.blur,
+            noise=looks.noise,
+            blocking=looks.blocking,
         )
