@@ -71,6 +71,28 @@ def twin(amount: float) -> Picture:
     return np.asarray(cv2.remap(portrait, x, (y + shift * half).astype(np.float32), cv2.INTER_CUBIC), np.uint8)
 
 
+def turned(deg: float) -> Picture:
+    """Return the portrait as if the head had turned by `deg`, positive where its nose goes to the picture's right.
+
+    Its pixels are carried by a model of a head, an ellipsoid with a nose, so the turn is known, and what is on it
+    is the photograph; the background is blurred.
+    """
+    portrait = skimage.data.astronaut()[:SIDE_PX, 96 : 96 + SIDE_PX]
+    (cx, cy), nose_x, eyes = (127.6, 124.7), 124.2, 47.0  # middle of the eyes, tip of the nose, eyes' distance, in px
+    half, angle = 1.15 * eyes, np.radians(deg)
+    y, x = np.mgrid[0:SIDE_PX, 0:SIDE_PX].astype(np.float32)
+    source = x.copy()
+    for _ in range(40):  # the pixel that the turn carries to x
+        head = half * np.sqrt(np.maximum(1 - ((source - cx) / half) ** 2 - ((y - cy) / (1.5 * half)) ** 2, 0))
+        nose = 0.35 * eyes * np.exp(-(((source - nose_x) / (0.22 * eyes)) ** 2) - ((y - cy) / (0.35 * eyes)) ** 2)
+        from_x = (x - cx - (head + nose) * np.sin(angle)) / np.cos(angle) + cx
+        source = np.clip((source + from_x) / 2, cx - half, cx + half)
+    view = np.asarray(cv2.remap(portrait, source.astype(np.float32), y, cv2.INTER_LINEAR), np.uint8)
+    beside = np.abs(source - cx) >= 0.995 * half
+    view[beside] = cv2.GaussianBlur(portrait, (0, 0), 12)[beside]
+    return view
+
+
 def small(pictures: Sequence[Picture], side_px: int = 128) -> list[Picture]:
     """Return pictures at the size at which the demo generates."""
     return [np.asarray(cv2.resize(one, (side_px, side_px), interpolation=cv2.INTER_AREA), np.uint8) for one in pictures]

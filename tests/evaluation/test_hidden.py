@@ -7,16 +7,17 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.evaluation.photos import DLIB, Picture, noise, of_another, others, small, views
+from tests.evaluation.photos import DLIB, Picture, noise, of_another, others, small, turned, views
 from tests.evaluation.report.test_coaching import drawn_apart
 from tests.evaluation.test_truth import rows
 from zimage.evaluation.figures import Evidence, Figures, figures
-from zimage.evaluation.hidden import LOOKS, overcooked, second_person
+from zimage.evaluation.hidden import DEGRADATIONS, LOOKS, degraded, overcooked, second_person
 from zimage.evaluation.score.impostors import impostors
 from zimage.evaluation.score.likeness import targets_of
 from zimage.evaluation.score.picture import PictureScorer, Search
 from zimage.evaluation.score.reals import Reals
-from zimage.faces.engine import Engine, Face
+from zimage.faces.engine import Engine, EngineParams, Face, open_engine
+from zimage.faces.engine_defaults import EMBEDDED
 from zimage.faces.looks import Looks, looks_of
 from zimage.photos.pictures import read_rgb
 
@@ -73,6 +74,7 @@ def test_strength_0_changes_nothing_at_all(scorer: PictureScorer, engine: Engine
     pictures = small(others())
     found = measured(pictures, pictures, scorer, engine)
     assert all(found.drifts[look].value == 0 and found.drifts[look].low == 0 for look in LOOKS)
+    assert all(found.degradations[look].value == 0 and found.degradations[look].low == 0 for look in DEGRADATIONS)
     assert found.pose_variety_ratio.value == found.light_variety_ratio.value == 1
     assert found.ranked_first == found.base_ranked_first
 
@@ -115,6 +117,19 @@ def test_only_what_is_beyond_the_base_and_the_photos_is_called_overcooked(
     beyond = measured([harder(one, 1.6) for one in small(views(8, seed=3))], base, scorer, engine, photos)
     (said,) = [one for one in overcooked(beyond.drifts, beyond.drifts_from_photos) if one.startswith("Contrast")]
     assert "above the base model's pictures and" in said and "above real photos" in said
+
+
+def test_blurred_pictures_are_named_where_they_are_worse_than_the_base_and_than_photos(
+    scorer: PictureScorer, engine: Engine, photos: list[Looks]
+) -> None:
+    base = small(views(8, seed=3))
+    found = measured([cv2.GaussianBlur(one, (0, 0), 1.0) for one in base], base, scorer, engine, photos)
+    assert found.degradations["blur"].low is not None and found.degradations["blur"].low > 0.15
+    assert found.degradations["noise"].high is not None and found.degradations["noise"].high < 0
+    (said,) = degraded(found.degradations, found.degradations_from_photos)
+    assert said.startswith("Blur is ") and "above the base model's pictures and" in said
+    same = measured(base, [cv2.GaussianBlur(one, (0, 0), 1.0) for one in base], scorer, engine, photos)
+    assert not degraded(same.degradations, same.degradations_from_photos)
 
 
 def test_pictures_like_the_training_photos_alone_are_nearer_to_those_than_to_the_held_out_ones(
@@ -169,6 +184,27 @@ def test_faces_in_dim_light_and_small_ones_are_scored_by_themselves(scorer: Pict
     small_ones = measured(far, far, scorer, engine).conditions["small_face"]
     assert small_ones.n == 6 and small_ones.value == 1
     assert found["small_face"].n == 0 and found["small_face"].value is None
+
+
+@pytest.mark.parametrize("params", [DLIB, EMBEDDED["yunet-sface"]], ids=["dlib", "yunet-sface"])
+def test_a_head_that_is_turned_by_a_known_angle_is_measured_in_order(params: EngineParams) -> None:
+    engine = open_engine(params)
+    (turns,) = zip(*(engine.find(turned(deg))[:1] for deg in (-40, -20, 0, 20, 40)), strict=True)
+    found = [face.yaw_deg for face in turns if face.yaw_deg is not None]
+    assert len(found) == 5 and found == sorted(found) and len(set(found)) == 5
+    assert -45 < found[0] < -18 and 18 < found[-1] < 45 and abs(found[2]) < 10
+    three_quarter = others()[4]  # a photograph, facing the left
+    for picture, side in ((three_quarter, -1), (np.ascontiguousarray(three_quarter[:, ::-1]), 1)):
+        yaw_deg = engine.find(picture)[0].yaw_deg
+        assert yaw_deg is not None and 28 < side * yaw_deg < 60
+
+
+def test_turned_faces_are_scored_by_themselves(scorer: PictureScorer, engine: Engine) -> None:
+    frontal, away = views(4, seed=3), others()[5]
+    pictures = [*frontal, away, np.ascontiguousarray(away[:, ::-1])]
+    found = measured(pictures, pictures, scorer, engine)
+    assert found.conditions["profile"].n == 2 and found.conditions["profile"].value == 0
+    assert found.same_of_all.value == pytest.approx(4 / 6)
 
 
 def test_a_second_person_has_to_be_there_and_to_be_another(scorer: PictureScorer, engine: Engine) -> None:
