@@ -1,9 +1,13 @@
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from zimage.evaluation.figures import Evidence, Figures, figures, gain
+from zimage.evaluation.hidden import by_property, properties_found
 from zimage.evaluation.intervals import Estimate
-from zimage.evaluation.rows import PictureRow
+from zimage.evaluation.rows import PictureRow, Scored, read_csv, write_csv
 
 CEILING = np.array([0.2, 0.2], np.float32)
 
@@ -131,3 +135,32 @@ def test_of_the_kinds_of_leak_prompts_the_one_that_rose_most_counts() -> None:
 
 def test_the_share_of_held_out_photos_from_a_session_that_was_trained_on_counts_all_of_them() -> None:
     assert figures_of().shared_session == Estimate(0.25, None, None, 4)
+
+
+def test_properties_that_prompts_name_are_counted_over_all_and_by_kind() -> None:
+    named = [("framing view", "framing"), ("framing", ""), ("", ""), ("view", "view")]
+    groups = [
+        [row(number, 0.3).model_copy(update={"properties": asked, "properties_found": found})]
+        for number, (asked, found) in enumerate(named)
+    ]
+    of_all = properties_found(groups)
+    assert (of_all.value, of_all.n) == (0.5, 4)
+    assert {name: (one.value, one.n) for name, one in by_property(groups).items()} == {
+        "framing": (0.5, 2),
+        "view": (0.5, 2),
+    }
+    assert properties_found([[row(0, 0.3)]]).value is None and by_property([[row(0, 0.3)]]) == {}
+
+
+def test_a_table_of_scores_from_before_a_measure_was_added_is_read(tmp_path: Path) -> None:
+    rows = [row(0, 0.3)]
+    write_csv(tmp_path / "scores.csv", rows)
+    later = {name for name, field in Scored.model_fields.items() if not field.is_required()}
+    with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
+        (line,) = csv.DictReader(file)
+    with (tmp_path / "old.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in line if name not in later], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerow(line)
+    assert {"properties", "blur", "contrast"} <= later
+    assert read_csv(tmp_path / "old.csv") == rows

@@ -69,6 +69,11 @@ def _first(row: PictureRow) -> bool | None:
     return None if row.rank is None else row.rank == 1
 
 
+def _properties(row: PictureRow) -> float | None:
+    named = row.properties.split()
+    return len(row.properties_found.split()) / len(named) if named else None
+
+
 def _log(value: float | None) -> float | None:
     return math.log(value) if value else None
 
@@ -89,6 +94,7 @@ MEASURES = (
     Measure("blur", "blur (ln of its ratio)", lambda row: _log(row.blur), more_is_better=None),
     Measure("noise", "noise (ln of its ratio)", lambda row: _log(row.noise), more_is_better=None),
     Measure("blocking", "blocking on a grid of 8 px (ln of its ratio)", lambda row: _log(row.blocking), None),
+    Measure("properties", "share of what the prompt names and can be measured", _properties),
 )
 LIKENESS = MEASURES[0]
 

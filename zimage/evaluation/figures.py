@@ -13,9 +13,11 @@ from zimage.evaluation.hidden import (
     LOOKS,
     Look,
     by_condition,
+    by_property,
     drift,
     drift_from_photos,
     nearer_to_training,
+    properties_found,
     second_person,
     spread_ratio,
 )
@@ -70,6 +72,9 @@ class Figures:
         conditions: Of faces that are hard to draw, the share that is the person.
         degradations: As drifts, of blur, noise and blocking.
         degradations_from_photos: As drifts_from_photos, of blur, noise and blocking.
+        properties_found: Of what prompts in free words name and can be measured, the share that pictures have.
+        base_properties_found: As properties_found, for the base model.
+        properties: The same share for each kind of property.
     """
 
     face_found: Estimate
@@ -108,6 +113,9 @@ class Figures:
     conditions: dict[str, Estimate] = field(default_factory=dict)
     degradations: dict[Look, Estimate] = field(default_factory=dict)
     degradations_from_photos: dict[Look, Estimate] = field(default_factory=dict)
+    properties_found: Estimate = UNMEASURED
+    base_properties_found: Estimate = UNMEASURED
+    properties: dict[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,6 +196,9 @@ def figures(evidence: Evidence, *, copy_correlation: float, resamples: int, gene
             look: drift_from_photos(lora, evidence.photos, look, resamples=resamples, generator=generator)
             for look in DEGRADATIONS
         },
+        properties_found=properties_found(lora),
+        base_properties_found=properties_found(base),
+        properties=by_property(lora),
     )
 
 

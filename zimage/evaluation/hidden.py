@@ -133,6 +133,27 @@ def by_condition(groups: Sequence[Rows]) -> dict[str, Estimate]:
     }
 
 
+def properties_found(groups: Sequence[Rows]) -> Estimate:
+    """Return of all properties that prompts in free words name the share that pictures have; n counts properties."""
+    return rate(
+        [[name in row.properties_found.split() for row in rows for name in row.properties.split()] for rows in groups]
+    )
+
+
+def by_property(groups: Sequence[Rows]) -> dict[str, Estimate]:
+    """Return that share for each kind of property that a prompt names; n counts pictures."""
+    return {
+        name: rate(
+            [
+                [name in row.properties_found.split() for row in rows if name in row.properties.split()]
+                for rows in groups
+            ]
+        )
+        for name in SAYS_PROPERTY
+        if any(name in row.properties.split() for rows in groups for row in rows)
+    }
+
+
 def overcooked(from_base: Mapping[Look, Estimate], from_photos: Mapping[Look, Estimate]) -> list[str]:
     """Return a sentence for each look that is beyond the base's pictures and beyond real photos, both shown by an
     interval on the same side of 0.
@@ -177,6 +198,16 @@ SAYS_LOOK: dict[Look, str] = {
     "blur": "Blur",
     "noise": "Noise",
     "blocking": "Blocking on a grid of 8 px",
+}
+
+
+SAYS_PROPERTY = {
+    "framing": "framing (close-up to full body)",
+    "view": "view (front, three-quarter, profile)",
+    "light": "light (dark or bright)",
+    "black_and_white": "black and white",
+    "background": "colour of the background",
+    "two_people": "two people",
 }
 
 
@@ -233,6 +264,9 @@ def shown(figures: "Figures") -> list[Shown]:
             for look, each in of.items()
         ),
         *(Shown(f"same person, of the faces {CONDITIONS[name][0]}", each) for name, each in figures.conditions.items()),
+        Shown("of what prompts name and can be measured, found in the pictures", figures.properties_found),
+        Shown("… in the base model's pictures", figures.base_properties_found),
+        *(Shown(f"found where asked for: {SAYS_PROPERTY[name]}", each) for name, each in figures.properties.items()),
         Shown("variety of the head's turn, over the base's", figures.pose_variety_ratio),
         Shown("variety of the light on the face, over the base's", figures.light_variety_ratio),
         Shown("a second person is there with a face of their own", figures.second_person),

@@ -65,6 +65,10 @@ class Scored(Row):
     """Standard deviation of its noise in levels of 255."""
     blocking: float | None = None
     """Jumps between blocks of 8 px over those within; 1 for none."""
+    properties: str = ""
+    """What a prompt in free words names and could be measured (zimage.evaluation.score.properties), by space."""
+    properties_found: str = ""
+    """Of those, what the picture has."""
 
 
 class PictureRow(Scored):

@@ -169,6 +169,7 @@ def hidden_metrics(figures: Figures) -> dict[str, Any]:
         "degradations_from_photos": {
             look: asdict(estimate) for look, estimate in figures.degradations_from_photos.items()
         },
+        "properties": {name: asdict(estimate) for name, estimate in figures.properties.items()},
         "degraded": degraded(figures.degradations, figures.degradations_from_photos),
         "conditions": {name: asdict(estimate) for name, estimate in figures.conditions.items()},
     }

@@ -15,6 +15,7 @@ from zimage.evaluation.score.clip import Clip
 from zimage.evaluation.score.copies import Originals, most_alike
 from zimage.evaluation.score.following import template_following
 from zimage.evaluation.score.likeness import Embeddings, Likeness, Targets, likeness, rank_among
+from zimage.evaluation.score.properties import properties
 from zimage.faces.engine import Engine, EngineParams, Face, open_engine
 from zimage.faces.looks import looks_of
 from zimage.photos.pictures import fitted, read_rgb
@@ -118,6 +119,7 @@ class PictureScorer:
         second: Likeness | None = likeness(found[1], self.second) if self.second and len(found) > 1 else None
         copy_of, correlation = most_alike(image_rgb, self.originals)
         looks = looks_of(image_rgb, first.face, self.targets.info.points_kind)
+        named = properties(text, image_rgb, found[0], language)
         judged_by_clip = self.clip is not None and language in self.clip.languages
         return Scored(
             faces=first.faces,
@@ -145,4 +147,6 @@ class PictureScorer:
             blur=looks.blur,
             noise=looks.noise,
             blocking=looks.blocking,
+            properties=" ".join(named),
+            properties_found=" ".join(name for name, holds in named.items() if holds),
         )
