@@ -35,6 +35,23 @@ def test_garbage_is_looked_for_less_often_and_still_found(as_python_has_it: None
     assert all(now > was for now, was in zip(gc.get_threshold(), PYTHON_S, strict=True))
 
 
+@pytest.mark.parametrize(("call", "searched"), [("", "searched\n"), ("collect_rarely()", "")])
+def test_a_process_ends_without_a_last_search(call: str, searched: str) -> None:
+    program = f"""
+from zimage.core.process import collect_rarely
+class InACycle:
+    def __init__(self): self.itself = self
+    def __del__(self): print("searched")
+alive = InACycle()
+{call}
+print("end", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "end\n" + searched
+    assert not done.stderr
+
+
 def test_nothing_is_looked_for_within_a_block_and_afterwards_as_before() -> None:
     with pytest.raises(ValueError, match="within"), without_collections():
         assert not gc.isenabled()
