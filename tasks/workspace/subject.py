@@ -13,7 +13,7 @@ from tasks.settings import DEMO, Settings
 from tasks.workspace.photos import brought, refuse_absent, refuse_without_pictures
 from tasks.workspace.sources import content, look
 from tasks.workspace.workspace import is_tracked, make, write_changed
-from zimage.captions.trigger import TriggerParams, checked_trigger, tokenizer_of
+from zimage.captions.trigger import TriggerParams, checked_trigger
 from zimage.consent import MAX_CONSENT_BYTES, Consent, consent_in, read_consent, require, template
 from zimage.core.assets import asset
 from zimage.core.errors import InputError
@@ -27,6 +27,7 @@ from zimage.faces.engine import EngineParams, identity_here
 from zimage.faces.engine_defaults import OTHER_EMBEDDED, engine_of
 from zimage.model.base import TINY, Base, find, identify
 from zimage.model.pinned import identity_of
+from zimage.model.tokens import open_tokenizer
 from zimage.permission import today
 
 logger = logging.getLogger(__name__)
@@ -369,7 +370,7 @@ def _check_trigger(params: Mapping[str, Any]) -> None:
     except InputError:  # a machine without a GPU need not have it; `caption` checks the trigger where it is
         return
     limits = TriggerParams.model_validate(params["caption"]["trigger"])
-    checked_trigger(params["subject"]["trigger"], tokenizer_of(folder), limits)
+    checked_trigger(params["subject"]["trigger"], open_tokenizer(folder), limits)
 
 
 def _where(section: str, chosen: Choices, values: Mapping[str, Any], file: Path) -> str:

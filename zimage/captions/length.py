@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zimage.core.errors import InputError, first_of
+from zimage.model.tokens import MAX_TOKENS, cut_and_kept
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,6 @@ def count_cut_captions(captions: Mapping[str, Sequence[str]], trigger: str, toke
     Raises:
         InputError: of a caption with the trigger, the encoder does not read the trigger.
     """
-    from zimage.model.text import MAX_TOKENS, cut_and_kept
-
     cut, lost = [], []
     for crop, texts in captions.items():
         for text in texts:

@@ -1,7 +1,6 @@
 """Check that a trigger can stand for a person: rare, no word, no name, few tokens."""
 
 from functools import cache
-from pathlib import Path
 from typing import Protocol
 
 from zimage.core.assets import read_asset
@@ -24,14 +23,6 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Return token ids."""
         ...
-
-
-def tokenizer_of(base: Path) -> Tokenizer:
-    """Return the tokenizer in the folder of a base model."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(base / "tokenizer", local_files_only=True)
-    return tokenizer
 
 
 def checked_trigger(trigger: str, tokenizer: Tokenizer, params: TriggerParams) -> int:

@@ -126,8 +126,8 @@ THRESHOLDS = (20_000, 20, 20)
 def collect_rarely() -> None:
     """Collect garbage rarely from now on, and not once more when the process ends.
 
-    Loading the libraries of a stage takes a seventh less time. Python's last collections search everything that is alive,
-    1.3 s after torch, diffusers, transformers and peft were loaded, and free what the end of the process frees.
+    Loading the libraries of a stage takes a seventh less time. Python's last collections search everything that is
+    alive, 1.3 s after torch, diffusers, transformers and peft were loaded, and free what the end of the process frees.
     Objects in cycles that are alive then get no `__del__`.
     """
     gc.set_threshold(*THRESHOLDS)

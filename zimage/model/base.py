@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import zimage.tiny
 from zimage.core.errors import InputError
 from zimage.core.section import Section
+from zimage.model.tokens import open_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +163,7 @@ def require_safetensors(folder: Path) -> None:
 def import_pipeline() -> None:
     """Import the libraries of `open_pipeline` and `open_text_encoder`, so that those return sooner."""
     from diffusers import ZImagePipeline  # noqa: F401
-    from transformers import AutoModel, AutoTokenizer  # noqa: F401
+    from transformers import AutoModel  # noqa: F401
 
 
 def open_pipeline(
@@ -207,9 +208,9 @@ def open_text_encoder(folder: Path, *, dtype: "torch.dtype") -> "tuple[PreTraine
 
     It lies in the machine's memory; `zimage.model.text.embed` takes it to a device layer by layer.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    tokenizer = open_tokenizer(folder)
     encoder = AutoModel.from_pretrained(
         folder / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True
     )

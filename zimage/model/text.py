@@ -1,7 +1,6 @@
 """Encode prompts for Z-Image: hidden states of a causal language model, one row per token."""
 
 import copy
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,43 +12,14 @@ from torch import Tensor
 from zimage.core.process_group import spread
 from zimage.core.progress import tracked
 from zimage.model.device import processes_on
+from zimage.model.tokens import token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
-
-# diffusers@0.42.1:src/diffusers/pipelines/z_image/pipeline_z_image.py, max_sequence_length of __call__.
-MAX_TOKENS = 512
-# Idem, _encode_prompt: the output of the last layer but one, before the final norm.
+# diffusers@0.42.1:src/diffusers/pipelines/z_image/pipeline_z_image.py, _encode_prompt: the output of the last layer
+# but one, before the final norm.
 HIDDEN_STATE = -2
-
-
-def token_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """Return the tokens of a prompt inside the chat template, cut at 512 as the pipeline cuts them."""
-    ids = _all_token_ids(tokenizer, prompt)
-    if len(ids) > MAX_TOKENS:
-        logger.warning("cut a prompt of %d tokens at %d: %.60s…", len(ids), MAX_TOKENS, prompt)
-    return ids[:MAX_TOKENS]
-
-
-def cut_and_kept(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> tuple[int, str]:
-    """Return how many tokens of a prompt lie behind the 512th, and what the encoder reads of it, with the template."""
-    ids = _all_token_ids(tokenizer, prompt)
-    kept: str = tokenizer.decode(ids[:MAX_TOKENS])
-    return max(0, len(ids) - MAX_TOKENS), kept
-
-
-def _all_token_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """Return the tokens of a prompt inside the chat template.
-
-    Source: diffusers@0.42.1:src/diffusers/pipelines/z_image/pipeline_z_image.py, _encode_prompt: one user message,
-    a generation prompt, thinking enabled (which adds no empty `<think>` block).
-    """
-    message = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True)
-    ids: list[int] = tokenizer(text).input_ids
-    return ids
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from zimage.captions.rows import CaptionRow, Rewrite
 from zimage.captions.sentence import begun_with_subject, count_words, fitted
 from zimage.captions.subject import Subject
 from zimage.captions.template import Language
-from zimage.captions.trigger import TriggerParams, checked_trigger, tokenizer_of
+from zimage.captions.trigger import TriggerParams, checked_trigger
 from zimage.captions.vlm import VlmParams, asked
 from zimage.core.errors import InputError
 from zimage.core.folder import check_out, made_aside
@@ -27,6 +27,7 @@ from zimage.core.progress import tracked
 from zimage.core.section import Section
 from zimage.model.base import Base, resolve
 from zimage.model.pinned import require_pinned
+from zimage.model.tokens import open_tokenizer
 from zimage.photos.cache import cache_of
 from zimage.photos.rows import CropRow
 
@@ -68,7 +69,7 @@ def caption(detect: Path, overrides: Path, out: Path, *, params: CaptionParams, 
     crops = [row for row in read_rows(detect / "crops.jsonl", CropRow) if row.split == "train"]
     if not crops:
         raise InputError(f"{detect} holds no training crop; look at its contact sheet and add photos.")
-    tokenizer = tokenizer_of(resolve(base))
+    tokenizer = open_tokenizer(resolve(base))
     tokens = checked_trigger(subject.trigger, tokenizer, params.trigger)
     own = read_overrides(overrides / "captions", {Path(crop.file).stem: crop.photo for crop in crops})
     write, name = _captioner(params, cache_of(out))

@@ -12,7 +12,6 @@ from zimage.captions.length import count_cut_captions
 from zimage.captions.rows import CaptionRow
 from zimage.captions.subject import Subject
 from zimage.captions.template import subject as named
-from zimage.captions.trigger import tokenizer_of
 from zimage.core.errors import InputError
 from zimage.core.folder import check_out, made_aside
 from zimage.core.jsonl import read_rows, write_metrics, write_rows
@@ -21,6 +20,7 @@ from zimage.core.progress import tracked
 from zimage.core.section import Section
 from zimage.model.base import Base, open_text_encoder, open_vae, resolve
 from zimage.model.rows import ItemRow, TextRow
+from zimage.model.tokens import open_tokenizer
 from zimage.photos.rows import CropRow
 from zimage.training.likeness import write_faces
 from zimage.training.pictures import (
@@ -100,7 +100,9 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
     crops = [row for row in found if row.split == "train"]
     captions = {row.file: row.captions for row in read_rows(caption / "captions.jsonl", CaptionRow)}
     _check(crops, captions, detect, caption)
-    cut = count_cut_captions({crop.file: captions[crop.file] for crop in crops}, subject.trigger, tokenizer_of(folder))
+    cut = count_cut_captions(
+        {crop.file: captions[crop.file] for crop in crops}, subject.trigger, open_tokenizer(folder)
+    )
     pictures = crop_pictures(detect, crops, captions, mirror=params.mirror, also_px=params.also_px)
     if params.class_pictures is not None:
         pictures += class_pictures(params.class_pictures, _sizes(crops), subject)
