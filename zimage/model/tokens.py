@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ def open_tokenizer(base: Path) -> "PreTrainedTokenizerBase":
     folder = base / "tokenizer"
     config = folder / "tokenizer_config.json"
     name = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") if config.is_file() else None
-    named = getattr(transformers, str(name), None)
+    named: Any = getattr(transformers, str(name), None)
     is_tokenizer = isinstance(named, type) and issubclass(named, transformers.PreTrainedTokenizerBase)
     opener = named if is_tokenizer else transformers.AutoTokenizer
     tokenizer: PreTrainedTokenizerBase = opener.from_pretrained(folder, local_files_only=True)
