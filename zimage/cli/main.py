@@ -28,6 +28,7 @@ from zimage.cli import base, lora
 from zimage.core.errors import InputError, printable
 from zimage.core.process import collect_rarely, quiet_if_unread
 from zimage.core.signatures import STAGES, Signature, imported, signature
+from zimage.dedistillation import command as dedistilling
 from zimage.migration import migrate
 from zimage.scoring import command as scoring
 from zimage.sweep import command as sweeping
@@ -372,6 +373,7 @@ def _parser(commands: Sequence[Subcommand]) -> argparse.ArgumentParser:
         command.configure(subparser)
         subparser.set_defaults(run=command.run)
     base.register(subparsers)
+    dedistilling.register(subparsers)
     lora.register(subparsers)
     migrate.register(subparsers)
     scoring.register(subparsers)

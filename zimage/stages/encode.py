@@ -91,7 +91,7 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
             encoder does not read, or a size the model cannot take, or the base or the class pictures are not those that
             were pinned.
     """
-    from zimage.model.device import device_and_dtype, use_one_thread_on_a_cpu
+    from zimage.model.device import use_one_thread_on_a_cpu
 
     check_out(out, (detect, caption), holds="items.jsonl")
     use_one_thread_on_a_cpu()
@@ -109,20 +109,47 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
     held_out = [row for row in found if row.split == "holdout"][:MOST_CROPS]
     validation = held_out_pictures(detect, held_out, _sizes(crops), subject)
     with _out_of_memory_explained(folder, crops), made_aside(out) as aside:
-        texts = _write_texts(aside, folder, [*pictures, *validation], params, subject)
-        vae = open_vae(folder, device=device_and_dtype()[0])
-        if validation:
-            _write_validation(aside, vae, validation, texts)
-        items = _write_latents(aside, vae, pictures, texts, subject)
+        items, texts = encode_pictures(
+            aside, pictures, validation, folder=folder, subject=subject, sample_prompts=params.sample_prompts
+        )
         whole = [picture for picture in pictures if picture.photo and not picture.mirrored and picture.size is None]
         write_faces(aside, (picture.pixels() for picture in whole))
-        write_rows(aside / "items.jsonl", items)
-        write_metrics(aside / "metrics.json", {**_metrics(items, texts.values()), "captions_cut": cut})
+        write_metrics(aside / "metrics.json", {**_metrics(items, texts), "captions_cut": cut})
     logger.info("%d items and %d texts encoded", len(items), len(texts))
 
 
+def encode_pictures(
+    aside: Path,
+    pictures: Sequence[Picture],
+    validation: Sequence[Picture],
+    *,
+    folder: Path,
+    subject: Subject,
+    sample_prompts: Sequence[str],
+) -> tuple[list[ItemRow], list[TextRow]]:
+    """Write the latents and texts that training reads, and return the rows of both.
+
+    Args:
+        aside: An empty folder; gets what `encode` writes, but for metrics.json and faces.
+        pictures: To be trained on.
+        validation: To measure the loss on; none are needed.
+        folder: Of the base.
+        subject: See `encode`.
+        sample_prompts: See `EncodeParams`.
+    """
+    from zimage.model.device import device_and_dtype
+
+    texts = _write_texts(aside, folder, [*pictures, *validation], sample_prompts, subject)
+    vae = open_vae(folder, device=device_and_dtype()[0])
+    if validation:
+        _write_validation(aside, vae, validation, texts)
+    items = _write_latents(aside, vae, pictures, texts, subject)
+    write_rows(aside / "items.jsonl", items)
+    return items, list(texts.values())
+
+
 def _write_texts(
-    aside: Path, base: Path, pictures: Sequence[Picture], params: EncodeParams, subject: Subject
+    aside: Path, base: Path, pictures: Sequence[Picture], sample_prompts: Sequence[str], subject: Subject
 ) -> dict[str, TextRow]:
     """Write the embeddings of every text that training can want; return their rows by prompt."""
     from zimage.core.tensor_file import write_tensors
@@ -130,7 +157,7 @@ def _write_texts(
     from zimage.model.text import embed
 
     name = named(subject.trigger, subject.class_noun, "en")
-    samples = [prompt.replace("{subject}", name) for prompt in params.sample_prompts]
+    samples = [prompt.replace("{subject}", name) for prompt in sample_prompts]
     captions = [text for picture in pictures for text in picture.captions]
     prompts = dict.fromkeys(["", *captions, *(without_trigger(text, subject) for text in captions), *samples])
     device, dtype = device_and_dtype()

@@ -1,6 +1,7 @@
 """Generate the pictures of all prompts, seeds and strengths in batches, on one loaded pipeline."""
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -125,6 +126,17 @@ class Generator:
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()
 
+    def sampling_as(self, sampling: Sampling) -> "Generator":
+        """Return a generator of the same weights and texts with another sampling, of pictures that are no larger."""
+        return Generator(
+            self._pipeline,
+            self._embeddings,
+            sampling,
+            self._at_once,
+            processes=self._processes,
+            loader=self._loader,
+        )
+
     def pictures(self, requests: Sequence[Request]) -> Iterator[tuple[Request, NDArray[np.uint8]]]:
         """Yield each request with its picture (H, W, 3), batch by batch, one LoRA after the other.
 
@@ -158,7 +170,7 @@ class Generator:
             negative_prompt_embeds=[self._embeddings[""]] * len(batch) if guided else None,
             latents=torch.stack([self._noise(request) for request in batch]),
             height=self._sampling.side_px,
-            width=self._sampling.side_px,
+            width=self._sampling.width_px,
             num_inference_steps=self._sampling.steps,
             guidance_scale=self._sampling.guidance_scale,
             output_type="np",
@@ -167,9 +179,9 @@ class Generator:
 
     def _noise(self, request: Request) -> torch.Tensor:
         """Return the request's noise, made on the CPU so that every device begins with the same."""
-        side = self._sampling.side_px // LATENT_PX
+        height, width = self._sampling.side_px // LATENT_PX, self._sampling.width_px // LATENT_PX
         generator = torch.Generator("cpu").manual_seed(request.noise_seed)
-        return torch.randn((self._pipeline.transformer.in_channels, side, side), generator=generator)
+        return torch.randn((self._pipeline.transformer.in_channels, height, width), generator=generator)
 
 
 ADAPTER = "judged"
@@ -203,6 +215,7 @@ def open_studio(
     folder = resolve(base)
     device, usual_dtype = device_and_dtype()
     dtype = dtype or usual_dtype
+    side_px = math.isqrt(sampling.side_px * sampling.width_px - 1) + 1  # of a square as large
     guided = sampling.guidance_scale > 0
     wanted = list(dict.fromkeys([*texts, ""] if guided else texts))
     tokenizer, encoder = open_text_encoder(folder, dtype=dtype)
@@ -213,13 +226,13 @@ def open_studio(
         found = footprint_of(folder)
         at_first_gb = free_gb(device)
         planned_gb = at_first_gb * USED_SHARE
-        chosen = fit(found, sampling.side_px, guided=guided, adapters_gb=adapters_gb, planned_gb=planned_gb)
+        chosen = fit(found, side_px, guided=guided, adapters_gb=adapters_gb, planned_gb=planned_gb)
         blocks = "travel" if chosen.travelling else "stay"
         logger.info(
             "%.1f GB free: blocks %s, %d at once, %.1f GB", at_first_gb, blocks, chosen.batch_size, chosen.need_gb
         )
     else:
-        chosen = Fit(False, usual_batch(sampling.side_px, guided=guided, device=device.type), 0.0)
+        chosen = Fit(False, usual_batch(side_px, guided=guided, device=device.type), 0.0)
     pipeline = open_pipeline(folder, device=device, dtype=dtype, travelling=chosen.travelling)
     if device.type == "cpu":
         pipeline.vae.to(memory_format=torch.channels_last)  # its convolutions take 0.8 of the time so

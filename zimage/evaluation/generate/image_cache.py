@@ -25,12 +25,13 @@ class Sampling:
     """Everything that a picture depends on besides the files of the weights, the prompt and the noise.
 
     Args:
-        side_px: Height and width.
+        side_px: Height, and width unless that is given.
         steps: Steps of the sampler.
         guidance_scale: As diffusers' ZImagePipeline counts it: 0 is none, 4 is 5 elsewhere.
         sampler: The integrator; the base's own scheduler is Euler.
         precision: Of weights and products, or fp8 and int8 of the blocks' weights alone; None for the machine's.
         merged: Whether a LoRA is added to the weights and rounded with them, as ComfyUI does, or stays apart.
+        width: In px; None for that of a square.
     """
 
     side_px: int
@@ -39,6 +40,12 @@ class Sampling:
     sampler: Sampler = "euler"
     precision: Precision | None = None
     merged: bool = False
+    width: int | None = None
+
+    @property
+    def width_px(self) -> int:
+        """The width of a picture."""
+        return self.width or self.side_px
 
     @property
     def merged_weights(self) -> Precision | None:
@@ -94,7 +101,7 @@ class ImageCache:
             "strength": request.strength,
             "text": request.text,
             "noise": request.noise_seed,
-            **asdict(self._sampling),
+            **{name: value for name, value in asdict(self._sampling).items() if name != "width" or value},
             "merged": (request.lora is not None and self._merged_weights) or False,  # the base alone is never merged
         }
         return self.folder / f"{hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()}.png"
@@ -119,7 +126,7 @@ class ImageCache:
         made = self._sampling
         return (
             f"{request.text}\nSteps: {made.steps}, Sampler: {SAMPLER_NAMES[made.sampler]}, "
-            f"CFG scale: {made.guidance_scale + 1:g}, Seed: {request.noise_seed}, Size: {made.side_px}x{made.side_px}"
+            f"CFG scale: {made.guidance_scale + 1:g}, Seed: {request.noise_seed}, Size: {made.width_px}x{made.side_px}"
         )
 
     def _hash(self, lora: Path) -> str:
