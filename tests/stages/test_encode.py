@@ -16,13 +16,14 @@ from tests.training.crops import SUBJECT, write_detect_and_caption
 from tests.training.recipe import recipe
 from zimage.core.errors import InputError
 from zimage.core.jsonl import read_rows
+from zimage.evaluation.generate.image_cache import Request
 from zimage.model import device
 from zimage.model.base import Base, identify_files
 from zimage.model.rows import ItemRow, TextRow
 from zimage.photos.rows import CropRow
 from zimage.stages.encode import EncodeParams, _out_of_memory_explained, encode
 from zimage.training.dataset import Dataset
-from zimage.training.pictures import ClassPictures
+from zimage.training.pictures import ClassPictures, MadeClassPictures
 from zimage.training.setup import _plan_steps
 
 PARAMS = EncodeParams(mirror=False, class_pictures=None, sample_prompts=["a photo of {subject}"])
@@ -131,6 +132,44 @@ def test_class_pictures_take_the_crops_shape_and_carry_their_own_captions(tiny_b
     others = [item for item in items if item.role == "class"]
     assert [(item.width, item.height) for item in others] == [(48, 64), (64, 64)]
     assert [by_key[item.texts[0]] for item in others] == ["a woman at sea", "a photo of a woman"]
+
+
+def test_class_pictures_are_generated_by_the_base_where_none_are_given(tiny_base: Base, tmp_path: Path) -> None:
+    made = {
+        "number": 5,
+        "prompts": ["a photo of {class}", "{class} at sea"],
+        "steps": 2,
+        "guidance_scale": 0.0,
+        "seed": 3,
+    }
+    params = EncodeParams.model_validate({**PARAMS.model_dump(), "class_pictures": made})
+    items, texts = _encoded(tmp_path, tiny_base, class_pictures=params.class_pictures)
+    by_key = {text.text: text.prompt for text in texts}
+    others = [item for item in items if item.role == "class"]
+    assert [by_key[item.texts[0]] for item in others] == ["a photo of a woman", "a woman at sea"] * 2 + [
+        "a photo of a woman"
+    ]
+    assert [(item.width, item.height) for item in others] == [(48, 64), (64, 64), (64, 64), (48, 64), (48, 64)]
+    latents = load_file(tmp_path / "encode" / "latents.safetensors")
+    noise = torch.randn((1, 16, 8, 6), generator=torch.Generator().manual_seed(_noise_seed("a photo of a woman", 3)))
+    (expected,) = whole_pipeline(tiny_base)(
+        "a photo of a woman", height=64, width=48, num_inference_steps=2, guidance_scale=0.0, latents=noise
+    ).images
+    kept = tmp_path / ".encode.cache" / others[0].file
+    with Image.open(kept) as image:
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).max() <= 1
+
+    times = {path: path.stat().st_mtime_ns for path in kept.parent.iterdir()}
+    assert isinstance(params.class_pictures, MadeClassPictures)
+    fewer = params.class_pictures.model_copy(update={"number": 4})
+    _encoded(tmp_path, tiny_base, class_pictures=fewer)
+    assert {path: path.stat().st_mtime_ns for path in kept.parent.iterdir()}.items() < times.items()
+    again = load_file(tmp_path / "encode" / "latents.safetensors")
+    assert torch.equal(again[f"{others[0].item}.mean"], latents[f"{others[0].item}.mean"])
+
+
+def _noise_seed(text: str, number: int) -> int:
+    return Request(prompt=text, text=text, seed=number, lora=None, strength=0.0).noise_seed
 
 
 def test_class_pictures_that_changed_are_refused_with_their_new_identity(tiny_base: Base, tmp_path: Path) -> None:

@@ -18,13 +18,18 @@ from zimage.core.jsonl import read_rows, write_metrics, write_rows
 from zimage.core.process_group import spread
 from zimage.core.progress import tracked
 from zimage.core.section import Section
+from zimage.evaluation.generate.base_pictures import make_base_pictures, planned
+from zimage.evaluation.generate.image_cache import delete_others
 from zimage.model.base import Base, open_text_encoder, open_vae, resolve
 from zimage.model.rows import ItemRow, TextRow
 from zimage.model.tokens import open_tokenizer
+from zimage.photos.cache import cache_of
 from zimage.photos.rows import CropRow
 from zimage.training.likeness import write_faces
 from zimage.training.pictures import (
     ClassPictures,
+    ClassPicturesItem,
+    MadeClassPictures,
     Picture,
     class_pictures,
     crop_pictures,
@@ -59,8 +64,9 @@ class EncodeParams(Section):
 
     mirror: bool
     """Also learn each crop mirrored; doubles the data, and makes a parting or a mole change sides."""
-    class_pictures: ClassPictures | None
-    """Pictures for preservation; null for none."""
+    class_pictures: ClassPicturesItem
+    """Pictures for preservation, those of a folder, or {number: 100, prompts: ["a photo of {class}"], steps: 28,
+    guidance_scale: 4.0, seed: 0} for ones that the base generates in the crops' sizes; null for none."""
     sample_prompts: list[str]
     """Texts of which training makes sample pictures; {subject} stands for trigger and class noun."""
     also_px: list[int] = Field(default_factory=list)
@@ -81,7 +87,8 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
         detect: The folder of the detect stage: crops, and masks of their faces.
         caption: The folder of the caption stage.
         out: Gets items.jsonl, texts.jsonl, latents.safetensors, masks.safetensors, texts.safetensors, metrics.json, and
-            for held-out crops, which training measures its loss on, validation.jsonl and validation.safetensors.
+            for held-out crops, which training measures its loss on, validation.jsonl and validation.safetensors. Class
+            pictures that the base generates are kept beside it (see zimage.photos.cache), so that none is made twice.
         params: See `EncodeParams`.
         base: Its autoencoder and text encoder are used.
         subject: Trigger and class noun; captions are also embedded without the trigger, for preservation.
@@ -104,8 +111,11 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
         {crop.file: captions[crop.file] for crop in crops}, subject.trigger, open_tokenizer(folder)
     )
     pictures = crop_pictures(detect, crops, captions, mirror=params.mirror, also_px=params.also_px)
-    if params.class_pictures is not None:
-        pictures += class_pictures(params.class_pictures, _sizes(crops), subject)
+    match params.class_pictures:
+        case ClassPictures() as given:
+            pictures += class_pictures(given, _sizes(crops), subject)
+        case MadeClassPictures() as made:
+            pictures += _made_class_pictures(made, cache_of(out), base, _sizes(crops), subject)
     held_out = [row for row in found if row.split == "holdout"][:MOST_CROPS]
     validation = held_out_pictures(detect, held_out, _sizes(crops), subject)
     with _out_of_memory_explained(folder, crops), made_aside(out) as aside:
@@ -116,6 +126,24 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
         write_faces(aside, (picture.pixels() for picture in whole))
         write_metrics(aside / "metrics.json", {**_metrics(items, texts), "captions_cut": cut})
     logger.info("%d items and %d texts encoded", len(items), len(texts))
+
+
+def _made_class_pictures(
+    made: MadeClassPictures, cache: Path, base: Base, sizes: Sequence[tuple[int, int]], subject: Subject
+) -> list[Picture]:
+    """Return pictures of others that the base generates in the crops' sizes; `cache` has those of an earlier run."""
+    noun = named("", subject.class_noun, "en")
+    wanted = planned(
+        [prompt.replace("{class}", noun) for prompt in made.prompts],
+        sizes,
+        number=made.number,
+        steps=made.steps,
+        guidance_scale=made.guidance_scale,
+        seed=made.seed,
+    )
+    files = make_base_pictures(base, wanted, cache)
+    delete_others(cache, set(files))
+    return [Picture(file, file.name, [one.text]) for one, file in zip(wanted, files, strict=True)]
 
 
 def encode_pictures(

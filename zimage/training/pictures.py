@@ -3,12 +3,14 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, Tag
 
 from zimage.captions.subject import Subject
 from zimage.captions.template import subject as named
 from zimage.core.errors import InputError
-from zimage.core.section import Section
+from zimage.core.section import PLAIN, Section, told_by_keys
 from zimage.model.base import identify_files
 from zimage.photos.rows import CropRow
 
@@ -28,6 +30,29 @@ class ClassPictures(Section):
     """PNG, JPEG or WebP files, each with its caption in a .txt of the same name, or none."""
     identity: str
     """`sha256:<hex>` over the folder's files."""
+
+
+class MadeClassPictures(Section):
+    """Pictures of other members of the class that the base generates, where nobody has such pictures."""
+
+    number: int = Field(ge=1)
+    """Pictures; diffusers' DreamBooth scripts make 100."""
+    prompts: list[str] = Field(min_length=1)
+    """Texts, which come in turn and become the captions; {class} stands for the class noun, such as "a woman"."""
+    steps: int = Field(ge=1)
+    """Euler steps; Base 28 to 50, Turbo 8."""
+    guidance_scale: float = Field(ge=0)
+    """As diffusers' ZImagePipeline counts: 0 none; Base 3 to 4."""
+    seed: int = Field(ge=0)
+    """Decides their noise."""
+
+
+ClassPicturesItem = Annotated[
+    Annotated[ClassPictures, Tag("(ClassPictures)")]
+    | Annotated[MadeClassPictures, Tag("(MadeClassPictures)")]
+    | Annotated[None, Tag(PLAIN)],
+    told_by_keys(ClassPictures, MadeClassPictures),
+]
 
 
 class Picture:

@@ -212,7 +212,7 @@ def _plan_preservation(dataset: Dataset, preservation: PriorPreservationParams, 
     if not sources:
         raise InputError(
             "train.prior_preservation.pictures is `class`, but there are no class pictures; "
-            "name some in encode.class_pictures, or set it to `crops`."
+            "name a folder of them in encode.class_pictures, or let the base make them there, or set it to `crops`."
         )
     if preservation.target == "picture" and preservation.pictures == "crops":
         raise InputError(

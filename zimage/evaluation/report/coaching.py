@@ -257,8 +257,8 @@ RULES = (
         "leak", lambda measured: measured.figures.leak_rise.value, _usual("leak_rise_max"), "above",
         lambda measured, number: (
             f"The person appears uncalled in {percent(number)} more of the pictures than with the base model; give "
-            f"pictures of others of the class {measured.subject.class_noun} (encode.class_pictures) and train with "
-            "train.prior_preservation."
+            f"pictures of others of the class {measured.subject.class_noun}, or let the base make them "
+            "(encode.class_pictures), and train with train.prior_preservation."
         ),
     ),
     Rule(
