@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from zimage.core.jsonl import Row
 
 
@@ -28,6 +30,8 @@ class ItemRow(Row):
     """The same captions without the trigger."""
     mask: bool
     """Whether masks.safetensors tells where its face is."""
+    repeats: int = Field(default=1, ge=1)
+    """How often it comes in a round of training, in which another one comes once."""
 
 
 class TextRow(Row):

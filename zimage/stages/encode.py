@@ -36,6 +36,7 @@ from zimage.training.pictures import (
     held_out_pictures,
     without_trigger,
 )
+from zimage.training.repeats import repeats_of
 from zimage.training.validation import ITEMS, LATENTS, MOST_CROPS, ValidationItemRow
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SMALLEST_PX = 16  # a token
+MOST_REPEATS = 1000
 
 
 class Encoded(NamedTuple):
@@ -71,6 +73,18 @@ class EncodeParams(Section):
     """Texts of which training makes sample pictures; {subject} stands for trigger and class noun."""
     also_px: list[int] = Field(default_factory=list)
     """Also learn each crop at smaller sizes: sides in px of squares of their area, such as [512, 768] beside 1024."""
+
+    repeats: dict[str, int] = Field(default_factory=dict)
+    """How often crops come in a round, by a pattern of their photos' names, such as {"portraits/*": 3}; else once."""
+
+    @field_validator("repeats")
+    @classmethod
+    def _are_numbers(cls, repeats: dict[str, int]) -> dict[str, int]:
+        if wrong := [pattern for pattern, times in repeats.items() if not 1 <= times <= MOST_REPEATS]:
+            raise ValueError(
+                f"`{wrong[0]}` has to come 1 to {MOST_REPEATS} times; leave photos out with overrides/decisions.yaml"
+            )
+        return repeats
 
     @field_validator("also_px")
     @classmethod
@@ -110,7 +124,14 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
     cut = count_cut_captions(
         {crop.file: captions[crop.file] for crop in crops}, subject.trigger, open_tokenizer(folder)
     )
-    pictures = crop_pictures(detect, crops, captions, mirror=params.mirror, also_px=params.also_px)
+    pictures = crop_pictures(
+        detect,
+        crops,
+        captions,
+        mirror=params.mirror,
+        also_px=params.also_px,
+        repeats=repeats_of(detect, params.repeats),
+    )
     match params.class_pictures:
         case ClassPictures() as given:
             pictures += class_pictures(given, _sizes(crops), subject)
@@ -242,6 +263,7 @@ def _write_latents(
                 texts=[texts[text].text for text in picture.captions],
                 class_texts=[texts[without_trigger(text, subject)].text for text in picture.captions],
                 mask=mask is not None,
+                repeats=picture.repeats,
             )
         )
     write_tensors(aside / "latents.safetensors", latents, {})
@@ -307,6 +329,7 @@ def _metrics(items: Sequence[ItemRow], texts: Iterable[TextRow]) -> dict[str, ob
     return {
         "items": len(items),
         "class_items": sum(item.role == "class" for item in items),
+        "repeated_items": sum(item.repeats > 1 for item in items),
         "sizes": len({(item.width, item.height) for item in items}),
         "masks": sum(item.mask for item in items),
         "texts": len(tokens),

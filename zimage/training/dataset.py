@@ -71,7 +71,7 @@ class Dataset:
         self._texts, self._place_of_text = _texts(folder, self.texts, self.lengths, device)
 
     def sources(self, role: Literal["subject", "class"], *, of_the_class: bool = False) -> list[StepSource]:
-        """Return the pictures of a role, with their captions or with those that leave the trigger out."""
+        """Return the pictures of a role, each `repeats` times, with its captions or those without the trigger."""
         return [
             StepSource(
                 number,
@@ -80,6 +80,7 @@ class Dataset:
             )
             for number, row in enumerate(self.items)
             if row.role == role
+            for _ in range(row.repeats)
         ]
 
     @property

@@ -1,7 +1,7 @@
 """The pictures that training reads, with the variants of their captions."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Size, Tensor
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+NO_REPEATS: Mapping[str, int] = {}
 SIDES = {"left": "right", "right": "left", "左": "右", "右": "左"}
 
 
@@ -65,6 +66,7 @@ class Picture:
         self.captions = [_sides_exchanged(text) for text in captions] if mirrored else list(captions)
         self.mask: Path | None = None
         self.size: tuple[int, int] | None = None  # what it is cut to, in px; None for its own
+        self.repeats = 1  # times in a round of training
 
     def pixels(self) -> "NDArray[np.uint8]":
         """Return (H, W, 3)."""
@@ -79,7 +81,13 @@ class Picture:
 
 
 def crop_pictures(
-    detect: Path, crops: Sequence[CropRow], captions: dict[str, list[str]], *, mirror: bool, also_px: Sequence[int] = ()
+    detect: Path,
+    crops: Sequence[CropRow],
+    captions: dict[str, list[str]],
+    *,
+    mirror: bool,
+    also_px: Sequence[int] = (),
+    repeats: Mapping[str, int] = NO_REPEATS,
 ) -> list[Picture]:
     """Return the training crops and, where wanted, each mirrored, and each of them at smaller sizes too.
 
@@ -89,6 +97,7 @@ def crop_pictures(
         captions: Of each crop's file.
         mirror: Also each mirrored.
         also_px: Sides of squares of the area that a smaller copy has; none is made that would not be smaller.
+        repeats: How often the crops of a photo come in a round of training, by the photo; once where it is absent.
     """
     pictures = []
     for crop in crops:
@@ -98,6 +107,7 @@ def crop_pictures(
                     detect / crop.file, crop.file, captions[crop.file], photo=crop.photo, mirrored=mirrored
                 )
                 picture.mask, picture.size = detect / crop.mask if crop.mask else None, size
+                picture.repeats = repeats.get(crop.photo, 1)
                 pictures.append(picture)
     return pictures
 
