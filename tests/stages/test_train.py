@@ -52,6 +52,8 @@ def test_it_leaves_a_lora_checkpoints_numbers_and_no_rest(tiny_base: Base, tiny_
         "lora.safetensors",
         "loss.csv",
         "metrics.json",
+        *[f"samples/first-batch-{step}.jpg" for step in (1, 2, 3, 4)],
+        "samples/first_batches.csv",
         "samples/noise_levels.csv",
         "samples/prompts.txt",
         "samples/validation.csv",

@@ -25,6 +25,7 @@ from zimage.model.rows import ItemRow, TextRow
 from zimage.model.tokens import open_tokenizer
 from zimage.photos.cache import cache_of
 from zimage.photos.rows import CropRow
+from zimage.training.first_batches import THUMBNAILS, thumbnail_of
 from zimage.training.likeness import write_faces
 from zimage.training.pictures import (
     ClassPictures,
@@ -52,13 +53,14 @@ MOST_REPEATS = 1000
 
 
 class Encoded(NamedTuple):
-    """A picture as training reads it: its size in px, its posterior (C, h, w) and, where it has a face, that's mask."""
+    """A picture as training reads it: its size in px, its posterior (C, h, w), its face's mask and a small JPEG."""
 
     width: int
     height: int
     mean: "NDArray[np.float32]"
     std: "NDArray[np.float32]"
     mask: "NDArray[np.float32] | None"
+    thumbnail: bytes
 
 
 class EncodeParams(Section):
@@ -100,9 +102,10 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
     Args:
         detect: The folder of the detect stage: crops, and masks of their faces.
         caption: The folder of the caption stage.
-        out: Gets items.jsonl, texts.jsonl, latents.safetensors, masks.safetensors, texts.safetensors, metrics.json, and
-            for held-out crops, which training measures its loss on, validation.jsonl and validation.safetensors. Class
-            pictures that the base generates are kept beside it (see zimage.photos.cache), so that none is made twice.
+        out: Gets items.jsonl, texts.jsonl, latents.safetensors, masks.safetensors, texts.safetensors, metrics.json,
+            thumbnails/ and, for held-out crops, which training measures its loss on, validation.jsonl and
+            validation.safetensors. Class pictures that the base generates are kept beside it (see
+            zimage.photos.cache), so that none is made twice.
         params: See `EncodeParams`.
         base: Its autoencoder and text encoder are used.
         subject: Trigger and class noun; captions are also embedded without the trigger, for preservation.
@@ -240,14 +243,16 @@ def _write_latents(
         pixels, face = picture.pixels(), picture.face()
         mean, std = (part.cpu().contiguous() for part in posterior(vae, pixels_of(pixels)))
         mask = None if face is None else on_latents(face, mean.shape[1:]).numpy()
-        return Encoded(pixels.shape[1], pixels.shape[0], mean.numpy(), std.numpy(), mask)
+        return Encoded(pixels.shape[1], pixels.shape[0], mean.numpy(), std.numpy(), mask, thumbnail_of(pixels))
 
     items: list[ItemRow] = []
     latents: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
+    (aside / THUMBNAILS).mkdir()
     found = tracked(spread(encoded, pictures, processes_on(vae.device)), "pictures", len(pictures))
-    for picture, (width, height, mean, std, mask) in zip(pictures, found, strict=True):
+    for picture, (width, height, mean, std, mask, thumbnail) in zip(pictures, found, strict=True):
         name = f"{len(items):04d}"
+        (aside / THUMBNAILS / f"{name}.jpg").write_bytes(thumbnail)
         latents[f"{name}.mean"], latents[f"{name}.std"] = from_numpy(mean), from_numpy(std)
         if mask is not None:
             masks[name] = from_numpy(mask)

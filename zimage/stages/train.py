@@ -106,6 +106,7 @@ def _lead(
     from zimage.model.device import device_kind
     from zimage.training.checkpoint import take_over
     from zimage.training.demand import DEMAND
+    from zimage.training.first_batches import write_first_batches
     from zimage.training.likeness import FACES, open_curve
     from zimage.training.run_writer import RunWriter
     from zimage.training.validation import open_validation
@@ -123,6 +124,7 @@ def _lead(
         else:
             _restore(prepared, state)
         write_metrics(aside / "metrics.json", {"warnings": warnings})  # for the page of the running training
+        write_first_batches(encode, aside, prepared.dataset, prepared.loop.steps)
         begin = prepared.loop.world.broadcast_int(state.step if state else 0)
         devices = tuple(dict.fromkeys([*(state.devices if state else ()), device]))
         metadata = {**metadata, "zimage.devices": "; ".join(devices)}

@@ -7,10 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zimage.core.assets import read_asset
 from zimage.core.csv_rows import read_whole_rows
 from zimage.core.svg_charts import curve, line
+
+if TYPE_CHECKING:
+    from zimage.training.first_batches import FirstBatch
 
 SAMPLE = re.compile(r"step-([0-9]+)-([0-9]+)\.png")
 SIDE_PX = 320  # of a picture on the page
@@ -32,6 +36,7 @@ class PageContent:
         validation: Mean loss on held-out crops, by step; see zimage.training.validation.
         noise_levels: Sigma, and how often it is trained on, 1 where all come alike; see zimage.training.noise.
         warnings: What the training warns of, in sentences.
+        first_batches: What the first steps learn from.
     """
 
     done: int
@@ -43,6 +48,7 @@ class PageContent:
     validation: dict[int, float]
     noise_levels: dict[float, float]
     warnings: list[str]
+    first_batches: "list[FirstBatch]"
 
 
 def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> PageContent:
@@ -52,6 +58,7 @@ def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> P
         folder: Of the training.
         before: The pictures that were seen before, which are not read again.
     """
+    from zimage.training.first_batches import read_first_batches
     from zimage.training.likeness import CURVE, mean_closeness, read_likeness  # it loads numpy
     from zimage.training.validation import CURVE as VALIDATION
     from zimage.training.validation import mean_loss, read_validation
@@ -68,7 +75,8 @@ def seen(folder: Path, before: Mapping[tuple[int, int], str] | None = None) -> P
     done = int(steps[-1]) if steps else 0
     levels = {float(row["sigma"]): float(row["density"]) for row in read_whole_rows(folder / NOISE_LEVELS)}
     warnings = _warnings(folder / "metrics.json")
-    return PageContent(done, loss, pictures, steps, losses, likeness, validation, levels, warnings)
+    batches = read_first_batches(folder)
+    return PageContent(done, loss, pictures, steps, losses, likeness, validation, levels, warnings, batches)
 
 
 def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pictured: bool, working: bool) -> str:
@@ -108,6 +116,7 @@ def render(seen: PageContent, prompts: list[str], *, title: str, total: int, pic
         pictured=pictured,
         working=working,
         warnings=seen.warnings,
+        first_batches=seen.first_batches,
     )
 
 
