@@ -32,6 +32,8 @@ class ItemRow(Row):
     """Whether masks.safetensors tells where its face is."""
     repeats: int = Field(default=1, ge=1)
     """How often it comes in a round of training, in which another one comes once."""
+    weight: float = Field(default=1.0, gt=0)
+    """What its loss is multiplied with."""
 
 
 class TextRow(Row):

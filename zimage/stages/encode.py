@@ -27,6 +27,7 @@ from zimage.photos.cache import cache_of
 from zimage.photos.rows import CropRow
 from zimage.training.first_batches import THUMBNAILS, thumbnail_of
 from zimage.training.likeness import write_faces
+from zimage.training.photo_patterns import by_photo
 from zimage.training.pictures import (
     ClassPictures,
     ClassPicturesItem,
@@ -37,7 +38,6 @@ from zimage.training.pictures import (
     held_out_pictures,
     without_trigger,
 )
-from zimage.training.repeats import repeats_of
 from zimage.training.validation import ITEMS, LATENTS, MOST_CROPS, ValidationItemRow
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 SMALLEST_PX = 16  # a token
 MOST_REPEATS = 1000
+HIGHEST_WEIGHT = 100
 
 
 class Encoded(NamedTuple):
@@ -78,6 +79,8 @@ class EncodeParams(Section):
 
     repeats: dict[str, int] = Field(default_factory=dict)
     """How often crops come in a round, by a pattern of their photos' names, such as {"portraits/*": 3}; else once."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Factor of the loss of crops, by a pattern of their photos' names, such as {"old/*": 0.5}; else 1."""
 
     @field_validator("repeats")
     @classmethod
@@ -87,6 +90,16 @@ class EncodeParams(Section):
                 f"`{wrong[0]}` has to come 1 to {MOST_REPEATS} times; leave photos out with overrides/decisions.yaml"
             )
         return repeats
+
+    @field_validator("weights")
+    @classmethod
+    def _are_factors(cls, weights: dict[str, float]) -> dict[str, float]:
+        if wrong := [pattern for pattern, weight in weights.items() if not 0 < weight <= HIGHEST_WEIGHT]:
+            raise ValueError(
+                f"the weight of `{wrong[0]}` has to be above 0 and at most {HIGHEST_WEIGHT}; leave photos out with "
+                "overrides/decisions.yaml"
+            )
+        return weights
 
     @field_validator("also_px")
     @classmethod
@@ -133,7 +146,8 @@ def encode(detect: Path, caption: Path, out: Path, *, params: EncodeParams, base
         captions,
         mirror=params.mirror,
         also_px=params.also_px,
-        repeats=repeats_of(detect, params.repeats),
+        repeats=by_photo(detect, params.repeats, "encode.repeats"),
+        weights=by_photo(detect, params.weights, "encode.weights"),
     )
     match params.class_pictures:
         case ClassPictures() as given:
@@ -269,6 +283,7 @@ def _write_latents(
                 class_texts=[texts[without_trigger(text, subject)].text for text in picture.captions],
                 mask=mask is not None,
                 repeats=picture.repeats,
+                weight=picture.weight,
             )
         )
     write_tensors(aside / "latents.safetensors", latents, {})

@@ -175,11 +175,14 @@ def _pictures(
     pictures = {}
     for size, alike in rows.items():
         faces = [masks.get(item.item, torch.zeros(size)) for item in alike]
-        weights = torch.stack([face_weights(face, face_weight) for face in faces])[:, None]
+        weights = torch.stack(
+            [item.weight * face_weights(face, face_weight) for item, face in zip(alike, faces, strict=True)]
+        )[:, None]
+        all_alike = face_weight == 1 and all(item.weight == 1 for item in alike)
         pictures[size] = Pictures(
             torch.stack([latents[f"{item.item}.mean"] for item in alike]).float().to(device),
             torch.stack([latents[f"{item.item}.std"] for item in alike]).float().to(device),
-            None if face_weight == 1 else weights.to(device),
+            None if all_alike else weights.to(device),
         )
     return pictures, positions
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, Tag
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Size, Tensor
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
-NO_REPEATS: Mapping[str, int] = {}
+NOT_NAMED: Mapping[str, Any] = {}
 SIDES = {"left": "right", "right": "left", "左": "右", "右": "左"}
 
 
@@ -67,6 +67,7 @@ class Picture:
         self.mask: Path | None = None
         self.size: tuple[int, int] | None = None  # what it is cut to, in px; None for its own
         self.repeats = 1  # times in a round of training
+        self.weight = 1.0  # factor of its loss
 
     def pixels(self) -> "NDArray[np.uint8]":
         """Return (H, W, 3)."""
@@ -87,7 +88,8 @@ def crop_pictures(
     *,
     mirror: bool,
     also_px: Sequence[int] = (),
-    repeats: Mapping[str, int] = NO_REPEATS,
+    repeats: Mapping[str, int] = NOT_NAMED,
+    weights: Mapping[str, float] = NOT_NAMED,
 ) -> list[Picture]:
     """Return the training crops and, where wanted, each mirrored, and each of them at smaller sizes too.
 
@@ -98,6 +100,7 @@ def crop_pictures(
         mirror: Also each mirrored.
         also_px: Sides of squares of the area that a smaller copy has; none is made that would not be smaller.
         repeats: How often the crops of a photo come in a round of training, by the photo; once where it is absent.
+        weights: What the loss of the crops of a photo is multiplied with, by the photo; 1 where it is absent.
     """
     pictures = []
     for crop in crops:
@@ -107,7 +110,7 @@ def crop_pictures(
                     detect / crop.file, crop.file, captions[crop.file], photo=crop.photo, mirrored=mirrored
                 )
                 picture.mask, picture.size = detect / crop.mask if crop.mask else None, size
-                picture.repeats = repeats.get(crop.photo, 1)
+                picture.repeats, picture.weight = repeats.get(crop.photo, 1), weights.get(crop.photo, 1.0)
                 pictures.append(picture)
     return pictures
 
