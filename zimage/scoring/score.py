@@ -495,7 +495,7 @@ class _OfBase:
 
 
 def _sampled(use: Use) -> dict[str, Any]:
-    return asdict(use.sampling) | {
+    return use.sampling.recorded() | {
         "precision": use.sampling.precision or machine_precision(),
         "merged_weights": use.sampling.merged_weights,
     }

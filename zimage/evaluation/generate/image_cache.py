@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,10 @@ class Sampling:
     def width_px(self) -> int:
         """The width of a picture."""
         return self.width or self.side_px
+
+    def recorded(self) -> dict[str, Any]:
+        """Return all values by name, as keys of pictures and results have them; without the width of a square."""
+        return {name: value for name, value in asdict(self).items() if name != "width" or value}
 
     @property
     def merged_weights(self) -> Precision | None:
@@ -101,7 +105,7 @@ class ImageCache:
             "strength": request.strength,
             "text": request.text,
             "noise": request.noise_seed,
-            **{name: value for name, value in asdict(self._sampling).items() if name != "width" or value},
+            **self._sampling.recorded(),
             "merged": (request.lora is not None and self._merged_weights) or False,  # the base alone is never merged
         }
         return self.folder / f"{hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()}.png"
