@@ -28,7 +28,8 @@ from zimage.model.base import Base
 HANGS_AFTER_S = 60
 
 
-NUM_PHOTOS, NUM_CHECKPOINTS, EVERY = 16, 6, 50
+# A training has to last until a test on a busy machine has seen it: it does some 100 steps a second.
+NUM_PHOTOS, NUM_CHECKPOINTS, EVERY = 16, 6, 500
 
 
 SMALL = {
@@ -66,7 +67,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"
 
 
-def until(what: str, look: Callable[[], Any], within_s: float = 400.0, every_s: float = 0.3) -> Any:
+def until(what: str, look: Callable[[], Any], within_s: float = 600.0, every_s: float = 0.3) -> Any:
     """The first true thing that `look` returns."""
     begun = time.monotonic()
     while time.monotonic() - begun < within_s:
@@ -118,7 +119,7 @@ class Api:
         found: dict[str, Any] = self.get(f"/flow_runs/{run}")["state"]
         return found
 
-    def ended(self, run: str, within_s: float = 300.0, *, goes_on: bool = False) -> str:
+    def ended(self, run: str, within_s: float = 600.0, *, goes_on: bool = False) -> str:
         final = {"COMPLETED", "FAILED", "CANCELLED"} | (set() if goes_on else {"CRASHED"})
         until(f"the end of run {run}", lambda: self.state(run)["type"] in final, within_s)
         return str(self.state(run)["name"])

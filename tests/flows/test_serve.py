@@ -346,7 +346,7 @@ def test_a_run_goes_on_by_itself_after_its_stack_was_stopped_and_after_a_power_c
         "consent": consent(tmp_path, "ada"),
         "publish": "provisional",
     }
-    spec["values"] += ["train.steps=100"]
+    spec["values"] += ["train.steps=100", "train.checkpoint_every=50"]
 
     with serving(tmp_path) as (process, api):
         until("the deployments", lambda: len(api.post("/deployments/filter", {})) == len(FLOWS))
@@ -359,7 +359,7 @@ def test_a_run_goes_on_by_itself_after_its_stack_was_stopped_and_after_a_power_c
         stopped = api.states(run)
         kill(process.pid)
     with serving(tmp_path) as (process, api):
-        assert api.ended(run, within_s=400, goes_on=True) == "Completed"
+        assert api.ended(run, goes_on=True) == "Completed"
         states = api.states(run)
         process.send_signal(signal.SIGINT)
 
