@@ -8,18 +8,16 @@ all pay for importing torch and diffusers.
 
 import argparse
 import os
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from itertools import cycle, islice
 from pathlib import Path
 
 from PIL import Image
 
+from tests.benchmarks.detect_album import timed
 from zimage.captions.rows import CaptionRow
 from zimage.core.jsonl import read_rows, write_rows
 from zimage.photos.rows import CropRow
@@ -65,10 +63,10 @@ def main() -> None:
         for _ in range(asked.rounds):
             for each, command in commands.items():
                 shutil.rmtree(folder / "encode", ignore_errors=True)
-                load, seconds = os.getloadavg()[0], _seconds(command)
-                found[each].append(seconds)
-                print(f"{each}: {seconds[0]:.1f} s, {seconds[1]:.1f} s of CPU time, load {load:.1f}", flush=True)
-        for number, what in enumerate(("by the clock", "of CPU time")):
+                load, (cpu_s, wall_s) = os.getloadavg()[0], timed(command, HERE)
+                found[each].append((cpu_s, wall_s))
+                print(f"{each}: {wall_s:.1f} s, {cpu_s:.1f} s of CPU time, load {load:.1f}", flush=True)
+        for number, what in enumerate(("of CPU time", "by the clock")):
             *alone, whole = (statistics.median(each[number] for each in rounds) for rounds in found.values())
             ratios = ", ".join(f"{whole / each:.2f} times {name}" for name, each in zip(found, alone, strict=False))
             print(f"{asked.crops} crops of {asked.px} px, {what}: encode {whole:.1f} s, {ratios}")
@@ -93,16 +91,6 @@ def _repeat(data: Path, detect: Path, caption: Path, count: int, side_px: int) -
         texts.append(captions[row.file].model_copy(update={"file": file}))
     write_rows(detect / "crops.jsonl", crops)
     write_rows(caption / "captions.jsonl", texts)
-
-
-def _seconds(command: list[str]) -> tuple[float, float]:
-    """Return what a command took by the clock, and of CPU time with its own processes."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    subprocess.run(
-        command, cwd=HERE, env={**os.environ, "PYTHONPATH": str(HERE)}, check=True, stderr=subprocess.DEVNULL
-    )
-    after, taken = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
-    return taken, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 if __name__ == "__main__":

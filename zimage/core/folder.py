@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from zimage.core.errors import InputError
 from zimage.core.lock import locked
@@ -87,6 +89,31 @@ def make_writable(folder: Path, remedy: str = "name another place") -> None:
         raise InputError(f"The folder {folder} cannot be made ({error.strerror}); {remedy}.") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"Nothing can be written in the folder {folder}; {remedy}.")
+
+
+def claim(out: Path, file: str, record: Mapping[str, Any], *, held: str, purpose: str) -> None:
+    """Write into a folder what all in it will be made of, or check that an earlier call wrote the same.
+
+    Args:
+        out: A new or empty folder, or one that was claimed before.
+        file: Name of the record in it.
+        record: What JSON can hold.
+        held: What a folder with another record holds, for the message.
+        purpose: What the folder is for, idem.
+
+    Raises:
+        InputError: it holds another record, or other files, or cannot be made.
+    """
+    path = out / file
+    text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    if path.is_file():
+        if path.read_text(encoding="utf-8") != text:
+            raise InputError(f"{out} holds {held}; name another folder, or delete it.")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not empty; name a new folder for {purpose}.")
+    make_writable(out)
+    write_whole(path, text.encode())
 
 
 def make_private(folder: Path) -> None:

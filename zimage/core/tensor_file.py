@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from zimage.core.folder import write_whole
@@ -26,6 +27,13 @@ DTYPE_NAMES = {
 }
 _ENTRY_BYTES = 128  # of a header's entry, without the tensor's name: dtype, shape and two offsets
 HASH_KEY = "modelspec.hash_sha256"
+
+
+def copy_tensors(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the tensors of a safetensors file as another one, with its metadata and, added or in their place, these."""
+    with safe_open(str(source), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        write_tensors(path, tensors, {**file.metadata(), **metadata})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -14,9 +14,8 @@ simpletuner/helpers/models/common.py, configure_assistant_lora_for_training). At
 code that makes one.
 """
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pydantic import Field, field_validator
 from zimage.captions.subject import Subject
 from zimage.core.assets import asset
 from zimage.core.errors import InputError
-from zimage.core.folder import made_aside, make_writable, write_whole
+from zimage.core.folder import claim, made_aside
 from zimage.core.jsonl import write_metrics
 from zimage.core.params import with_values
 from zimage.core.plain_yaml import load_plain
@@ -110,7 +109,13 @@ def make_training_adapter(
     params = section_of(load_plain(text), "train", TrainParams, params_file).model_copy(update=PLAIN)
     machine = read_section(params_file, "machine", MachineParams)
     settings = {"making": making.model_dump(mode="json"), "train": params.model_dump(mode="json")}
-    _claim(out, {"base": base.identity, "prompts": prompts, **settings})
+    claim(
+        out,
+        RECORD,
+        {"base": base.identity, "prompts": prompts, **settings},
+        held="a training adapter of another base, other prompts or other settings",
+        purpose="the training adapter",
+    )
     if is_turbo(base.model, folder):
         logger.info("the distillation of %s is undone on purpose here, whatever is warned of", public_name(base.model))
     else:
@@ -151,23 +156,6 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _claim(out: Path, record: Mapping[str, Any]) -> None:
-    """Write what all is made of, or check that an earlier call wrote the same."""
-    path = out / RECORD
-    text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    if path.is_file():
-        if path.read_text(encoding="utf-8") != text:
-            raise InputError(
-                f"{out} holds a training adapter of another base, other prompts or other settings; name another "
-                "folder, or delete it."
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is not an empty folder; name a new one for the training adapter.")
-    make_writable(out)
-    write_whole(path, text.encode())
-
-
 def _encode(out: Path, wanted: Sequence[BasePicture], files: Sequence[Path], base: Path, *, sample: str) -> None:
     """Encode the pictures as the encode stage does; the last ones are held out."""
     pictures = [Picture(file, file.name, [one.text], photo=file.stem) for one, file in zip(wanted, files, strict=True)]
@@ -181,20 +169,15 @@ def _encode(out: Path, wanted: Sequence[BasePicture], files: Sequence[Path], bas
 
 def _release(out: Path, base: Base, files: Sequence[Path], making: MakingParams) -> list[str]:
     """Write the LoRA of the training under its own name; its metadata name its purpose and no trigger."""
-    from safetensors import safe_open
+    from zimage.core.tensor_file import copy_tensors
 
-    from zimage.core.tensor_file import HASH_KEY, write_tensors
-
-    with safe_open(str(out / "train" / "lora.safetensors"), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        metadata = {name: value for name, value in file.metadata().items() if name != HASH_KEY}
     about = {
         "modelspec.title": f"training adapter for {public_name(base.model)}",
         "modelspec.trigger_phrase": "",
         "zimage.training_set": f"synthetic: {making.pictures} pictures that the base generated, "
         f"{identify_files(files, out / 'pictures')}",
     }
-    write_tensors(out / RESULT, tensors, {**metadata, **about})
+    copy_tensors(out / "train" / "lora.safetensors", out / RESULT, about)
     pinned = pinned_lora(str(out / RESULT))
     losses = list(mean_loss(read_validation(out / "train" / CURVE)).values())
     return [

@@ -176,6 +176,14 @@ def degraded(from_base: Mapping[Look, Estimate], from_photos: Mapping[Look, Esti
     ]
 
 
+def changes_for_the_worse(figures: "Figures") -> list[str]:
+    """Return the sentences of `overcooked` and `degraded`, against the base's pictures and the held-out photos."""
+    return [
+        *overcooked(figures.drifts, figures.drifts_from_photos),
+        *degraded(figures.degradations, figures.degradations_from_photos),
+    ]
+
+
 def _beyond_both(
     look: Look, from_base: Mapping[Look, Estimate], from_photos: Mapping[Look, Estimate], signs: Mapping[int, str]
 ) -> list[str]:

@@ -89,6 +89,7 @@ def migrate(given: Migration, out: Path) -> None:
             `zimage.migration.rendering.render` and the stages.
     """
     from zimage.consent import read_consent
+    from zimage.core.folder import claim
     from zimage.core.section import read_section
     from zimage.core.signatures import STAGES
     from zimage.migration.rendering import OldModel, RenderParams, planned, render
@@ -98,7 +99,7 @@ def migrate(given: Migration, out: Path) -> None:
     render_params = read_section(given.render_file or PACKAGED_RENDER, "render", RenderParams)
     rows = planned(render_params, given.person)
     record = _record(given, render_params.model_dump(), len(rows))
-    _claim(out, record)
+    claim(out, RECORD, record, held="a migration from other files or settings", purpose="the migration")
     render(OldModel(given.old_base, given.lora), rows, out / "renders", params=render_params)
     _fill(out, given, _real_photos(given.photos))
     for name, stage in _stages(out).items():
@@ -131,24 +132,6 @@ def _record(given: Migration, render_params: dict[str, Any], pictures: int) -> d
         "params_sha256": _sha256(given.params_file),
         "real_photos_sha256": sorted(_sha256(path) for path in photos),
     }
-
-
-def _claim(out: Path, record: dict[str, Any]) -> None:
-    """Write the record, or check that the existing one is equal: a workspace belongs to one migration."""
-    from zimage.core.folder import make_writable, write_whole
-
-    path = out / RECORD
-    text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    if path.is_file():
-        if path.read_text(encoding="utf-8") != text:
-            raise InputError(
-                f"{out} holds a migration from other files or settings; name another folder, or delete it."
-            )
-        return
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; name a new folder for the migration.")
-    make_writable(out)
-    write_whole(path, text.encode())
 
 
 def _real_photos(folder: Path | None) -> list[Path]:
@@ -252,19 +235,14 @@ def _stages(out: Path) -> dict[str, Callable[[], None]]:
 
 def _release(out: Path, record: dict[str, Any]) -> None:
     """Write the LoRA that was chosen as out/lora.safetensors; its metadata names the origin of its training set."""
-    from safetensors import safe_open
-
-    from zimage.core.tensor_file import HASH_KEY, write_tensors
+    from zimage.core.tensor_file import copy_tensors
     from zimage.evaluation.report.summary import chosen_lora
 
     metrics = json.loads((out / "data" / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
     chosen = chosen_lora(out, metrics["chosen"]["file"])
-    with safe_open(str(chosen), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        metadata = {name: value for name, value in file.metadata().items() if name != HASH_KEY}
     drawn_by = f"{record['lora_family']} LoRA sha256:{record['lora_sha256']}"
     origin = {"zimage.training_set": f"synthetic: {record['pictures']} pictures drawn by {drawn_by}"}
-    write_tensors(out / "lora.safetensors", tensors, {**metadata, **origin})
+    copy_tensors(chosen, out / "lora.safetensors", origin)
 
 
 def _sha256(path: Path) -> str:

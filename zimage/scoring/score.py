@@ -22,7 +22,7 @@ from zimage.evaluation.gate import GateParams, Judgement, judge
 from zimage.evaluation.generate.gallery import Gallery
 from zimage.evaluation.generate.image_cache import ImageCache, Sampling, delete_others, machine_precision
 from zimage.evaluation.generate.suite import Half, Prompt, read_suite, with_subject, without_trigger
-from zimage.evaluation.hidden import degraded, overcooked
+from zimage.evaluation.hidden import changes_for_the_worse
 from zimage.evaluation.intervals import Estimate
 from zimage.evaluation.protocol import PROTOCOL_VERSION
 from zimage.evaluation.report.results import hidden_metrics, sha256_of
@@ -518,9 +518,7 @@ def _lines(results: Sequence[Result], found: Sequence[Difference], photos: Refer
             interval = "" if share.low is None or share.high is None else f" [{share.low:.0%}, {share.high:.0%}]"
             lines.append(f"{one.name}: {verdict}same person in {share.value:.0%}{interval} of {share.n} pictures.")
         if one.figures is not None and one.source != BASE:
-            said = overcooked(one.figures.drifts, one.figures.drifts_from_photos)
-            said += degraded(one.figures.degradations, one.figures.degradations_from_photos)
-            lines += [f"{one.name}: {each}" for each in said]
+            lines += [f"{one.name}: {each}" for each in changes_for_the_worse(one.figures)]
     if photos.refused:
         lines.append(f"{photos.refused} of the {photos.files} files of the photos could not be used.")
     return lines

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from zimage.training.plan import Step
 
 THUMBNAILS = "thumbnails"  # in the encode folder
-TABLE = "samples/first_batches.csv"  # in the train folder, with a strip of each batch beside it
+TABLE = "samples/first_batches.csv"  # in the train folder
+STRIP = "samples/first-batch-{}.jpg"  # beside it, of each batch
 HEIGHT_PX, GAP_PX = 112, 4  # of a picture on a strip; between two
 STEPS, MOST_ITEMS = 4, 8  # steps that are shown; pictures of each
 
@@ -67,7 +68,7 @@ def write_first_batches(encode: Path, train: Path, dataset: "Dataset", steps: "S
         files = [encode / THUMBNAILS / f"{dataset.items[item].item}.jpg" for item in items]
         if not all(file.is_file() for file in files):
             return
-        _write_strip(_strip_of(train, number), files)
+        _write_strip(train / STRIP.format(number), files)
         rows += [
             {"step": str(number), "place": str(place), "caption": dataset.texts[text].prompt}
             for place, text in enumerate(texts, 1)
@@ -80,15 +81,12 @@ def read_first_batches(train: Path) -> list[FirstBatch]:
     captions: dict[int, list[str]] = {}
     for row in read_whole_rows(train / TABLE):
         captions.setdefault(int(row["step"]), []).append(row["caption"])
+    strips = {step: train / STRIP.format(step) for step in captions}
     return [
-        FirstBatch(step, f"data:image/jpeg;base64,{base64.b64encode(_strip_of(train, step).read_bytes()).decode()}", of)
-        for step, of in captions.items()
-        if _strip_of(train, step).is_file()
+        FirstBatch(step, f"data:image/jpeg;base64,{base64.b64encode(strip.read_bytes()).decode()}", captions[step])
+        for step, strip in strips.items()
+        if strip.is_file()
     ]
-
-
-def _strip_of(train: Path, step: int) -> Path:
-    return train / TABLE.replace("first_batches.csv", f"first-batch-{step}.jpg")
 
 
 def _write_strip(path: Path, files: Sequence[Path]) -> None:

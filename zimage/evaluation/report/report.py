@@ -209,10 +209,7 @@ class _Page:
             "leaks": self._leaks(),
             "aspects": _aspects(outcome.test),
             "hidden": hidden.shown(findings.figures),
-            "overcooked": [
-                *hidden.overcooked(findings.figures.drifts, findings.figures.drifts_from_photos),
-                *hidden.degraded(findings.figures.degradations, findings.figures.degradations_from_photos),
-            ],
+            "overcooked": hidden.changes_for_the_worse(findings.figures),
             "figures": findings.figures,
             "outcome": outcome,
             "findings": findings,

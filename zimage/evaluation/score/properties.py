@@ -22,7 +22,7 @@ from zimage.captions.template import (
     Language,
     colour_of,
 )
-from zimage.evaluation.score.following import template_following
+from zimage.evaluation.score.following import template_phrases
 from zimage.faces.engine import Face
 from zimage.faces.quality import chroma
 
@@ -163,7 +163,7 @@ def properties(text: str, image_rgb: NDArray[np.uint8], faces: Sequence[Face], l
         language: Of the text.
     """
     named = named_in(text, language)
-    if not named or template_following(text, image_rgb, None, language) is not None:
+    if not named or template_phrases(text, language):
         return {}
     seen = Seen(image_rgb, faces)
     return {name: holds for name, one in named.items() if (holds := one.holds(seen)) is not None}
