@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prefect.client.base import PrefectHttpxSyncClient
 from prefect.server.database.dependencies import temporary_database_interface
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
 
@@ -161,12 +162,16 @@ def test_a_state_after_a_pause_is_acted_on_though_another_server_saw_the_one_bef
 
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[httpx.Client]:
-    """A server on the SQLite database that the environment names."""
+    """A server on the SQLite database that the environment names.
+
+    The client is Prefect's, which tries again after a 503: SQLite answers so to a request that read before it wrote,
+    if another transaction wrote in between, as those of the server's own services do.
+    """
     port = free_port()
     command = ["server", "--host", HOST, "--port", str(port)]
     with (
         started(command, folder / "server.log") as process,
-        httpx.Client(base_url=f"http://{HOST}:{port}/api") as client,
+        PrefectHttpxSyncClient(base_url=f"http://{HOST}:{port}/api") as client,
     ):
         _wait_for_server(process, port, folder)
         yield client
