@@ -29,6 +29,12 @@ def device_and_dtype() -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.float32
 
 
+def sampling_dtype() -> torch.dtype:
+    """Return what pictures are made in unless another precision is asked for: float32 on a CPU without such units."""
+    device, dtype = device_and_dtype()
+    return torch.bfloat16 if device.type == "cpu" and has_bfloat16_units(device) else dtype
+
+
 def unused_gpu() -> tuple[str, str] | None:
     """Return which GPU of this machine is not computed on, and the remedy; None where there is none or it is used.
 

@@ -25,9 +25,9 @@ SAMPLING_STREAMS = 24
 CAPTION_TOKENS = 96  # of the longest prompts of the suites, padded
 # While blocks travel one computes and the next one crosses.
 PLACES = 2
-# Image tokens in flight: on a CPU more does not pay, and leaves processes idle that share the pictures; 16 k fill a GPU
-# (four pictures of 1024 px).
-TOKENS_AT_ONCE = {"cpu": 256, "cuda": 16384}
+# Image tokens in flight: on a CPU (eight pictures of 128 px) more does not pay, and leaves processes idle; 16 k fill a
+# GPU (four of 1024 px).
+TOKENS_AT_ONCE = {"cpu": 512, "cuda": 16384}
 LATENT_PX = 8
 STEP_PX = 16
 

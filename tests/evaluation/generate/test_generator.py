@@ -167,7 +167,7 @@ def test_a_studio_has_read_all_its_prompts_and_draws_what_the_whole_pipeline_dra
     pipeline: Any, tiny_base: Base
 ) -> None:
     guided = Sampling(64, 3, 2.5)
-    opened = open_studio(tiny_base, guided, [NEAR, FAR, NEAR], adapters_gb=0.0)
+    opened = open_studio(tiny_base, guided, [NEAR, FAR, NEAR], adapters_gb=0.0, dtype=torch.float32)
     requests = [asked(NEAR), asked(FAR)]
     found = dict(opened.pictures(requests))
     for request, wanted in zip(requests, shoot(pipeline, *requests, sampling=guided), strict=True):

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from zimage.core.errors import InputError
 from zimage.core.process_group import spread
+from zimage.evaluation.generate.denoiser_forward import DenoiserLoader
 from zimage.evaluation.generate.image_cache import Request, Sampling
 from zimage.model.base import Base, open_pipeline, open_text_encoder, resolve
-from zimage.model.device import device_and_dtype, free_gb, processes_on, release
+from zimage.model.device import device_and_dtype, free_gb, has_bfloat16_units, processes_on, release, sampling_dtype
+from zimage.model.fast.linear import ADAPTER
 from zimage.model.memory import USED_SHARE, Fit, fit, footprint_of, usual_batch
 from zimage.model.text import embed
 
@@ -184,9 +186,6 @@ class Generator:
         return torch.randn((self._pipeline.transformer.in_channels, height, width), generator=generator)
 
 
-ADAPTER = "judged"
-
-
 def open_studio(
     base: Base,
     sampling: Sampling,
@@ -197,7 +196,7 @@ def open_studio(
     loader: LoraLoader | None = None,
     prepare: Callable[[Any], None] | None = None,
 ) -> Generator:
-    """Return a generator with all prompts read: in bfloat16 on a GPU where there is one, whatever its size.
+    """Return a generator with all prompts read: in bfloat16 where there are units for it, whatever a GPU's size.
 
     The text encoder is gone before the transformer comes, whose blocks stay on the GPU where they fit beside a picture,
     and travel to it one by one where they do not. That changes no picture.
@@ -209,16 +208,16 @@ def open_studio(
         adapters_gb: What the largest LoRA takes.
         dtype: Of weights and products; None for the machine's.
         loader: How LoRAs reach the weights; None leaves them apart, or adds them to small float32 weights on a CPU,
-            which comes to the same (`FusingLoader`).
+            which comes to the same (`FusingLoader`). In bfloat16 a CPU computes by `DenoiserForward`.
         prepare: Called with the pipeline before its first picture.
     """
     folder = resolve(base)
-    device, usual_dtype = device_and_dtype()
-    dtype = dtype or usual_dtype
+    device = device_and_dtype()[0]
+    dtype = dtype or sampling_dtype()
     side_px = math.isqrt(sampling.side_px * sampling.width_px - 1) + 1  # of a square as large
     guided = sampling.guidance_scale > 0
     wanted = list(dict.fromkeys([*texts, ""] if guided else texts))
-    tokenizer, encoder = open_text_encoder(folder, dtype=dtype)
+    tokenizer, encoder = open_text_encoder(folder, dtype=torch.float32 if device.type == "cpu" else dtype)
     embeddings = dict(zip(wanted, embed(tokenizer, encoder, wanted, device), strict=True))  # (T, D) each
     del encoder
     release(device)
@@ -240,6 +239,8 @@ def open_studio(
         prepare(pipeline)
     if loader is None and device.type == "cpu" and dtype == torch.float32 and _is_small(folder):
         loader = FusingLoader()
+    if device.type == "cpu" and dtype == torch.bfloat16 and has_bfloat16_units(device):
+        loader = DenoiserLoader(loader or UnmergedLoader(), pipeline.transformer)
     return Generator(pipeline, embeddings, sampling, chosen.batch_size, processes=processes_on(device), loader=loader)
 
 

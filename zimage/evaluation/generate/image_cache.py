@@ -141,10 +141,10 @@ class ImageCache:
 
 
 def machine_precision() -> Precision:
-    """Return the precision of pictures unless another one is asked for: float32 on a CPU, bfloat16 on a GPU."""
-    from zimage.model.device import device_and_dtype
+    """Return the precision of pictures unless another one is asked for: float32 on a CPU without bfloat16 units."""
+    from zimage.model.device import sampling_dtype
 
-    name: Precision = "bfloat16" if str(device_and_dtype()[1]) == "torch.bfloat16" else "float32"
+    name: Precision = "bfloat16" if str(sampling_dtype()) == "torch.bfloat16" else "float32"
     return name
 
 
