@@ -21,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test types parts same-result audit lock format fingerprints pages install clean
+.PHONY: help demo serve test types tests same-result audit lock format fingerprints pages install clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,20 +33,18 @@ demo: $(VENV)/.installed  ## Run the whole pipeline for the demo subject, and sh
 serve: $(VENV)/.installed  ## Run a Prefect server with its UI, workers and all deployments, until Ctrl-C
 	@exec $(BIN)/python -m flows serve
 
-# The type checker runs beside the tests, which wait for a part of their time. What promises times of a whole stack does
-# not run beside what computes. 5: PYTEST selects no test of that part.
+# The type checker runs beside the tests, which wait for a part of their time. 5: PYTEST selects no test.
 test: $(VENV)/.installed  ## Run the tests, the linters and the type checker
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
-	@$(MAKE) --no-print-directory --jobs 2 types parts
-	@$(BIN)/pytest -m stack --numprocesses 2 $(PYTEST) || [ $$? = 5 ]
+	@$(MAKE) --no-print-directory --jobs 2 types tests
 
 types: $(VENV)/.installed
 	@nice $(BIN)/mypy
 
-parts: $(VENV)/.installed
-	@$(BIN)/pytest -m "not stack" --numprocesses 2 $(PYTEST) || [ $$? = 5 ]
+tests: $(VENV)/.installed
+	@$(BIN)/pytest --numprocesses 3 $(PYTEST) || [ $$? = 5 ]
 
 same-result: $(VENV)/.installed  ## Check that the demo's results are those of another commit, to the last bit: BASE=<commit>
 	@$(BIN)/python .ci/same_result.py "$(or $(BASE),$(error give the commit to compare with: make same-result BASE=<commit>))"

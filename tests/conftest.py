@@ -1,9 +1,8 @@
-"""Fixtures that several parts share, and how two processes share the tests.
+"""Fixtures that several parts share, and how processes share the tests.
 
-What fixtures import they import late, so that tests without a model stay quick. `make test` lets one process test what
-waits much of its time, for servers and other processes, and a second one, which gives way to it, the rest, folder by
-folder; whoever is ready first takes the next folder. Of the tests of a whole stack, which come after, each process
-tests one file.
+What fixtures import they import late, so that tests without a model stay quick. `make test` runs the tests in three
+processes on two processors. Two begin with what waits much of its time, for servers and other processes, the whole
+stacks first; the third one computes, and gives way to what waits. Whoever is ready takes the next file.
 """
 
 import os
@@ -26,25 +25,33 @@ if TYPE_CHECKING:
     from zimage.model.base import Base
 
 
-WAITING = ("flows", "tasks")  # folders of tests that run one after the other
-STACKS = ("tests/flows/server/test_stack.py", "tests/flows/test_serve.py")
-LONG = {"test_documents_run.py": "training"}  # minutes: not as the last one, while the other process has nothing to do
+WAITING = ("flows", "tasks")  # folders of tests that wait
+LONG = (  # minutes: these files come first, so that no process is left alone with one at the end
+    "tests/flows/server/test_stack.py",
+    "tests/flows/test_serve.py",
+    "tests/flows/test_personalize.py",
+    "tests/test_documents_run.py",
+    "tests/stages/test_train.py",
+)
 GIVES_WAY = 10  # of 19: a tenth of what the others get, where all want it
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
-    """Return what gives one process all that waits, and the rest folder by folder; of whole stacks, a file to each."""
+    """Return what gives each process a file after the other: the last one what computes, the others what waits."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class Two(LoadScopeScheduling):
+    class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            folder = file.split("/")[1]
-            if file in STACKS:
-                return file
-            return "waiting" if _waits(nodeid) else LONG.get(folder, "files" if folder.endswith(".py") else folder)
+            return nodeid.partition("::")[0]
 
-    return Two(config, log)
+        def _assign_work_unit(self, node: Any) -> None:
+            done = self.assigned_work[node]
+            waits = all(map(_waits, done)) and (node is not self.nodes[-1] or len(self.nodes) == 1)
+            file = min(self.workqueue, key=lambda file: (_waits(file) != waits, file not in LONG))
+            self.workqueue.move_to_end(file, last=False)
+            super()._assign_work_unit(node)
+
+    return ByFile(config, log)
 
 
 def pytest_configure() -> None:
@@ -55,7 +62,7 @@ def pytest_configure() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let a process of its own that computes give way to the one that waits."""
+    """Let a process that computes give way to those that wait."""
     if "PYTEST_XDIST_WORKER" in os.environ and not _waits(item.nodeid):
         _give_way()
 

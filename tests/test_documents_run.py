@@ -164,7 +164,7 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
+            process_group=0,  # not a session of its own, which would take no part in giving way (tests/conftest.py)
         ) as process:
             assert process.stdout is not None
             says, said = SAYS.get(command.text), ""
