@@ -62,22 +62,118 @@ def serving(folder: Path, port: int = 0, **variables: str) -> Iterator[tuple["su
             end(process.pid)  # or a failure in the block would wait for it for ever
 
 
-def test_one_command_runs_a_stack_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
-    with serving(tmp_path) as (process, api):
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"UI       {api.address.removesuffix('/api')}\n"
-        deployed = {each["name"] for each in api.post("/deployments/filter", {})}
-        for pool in ("cpu", "gpu"):
-            until(f"the worker of {pool}", lambda: api.post(f"/work_pools/{pool}/workers/filter", {}))  # noqa: B023
-        below = processes_below(process.pid)
-        sockets = [each for one in below for each in one.net_connections()]
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+@dataclass
+class Served:
+    """A stack that has told a webhook of a gate; its tests run in their order, as Ctrl-C ends it before the last."""
 
+    folder: Path
+    process: "subprocess.Popen[str]"
+    api: Api
+    said: str
+    webhook: str
+    notified: list[dict[str, Any]]
+
+    def interrupt(self) -> None:
+        """End it as Ctrl-C does, if it still runs."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    failed = {
+        "event": "zimage.gate.failed",
+        "occurred": datetime.datetime.now(datetime.UTC).isoformat(),
+        "resource": {"prefect.resource.id": "zimage.subject.joe"},
+        "payload": {"why": "too few faces are found"},
+        "id": str(uuid4()),
+    }
+    with receiving() as (receiver, notified):
+        webhook = f"{receiver}services/a-secret-word"
+        with serving(folder, ZIMAGE_NOTIFY=webhook) as (process, api):
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            api.post("/events", [failed])
+            until("the notification", lambda: notified, 60)
+            yield Served(folder, process, api, said, webhook, notified)
+
+
+FOREIGN = """async (api) => {
+    const tried = async (what) => { try { return await what() } catch (error) { return "refused" } };
+    const asked = (path, options) => tried(async () => (await fetch(api + path, options)).status);
+    const flow = {method: "POST", headers: {"Content-Type": "application/json"}, body: '{"name": "foreign"}'};
+    const form = {method: "POST", mode: "no-cors", body: '{"name": "foreign"}'};  // sent, and its answer is hidden
+    const socket = () => new Promise((resolve) => {
+        const opened = new WebSocket(api.replace("http", "ws") + "/events/in");
+        opened.onopen = () => resolve("open"); opened.onerror = () => resolve("refused");
+    });
+    return [await asked("/flows/", flow), await asked("/flows/", form), await asked("/version"), await socket()];
+}"""
+
+
+def test_a_page_of_another_origin_can_neither_read_nor_do_anything(served: Served, page: Page) -> None:
+    api = served.api
+    with receiving() as (foreign, _):
+        page.goto(foreign)  # an error page, and of its origin all the same
+        found = page.evaluate(FOREIGN, api.address)
+    forged = httpx.post(f"{api.address}/flows/", json={"name": "foreign"})  # as a page that could hide its origin
+    flows = {each["name"] for each in api.post("/flows/filter", {})}
+    rebound = [
+        httpx.get(f"{api.address}/version", headers={"Host": host})
+        for host in ("foreign.example:4200", "prefect-in-memory")
+    ]
+    environment = {**os.environ, "PREFECT_API_URL": api.address, "ZIMAGE_STORE": str(served.folder / "store")}
+    command = [sys.executable, "-m", "flows", "forget", "--subject", "ada"]
+    own = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    for name in ("127.0.0.1", "localhost"):
+        page.goto(f"{api.address.removesuffix('/api').replace('127.0.0.1', name)}/deployments")
+        page.get_by_role("link", name="publish", exact=True).first.wait_for()
+
+    assert found == ["refused", 0, "refused", "refused"]
+    assert own.returncode == 0 and "Nothing was deleted" in own.stdout, own.stderr
+    assert (forged.status_code, forged.json()) == (403, {"detail": "Missing CSRF token."})
+    assert "retrain" in flows and "foreign" not in flows
+    refused = (403, "This server is only reached as 12")
+    assert [(each.status_code, each.text[:33]) for each in rebound] == [refused, refused]
+
+
+def test_the_address_of_a_webhook_is_in_no_answer_and_no_worker(served: Served) -> None:
+    blocks = {"include_secrets": True}
+    answers = [
+        served.api.post(f"/{kind}/filter", blocks if kind == "block_documents" else {})
+        for kind in ("block_documents", "automations", "events", "deployments", "work_pools")
+    ]
+    below = [psutil.Process(each.pid) for each in processes_below(served.process.pid)[1:]]
+    knowing = [each.cmdline() for each in below if served.webhook in each.environ().values()]
+
+    assert [each["title"] for each in served.notified] == ["joe: the verdict is fail"]
+    assert "zimage.gate.failed" in json.dumps(answers) and "a-secret-word" not in json.dumps(answers)
+    assert knowing and all("flows.server" in " ".join(command) for command in knowing)
+
+
+def test_one_command_runs_a_stack_and_ctrl_c_ends_all_of_it(served: Served) -> None:
+    deployed = {each["name"] for each in served.api.post("/deployments/filter", {})}
+    for pool in ("cpu", "gpu"):
+        until(f"the worker of {pool}", lambda: served.api.post(f"/work_pools/{pool}/workers/filter", {}))  # noqa: B023
+    below = processes_below(served.process.pid)
+    sockets = [each for one in below for each in one.net_connections()]
+    served.interrupt()
+
+    assert served.said == f"UI       {served.api.address.removesuffix('/api')}\n"
     assert deployed >= {"personalize", "prepare", "learn", "publish", "retrain"}
     assert {each.laddr.ip for each in sockets if each.status == "LISTEN"} == {"127.0.0.1"}
-    assert process.returncode == 0
+    assert served.process.returncode == 0
     assert running(below) == []
+
+
+def test_the_address_of_a_webhook_is_in_no_database(served: Served) -> None:
+    served.interrupt()
+    stored = [path for path in (served.folder / "prefect").rglob("*") if path.is_file()]
+
+    assert [path for path in stored if b"zimage-gate-failed" in path.read_bytes()]
+    assert [path for path in stored if b"a-secret-word" in path.read_bytes()] == []
 
 
 @dataclass
@@ -208,45 +304,6 @@ def lock_of(home: Path, *, other_than: str = "") -> str:
     )
 
 
-FOREIGN = """async (api) => {
-    const tried = async (what) => { try { return await what() } catch (error) { return "refused" } };
-    const asked = (path, options) => tried(async () => (await fetch(api + path, options)).status);
-    const flow = {method: "POST", headers: {"Content-Type": "application/json"}, body: '{"name": "foreign"}'};
-    const form = {method: "POST", mode: "no-cors", body: '{"name": "foreign"}'};  // sent, and its answer is hidden
-    const socket = () => new Promise((resolve) => {
-        const opened = new WebSocket(api.replace("http", "ws") + "/events/in");
-        opened.onopen = () => resolve("open"); opened.onerror = () => resolve("refused");
-    });
-    return [await asked("/flows/", flow), await asked("/flows/", form), await asked("/version"), await socket()];
-}"""
-
-
-def test_a_page_of_another_origin_can_neither_read_nor_do_anything(tmp_path: Path, page: Page) -> None:
-    with serving(tmp_path) as (process, api), receiving() as (foreign, _):
-        assert process.stdout is not None and process.stdout.readline()
-        page.goto(foreign)  # an error page, and of its origin all the same
-        found = page.evaluate(FOREIGN, api.address)
-        forged = httpx.post(f"{api.address}/flows/", json={"name": "foreign"})  # as a page that could hide its origin
-        flows = {each["name"] for each in api.post("/flows/filter", {})}
-        rebound = [
-            httpx.get(f"{api.address}/version", headers={"Host": host})
-            for host in ("foreign.example:4200", "prefect-in-memory")
-        ]
-        environment = {**os.environ, "PREFECT_API_URL": api.address, "ZIMAGE_STORE": str(tmp_path / "store")}
-        command = [sys.executable, "-m", "flows", "forget", "--subject", "ada"]
-        own = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-        for name in ("127.0.0.1", "localhost"):
-            page.goto(f"{api.address.removesuffix('/api').replace('127.0.0.1', name)}/deployments")
-            page.get_by_role("link", name="publish", exact=True).first.wait_for()
-
-    assert found == ["refused", 0, "refused", "refused"]
-    assert own.returncode == 0 and "Nothing was deleted" in own.stdout, own.stderr
-    assert (forged.status_code, forged.json()) == (403, {"detail": "Missing CSRF token."})
-    assert "retrain" in flows and "foreign" not in flows
-    refused = (403, "This server is only reached as 12")
-    assert [(each.status_code, each.text[:33]) for each in rebound] == [refused, refused]
-
-
 def test_a_stack_with_a_password_comes_up_and_answers_nobody_else(tmp_path: Path) -> None:
     with serving(tmp_path, PREFECT_SERVER_API_AUTH_STRING="admin:a-password") as (process, api):
         assert process.stdout is not None
@@ -260,36 +317,6 @@ def test_a_stack_with_a_password_comes_up_and_answers_nobody_else(tmp_path: Path
     assert without.status_code == 401
     assert with_it.json()["name"] == "retrain"
     assert workers
-
-
-def test_the_address_of_a_webhook_is_in_no_answer_no_database_and_no_worker(tmp_path: Path) -> None:
-    failed = {
-        "event": "zimage.gate.failed",
-        "occurred": datetime.datetime.now(datetime.UTC).isoformat(),
-        "resource": {"prefect.resource.id": "zimage.subject.joe"},
-        "payload": {"why": "too few faces are found"},
-        "id": str(uuid4()),
-    }
-    with receiving() as (webhook, notified):
-        address = f"{webhook}services/a-secret-word"
-        with serving(tmp_path, ZIMAGE_NOTIFY=address) as (process, api):
-            assert process.stdout is not None and process.stdout.readline()
-            api.post("/events", [failed])
-            until("the notification", lambda: notified, 60)
-            blocks = {"include_secrets": True}
-            answers = [
-                api.post(f"/{kind}/filter", blocks if kind == "block_documents" else {})
-                for kind in ("block_documents", "automations", "events", "deployments", "work_pools")
-            ]
-            below = [psutil.Process(each.pid) for each in processes_below(process.pid)[1:]]
-            knowing = [each.cmdline() for each in below if address in each.environ().values()]
-        stored = [path for path in (tmp_path / "prefect").rglob("*") if path.is_file()]
-
-    assert [each["title"] for each in notified] == ["joe: the verdict is fail"]
-    assert "zimage.gate.failed" in json.dumps(answers) and "a-secret-word" not in json.dumps(answers)
-    assert [path for path in stored if b"zimage-gate-failed" in path.read_bytes()]
-    assert [path for path in stored if b"a-secret-word" in path.read_bytes()] == []
-    assert knowing and all("flows.server" in " ".join(command) for command in knowing)
 
 
 def test_a_second_stack_with_the_same_home_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
