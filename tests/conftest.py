@@ -76,6 +76,8 @@ def _give_way() -> None:
     """Take what is left of the processors, and one of them, from now on."""
     import torch
 
+    from zimage.photos import worker_pool
+
     os.nice(GIVES_WAY)
     if os.getpid() != os.getpgid(0):
         os.setsid()  # where sessions share the processors, a process gives way within its own only
@@ -84,6 +86,7 @@ def _give_way() -> None:
         autogroup.write_text(str(GIVES_WAY), encoding="ascii")
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    worker_pool.cores = lambda: 1  # each process that opens photos loads the face engines again
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from tests.processes import runs
 from zimage.consent import Consent, read_consent
 from zimage.core.errors import InputError
 from zimage.core.sandbox import ENVIRONMENT, NET_ABI, landlock_abi
-from zimage.photos.worker_pool import ALLOCATION, MEMORY_BYTES_A_CORE, THREADS_OF, Lost, WorkerPool, cores, mapped
+from zimage.photos import worker_pool
+from zimage.photos.worker_pool import ALLOCATION, MEMORY_BYTES_A_CORE, THREADS_OF, Lost, WorkerPool, mapped
 
 doubled = partial(partial, operator.mul, 2)
 crashing = partial(partial, os._exit)
@@ -104,7 +105,7 @@ def test_a_worker_has_no_secrets_no_core_files_and_no_way_to_more_privileges(mon
     found = {line[:26].strip(): line[26:].split() for line in str(limits).splitlines()}
     assert found["Max core file size"][:2] == ["0", "0"]
     address_space = int(found["Max address space"][1])
-    assert address_space == 3 * 2**30 + cores() * MEMORY_BYTES_A_CORE
+    assert address_space == 3 * 2**30 + worker_pool.cores() * MEMORY_BYTES_A_CORE
     assert "NoNewPrivs:\t1" in str(status)
 
 
