@@ -7,6 +7,14 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 
+from tests.training.trainer_oracles import (
+    AI_TOOLKIT,
+    ONETRAINER,
+    ai_toolkit_scheduler,
+    needs,
+    onetrainer_losses,
+    onetrainer_sigma,
+)
 from zimage.training.loss_weights import face_weights, sigma_weights, squared_error
 from zimage.training.params import LossWeight
 
@@ -75,3 +83,27 @@ def test_the_error_is_a_mean_over_everything_but_the_samples() -> None:
     places = torch.zeros(2, 1, 4, 4)
     places[:, :, 0, 0] = 16.0
     torch.testing.assert_close(squared_error(velocity, target, places), torch.tensor([0.0, 4.0]))
+
+
+@needs(ONETRAINER)
+def test_sigma_is_onetrainers_loss_but_for_a_factor() -> None:
+    """Of its loss at each timestep, whose noise is the share that it mixes in there; ours is 1 on average."""
+    timestep = torch.arange(1000)
+    generator = torch.Generator().manual_seed(0)
+    velocity, target = (torch.randn((1000, 4, 2, 2), generator=generator) for _ in range(2))
+    sigma = onetrainer_sigma(timestep)
+    plain = squared_error(velocity, target, None)
+    torch.testing.assert_close(onetrainer_losses("CONSTANT", timestep, velocity, target), plain)
+    theirs = onetrainer_losses("SIGMA", timestep, velocity, target)
+    torch.testing.assert_close(2 * theirs, sigma_weights("sigma", sigma) * plain, rtol=1e-6, atol=0)
+
+
+@needs(AI_TOOLKIT)
+@pytest.mark.parametrize(("name", "v2"), [("bell", False), ("half_bell", True)])
+def test_bells_are_ai_toolkits_but_for_a_factor(name: LossWeight, v2: bool) -> None:
+    """Its `linear_timesteps` (bell) and `linear_timesteps2` (half_bell) at each of its timesteps."""
+    scheduler = ai_toolkit_scheduler()
+    timesteps = scheduler.set_train_timesteps(1000, "cpu", timestep_type="linear")
+    theirs = scheduler.get_weights_for_timesteps(timesteps, v2=v2).double()
+    ours = sigma_weights(name, timesteps.double() / 1000)
+    torch.testing.assert_close(theirs / theirs.mean(), ours / ours.mean(), rtol=0, atol=2e-6)

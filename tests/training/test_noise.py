@@ -8,9 +8,20 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
+from tests.training.trainer_oracles import (
+    AI_TOOLKIT,
+    MUSUBI_TUNER,
+    ONETRAINER,
+    ai_toolkit_scheduler,
+    musubi_sigma,
+    needs,
+    onetrainer_shift,
+    onetrainer_sigma,
+    onetrainer_timesteps,
+)
 from zimage.core.errors import InputError
 from zimage.core.section import checked
-from zimage.training.noise import noise_levels, sample_step_noise, shifted, sigmas, uniforms
+from zimage.training.noise import noise_levels, sample_step_noise, shift_of, shifted, sigmas, uniforms
 from zimage.training.params import TimestepSamplingParams
 
 NORMAL = TimestepSamplingParams(distribution="logit_normal", mean=0.3, std=0.8, shift=1.0, stratified=True)
@@ -149,3 +160,129 @@ def test_noise_levels_are_the_density_that_samples_have() -> None:
     for sigma, density in levels:
         share = float(((drawn >= sigma - 0.025) & (drawn < sigma + 0.025)).double().mean())
         assert abs(share * 20 - density) < 0.05
+
+
+GRID = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+
+
+@needs(ONETRAINER)
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
+@pytest.mark.parametrize(
+    ("law", "values", "ours"),
+    [
+        ("UNIFORM", {}, {"distribution": "uniform"}),
+        ("HEAVY_TAIL", {"noising_weight": 1.29}, {"distribution": {"mode_scale": 1.29}}),
+        ("BETA", {"noising_weight": 0.7, "noising_bias": 1.0}, {"distribution": {"alpha": 0.7, "beta": 1.0}}),
+    ],
+)
+def test_laws_are_onetrainers_rounded_up_to_its_timesteps(
+    law: str, values: dict[str, float], ours: dict[str, Any], shift: float
+) -> None:
+    """From the same draws; it has 1,000 timesteps, the lowest of which mixes in a thousandth of noise."""
+    timestep = onetrainer_timesteps(law, 5000, torch.Generator().manual_seed(0), timestep_shift=shift, **values)
+    draws = torch.rand(5000, generator=torch.Generator().manual_seed(0)).double()
+    rounded_up = onetrainer_sigma(timestep).double() - _drawn(draws, shift=shift, **ours)
+    assert float(rounded_up.min()) > -1e-6 and float(rounded_up.max()) < 1e-3 + 1e-6
+
+
+@needs(ONETRAINER)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_logit_normal_law_is_onetrainers_with_bias_and_weight_plus_one(shift: float) -> None:
+    given = {"noising_bias": 0.3, "noising_weight": -0.2, "timestep_shift": shift}
+    timestep = onetrainer_timesteps("LOGIT_NORMAL", 5000, torch.Generator().manual_seed(0), **given)
+    normal = torch.randn(5000, generator=torch.Generator().manual_seed(0)).double()
+    found = _drawn(torch.special.ndtr(normal), mean=0.3, std=0.8, shift=shift)
+    rounded_up = onetrainer_sigma(timestep).double() - found
+    assert float(rounded_up.min()) > -1e-5 and float(rounded_up.max()) < 1e-3 + 1e-5
+
+
+@needs(ONETRAINER)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_cosmap_law_is_onetrainers(shift: float) -> None:
+    timestep = onetrainer_timesteps("COS_MAP", 400_000, torch.Generator().manual_seed(0), timestep_shift=shift)
+    theirs = onetrainer_sigma(timestep).double().sort().values[10::20]
+    found = _drawn(GRID, distribution="cosmap", shift=shift).double()
+    assert float((theirs - found).abs().max()) < 0.005
+
+
+@needs(ONETRAINER)
+@pytest.mark.parametrize("side_px", [512, 1024])
+def test_onetrainers_dynamic_shift_for_z_image_is_a_shift_by_tokens(side_px: int) -> None:
+    shift = TimestepSamplingParams.model_validate(
+        {**NORMAL.model_dump(), "shift": {"tokens": [256, 4096], "log_shifts": [0.5, 1.15]}}
+    ).shift
+    assert onetrainer_shift(side_px) == pytest.approx(shift_of(shift, (side_px // 16) ** 2), rel=1e-9)
+
+
+@needs(AI_TOOLKIT)
+def test_ai_toolkits_sigmoid_is_the_logit_normal_law_without_mean_and_of_std_1() -> None:
+    torch.manual_seed(0)
+    theirs = ai_toolkit_scheduler().set_train_timesteps(1000, "cpu", timestep_type="sigmoid") / 1000
+    torch.manual_seed(0)
+    draws = torch.special.ndtr(-torch.randn(1000).double()).sort(descending=True).values
+    torch.testing.assert_close(theirs, _drawn(draws, mean=0.0, std=1.0), rtol=1e-5, atol=1e-6)
+
+
+@needs(AI_TOOLKIT)
+@pytest.mark.parametrize("kind", ["shift", "flux_shift", "lumina2_shift"])
+def test_ai_toolkits_shifts_are_all_the_schedulers_law_for_z_image(kind: str) -> None:
+    """None looks at the picture, as its settings for Z-Image have it; shifted twice, the lowest levels never come."""
+    scheduler = ai_toolkit_scheduler()
+    lowest = float(scheduler.sigma_min)
+    theirs = scheduler.set_train_timesteps(1000, "cpu", timestep_type=kind, latents=torch.zeros(1, 16, 64, 64)) / 1000
+    draws = torch.linspace(1, lowest, 1000, dtype=torch.float64)
+    torch.testing.assert_close(theirs, _drawn(draws, distribution="scheduler"), rtol=1e-6, atol=1e-6)
+    assert lowest == pytest.approx(0.003, abs=1e-4)
+
+
+@needs(MUSUBI_TUNER)
+@pytest.mark.parametrize(
+    ("sampling", "values", "ours"),
+    [
+        ("uniform", {}, {"distribution": "uniform"}),
+        ("sigmoid", {"sigmoid_scale": 0.8}, {"std": 0.8}),
+        ("shift", {"sigmoid_scale": 1.2, "discrete_flow_shift": 2.0}, {"std": 1.2, "shift": 2.0}),
+        (
+            "flux_shift",
+            {"sigmoid_scale": 1.0},
+            {"std": 1.0, "shift": {"tokens": [256, 4096], "log_shifts": [0.5, 1.15]}},
+        ),
+        (
+            "qwen_shift",
+            {"sigmoid_scale": 1.0},
+            {"std": 1.0, "shift": {"tokens": [256, 8192], "log_shifts": [0.5, 0.9]}},
+        ),
+    ],
+)
+@pytest.mark.parametrize("side_px", [512, 768])
+def test_laws_are_musubi_tuners(sampling: str, values: dict[str, float], ours: dict[str, Any], side_px: int) -> None:
+    draws = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    theirs = musubi_sigma(sampling, draws, side_px, **values)
+    found = _drawn(draws, (side_px // 16) ** 2, **{"mean": 0.0, **ours})
+    torch.testing.assert_close(theirs, found, rtol=1e-5, atol=1e-6)
+
+
+@needs(MUSUBI_TUNER)
+def test_musubi_tuners_logsnr_is_the_logit_normal_law_of_the_other_sign_and_half_the_size() -> None:
+    draws = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    theirs = musubi_sigma("logsnr", draws, logit_mean=-2.0, logit_std=3.0)
+    torch.testing.assert_close(theirs, _drawn(1 - draws, mean=1.0, std=1.5), rtol=1e-5, atol=1e-6)
+
+
+@needs(MUSUBI_TUNER)
+@pytest.mark.parametrize("sampling", ["qinglong_flux", "qinglong_qwen"])
+def test_musubi_tuners_qinglong_laws_are_mixtures(sampling: str) -> None:
+    high = {"share": 0.1, "mean": -2.68, "std": 0.5, "shift": 1.0}
+    middle = {"share": 0.11, "mean": 1.0, "std": 0.75, "shift": 1.0}
+    tokens, ends, rest = ([256, 4096], [0.5, 1.15], [middle, high])
+    if sampling == "qinglong_qwen":
+        tokens, ends, rest = ([256, 8192], [0.5, 0.9], [{**high, "share": 0.05}])
+    first = {"share": 1 - sum(part["share"] for part in rest), "mean": 0.0, "std": 1.0}
+    parts = [{**first, "shift": {"tokens": tokens, "log_shifts": ends}}, *rest]
+    torch.manual_seed(0)
+    draws = GRID[torch.randperm(len(GRID))].float()
+    theirs = musubi_sigma(sampling, draws, 64, sigmoid_scale=1.0, logit_mean=-2.0, logit_std=1.5)
+    found = _drawn(GRID, 16, distribution={"mixture": parts})
+    quantiles = torch.linspace(0.02, 0.98, 49)
+    differences = torch.quantile(theirs, quantiles) - torch.quantile(found, quantiles)
+    assert float(differences.abs().max()) < 0.01

@@ -22,9 +22,10 @@ def sigma_weights(name: LossWeight, sigma: Tensor) -> Tensor:
     """Return the weight of each sample's loss (B,), 1 on average where sigma is uniform, but for sigma_sqrt.
 
     Sources: bell, modelscope/DiffSynth-Studio@fed7b18f:diffsynth/diffusion/flow_match.py (set_training_weight);
-    half_bell, ostris/ai-toolkit@004e5a68:toolkit/samplers/custom_flowmatch_sampler.py (linear_timesteps_weights2);
-    cosmap, arXiv 2403.03206 section 3.1; sigma, Nerogar/OneTrainer's loss weight SIGMA; sigma_sqrt, diffusers@0.42.1:
-    src/diffusers/training_utils.py (compute_loss_weighting_for_sd3), whose mean over uniform sigma is infinite.
+    half_bell, ostris/ai-toolkit@27a03a91:toolkit/samplers/custom_flowmatch_sampler.py (linear_timesteps_weights2, whose
+    mean is 1.289); cosmap, arXiv 2403.03206 section 3.1; sigma, Nerogar/OneTrainer@23df3832:modules/modelSetup/mixin/
+    ModelSetupDiffusionLossMixin.py (SIGMA, whose mean is 0.5); sigma_sqrt, diffusers@0.42.1:src/diffusers/
+    training_utils.py (compute_loss_weighting_for_sd3), whose mean over uniform sigma is infinite.
     min_snr, arXiv 2303.09556: the error of the predicted picture counts min(SNR, 5), where SNR is ((1 - s) / s)^2 for
     x_t = (1 - s) x_0 + s noise; that error is s times the velocity's, since x_0 = x_t - s v, so the velocity's squared
     error counts s^2 min(SNR, 5). Trainers that divide by SNR, as for predicted noise, give another weight.
