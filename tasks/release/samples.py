@@ -1,12 +1,12 @@
 """Choose the sample pictures of a release and mark them as generated in their metadata."""
 
-import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from zimage.core.folder import write_whole
+from zimage.evaluation.rows import PictureRow, read_tested
 
 COUNT = 4
 FOLDER = "samples"  # in a release
@@ -31,15 +31,16 @@ def write_samples(evaluate: Path, folder: Path, *, chosen: Mapping[str, Any], co
         chosen: `chosen` of its metrics.json.
         copy_correlation: From this likeness on a picture counts as a copy.
     """
+    scores = evaluate / "scores.csv"
+    tested = read_tested(scores) if scores.is_file() else []
     ranked = sorted(
-        (row for row in _rows(evaluate / "scores.csv") if _counts(row, chosen, copy_correlation)),
-        key=lambda row: (-float(row["closeness"]), row["file"]),
+        (row for row in tested if _counts(row, chosen, copy_correlation)), key=lambda row: (-row.closeness, row.file)
     )
     first = max(0, (len(ranked) - COUNT) // 2)
     written = []
     for number, row in enumerate(ranked[first : first + COUNT], start=1):
         path = folder / f"{number}.png"
-        write_whole(path, marked(evaluate / row["file"]))
+        write_whole(path, marked(evaluate / row.file))
         written.append(path)
     return written
 
@@ -63,18 +64,10 @@ def marked(picture: Path) -> bytes:
     return content.getvalue()
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            yield from csv.DictReader(file)
-
-
-def _counts(row: Mapping[str, str], chosen: Mapping[str, Any], copy_correlation: float) -> bool:
+def _counts(row: PictureRow, chosen: Mapping[str, Any], copy_correlation: float) -> bool:
     return (
-        row["weights"] == "lora"
-        and row["checkpoint"] == chosen["file"]
-        and float(row["strength"]) == chosen["strength"]
-        and row["half"] == "test"
-        and row["faces"] != "0"
-        and float(row["likeness_to_copy"]) < copy_correlation
+        row.checkpoint == chosen["file"]
+        and row.strength == chosen["strength"]
+        and row.faces > 0
+        and row.likeness_to_copy < copy_correlation
     )
