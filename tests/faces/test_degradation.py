@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
-from skimage.measure import blur_effect
 
 from zimage.faces.degradation import blocking, blur, noise
 from zimage.photos.pictures import Mask, Picture
@@ -82,12 +81,6 @@ def test_noise_is_told_in_levels() -> None:
         assert noise(np.clip(grey + rng.normal(0, levels, grey.shape), 0, 255).round().astype(np.uint8)) == (
             pytest.approx(levels, rel=0.12)
         )
-
-
-def test_blur_is_that_of_scikit_image() -> None:
-    for picture in clean():
-        grey = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)
-        assert blur(grey) == pytest.approx(blur_effect(grey), abs=0.002)
 
 
 def test_a_picture_of_one_colour_has_values_too() -> None:

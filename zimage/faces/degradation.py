@@ -4,13 +4,12 @@ None of the three needs a model. Contents move them too (a soft background is bl
 little by itself: it is compared with that of another picture of the same prompt and noise.
 """
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from zimage.photos.pictures import Mask
 
-BLUR_PX = 11  # side of the filter, as in skimage.measure.blur_effect
+BLUR_PX = 11  # side of the filter
 BLOCK_PX = 8  # of JPEG's blocks and of the pixels that one latent of the autoencoder decodes to
 NORMAL_MAD = 0.6745  # median of |x| of a normal distribution with a standard deviation of 1
 ROUNDING = 1 / 12  # variance of rounding to whole levels, so that no picture has a noise of 0
@@ -20,10 +19,11 @@ def blur(grey: Mask) -> float:
     """Return the blur effect of a grey picture (H, W), 0 for sharp to 1: the share of edges that a blur spares.
 
     Crete et al., "The blur effect: perception and estimation with a new no-reference perceptual blur metric", SPIE 6492
-    (2007); the same number as skimage.measure.blur_effect in a third of its time.
+    (2007), by skimage.
     """
-    picture = grey.astype(np.float32)
-    return max(_edges_spared(picture), _edges_spared(np.ascontiguousarray(picture.T)))
+    from skimage.measure import blur_effect
+
+    return float(blur_effect(grey, h_size=BLUR_PX))
 
 
 def noise(grey: Mask) -> float:
@@ -45,15 +45,6 @@ def blocking(grey: Mask) -> float:
     the corner of the picture, so that of a JPEG is not seen after the picture was cut or its size was changed.
     """
     return float(np.mean([_jumps_at_borders(grey.astype(np.float32)), _jumps_at_borders(grey.T.astype(np.float32))]))
-
-
-def _edges_spared(picture: NDArray[np.float32]) -> float:
-    """Return the share of the steps across columns that is left after a blur across columns."""
-    blurred = cv2.blur(picture, (BLUR_PX, 1), borderType=cv2.BORDER_REFLECT)
-    inner = np.s_[2:-1, 2:-1]  # as skimage has it
-    edges, left = (np.abs(cv2.Sobel(one, cv2.CV_32F, 1, 0)[inner]) for one in (picture, blurred))
-    total = float(edges.sum(dtype=np.float64))
-    return 1 - float(np.maximum(edges - left, 0).sum(dtype=np.float64)) / total if total else 1.0
 
 
 def _jumps_at_borders(picture: NDArray[np.float32]) -> float:
