@@ -58,7 +58,7 @@ class _Difference(_Read):
     measure: str
     first: str
     second: str
-    better: Literal["first", "second", "not shown"]
+    better: Literal["first", "second", "not shown"] | None
 
 
 class Score(_Read):
@@ -124,7 +124,7 @@ def _scored_use(score: Score, use: str, found: Mapping[str, _Result]) -> ScoredU
     beaten = {
         {"first": one.second, "second": one.first}[one.better]
         for one in score.differences
-        if one.measure == "likeness" and one.better != "not shown" and {one.first, one.second} <= found.keys()
+        if one.measure == "likeness" and one.better in {"first", "second"} and {one.first, one.second} <= found.keys()
     }
     chosen = min((one for name, one in found.items() if name not in beaten), key=lambda one: one.strength)
     made = score.uses[use]

@@ -1,11 +1,14 @@
 """Paired differences: what they show, what they do not, and how often they are wrong."""
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tests.evaluation.test_figures import row
 from zimage.evaluation.compare import differences, same_person, sentence
-from zimage.evaluation.rows import PictureRow
+from zimage.evaluation.rows import PictureRow, write_csv
 
 PROMPTS, SEEDS = 12, 2
 
@@ -91,7 +94,30 @@ def test_of_two_sets_that_mostly_show_others_neither_is_said_to_keep_the_face(sa
         ]
         for name, passes, shift in zip("ab", same, (0.1, 0.0), strict=True)
     }
-    (likeness,) = [one for one in differences(sets, resamples=400, generator=rng) if one.measure == "likeness"]
+    by_measure = {one.measure: one for one in differences(sets, resamples=400, generator=rng)}
+    likeness = by_measure["likeness"]
     found = sentence(likeness, (same_person(sets["a"]), same_person(sets["b"])))
-    assert likeness.better == "first" and found.startswith(said)
-    assert ("keeps the face" in found) == (max(same) >= PROMPTS * SEEDS / 2)
+    kept = max(same) >= PROMPTS * SEEDS / 2
+    assert likeness.low is not None and likeness.low > 0 and found.startswith(said)
+    assert ("keeps the face" in found) == kept
+    assert likeness.better == ("first" if kept else None)
+    assert (by_measure["same_person"].better is None) == (not kept)
+
+
+def test_where_neither_set_is_the_person_the_table_leaves_better_empty_and_still_says_who_follows_prompts(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(6)
+    common = rng.normal(0.2, 0.05, (PROMPTS, SEEDS))
+    sets = {
+        name: [
+            row.model_copy(update={"same": False, "second_same": False, "following": following})
+            for row in pictures(shift, rng, common)
+        ]
+        for name, shift, following in (("a", 0.1, 0.75), ("b", 0.0, 0.5))
+    }
+    write_csv(tmp_path / "differences.csv", differences(sets, resamples=400, generator=rng))
+    with (tmp_path / "differences.csv").open(encoding="utf-8", newline="") as file:
+        better = {row["measure"]: row["better"] for row in csv.DictReader(file)}
+    assert [better[name] for name in ("likeness", "same_person", "second_engine")] == ["", "", ""]
+    assert better["following"] == "first" and better["face_found"] == "not shown"

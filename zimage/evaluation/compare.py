@@ -38,8 +38,9 @@ class Difference(Row):
     """Pairs of pictures."""
     confidence: float
     """Of the interval by itself; all intervals of this measure hold together with 95 %."""
-    better: Better
-    """The set that the interval shows to be better; `not shown` where it holds 0 or could not be measured."""
+    better: Better | None
+    """The set that the interval shows to be better; `not shown` where it holds 0 or could not be measured; null where
+    the measure is one of the person, and less than half of the pictures of each set are the same person."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Measure:
         of: Its value for one picture; None where it was not measured. True and false make a share.
         more_is_better: Whether a larger value is better; None where neither is.
         leaks: Whether it is taken on the leak prompts, instead of those that ask for the person.
+        of_person: Whether it says how well a face is kept.
     """
 
     name: str
@@ -59,6 +61,15 @@ class Measure:
     of: Callable[[PictureRow], float | bool | None]
     more_is_better: bool | None = True
     leaks: bool = False
+    of_person: bool = False
+
+
+@dataclass(frozen=True)
+class ComparedSet:
+    """A set of pictures that is compared, and the share of them that are the same person."""
+
+    name: str
+    same: Estimate
 
 
 def _leaked(row: PictureRow) -> bool:
@@ -79,13 +90,13 @@ def _log(value: float | None) -> float | None:
 
 
 MEASURES = (
-    Measure("likeness", "likeness to the person (closeness, 0 to 1)", lambda row: row.closeness),
-    Measure("same_person", "share of pictures that are the same person", lambda row: row.same),
-    Measure("second_engine", "the same share by the second engine", lambda row: row.second_same),
+    Measure("likeness", "likeness to the person (closeness, 0 to 1)", lambda row: row.closeness, of_person=True),
+    Measure("same_person", "share of pictures that are the same person", lambda row: row.same, of_person=True),
+    Measure("second_engine", "the same share by the second engine", lambda row: row.second_same, of_person=True),
     Measure("face_found", "share of pictures that show a face", lambda row: row.faces > 0),
     Measure("following", "share of the prompt that is found in the picture", lambda row: row.following),
     Measure("clip", "agreement of prompt and picture in CLIP", lambda row: row.clip),
-    Measure("ranked_first", "share of pictures that are nearer to the person than to others", _first),
+    Measure("ranked_first", "share of pictures that are nearer to the person than to others", _first, of_person=True),
     Measure("contrast", "contrast (ln of its ratio)", lambda row: _log(row.contrast), more_is_better=None),
     Measure("saturation", "saturation (ln of its ratio)", lambda row: _log(row.saturation), more_is_better=None),
     Measure("skin", "fine structure of the skin (ln of its ratio)", lambda row: _log(row.skin), more_is_better=None),
@@ -115,6 +126,7 @@ def differences(
         pairs: The names of the sets that are compared; None for every two.
     """
     pairs = list(combinations(sets, 2)) if pairs is None else pairs
+    same = {name: same_person(rows) for name, rows in sets.items()}
     found = []
     for measure in MEASURES:
         for first, second in pairs:
@@ -124,7 +136,8 @@ def differences(
             ]
             estimate = _difference(rows, measure, confidence, resamples, generator)
             if estimate.n:
-                found.append(difference_of(measure, first, second, estimate, confidence))
+                both = ComparedSet(first, same[first]), ComparedSet(second, same[second])
+                found.append(difference_of(measure, both, estimate, confidence=confidence))
     return found
 
 
@@ -133,13 +146,12 @@ def sentence(difference: Difference, same: tuple[Estimate, Estimate]) -> str:
 
     Args:
         difference: Of likeness.
-        same: The share of pictures that are the same person, of the first set and of the second. Where both are below
-            one half, neither set is said to keep a face.
+        same: The share of pictures that are the same person, of the first set and of the second.
     """
     interval = f"{_signed(difference.value)} [{_signed(difference.low)}, {_signed(difference.high)}]"
     first, second = difference.first, difference.second
     pictures = f"over {quantity(difference.n, 'pair')} of pictures"
-    if all(share.value is not None and share.value < MOSTLY for share in same):
+    if difference.better is None:
         shares = " and ".join(
             f"{counted(share.value or 0.0, share.n)} pictures of {name}"
             for share, name in zip(same, (first, second), strict=True)
@@ -184,26 +196,37 @@ def _difference(
     return mean(values, resamples=resamples, generator=generator, confidence=confidence)
 
 
-def better_of(measure: Measure, difference: Estimate) -> Better:
-    """Return which of two sets a difference (the first's value less the second's) shows to be better."""
+def better_of(measure: Measure, difference: Estimate, same: tuple[Estimate, Estimate]) -> Better | None:
+    """Return which of two sets a difference (the first's value less the second's) shows to be better; see Difference.
+
+    Args:
+        measure: What was compared.
+        difference: The first's value less the second's.
+        same: The share of pictures that are the same person, of the first set and of the second.
+    """
+    if measure.of_person and all(share.value is not None and share.value < MOSTLY for share in same):
+        return None
     low, high = difference.low, difference.high
     if measure.more_is_better is None or low is None or high is None or low <= 0 <= high:
         return "not shown"
     return "first" if (low > 0) == measure.more_is_better else "second"
 
 
-def difference_of(measure: Measure, first: str, second: str, estimate: Estimate, confidence: float) -> Difference:
+def difference_of(
+    measure: Measure, sets: tuple[ComparedSet, ComparedSet], estimate: Estimate, *, confidence: float
+) -> Difference:
     """Return the first set's measure less the second's as a row of differences.csv."""
+    first, second = sets
     return Difference(
         measure=measure.name,
-        first=first,
-        second=second,
+        first=first.name,
+        second=second.name,
         value=estimate.value,
         low=estimate.low,
         high=estimate.high,
         n=estimate.n,
         confidence=confidence,
-        better=better_of(measure, estimate),
+        better=better_of(measure, estimate, (first.same, second.same)),
     )
 
 

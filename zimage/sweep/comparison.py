@@ -5,7 +5,16 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
-from zimage.evaluation.compare import ERROR, LIKENESS, MEASURES, Difference, Measure, difference_of, sentence
+from zimage.evaluation.compare import (
+    ERROR,
+    LIKENESS,
+    MEASURES,
+    ComparedSet,
+    Difference,
+    Measure,
+    difference_of,
+    sentence,
+)
 from zimage.evaluation.figures import by_prompt, paired
 from zimage.evaluation.intervals import Estimate, rate, rate_difference, two_way_mean
 from zimage.evaluation.rows import PictureRow
@@ -73,15 +82,17 @@ def compared(runs: Mapping[str, Sequence[Run]], *, copy_correlation: float) -> C
         "copies", "share of pictures that copy one", lambda row: row.likeness_to_copy >= copy_correlation, False
     )
     first, *others = runs
+    results = {name: _result(of, copies) for name, of in runs.items()}
+    sets = {name: ComparedSet(name, one.same_person) for name, one in results.items()}
     return Compared(
         first,
-        {name: _result(of, copies) for name, of in runs.items()},
+        results,
         [
             found
             for measure in (*MEASURES, copies)
             if not measure.leaks
             for name in others
-            if (found := _difference(measure, (name, first), runs, 1 - ERROR / len(others))).n
+            if (found := _difference(measure, (sets[name], sets[first]), runs, 1 - ERROR / len(others))).n
         ],
     )
 
@@ -96,10 +107,10 @@ def _result(runs: Sequence[Run], copies: Measure) -> SettingResult:
 
 
 def _difference(
-    measure: Measure, names: tuple[str, str], runs: Mapping[str, Sequence[Run]], confidence: float
+    measure: Measure, sets: tuple[ComparedSet, ComparedSet], runs: Mapping[str, Sequence[Run]], confidence: float
 ) -> Difference:
-    """Return the first name's value less the second's, over the seeds that both were trained with."""
-    of_first, of_second = ({run.seed: run.rows for run in runs[name]} for name in names)
+    """Return the first set's value less the second's, over the seeds that both were trained with."""
+    of_first, of_second = ({run.seed: run.rows for run in runs[one.name]} for one in sets)
     cells: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for seed in sorted(of_first.keys() & of_second.keys()):
         for group in zip(*paired(of_first[seed], of_second[seed]), strict=True):
@@ -109,17 +120,17 @@ def _difference(
     estimate = two_way_mean(
         {key: [one - other for one, other in pairs] for key, pairs in cells.items()}, confidence=confidence
     )
-    if _is_share(measure, runs[names[0]]):
+    if _is_share(measure, runs[sets[0].name]):
         prompts = sorted({prompt for _, prompt in cells})
-        sides = [
+        passes = [
             [
                 [bool(pair[side]) for (_, of), pairs in cells.items() if of == prompt for pair in pairs]
                 for prompt in prompts
             ]
             for side in (0, 1)
         ]
-        estimate = _wider(estimate, rate_difference(sides[0], sides[1], confidence=confidence))
-    return difference_of(measure, names[0], names[1], estimate, confidence)
+        estimate = _wider(estimate, rate_difference(passes[0], passes[1], confidence=confidence))
+    return difference_of(measure, sets, estimate, confidence=confidence)
 
 
 def _is_share(measure: Measure, runs: Sequence[Run]) -> bool:
