@@ -1,6 +1,7 @@
 """Real pictures to be judged: views of one portrait in the public domain, other people, a warped face, nobody."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -71,14 +72,36 @@ def twin(amount: float) -> Picture:
     return np.asarray(cv2.remap(portrait, x, (y + shift * half).astype(np.float32), cv2.INTER_CUBIC), np.uint8)
 
 
+@dataclass(frozen=True)
+class Frontal:
+    """A picture of a head seen from the front.
+
+    Args:
+        picture: (SIDE_PX, SIDE_PX, 3).
+        middle_xy: Between the eyes across, at the tip of the nose down, px.
+        nose_x: Of the tip of the nose, px.
+        eyes_px: Distance of the eyes.
+    """
+
+    picture: Picture
+    middle_xy: tuple[float, float]
+    nose_x: float
+    eyes_px: float
+
+
 def turned(deg: float) -> Picture:
-    """Return the portrait as if the head had turned by `deg`, positive where its nose goes to the picture's right.
+    """Return the portrait as if the head had turned by `deg`, positive where its nose goes to the picture's right."""
+    portrait = skimage.data.astronaut()[:SIDE_PX, 96 : 96 + SIDE_PX]
+    return turned_head(Frontal(portrait, (127.6, 124.7), 124.2, 47.0), deg)
+
+
+def turned_head(of: Frontal, deg: float) -> Picture:
+    """Return a picture as if the head had turned by `deg`, positive where its nose goes to the picture's right.
 
     Its pixels are carried by a model of a head, an ellipsoid with a nose, so the turn is known, and what is on it
     is the photograph; the background is blurred.
     """
-    portrait = skimage.data.astronaut()[:SIDE_PX, 96 : 96 + SIDE_PX]
-    (cx, cy), nose_x, eyes = (127.6, 124.7), 124.2, 47.0  # middle of the eyes, tip of the nose, eyes' distance, in px
+    (cx, cy), nose_x, eyes, picture = of.middle_xy, of.nose_x, of.eyes_px, of.picture
     half, angle = 1.15 * eyes, np.radians(deg)
     y, x = np.mgrid[0:SIDE_PX, 0:SIDE_PX].astype(np.float32)
     source = x.copy()
@@ -87,9 +110,9 @@ def turned(deg: float) -> Picture:
         nose = 0.35 * eyes * np.exp(-(((source - nose_x) / (0.22 * eyes)) ** 2) - ((y - cy) / (0.35 * eyes)) ** 2)
         from_x = (x - cx - (head + nose) * np.sin(angle)) / np.cos(angle) + cx
         source = np.clip((source + from_x) / 2, cx - half, cx + half)
-    view = np.asarray(cv2.remap(portrait, source.astype(np.float32), y, cv2.INTER_LINEAR), np.uint8)
+    view = np.asarray(cv2.remap(picture, source.astype(np.float32), y, cv2.INTER_LINEAR), np.uint8)
     beside = np.abs(source - cx) >= 0.995 * half
-    view[beside] = cv2.GaussianBlur(portrait, (0, 0), 12)[beside]
+    view[beside] = cv2.GaussianBlur(picture, (0, 0), 12)[beside]
     return view
 
 
