@@ -145,7 +145,6 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Base) -> Iterator
             **LASTING,
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": api.address,
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
             "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",  # as `serve` has it
             "PYTHONPATH": str(PROJECT),
