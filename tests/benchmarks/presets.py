@@ -7,7 +7,7 @@ demo.py); `session`, 14 photos of the demo's person within two minutes (tests/be
 album are of one photograph, since no package ships several of one person. Compared are the demo's settings and the
 ones it had before: twice as many steps at a lower rate. `zimage sweep` scores the last LoRA of each training on the
 test half of the prompts against the photos that the album held out. OUT keeps a workspace and a sweep for each album;
-run again, a sweep goes on. About four minutes of one core for an album and a seed.
+run again, a sweep goes on.
 """
 
 import argparse
