@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.evaluation.generate.test_generator import FAR, NEAR, asked
 from tests.evaluation.tiny_lora import write_tiny_lokr, write_tiny_lora
-from tests.tiny_base import whole_pipeline
+from tests.tiny_base import WIDTH, whole_pipeline
 from zimage.evaluation.generate.denoiser_forward import DenoiserForward, DenoiserLoader
 from zimage.evaluation.generate.generator import Generator, UnmergedLoader, open_studio
 from zimage.evaluation.generate.image_cache import Request, Sampling
+from zimage.lora.files.portable import Factors, decomposed_of, save_portable
 from zimage.model.base import Base
 from zimage.model.device import has_bfloat16_units
 from zimage.model.text import embed
@@ -93,6 +94,24 @@ def test_ranks_that_differ_in_one_input_are_left_to_diffusers(
     assert np.array_equal(found[1], expected[1])
     assert np.abs(found[0] - expected[0]).max() <= 1
     assert "ranks" in caplog.text
+
+
+def test_a_dora_is_left_to_diffusers_with_the_row_lengths_that_it_learned(
+    pipeline: Any, texts: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    name, path = "layers.0.attention.to_q", tmp_path / "dora.safetensors"
+    weight = pipeline.transformer.get_submodule(name).weight.detach().double()
+    down, up = (0.15 * torch.randn(shape, generator=generator).double() for shape in ((4, WIDTH), (WIDTH, 4)))
+    before, after = weight.norm(dim=1), (weight + up @ down).norm(dim=1)
+    save_portable(path, {name: decomposed_of(Factors(down, up), 3 * before, before=before, after=after)}, metadata={})
+    requests = [asked(), asked(lora=path, strength=1.0)]
+    expected = pictures(pipeline, texts, requests)
+
+    found = pictures(pipeline, texts, requests, DenoiserLoader(UnmergedLoader(), pipeline.transformer))
+
+    assert np.abs(expected[1] - expected[0]).mean() > 1
+    assert np.array_equal(found[1], expected[1])
 
 
 @pytest.mark.skipif(not has_bfloat16_units(CPU), reason="this CPU has no bfloat16 units")

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from zimage.model import sequence
 from zimage.model.denoiser import Denoiser
+from zimage.model.fast.linear import ADAPTER
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
@@ -27,7 +28,7 @@ class DenoiserForward:
 
     On a CPU a step of four small pictures in bfloat16 takes 0.64 of diffusers' time so (infra/benchmarks.md). The
     residual stream stays in float32 and a caption is refined once for all steps. Adapters that the denoiser cannot
-    compute, such as ranks that differ between layers of one input, are left to diffusers.
+    compute, such as a trained DoRA or ranks that differ between layers of one input, are left to diffusers.
 
     Args:
         transformer: Diffusers' model, on a CPU; its loaders of LoRAs go on working.
@@ -123,6 +124,8 @@ def _denoiser_of(transformer: Any) -> Denoiser:
     Raises:
         ValueError: it cannot compute one of the adapters.
     """
+    if any(getattr(module, "use_dora", {}).get(ADAPTER) for module in transformer.modules()):
+        raise ValueError("the denoiser would give a DoRA the row lengths of the base, and not those it learned.")
     denoiser = Denoiser(transformer, dtype=transformer.dtype, stream=torch.float32)
     read = {id(layer) for projection in denoiser.projections() for layer in projection.layers}
     for name, module in transformer.named_modules():
