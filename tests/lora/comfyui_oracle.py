@@ -8,7 +8,6 @@ built on the meta device, so its 12 GB take no memory; only the weights that a f
 import importlib.abc
 import importlib.machinery
 import logging
-import os
 import sys
 import types
 from collections.abc import Mapping
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tests import checkouts
 
 VARIABLE = "ZIMAGE_COMFYUI"
 # Imported by ComfyUI and not needed to read a LoRA; there is no torchvision for every build of torch.
@@ -51,10 +52,9 @@ class _Stub(types.ModuleType):
 
 def checkout() -> Path | None:
     """Return the checkout that ZIMAGE_COMFYUI names; None where it names none or a package that it needs is absent."""
-    named = os.environ.get(VARIABLE)
-    if not named or any(find_spec(package) is None for package in PACKAGES):
+    if any(find_spec(package) is None for package in PACKAGES):
         return None
-    return Path(named) if (Path(named) / "comfy" / "lora.py").is_file() else None
+    return checkouts.checkout(VARIABLE, "comfy/lora.py")
 
 
 def version() -> str:

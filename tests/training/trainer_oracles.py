@@ -15,7 +15,6 @@ import argparse
 import ast
 import importlib
 import math
-import os
 import sys
 import types
 from functools import cache
@@ -27,6 +26,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from tests.checkouts import checkout
+
 # A file of each by which its checkout is known.
 ONETRAINER = ("ZIMAGE_ONETRAINER", "modules/modelSetup/mixin/ModelSetupNoiseMixin.py")
 AI_TOOLKIT = ("ZIMAGE_AI_TOOLKIT", "toolkit/samplers/custom_flowmatch_sampler.py")
@@ -34,21 +35,14 @@ MUSUBI_TUNER = ("ZIMAGE_MUSUBI_TUNER", "src/musubi_tuner/training/trainer_base.p
 STEPS = 1000  # that all three cut the noise levels into
 
 
-def checkout(trainer: tuple[str, str]) -> Path | None:
-    """Return the checkout of a trainer that its variable names; None where it names none."""
-    variable, file = trainer
-    named = os.environ.get(variable)
-    return Path(named) if named and (Path(named) / file).is_file() else None
-
-
 def needs(trainer: tuple[str, str]) -> pytest.MarkDecorator:
     """Return the mark of a test that asks a trainer."""
-    return pytest.mark.skipif(checkout(trainer) is None, reason=f"{trainer[0]} names no checkout")
+    return pytest.mark.skipif(checkout(*trainer) is None, reason=f"{trainer[0]} names no checkout")
 
 
 def onetrainer(module: str) -> Any:
     """Return a module of OneTrainer, such as `modelSetup.mixin.ModelSetupNoiseMixin`."""
-    folder = str(checkout(ONETRAINER))
+    folder = str(checkout(*ONETRAINER))
     if folder not in sys.path:
         sys.path.append(folder)
     return importlib.import_module(f"modules.{module}")
@@ -97,7 +91,7 @@ def onetrainer_timesteps(distribution: str, count: int, generator: torch.Generat
 
 def onetrainer_shift(side_px: int) -> float:
     """Return the shift that OneTrainer's `dynamic_timestep_shifting` gives to square pictures for Z-Image."""
-    folder = checkout(ONETRAINER)
+    folder = checkout(*ONETRAINER)
     assert folder is not None
     method = "calculate_timestep_shift"
     model = types.SimpleNamespace(noise_scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
@@ -110,7 +104,7 @@ def onetrainer_shift(side_px: int) -> float:
 @cache
 def ai_toolkit_scheduler() -> Any:
     """Return a scheduler of ai-toolkit with the settings that it gives to Z-Image (27a03a91: z_image.py)."""
-    folder = checkout(AI_TOOLKIT)
+    folder = checkout(*AI_TOOLKIT)
     assert folder is not None
     package = types.ModuleType("toolkit")
     package.__path__ = [str(folder / "toolkit")]
@@ -146,7 +140,7 @@ def musubi_sigma(sampling: str, uniform: Tensor, side_px: int = 1024, **values: 
 
 @cache
 def _musubi() -> Any:
-    folder = checkout(MUSUBI_TUNER)
+    folder = checkout(*MUSUBI_TUNER)
     assert folder is not None
     source = folder / "src" / "musubi_tuner"
     names = _extracted(source / "utils" / "train_utils.py", {"get_lin_function"})

@@ -15,6 +15,7 @@ from zimage.core.errors import InputError
 from zimage.core.process_group import spread
 from zimage.evaluation.generate.denoiser_forward import DenoiserLoader
 from zimage.evaluation.generate.image_cache import Request, Sampling
+from zimage.model import sequence
 from zimage.model.base import Base, open_pipeline, open_text_encoder, resolve
 from zimage.model.device import device_and_dtype, free_gb, has_bfloat16_units, processes_on, release, sampling_dtype
 from zimage.model.fast.linear import ADAPTER
@@ -23,9 +24,6 @@ from zimage.model.text import embed
 
 logger = logging.getLogger(__name__)
 
-# Captions are padded to multiples of this (huggingface/diffusers@v0.42.1: transformer_z_image.py, SEQ_MULTI_OF);
-# pictures whose captions pad to the same length make a batch without an attention mask.
-CAPTION_MULTIPLE = 32
 LATENT_PX = 8
 FUSED_GB = 0.5  # a transformer (in bfloat16) up to which LoRAs are added to its weights, of which copies are kept
 
@@ -151,10 +149,13 @@ class Generator:
         self._loader.remove(self._pipeline)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
-        """Yield requests for the same weights whose captions pad to the same length, at most `batch_size` together."""
+        """Yield requests for the same weights whose captions pad to the same length, at most `batch_size` together.
+
+        Such pictures make a batch without an attention mask.
+        """
         alike: dict[tuple[str, float, int], list[Request]] = defaultdict(list)
         for request in requests:
-            length = -(-len(self._embeddings[request.text]) // CAPTION_MULTIPLE)
+            length = sequence.padded(len(self._embeddings[request.text]))
             alike[str(request.lora or ""), request.strength, length].append(request)
         for _, group in sorted(alike.items()):
             for start in range(0, len(group), self._at_once):
